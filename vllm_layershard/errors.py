@@ -1,0 +1,45 @@
+"""The exception tree: everything that a user can cause.
+
+LayerShardError
++-- ConfigError         what `additional_config` or a flag says is not valid
++-- PlanError           the configuration is valid, but not for these layers and ranks
++-- ModelError          a model cannot be planned
+|   +-- UnknownModelError   no such model, path or architecture
++-- HardwareError       no such hardware profile
++-- HostError           this host, or this host's configuration, cannot shard layers
++-- MismatchError       ranks of one group do not agree, or received wrong bytes
+
+The message always says what is wrong, where, and the remedy. Bugs are `assert`s, not these.
+"""
+
+
+class LayerShardError(Exception):
+    """Base of all errors that a user can cause and mend."""
+
+
+class ConfigError(LayerShardError, ValueError):
+    """A configured value is not valid, whatever the model."""
+
+
+class PlanError(LayerShardError, ValueError):
+    """A valid configuration that cannot be planned for these layers and ranks."""
+
+
+class ModelError(LayerShardError, ValueError):
+    """A model whose config.json cannot be read or is inconsistent."""
+
+
+class UnknownModelError(ModelError):
+    """No model, path or architecture of that name."""
+
+
+class HardwareError(LayerShardError, ValueError):
+    """No hardware profile of that name."""
+
+
+class HostError(LayerShardError, ValueError):
+    """The host (vLLM's version, platform or settings) cannot shard these layers."""
+
+
+class MismatchError(LayerShardError, RuntimeError):
+    """The ranks of a group disagree on the plan, or a weight arrived with other bytes."""

@@ -1,0 +1,24 @@
+"""All that is decided, in pure Python: owners, slots, launches and bytes."""
+
+from vllm_layershard.plan.layout import ParallelLayout, stage_layers
+from vllm_layershard.plan.linear import Linear, TensorSpec, inventory, no_match, select
+from vllm_layershard.plan.placement import EVERY_RANK
+from vllm_layershard.plan.plan import Plan, SeriesPlan, build_plan, differences
+from vllm_layershard.plan.series import Series, series_of
+
+__all__ = [
+    "EVERY_RANK",
+    "Linear",
+    "ParallelLayout",
+    "Plan",
+    "Series",
+    "SeriesPlan",
+    "TensorSpec",
+    "build_plan",
+    "differences",
+    "inventory",
+    "no_match",
+    "select",
+    "series_of",
+    "stage_layers",
+]

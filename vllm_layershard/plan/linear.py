@@ -1,0 +1,114 @@
+"""Linear: one linear of one layer, as its tensors lie in a rank's memory at run time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from vllm_layershard.errors import PlanError
+
+_SMALL_SHARE = 10
+"""A tensor below 1/10 of the linear's largest one stays replicated: block scales of fp8 (1/16384
+of the weight) do, the packed weight and its group scales of int4 (1/8 at group size 32) do not."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """A tensor without its data. `dtype` is torch's name without the module (`bfloat16`)."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    nbytes: int
+    stride: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        assert self.nbytes >= 0, f"{self.name}: negative nbytes"
+
+    @property
+    def layout(self) -> str:
+        """Shape, stride and dtype: what must be equal for two tensors to share a slot."""
+        stride = f"/{'x'.join(map(str, self.stride))}" if self.stride else ""
+        return f"{self.dtype}[{'x'.join(map(str, self.shape))}{stride}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """One linear layer on one rank.
+
+    `prefix` is its dotted name in the model, `layer_id` the absolute index of its decoder layer.
+    `tp_replicated`: every tensor-parallel rank holds the same copy (`tp_size == 1`).
+    """
+
+    prefix: str
+    layer_id: int
+    tp_replicated: bool
+    tensors: tuple[TensorSpec, ...]
+
+    def __post_init__(self) -> None:
+        assert self.layer_id >= 0, f"{self.prefix}: negative layer index"
+
+    @property
+    def large(self) -> tuple[TensorSpec, ...]:
+        """The tensors that move."""
+        most = max((tensor.nbytes for tensor in self.tensors), default=0)
+        return tuple(t for t in self.tensors if t.nbytes and t.nbytes * _SMALL_SHARE >= most)
+
+    @property
+    def large_bytes(self) -> int:
+        """Bytes of this linear that one rank of a group keeps for all."""
+        return sum(tensor.nbytes for tensor in self.large)
+
+    @property
+    def small_bytes(self) -> int:
+        """Bytes that stay on every rank: scales, biases."""
+        return sum(tensor.nbytes for tensor in self.tensors) - self.large_bytes
+
+    def is_named(self, name: str) -> bool:
+        """Whether `name` is a dotted suffix of this linear's prefix."""
+        return self.prefix == name or self.prefix.endswith("." + name)
+
+
+def suffix_of(prefix: str) -> str:
+    """The part of a linear's name after its decoder layer: `self_attn.o_proj`."""
+    parts = prefix.split(".")
+    indices = [i for i, part in enumerate(parts) if part.isdigit()]
+    return ".".join(parts[indices[0] + 1 :]) if indices else prefix
+
+
+def no_match(name: str, linears: Iterable[Linear]) -> PlanError:
+    """The error for a configured name that matches no linear: lists what the model has."""
+    return PlanError(
+        f"{name!r} matches no linear of this model; its linears are: {inventory(linears)}"
+    )
+
+
+def inventory(linears: Iterable[Linear]) -> str:
+    """The linears' suffixes with the number of layers and the size of each."""
+    found: dict[tuple[str, int], int] = {}
+    for linear in linears:
+        key = (suffix_of(linear.prefix), linear.large_bytes)
+        found[key] = found.get(key, 0) + 1
+    return ", ".join(
+        f"{suffix} ({count} x {nbytes:,} bytes)" for (suffix, nbytes), count in found.items()
+    )
+
+
+def select(linears: Sequence[Linear], names: Sequence[str]) -> dict[str, tuple[Linear, ...]]:
+    """The linears of each name, in layer order. Names that match nothing map to ().
+
+    Raises:
+        PlanError: a name matches two linears of one layer, so that it names no series.
+    """
+    selected: dict[str, tuple[Linear, ...]] = {}
+    for name in names:
+        matched = sorted((x for x in linears if x.is_named(name)), key=lambda x: x.layer_id)
+        for one, other in pairwise(matched):
+            if one.layer_id == other.layer_id:
+                raise PlanError(
+                    f"{name!r} matches both {one.prefix} and {other.prefix} of layer "
+                    f"{one.layer_id}; write the longer suffix of the one you mean"
+                )
+        selected[name] = tuple(matched)
+    return selected

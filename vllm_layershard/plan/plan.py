@@ -1,0 +1,126 @@
+"""Plan: all that is decided for one group of ranks. The CLI prints it, the runtime obeys it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from vllm_layershard import __version__
+from vllm_layershard.config import Placement
+from vllm_layershard.errors import PlanError
+from vllm_layershard.plan.ledger import Ledger, ledger_of
+from vllm_layershard.plan.placement import EVERY_RANK, owners
+from vllm_layershard.plan.schedule import Schedule, schedule_of, stay_put
+from vllm_layershard.plan.series import Series
+
+
+@dataclass(frozen=True, slots=True)
+class SeriesPlan:
+    """The decisions for one series. All tuples are indexed by position."""
+
+    series: Series
+    owner: tuple[int, ...]
+    schedule: Schedule
+    ledger: Ledger
+
+    def is_resident(self, position: int, group_rank: int) -> bool:
+        """Whether this rank keeps the position's weight itself instead of reading a slot."""
+        return self.owner[position] in (group_rank, EVERY_RANK)
+
+    def owned_layers(self, group_rank: int) -> tuple[int, ...]:
+        """The absolute indices of the layers that this rank keeps."""
+        return tuple(
+            layer_id
+            for position, layer_id in enumerate(self.series.layer_ids)
+            if self.is_resident(position, group_rank)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The decisions for the series that one group of `group_size` ranks shares."""
+
+    group_size: int
+    prefetch_step: int
+    layer_stride: int
+    placement: Placement
+    series: tuple[SeriesPlan, ...]
+
+    @property
+    def saved_bytes(self) -> tuple[int, ...]:
+        """Bytes saved on each group rank, over all series."""
+        return tuple(
+            sum(s.ledger.saved_bytes[rank] for s in self.series) for rank in range(self.group_size)
+        )
+
+    def document(self) -> dict[str, Any]:
+        """The whole plan as plain data, with the version that made it."""
+        return {"version": __version__, **json.loads(json.dumps(asdict(self)))}
+
+    def digest(self) -> str:
+        """SHA-256 of the document: equal digests mean equal launches on every rank."""
+        canonical = json.dumps(self.document(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def build_plan(
+    series: Sequence[Series],
+    group_size: int,
+    prefetch_step: int,
+    placement: Placement = "round_robin",
+    layer_stride: int = 1,
+) -> Plan:
+    """Decide owners, slots, launches and bytes for the series of one group.
+
+    Raises:
+        PlanError: a group of one rank, or a prefetch_step too large for a series.
+    """
+    names = [s.name for s in series]
+    assert len(set(names)) == len(names), f"series names must differ: {names}"
+    assert prefetch_step >= 0, "config checks it"
+    assert layer_stride >= 1, "config checks it"
+    assert group_size >= 1, "a layout checks it"
+    if group_size == 1 and placement != "replicated":
+        raise PlanError(
+            f"series {', '.join(map(repr, names))}: a group of one rank has nobody to share with; "
+            "layer sharding needs at least two ranks that hold the same copy (data or context "
+            "parallel ranks, or tensor-parallel ranks for a linear that is not split)"
+        )
+    return Plan(
+        group_size=group_size,
+        prefetch_step=prefetch_step,
+        layer_stride=layer_stride,
+        placement=placement,
+        series=tuple(
+            _plan_series(s, group_size, prefetch_step, placement, layer_stride) for s in series
+        ),
+    )
+
+
+def _plan_series(
+    series: Series, group_size: int, prefetch_step: int, placement: Placement, layer_stride: int
+) -> SeriesPlan:
+    owner = owners(series, group_size, placement, layer_stride)
+    moves = placement != "replicated"
+    schedule = schedule_of(series, prefetch_step) if moves else stay_put(series)
+    ledger = ledger_of(series, owner, group_size, schedule.num_slots)
+    return SeriesPlan(series=series, owner=owner, schedule=schedule, ledger=ledger)
+
+
+def differences(mine: Any, theirs: Any, path: str = "plan") -> list[str]:
+    """Where two plan documents differ, as `path: mine != theirs`; [] if they are equal."""
+    if isinstance(mine, dict) and isinstance(theirs, dict):
+        keys = [*mine, *(key for key in theirs if key not in mine)]
+        return [
+            line
+            for key in keys
+            for line in differences(mine.get(key), theirs.get(key), f"{path}.{key}")
+        ]
+    same_length = isinstance(mine, list) and isinstance(theirs, list) and len(mine) == len(theirs)
+    if same_length:
+        pairs = enumerate(zip(mine, theirs, strict=True))
+        return [line for i, (a, b) in pairs for line in differences(a, b, f"{path}[{i}]")]
+    return [] if mine == theirs else [f"{path}: {mine!r} != {theirs!r}"]

@@ -1,0 +1,61 @@
+"""Schedule: which slot a position uses, and at which boundary its movement is launched.
+
+Note [A self-contained forward]
+A boundary is the moment just before a decoder layer runs; that of position p is its layer's. At
+the boundary of position 0 the first `num_slots` positions are launched. At that of p > 0, position
+p + prefetch_step is launched into the slot that p - 1 has left: slot[p + step] == slot[p - 1],
+because num_slots == step + 1. So every forward launches each position once, in ascending order,
+never earlier than its slot is free and never later than its own boundary; nothing is in flight
+after the last position is waited for; and the map from position to slot is the same in every
+forward, which is what a captured graph needs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vllm_layershard.errors import PlanError
+from vllm_layershard.plan.series import Series
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """For each position p: `slot[p]`, and `launch_at[p]`, the position whose boundary launches it.
+
+    `launches[p]` is the same the other way round: the positions that the boundary of p launches.
+    """
+
+    num_slots: int
+    slot: tuple[int, ...]
+    launch_at: tuple[int, ...]
+    launches: tuple[tuple[int, ...], ...]
+
+
+def schedule_of(series: Series, prefetch_step: int) -> Schedule:
+    """The static schedule of one series.
+
+    Raises:
+        PlanError: the slots would hold the whole series, so that nothing could be saved.
+    """
+    n = len(series)
+    if prefetch_step >= n:
+        layers = "1 layer" if n == 1 else f"{n} layers"
+        remedy = f"lower it to at most {n - 1} or leave {series.name!r} out"
+        raise PlanError(
+            f"series {series.name!r} has {layers}; prefetch_step {prefetch_step} needs at least "
+            f"{prefetch_step + 1}: {remedy}"
+        )
+    num_slots = prefetch_step + 1
+    launch_at = tuple(max(0, p - prefetch_step) for p in range(n))
+    return Schedule(
+        num_slots=num_slots,
+        slot=tuple(p % num_slots for p in range(n)),
+        launch_at=launch_at,
+        launches=tuple(tuple(q for q in range(n) if launch_at[q] == p) for p in range(n)),
+    )
+
+
+def stay_put(series: Series) -> Schedule:
+    """The schedule of a series whose layers every rank keeps: no slots, no launches."""
+    n = len(series)
+    return Schedule(num_slots=0, slot=(), launch_at=(), launches=((),) * n)

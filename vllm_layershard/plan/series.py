@@ -1,0 +1,65 @@
+"""Series: the linears of one name and one layout within a pipeline stage, which share slots."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from vllm_layershard.plan.linear import Linear
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """Layers whose weights are alike, in forward order.
+
+    `layer_ids` are absolute indices, ascending; a layer's position is its index in them.
+    `layer_bytes` move, `small_bytes` stay on every rank; both are per layer. `layout` says shape,
+    stride and dtype of what moves: ranks whose layouts differ cannot share slots.
+    """
+
+    name: str
+    layer_ids: tuple[int, ...]
+    layer_bytes: int
+    small_bytes: int = 0
+    tp_replicated: bool = False
+    layout: str = ""
+
+    def __post_init__(self) -> None:
+        assert self.layer_ids, f"series {self.name!r} has no layers"
+        ascending = all(a < b for a, b in pairwise(self.layer_ids))
+        assert ascending, f"series {self.name!r}: layers out of order"
+        assert self.layer_ids[0] >= 0, f"series {self.name!r}: negative layer index"
+        assert self.layer_bytes > 0, f"series {self.name!r} moves no bytes"
+
+    def __len__(self) -> int:
+        return len(self.layer_ids)
+
+
+def series_of(
+    selected: Mapping[str, Sequence[Linear]], layer_stride: int = 1
+) -> dict[Series, tuple[Linear, ...]]:
+    """Group each name's linears into series, in the order of the names, then of the layers.
+
+    With `layer_stride` s only the layers with index % s == 0 take part, the others stay replicated.
+    A name whose linears differ in layout gives several series, told apart by their layout.
+    """
+    grouped: dict[Series, tuple[Linear, ...]] = {}
+    for name, linears in selected.items():
+        alike: dict[tuple[bool, str], list[Linear]] = {}
+        for linear in linears:
+            if linear.layer_id % layer_stride == 0:
+                layout = " ".join(f"{t.name}:{t.layout}" for t in linear.large)
+                alike.setdefault((linear.tp_replicated, layout), []).append(linear)
+        for (tp_replicated, layout), members in alike.items():
+            members.sort(key=lambda linear: linear.layer_id)
+            series = Series(
+                name=name if len(alike) == 1 else f"{name}@{members[0].layer_id}",
+                layer_ids=tuple(linear.layer_id for linear in members),
+                layer_bytes=members[0].large_bytes,
+                small_bytes=members[0].small_bytes,
+                tp_replicated=tp_replicated,
+                layout=layout,
+            )
+            grouped[series] = tuple(members)
+    return grouped
