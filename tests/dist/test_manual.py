@@ -1,0 +1,163 @@
+"""The manual API on plain torch modules: real ranks, real bytes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from dist.ranks import RankError, run_ranks
+from vllm_layershard.runtime.manual import (
+    finish_loading,
+    reach_layer,
+    register_layer,
+    wait_layer,
+)
+
+WIDTH = 32
+
+
+class Stack(nn.Module):
+    """Linears in a row, each sharded, with a bias that is not."""
+
+    def __init__(self, num_layers: int, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.linears = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(num_layers))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for linear in self.linears:
+            x = torch.tanh(linear(x))
+        return x
+
+    def sharded_forward(self, x: torch.Tensor) -> torch.Tensor:
+        for linear in self.linears:
+            reach_layer(linear)
+            wait_layer(linear)
+            x = torch.tanh(linear(x))
+        return x
+
+
+def shard(stack: Stack, prefetch_step: int, start: int = 0, verify: bool = False):
+    for i, linear in enumerate(stack.linears):
+        register_layer(linear, series="linear", layer_id=start + i, prefetch_step=prefetch_step)
+    return finish_loading("linear", verify=verify)
+
+
+@torch.inference_mode()
+def equal_outputs(rank: int, num_layers: int, prefetch_step: int, start: int) -> dict:
+    plain = Stack(num_layers, seed=7)
+    stack = Stack(num_layers, seed=7)
+    series = shard(stack, prefetch_step, start, verify=True)
+    addresses, equal = set(), []
+    for forward in range(3):
+        x = torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(10 * rank + forward))
+        series.slots.poison()
+        equal.append(torch.equal(stack.sharded_forward(x), plain(x)))
+        addresses.add(tuple(linear.weight.data_ptr() for linear in stack.linears))
+    return {
+        "equal": equal,
+        "addresses": len(addresses),
+        "resident": series.resident_bytes(),
+        "slots": series.slots.nbytes(),
+        "ledger": series.plan.ledger,
+        "counters": series.counters,
+        "in_flight": [ticket for ticket in series._tickets if ticket is not None],
+    }
+
+
+@pytest.mark.parametrize(
+    ("size", "num_layers", "prefetch_step", "start"),
+    [(2, 5, 1, 0), (2, 5, 0, 3), (3, 7, 3, 31), (3, 2, 1, 0), (4, 3, 2, 1), (2, 1, 0, 0)],
+)
+def test_outputs_equal_the_unsharded_stack(tmp_path, size, num_layers, prefetch_step, start):
+    for rank, seen in enumerate(
+        run_ranks(size, equal_outputs, tmp_path, num_layers, prefetch_step, start)
+    ):
+        assert seen["equal"] == [True, True, True]
+        assert seen["addresses"] == 1
+        assert seen["resident"] == seen["ledger"].resident_bytes[rank]
+        assert seen["slots"] == seen["ledger"].slot_bytes
+        assert seen["counters"].forwards == 3
+        assert seen["counters"].launches == seen["counters"].waits == 3 * num_layers
+        assert seen["in_flight"] == []
+
+
+@torch.inference_mode()
+def change_an_owner(rank: int) -> list[bool]:
+    stack = Stack(4, seed=7)
+    series = shard(stack, prefetch_step=1)
+    x = torch.ones(2, WIDTH)
+    before = stack.sharded_forward(x)
+    if rank == 0:
+        series.resident[2]["weight"].mul_(1.5)  # layer 2 is rank 0's
+    changed = stack.sharded_forward(x)
+    return [torch.equal(before, changed), torch.isnan(changed).any().item()]
+
+
+def test_an_owners_new_weight_reaches_the_other_rank(tmp_path):
+    assert run_ranks(2, change_an_owner, tmp_path) == [[False, False], [False, False]]
+
+
+def corrupt_a_slot(rank: int) -> None:
+    stack = Stack(4, seed=7)
+    series = shard(stack, prefetch_step=1, verify=True)
+    if rank == 0:
+        series.resident[2]["weight"].mul_(1.5)
+    with torch.inference_mode():
+        stack.sharded_forward(torch.ones(2, WIDTH))
+
+
+def test_verify_names_the_layer_that_arrived_wrong(tmp_path):
+    with pytest.raises(RankError, match="rank 1: layer 2 of series 'linear' arrived with other"):
+        run_ranks(2, corrupt_a_slot, tmp_path)
+
+
+def other_layers(rank: int) -> None:
+    shard(Stack(4 + rank, seed=7), prefetch_step=1)
+
+
+def test_ranks_with_different_layers_all_get_the_same_error(tmp_path):
+    with pytest.raises(RankError, match=r"rank 1 against rank 0: plan\.series\[0\]") as error:
+        run_ranks(2, other_layers, tmp_path)
+    assert error.value.kind == "MismatchError"
+
+
+def refusals(rank: int) -> list[str]:
+    messages = []
+
+    def message(action, *args, **kwargs):
+        with pytest.raises(ValueError, match="series") as error:
+            action(*args, **kwargs)
+        messages.append(str(error.value))
+
+    first = nn.Linear(4, 4)
+    register_layer(first, series="a", layer_id=0)
+    message(register_layer, first, series="a", layer_id=1)
+    message(register_layer, nn.Linear(4, 4), series="a", layer_id=0)
+    message(register_layer, nn.Linear(4, 4), series="a", layer_id=1, prefetch_step=2)
+    message(finish_loading, "b")
+    message(reach_layer, first)
+    message(finish_loading, "a")
+    register_layer(nn.Linear(4, 4), series="c", layer_id=0, prefetch_step=0)
+    register_layer(nn.Linear(4, 8), series="c", layer_id=1, prefetch_step=0)
+    message(finish_loading, "c")
+    return messages
+
+
+def test_refusals_name_the_series_and_the_remedy(tmp_path):
+    messages, _ = run_ranks(2, refusals, tmp_path)
+    for message, part in zip(
+        messages,
+        [
+            "registered already",
+            "registered already",
+            "a series has one of each",
+            "call register_layer first",
+            "belongs to no loaded series",
+            "prefetch_step 1 needs at least 2",
+            "layers are not alike",
+        ],
+        strict=True,
+    ):
+        assert part in message

@@ -1,0 +1,67 @@
+"""What layer sharding replaces in vLLM: two symbols, each inert for a config without the key."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from vllm_layershard.hosts.patch import Patch
+
+
+def _checking_config(original: Callable[..., None]) -> Callable[..., None]:
+    def __post_init__(self: Any) -> None:
+        original(self)
+        from vllm_layershard.hosts.settings import check
+
+        check(self)
+
+    return __post_init__
+
+
+def _sharding_model(original: Callable[..., Any]) -> Callable[..., Any]:
+    def create_model(
+        self: Any, vllm_config: Any, model_config: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        from vllm_layershard.hosts.model import build
+        from vllm_layershard.hosts.settings import requested
+
+        config = requested(vllm_config)
+        if config is None or model_config is not vllm_config.model_config:
+            return original(self, vllm_config, model_config, *args, **kwargs)
+        return build(
+            config,
+            vllm_config,
+            lambda: original(self, vllm_config, model_config, *args, **kwargs),
+        )
+
+    return create_model
+
+
+PATCHES = (
+    Patch(
+        module="vllm.config",
+        owner="VllmConfig",
+        attribute="__post_init__",
+        versions="0.29 to 0.33",
+        reason="vLLM does not check additional_config; a bad value must stop the API-server "
+        "process before a worker starts",
+        removal="vLLM offers plugins a hook to validate additional_config",
+        wrap=_checking_config,
+    ),
+    Patch(
+        module="vllm.model_executor.model_loader.base_loader",
+        owner="BaseModelLoader",
+        attribute="create_model",
+        versions="0.29 to 0.33",
+        reason="the model's linears must be known, planned and released between their "
+        "construction and the loading of weights",
+        removal="vLLM offers plugins a hook between model construction and weight loading",
+        wrap=_sharding_model,
+    ),
+)
+
+
+def install() -> None:
+    """Install every patch of layer sharding in this process. Re-entrant."""
+    for patch in PATCHES:
+        patch.install()

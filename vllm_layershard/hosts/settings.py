@@ -1,0 +1,123 @@
+"""What a VllmConfig asks of layer sharding, and what it may not ask at the same time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vllm_layershard.config import KEY, LayerShardConfig
+from vllm_layershard.errors import ConfigError, HostError
+from vllm_layershard.plan import ParallelLayout
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+_LOAD_FORMATS = frozenset({"auto", "hf", "safetensors", "pt", "npcache", "dummy", "mistral"})
+"""They fill parameters through their weight loaders, layer by layer, whatever device they are on."""
+
+_OPS = ("layershard::reach", "layershard::wait")
+
+
+def requested(vllm_config: VllmConfig) -> LayerShardConfig | None:
+    """The layer sharding that the configuration asks for, or None.
+
+    Raises:
+        ConfigError: the value of the key is not valid.
+    """
+    extra = vllm_config.additional_config
+    if not isinstance(extra, dict) or KEY not in extra:
+        return None
+    return LayerShardConfig.parse(extra[KEY])
+
+
+def layout_of(vllm_config: VllmConfig) -> ParallelLayout:
+    """The ranks that run in lockstep: data-parallel replicas of a dense model are engines apart."""
+    parallel = vllm_config.parallel_config
+    return ParallelLayout(
+        tp=parallel.tensor_parallel_size,
+        dp=parallel.data_parallel_size if vllm_config.model_config.is_moe else 1,
+        pcp=parallel.prefill_context_parallel_size,
+        pp=parallel.pipeline_parallel_size,
+    )
+
+
+def check(vllm_config: VllmConfig) -> None:
+    """Refuse a configuration that cannot be served sharded; runs before any worker starts.
+
+    Effect: in a piecewise-compiled model the two ops are made borders of the pieces, so that what
+    is started in one captured graph is not left to be joined in another.
+
+    Raises:
+        ConfigError: the value of the key is not valid.
+        HostError: vLLM's other settings exclude it.
+    """
+    model = vllm_config.model_config
+    if model is None or model.is_submodel_config or model.runner_type == "draft":
+        return
+    config = requested(vllm_config)
+    if config is None:
+        return
+    if config.report_dir is not None and not _may_be_directory(Path(config.report_dir)):
+        raise ConfigError(
+            f"{KEY}.report_dir = {config.report_dir!r}: is not a directory; give one, or a path "
+            "at which one can be made"
+        )
+    _check_group(vllm_config)
+    _check_loading(vllm_config)
+    _check_execution(vllm_config)
+    pieces = vllm_config.compilation_config.splitting_ops
+    if pieces and vllm_config.device_config.device_type != "cpu":
+        pieces.extend(op for op in _OPS if op not in pieces)
+
+
+def _may_be_directory(path: Path) -> bool:
+    """Whether `path` is a directory, or nothing that stands in the way of making one."""
+    nearest = next(p for p in (path, *path.absolute().parents) if p.exists())
+    return nearest.is_dir()
+
+
+def _check_group(vllm_config: VllmConfig) -> None:
+    layout = layout_of(vllm_config)
+    if layout.group_size(tp_replicated=True) > 1:
+        return
+    dp = vllm_config.parallel_config.data_parallel_size
+    if dp > 1:
+        raise HostError(
+            f"{KEY}: the {dp} data-parallel ranks of a dense model are engines of their own, which "
+            "never wait for each other, and the broadcast transport needs lockstep; shard a "
+            "mixture-of-experts model, or use tensor or prefill-context parallelism"
+        )
+    raise HostError(
+        f"{KEY}: a group of one rank has nobody to share with; use data, prefill-context or tensor "
+        "parallelism of at least 2 (for example --data-parallel-size 2), or leave the key out"
+    )
+
+
+def _check_loading(vllm_config: VllmConfig) -> None:
+    load_format = str(vllm_config.load_config.load_format)
+    if load_format not in _LOAD_FORMATS:
+        raise HostError(
+            f"{KEY}: load format {load_format!r} does not load through the layers' own loaders; "
+            f"use one of {', '.join(sorted(_LOAD_FORMATS))}"
+        )
+    on_cpu = vllm_config.device_config.device_type == "cpu"
+    quantization = vllm_config.model_config.quantization
+    if on_cpu and quantization is not None:
+        raise HostError(
+            f"{KEY}: vLLM's CPU kernels pack {quantization} weights into opaque handles that "
+            "cannot move; serve an unquantised checkpoint on the CPU"
+        )
+
+
+def _check_execution(vllm_config: VllmConfig) -> None:
+    parallel = vllm_config.parallel_config
+    offload = vllm_config.offload_config
+    excluded = {
+        "dual batch overlap (--enable-dbo)": parallel.use_ubatching,
+        "elastic expert parallelism": parallel.enable_elastic_ep,
+        "weight offloading (--cpu-offload-gb)": offload.uva.cpu_offload_gb > 0,
+        "weight offloading (--offload-group-size)": offload.prefetch.offload_group_size > 0,
+    }
+    for setting, present in excluded.items():
+        if present:
+            raise HostError(f"{KEY}: cannot be combined with {setting}; use one of the two")

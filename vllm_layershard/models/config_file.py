@@ -1,0 +1,129 @@
+"""ConfigFile: a config.json, read and looked into with one clear message for every fault."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from vllm_layershard.errors import ModelError, UnknownModelError
+
+MAX_FILE_BYTES = 16 << 20
+"""The largest config.json known is under 200 kB; more than this is another kind of file."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigFile:
+    """The top-level object of a config.json, with where it came from for the messages."""
+
+    where: str
+    values: Mapping[str, Any]
+
+    def fail(self, key: str, problem: str) -> NoReturn:
+        """Raise a ModelError that names the file and the key."""
+        raise ModelError(f"{self.where}: {key}: {problem}")
+
+    def get(self, key: str) -> Any:
+        """The value of a key, or None: an absent key and a null are the same to a model."""
+        return self.values.get(key)
+
+    def integer(self, key: str, low: int = 1, high: int = 1 << 20) -> int:
+        """A whole number within bounds; the key must be there."""
+        value = self.get(key)
+        if value is None:
+            self.fail(key, f"is missing; a whole number from {low} to {high:,} is needed")
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            self.fail(key, f"{_shown(value)} is not a whole number from {low} to {high:,}")
+        return value
+
+    def optional_integer(self, key: str, low: int = 1, high: int = 1 << 20) -> int | None:
+        """A whole number within bounds, or None where the key is absent or null."""
+        return None if self.get(key) is None else self.integer(key, low, high)
+
+    def string(self, key: str) -> str | None:
+        """A string, or None where the key is absent or null."""
+        value = self.get(key)
+        if value is not None and not isinstance(value, str):
+            self.fail(key, f"{_shown(value)} is not a string")
+        return value
+
+    def strings(self, key: str) -> tuple[str, ...]:
+        """A list of strings; () where the key is absent or null."""
+        value = self.get(key)
+        if value is None:
+            return ()
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            self.fail(key, f"{_shown(value)} is not a list of strings")
+        return tuple(value)
+
+    def section(self, key: str) -> ConfigFile | None:
+        """A nested object as a ConfigFile of its own, or None where it is absent or null."""
+        value = self.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, dict):
+            self.fail(key, f"{_shown(value)} is not an object")
+        return ConfigFile(where=f"{self.where}: {key}", values=value)
+
+
+def read_config(path: Path) -> ConfigFile:
+    """Read a config.json: `path` is the file, of any name, or a directory that holds one.
+
+    Raises:
+        UnknownModelError: there is no such file.
+        ModelError: it cannot be read, or does not hold a JSON object.
+    """
+    try:
+        if path.is_dir():
+            path = path / "config.json"
+            if not path.exists():
+                raise UnknownModelError(
+                    f"{path.parent}: the directory holds no config.json; give the directory of a "
+                    "model, or the path of its config.json"
+                )
+        if not path.exists():
+            raise UnknownModelError(
+                f"{path}: no such file or directory; give the directory of a model, or the path "
+                "of its config.json"
+            )
+        if not path.is_file():
+            raise ModelError(f"{path}: is not a regular file")
+        with path.open("rb") as file:
+            raw = file.read(MAX_FILE_BYTES + 1)
+    except (OSError, ValueError) as error:
+        if isinstance(error, ModelError):
+            raise
+        reason = getattr(error, "strerror", None) or error
+        raise ModelError(f"{path}: cannot be read: {reason}") from None
+    return parse_config(raw, str(path))
+
+
+def parse_config(raw: bytes, where: str) -> ConfigFile:
+    """Parse the bytes of a config.json.
+
+    Raises:
+        ModelError: too large, not UTF-8, not JSON, or not an object.
+    """
+    if len(raw) > MAX_FILE_BYTES:
+        raise ModelError(f"{where}: is larger than {MAX_FILE_BYTES:,} bytes: not a config.json")
+    try:
+        values = json.loads(raw.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ModelError(f"{where}: is not UTF-8 text (byte {error.start})") from None
+    except (ValueError, RecursionError) as error:
+        what = str(error) if isinstance(error, ValueError) else "it is nested too deeply"
+        raise ModelError(f"{where}: is not valid JSON: {what}") from None
+    if not isinstance(values, dict):
+        raise ModelError(f"{where}: holds {_shown(values)} where a JSON object was expected")
+    return ConfigFile(where=where, values=values)
+
+
+def _shown(value: Any) -> str:
+    """The value as JSON, cut to a length that fits a message."""
+    try:
+        text = json.dumps(value)
+    except ValueError:  # an integer of more digits than Python prints
+        text = "a number of very many digits"
+    return text if len(text) <= 60 else text[:57] + "..."

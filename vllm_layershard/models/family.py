@@ -1,0 +1,106 @@
+"""Model: what the planner knows of one model. A family is a class that implements it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from vllm_layershard.models.deployment import Deployment
+from vllm_layershard.plan import Linear
+
+Precision = Literal["fp8", "bf16"]
+"""In which of a device's two rates a step computes (float16 counts as bf16)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One piece of a decoder layer's forward on one rank, in forward order.
+
+    `linear` is the prefix of the linear that it runs, "" for what is none (attention, experts).
+    `flops` counts a multiply-add as two; `read_bytes` is what it must read: weights and cache.
+    """
+
+    linear: str
+    flops: float
+    read_bytes: float
+    precision: Precision
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one rank computes in one forward: `tokens` new ones, each after `context` others."""
+
+    tokens: int
+    context: float
+
+
+@dataclass(frozen=True, slots=True)
+class WeightBytes:
+    """Bytes that one rank holds after loading, without layer sharding."""
+
+    embedding: int
+    head: int
+    linears: int
+    experts: int
+    norms: int
+    derived: int
+    """What vLLM computes from the weights at load and keeps beside them (see each family)."""
+
+    @property
+    def total(self) -> int:
+        """The sum."""
+        parts = (self.embedding, self.head, self.linears, self.experts, self.norms, self.derived)
+        return sum(parts)
+
+
+class Model(Protocol):
+    """One model, from its config.json."""
+
+    @property
+    def name(self) -> str:
+        """What the user may call it."""
+
+    @property
+    def source(self) -> str:
+        """Where its config.json came from."""
+
+    @property
+    def architecture(self) -> str:
+        """The first entry of `architectures`."""
+
+    @property
+    def num_layers(self) -> int:
+        """Hidden layers, without draft (MTP) layers."""
+
+    @property
+    def dtype(self) -> str:
+        """What is not quantised: `bfloat16` or `float16`."""
+
+    @property
+    def quantization(self) -> str:
+        """`none`, or the name of the method."""
+
+    @property
+    def is_moe(self) -> bool:
+        """Whether data-parallel ranks run in lockstep (dense replicas are independent)."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What had to be assumed while reading the config."""
+
+    def linears(self, deployment: Deployment) -> tuple[Linear, ...]:
+        """Every linear of every hidden layer, as one rank holds it.
+
+        Raises:
+            PlanError: this layout cannot split the model.
+        """
+
+    def weight_bytes(self, deployment: Deployment, rank: int) -> WeightBytes:
+        """Bytes of one global rank."""
+
+    def kv_bytes_per_token(self, kv_cache_dtype: str, layers: Sequence[int]) -> int:
+        """Cache bytes of one token in these layers, on one rank."""
+
+    def steps(self, layer_id: int, deployment: Deployment, batch: Batch) -> tuple[Step, ...]:
+        """The work of one layer, in forward order."""

@@ -1,0 +1,61 @@
+"""RankGroup: the ranks that hold the same copies, and their private process groups."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True, slots=True)
+class RankGroup:
+    """`ranks` are global, in plan order; `group_rank` is this process's place among them.
+
+    `data` moves weights on the device's backend, `control` exchanges Python objects on the host.
+    """
+
+    ranks: tuple[int, ...]
+    group_rank: int
+    data: dist.ProcessGroup
+    control: dist.ProcessGroup
+
+    @property
+    def size(self) -> int:
+        """The number of ranks."""
+        return len(self.ranks)
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value, by group rank. Collective; blocks until all have called it."""
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, group=self.control)
+        return values
+
+    def broadcast(self, tensor: torch.Tensor, owner: int) -> None:
+        """Fill `tensor` on every rank with the bytes of group rank `owner`'s. Collective."""
+        dist.broadcast(tensor, src=self.ranks[owner], group=self.data)
+
+
+def create_groups(groups: Sequence[tuple[int, ...]], backend: str) -> dict[int, RankGroup]:
+    """Create private process groups; collective over the whole world, same order everywhere.
+
+    Returns this rank's groups, keyed by their index in `groups`.
+    """
+    rank = dist.get_rank()
+    mine: dict[int, RankGroup] = {}
+    for index, ranks in enumerate(groups):
+        data = dist.new_group(list(ranks), backend=backend)
+        control = dist.new_group(list(ranks), backend="gloo")
+        if rank in ranks:
+            mine[index] = RankGroup(ranks, ranks.index(rank), data, control)
+    return mine
+
+
+def group_over(process_group: dist.ProcessGroup | None) -> RankGroup:
+    """A RankGroup over an existing process group (None: the world), for the manual API."""
+    pg = process_group or dist.group.WORLD
+    assert pg is not None, "torch.distributed is not initialised"
+    ranks = tuple(dist.get_process_group_ranks(pg))
+    return RankGroup(ranks, ranks.index(dist.get_rank()), pg, pg)

@@ -1,0 +1,145 @@
+"""The manual API: four calls for model code that places its own prefetch point.
+
+    register_layer(linear, series="o_proj", layer_id=i, prefetch_step=1)   # each layer
+    ...                                                                    # load the weights
+    finish_loading("o_proj")                                               # once
+    reach_layer(linear)    # ahead of the layer: starts movements
+    wait_layer(linear)     # just before linear(x): its weight is there
+
+All ranks of the group make the same calls in the same order. Weights of layers that a rank does
+not own are released at registration, so that loading them is a no-op there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
+
+import torch.distributed as dist
+from torch import nn
+
+from vllm_layershard.errors import PlanError
+from vllm_layershard.plan import Linear, Plan, build_plan, series_of
+from vllm_layershard.plan.placement import round_robin_owner
+from vllm_layershard.runtime.agreement import agree
+from vllm_layershard.runtime.device import Device, device_of
+from vllm_layershard.runtime.group import RankGroup, group_over
+from vllm_layershard.runtime.ops import Place
+from vllm_layershard.runtime.series import ShardedSeries
+from vllm_layershard.runtime.tensors import describe, release
+
+
+@dataclass(slots=True)
+class _Draft:
+    """A series whose layers are still being registered."""
+
+    group: RankGroup
+    device: Device
+    prefetch_step: int
+    layers: dict[int, nn.Module] = field(default_factory=dict)
+
+    def plan(self, name: str) -> Plan:
+        linears = [
+            Linear(f"{name}.{layer_id}", layer_id, False, describe(layer))
+            for layer_id, layer in sorted(self.layers.items())
+        ]
+        series = series_of({name: linears})
+        if len(series) > 1:
+            kinds = ", ".join(f"layer {s.layer_ids[0]}: {s.layout}" for s in series)
+            raise PlanError(
+                f"series {name!r}: its layers are not alike ({kinds}); give each kind a series of "
+                "its own"
+            )
+        return build_plan(list(series), self.group.size, self.prefetch_step)
+
+
+_drafts: dict[str, _Draft] = {}
+_places: WeakKeyDictionary[nn.Module, Place] = WeakKeyDictionary()
+
+
+def register_layer(
+    layer: nn.Module,
+    *,
+    series: str,
+    layer_id: int,
+    group: dist.ProcessGroup | None = None,
+    prefetch_step: int = 1,
+) -> None:
+    """Add a linear to the series of that name.
+
+    `layer_id` is its absolute layer index; rank `layer_id % size` of `group` (None: the world)
+    owns it. On every other rank the layer's parameters are released at once.
+
+    Raises:
+        PlanError: the layer or its index is registered already, or group or step differ from the
+            series' first layer.
+    """
+    rank_group = group_over(group)
+    draft = _drafts.get(series)
+    if draft is None:
+        device = device_of(next(layer.parameters()).device)
+        draft = _drafts[series] = _Draft(rank_group, device, prefetch_step)
+    if (draft.group.ranks, draft.prefetch_step) != (rank_group.ranks, prefetch_step):
+        raise PlanError(
+            f"series {series!r}: layer {layer_id} comes with another group or prefetch_step than "
+            "the first; a series has one of each"
+        )
+    if layer_id in draft.layers or layer in draft.layers.values():
+        raise PlanError(f"series {series!r}: layer {layer_id} is registered already")
+    draft.layers[layer_id] = layer
+    if round_robin_owner(layer_id, rank_group.size) != rank_group.group_rank:
+        release(layer)
+
+
+def finish_loading(series: str, *, verify: bool = False) -> ShardedSeries:
+    """End the registration of a series, once its owners have loaded their weights. Collective.
+
+    Small parameters (scales, biases) are copied from their owners to every rank; the large ones
+    become slots. The name is free for another series afterwards.
+
+    Raises:
+        PlanError: no such series, layers that are not alike, a group of one, or a prefetch_step
+            that is too large.
+        MismatchError: the ranks registered different layers.
+    """
+    draft = _drafts.pop(series, None)
+    if draft is None:
+        raise PlanError(f"series {series!r}: no layer is registered; call register_layer first")
+    plan = draft.plan(series)
+    agree(plan, draft.group)
+    (series_plan,) = plan.series
+    sharded = ShardedSeries(series_plan, draft.group, draft.device)
+    for position, layer_id in enumerate(series_plan.series.layer_ids):
+        layer = draft.layers[layer_id]
+        linear = Linear(series, layer_id, False, describe(layer))
+        large = tuple(tensor.name for tensor in linear.large)
+        sharded.receive(position, layer, leave=large)
+        sharded.adopt(position, layer, large)
+        _places[layer] = Place(sharded, position)
+    sharded.finish(series_plan, verify=verify)
+    return sharded
+
+
+def reach_layer(layer: nn.Module) -> None:
+    """Ahead of the layer, in forward order: launch the movements that the plan puts here.
+
+    Call it for every layer of the series in every forward, on all ranks.
+    """
+    place = _place_of(layer)
+    place.series.reach(place.position)
+
+
+def wait_layer(layer: nn.Module) -> None:
+    """Just before the layer's forward: return when its weight is there."""
+    place = _place_of(layer)
+    place.series.wait(place.position)
+
+
+def _place_of(layer: nn.Module) -> Place:
+    place = _places.get(layer)
+    if place is None:
+        raise PlanError(
+            f"{type(layer).__name__} belongs to no loaded series; call register_layer and "
+            "finish_loading first"
+        )
+    return place

@@ -1,0 +1,81 @@
+"""Report: what each rank really holds and did, as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from vllm_layershard import __version__
+from vllm_layershard.errors import ConfigError
+from vllm_layershard.runtime.series import ShardedSeries
+
+_SECONDS_BETWEEN_WRITES = 1.0
+
+
+class Report:
+    """Writes `layershard-rank{rank}.json`; `digests` maps a series' name to its plan's digest."""
+
+    def __init__(
+        self,
+        directory: str,
+        rank: int,
+        series: Sequence[ShardedSeries],
+        digests: Mapping[str, str],
+    ) -> None:
+        self._path = Path(directory) / f"layershard-rank{rank}.json"
+        self._rank = rank
+        self._series = series
+        self._digests = digests
+        self._written_at = 0.0
+
+    def document(self) -> dict[str, Any]:
+        """The report as plain data; bytes are measured from the storages now held."""
+        return {
+            "schema_version": 1,
+            "version": __version__,
+            "rank": self._rank,
+            "series": [
+                {
+                    "name": s.name,
+                    "group_ranks": list(s.group.ranks),
+                    "group_rank": s.group.group_rank,
+                    "plan_digest": self._digests[s.name],
+                    "placement": "replicated" if s.plan.schedule.num_slots == 0 else "round_robin",
+                    "layer_ids": list(s.plan.series.layer_ids),
+                    "owned_layers": list(s.plan.owned_layers(s.group.group_rank)),
+                    "replicated_bytes": s.plan.ledger.replicated_bytes,
+                    "resident_bytes": s.resident_bytes(),
+                    "slot_bytes": s.slots.nbytes(),
+                    **asdict(s.counters),
+                }
+                for s in self._series
+            ],
+        }
+
+    def write(self) -> None:
+        """Write the file anew, whole or not at all.
+
+        Raises:
+            ConfigError: the directory cannot be made or written.
+        """
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            draft = self._path.with_suffix(f".{os.getpid()}.tmp")
+            draft.write_text(json.dumps(self.document(), indent=1) + "\n")
+            draft.replace(self._path)
+        except OSError as error:
+            raise ConfigError(
+                f"layer_sharding.report_dir = {str(self._path.parent)!r}: cannot be written "
+                f"({error.strerror}); give a directory that every rank may write to"
+            ) from None
+        self._written_at = time.monotonic()
+
+    def refresh(self) -> None:
+        """Write if the last write is over a second old: cheap enough for every forward."""
+        if time.monotonic() - self._written_at > _SECONDS_BETWEEN_WRITES:
+            self.write()

@@ -1,0 +1,15 @@
+"""Counters: what one series did on this rank."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class Counters:
+    """Counts since loading. `waited_us` is host time spent in waits (on the CPU: exposed time)."""
+
+    forwards: int = 0
+    launches: int = 0
+    waits: int = 0
+    waited_us: float = 0.0

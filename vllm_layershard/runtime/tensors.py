@@ -1,0 +1,102 @@
+"""The tensors that a module holds directly: describe them, release them, point them elsewhere.
+
+Quant methods keep weights as parameters, buffers or plain attributes; all three count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from vllm_layershard.plan import TensorSpec
+
+
+def held(module: nn.Module) -> dict[str, torch.Tensor]:
+    """The module's own tensors by attribute name, submodules excluded; each object once."""
+    found: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for place in (module._parameters, module._buffers, vars(module)):
+        for name, value in place.items():
+            if isinstance(value, torch.Tensor) and id(value) not in seen:
+                seen.add(id(value))
+                found[name] = value
+    return found
+
+
+def describe(module: nn.Module) -> tuple[TensorSpec, ...]:
+    """Specs of all tensors that the module holds, in a fixed order."""
+    return tuple(
+        TensorSpec(
+            name=name,
+            shape=tuple(tensor.shape),
+            dtype=str(tensor.dtype).removeprefix("torch."),
+            nbytes=tensor.numel() * tensor.element_size(),
+            stride=tuple(tensor.stride()),
+        )
+        for name, tensor in sorted(held(module).items())
+    )
+
+
+def release(module: nn.Module) -> None:
+    """Move the module's parameters to the meta device: memory is freed, loaders become no-ops.
+
+    Class, attributes and loaders of each parameter are kept, as vLLM's `to_meta_tensor` does.
+    """
+    for name, param in list(module._parameters.items()):
+        if param is not None:
+            module._parameters[name] = _dressed(param.data.to("meta"), param)
+
+
+def materialise(module: nn.Module, device: torch.device, *, leave: tuple[str, ...] = ()) -> None:
+    """Give each meta parameter but `leave` uninitialised memory, of the same shape and stride."""
+    for name, param in list(module._parameters.items()):
+        if param is not None and param.is_meta and name not in leave:
+            real = torch.empty_strided(
+                param.size(), param.stride(), dtype=param.dtype, device=device
+            )
+            module._parameters[name] = _dressed(real, param)
+
+
+def point(module: nn.Module, name: str, target: torch.Tensor) -> None:
+    """Make the module's tensor `name` an alias of `target`; its former memory is let go."""
+    param = module._parameters.get(name)
+    if param is not None:
+        module._parameters[name] = _dressed(target.detach(), param)
+    elif name in module._buffers:
+        module._buffers[name] = target
+    else:
+        setattr(module, name, target)
+
+
+def _dressed(tensor: torch.Tensor, like: nn.Parameter) -> nn.Parameter:
+    """`tensor`, a fresh object, as a parameter with the class and attributes of `like`."""
+    tensor.__class__ = like.__class__
+    tensor.__dict__ = like.__dict__.copy()
+    return tensor.requires_grad_(like.requires_grad)  # type: ignore[return-value]
+
+
+def empty_like(tensors: Iterable[torch.Tensor], device: torch.device) -> tuple[torch.Tensor, ...]:
+    """Uninitialised plain tensors of the same shapes, strides and dtypes on `device`."""
+    return tuple(
+        torch.empty_strided(t.size(), t.stride(), dtype=t.dtype, device=device) for t in tensors
+    )
+
+
+def flat(tensor: torch.Tensor) -> torch.Tensor:
+    """A one-dimensional alias over all bytes of a dense tensor, whatever its strides.
+
+    A collective wants contiguous memory, and gloo knows no fp8: on the CPU the alias is uint8.
+    Device tensors with a layout of their own (NPU's NZ) are contiguous and pass unchanged.
+    """
+    if tensor.device.type != "cpu" and tensor.is_contiguous():
+        return tensor.detach()
+    line = tensor.detach().as_strided((tensor.numel(),), (1,))
+    return line.view(torch.uint8) if tensor.device.type == "cpu" else line
+
+
+def storage_bytes(tensors: Iterable[torch.Tensor]) -> int:
+    """Bytes of the distinct storages behind the tensors, as really allocated."""
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    return sum(storages.values())

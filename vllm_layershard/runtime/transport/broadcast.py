@@ -1,0 +1,68 @@
+"""Broadcast: the owner sends to all ranks of the group at once (gloo, nccl, hccl); lockstep."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from vllm_layershard.runtime.device import Device
+from vllm_layershard.runtime.group import RankGroup
+from vllm_layershard.runtime.slots import SlotPool
+from vllm_layershard.runtime.tensors import flat
+from vllm_layershard.runtime.transport.base import Ticket, Transport
+
+
+class BroadcastTicket(Ticket):
+    """One layer's broadcasts: `works` block the host (CPU), `arrived` orders streams (devices)."""
+
+    __slots__ = ("_arrived", "_device", "_works")
+
+    def __init__(self, device: Device, works: Sequence[dist.Work], arrived: Any) -> None:
+        self._device = device
+        self._works = works
+        self._arrived = arrived
+
+    def wait(self) -> None:  # noqa: D102
+        if self._arrived is not None:
+            self._device.join(self._arrived)
+            return
+        for work in self._works:
+            work.wait()
+
+
+class Broadcast(Transport):
+    """Asynchronous broadcasts on the group's own process group, from the side stream.
+
+    `owner[p]` is a group rank, `resident[p]` the tensors of the positions that this rank owns.
+    """
+
+    def __init__(
+        self,
+        group: RankGroup,
+        device: Device,
+        owner: Sequence[int],
+        resident: Mapping[int, Sequence[torch.Tensor]],
+        slots: SlotPool,
+    ) -> None:
+        self._process_group = group.data
+        self._device = device
+        self._source = tuple(group.ranks[rank] for rank in owner)
+        self._outgoing = {p: tuple(flat(t) for t in tensors) for p, tensors in resident.items()}
+        self._incoming = tuple(tuple(flat(t) for t in slot) for slot in slots.tensors)
+
+    def start(self, position: int, slot: int) -> BroadcastTicket:  # noqa: D102
+        tensors = self._outgoing.get(position, self._incoming[slot])
+        source = self._source[position]
+        with self._device.fork():
+            works = [
+                dist.broadcast(tensor, src=source, group=self._process_group, async_op=True)
+                for tensor in tensors
+            ]
+            if self._device.torch_device.type == "cpu":
+                return BroadcastTicket(self._device, works, None)
+            for work in works:
+                work.wait()  # orders the side stream behind the collective; the host goes on
+            return BroadcastTicket(self._device, (), self._device.record())
