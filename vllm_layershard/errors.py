@@ -9,7 +9,8 @@ LayerShardError
 +-- HostError           this host, or this host's configuration, cannot shard layers
 +-- MismatchError       ranks of one group do not agree, or received wrong bytes
 
-The message always says what is wrong, where, and the remedy. Bugs are `assert`s, not these.
+The message always says what is wrong, where, and the remedy. Bugs are `assert`s, not these. None
+is a ValueError: pydantic would wrap one that is raised while vLLM builds its configuration.
 """
 
 
@@ -17,15 +18,15 @@ class LayerShardError(Exception):
     """Base of all errors that a user can cause and mend."""
 
 
-class ConfigError(LayerShardError, ValueError):
+class ConfigError(LayerShardError):
     """A configured value is not valid, whatever the model."""
 
 
-class PlanError(LayerShardError, ValueError):
+class PlanError(LayerShardError):
     """A valid configuration that cannot be planned for these layers and ranks."""
 
 
-class ModelError(LayerShardError, ValueError):
+class ModelError(LayerShardError):
     """A model whose config.json cannot be read or is inconsistent."""
 
 
@@ -33,13 +34,13 @@ class UnknownModelError(ModelError):
     """No model, path or architecture of that name."""
 
 
-class HardwareError(LayerShardError, ValueError):
+class HardwareError(LayerShardError):
     """No hardware profile of that name."""
 
 
-class HostError(LayerShardError, ValueError):
+class HostError(LayerShardError):
     """The host (vLLM's version, platform or settings) cannot shard these layers."""
 
 
-class MismatchError(LayerShardError, RuntimeError):
+class MismatchError(LayerShardError):
     """The ranks of a group disagree on the plan, or a weight arrived with other bytes."""

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from dist.ranks import RankError, run_ranks
+from vllm_layershard.errors import PlanError
 from vllm_layershard.runtime.manual import (
     finish_loading,
     reach_layer,
@@ -127,7 +128,7 @@ def refusals(rank: int) -> list[str]:
     messages = []
 
     def message(action, *args, **kwargs):
-        with pytest.raises(ValueError, match="series") as error:
+        with pytest.raises(PlanError, match="series") as error:
             action(*args, **kwargs)
         messages.append(str(error.value))
 

@@ -12,7 +12,6 @@ the last one the ranks compare the final plan, which knows the bytes as processe
 
 from __future__ import annotations
 
-import atexit
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -47,3 +46,261 @@ logger = init_logger(f"vllm.{__name__}")
 
 _TOWERS = frozenset({"visual", "vision_tower", "vision_model", "audio_tower", "vision_encoder"})
 """Encoders run when a request brings an image or a sound: never in lockstep."""
+
+
+def build(
+    config: LayerShardConfig, vllm_config: VllmConfig, construct: Callable[[], nn.Module]
+) -> nn.Module:
+    """Construct the model and shard the linears that `config` names. Collective over the world.
+
+    Raises:
+        PlanError: a name matches nothing, or a series cannot be planned.
+        HostError: the model or its quantisation cannot be sharded on this host.
+    """
+    device = device_of(torch.device(vllm_config.device_config.device_type))
+    groups = Groups(layout_of(vllm_config), device.backend)
+    num_layers = vllm_config.model_config.hf_text_config.num_hidden_layers
+    with _collecting(config, num_layers) as found:
+        model = construct()
+    selected = select([linear for linear, _ in found.values()], config.layers)
+    _check_matched(selected, [linear for linear, _ in found.values()], vllm_config)
+    modules = {linear.prefix: module for linear, module in found.values()}
+    ShardedModel(config, groups, device, model, modules, selected)
+    return model
+
+
+@contextmanager
+def _collecting(
+    config: LayerShardConfig, num_layers: int
+) -> Iterator[dict[int, tuple[Linear, nn.Module]]]:
+    """Note every linear of a hidden layer that is built meanwhile; release those to be sharded."""
+    found: dict[int, tuple[Linear, nn.Module]] = {}
+
+    def on_registration(parent: nn.Module, name: str, child: nn.Module | None) -> None:
+        # Aliases are registered again: the MLA wrapper takes in its parent's linears.
+        if not isinstance(child, LinearBase) or id(child) in found:
+            return
+        layer_id = _layer_id(child.prefix)
+        if layer_id is None or layer_id >= num_layers:
+            return
+        linear = _describe(child, layer_id)
+        found[id(child)] = (linear, child)
+        named = any(linear.is_named(name) for name in config.layers)
+        if named and layer_id % config.layer_stride == 0:
+            release(child)
+
+    handle = register_module_module_registration_hook(on_registration)
+    try:
+        yield found
+    finally:
+        handle.remove()
+
+
+def _layer_id(prefix: str) -> int | None:
+    """The absolute layer index in a linear's name; None outside the language model's layers."""
+    parts = prefix.split(".")
+    if _TOWERS.intersection(parts):
+        return None
+    return next((int(part) for part in parts if part.isdigit()), None)
+
+
+def _describe(module: Any, layer_id: int) -> Linear:
+    return Linear(module.prefix, layer_id, module.tp_size == 1, describe(module))
+
+
+def _check_matched(
+    selected: dict[str, tuple[Linear, ...]], linears: list[Linear], vllm_config: VllmConfig
+) -> None:
+    """Refuse names that match nothing on any pipeline stage. Collective if there are stages."""
+    matched = {name for name, members in selected.items() if members}
+    if vllm_config.parallel_config.pipeline_parallel_size > 1:
+        from vllm.distributed.parallel_state import get_pp_group
+
+        stages: list[Any] = [None] * get_pp_group().world_size
+        dist.all_gather_object(stages, matched, group=get_pp_group().cpu_group)
+        matched = set().union(*stages)
+    for name in selected:
+        if name not in matched:
+            raise no_match(name, linears)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A plan, the group it is for, and the linears of each of its series."""
+
+    plan: Plan
+    group: RankGroup
+    linears: dict[Series, tuple[Linear, ...]]
+
+
+def _decide(
+    config: LayerShardConfig, groups: Groups, selected: dict[str, tuple[Linear, ...]]
+) -> list[Decision]:
+    """One plan for each group that the selected linears' layouts ask for."""
+    grouped = series_of(selected, config.layer_stride)
+    decisions = []
+    for tp_replicated in (False, True):
+        linears = {s: members for s, members in grouped.items() if s.tp_replicated is tp_replicated}
+        if linears:
+            group = groups.of(tp_replicated)
+            plan = build_plan(
+                list(linears),
+                group.size,
+                config.prefetch_step,
+                config.placement,
+                config.layer_stride,
+            )
+            decisions.append(Decision(plan, group, linears))
+    return decisions
+
+
+class ShardedLinear:
+    """One linear on its way from construction to its place in a series."""
+
+    def __init__(self, model: ShardedModel, module: Any, place: Place) -> None:
+        self.module = module
+        self.key: str = module.prefix
+        self._place = place
+        self._model = model
+
+    def receive(self) -> None:
+        """Fill the parameters from the owner's. Collective."""
+        self._place.series.receive(self._place.position, self.module)
+
+    def adopt(self) -> None:
+        """Hand the processed large tensors to the series."""
+        large = _describe(self.module, 0).large
+        self._place.series.adopt(
+            self._place.position, self.module, tuple(tensor.name for tensor in large)
+        )
+        self._model.on_adopted()
+
+
+class ShardedModel:
+    """The sharded linears of one model. See the note [From construction to the first forward]."""
+
+    def __init__(
+        self,
+        config: LayerShardConfig,
+        groups: Groups,
+        device: Device,
+        model: nn.Module,
+        modules: dict[str, nn.Module],
+        selected: dict[str, tuple[Linear, ...]],
+    ) -> None:
+        self._config = config
+        self._groups = groups
+        self._modules = modules
+        self._selected = selected
+        self._series: list[ShardedSeries] = []
+        self._to_adopt = 0
+        paths = {id(module): path for path, module in model.named_modules()}
+        boundaries: dict[str, nn.Module] = {}
+        for decision in _decide(config, groups, selected):
+            for series_plan in decision.plan.series:
+                series = ShardedSeries(series_plan, decision.group, device)
+                self._series.append(series)
+                for position, linear in enumerate(decision.linears[series_plan.series]):
+                    module = modules[linear.prefix]
+                    _check_linear(module, device)
+                    if series.owns(position):
+                        materialise(module, device.torch_device)
+                    boundary = _boundary_of(paths[id(module)])
+                    boundaries[boundary] = model.get_submodule(boundary)
+                    place = Place(series, position)
+                    bind(boundary, linear.prefix, place)
+                    _wrap(module, ShardedLinear(self, module, place))
+                    self._to_adopt += 1
+        for boundary, layer in boundaries.items():
+            _install_boundary(layer, boundary)
+
+    def on_adopted(self) -> None:
+        """Count the layers in; after the last, agree on the final plan and begin to serve."""
+        self._to_adopt -= 1
+        if self._to_adopt == 0:
+            self._finish()
+
+    def _finish(self) -> None:
+        processed = {
+            name: tuple(_describe(self._modules[x.prefix], x.layer_id) for x in linears)
+            for name, linears in self._selected.items()
+        }
+        digests: dict[str, str] = {}
+        unfinished = iter(self._series)
+        for decision in _decide(self._config, self._groups, processed):
+            agree(decision.plan, decision.group)
+            for series_plan in decision.plan.series:
+                next(unfinished).finish(series_plan, verify=self._config.verify)
+                digests[series_plan.series.name] = decision.plan.digest()
+        _announce(self._series)
+        if self._config.report_dir is not None:
+            report = Report(self._config.report_dir, dist.get_rank(), self._series, digests)
+            report.write()
+            for series in self._series:
+                series.on_forward_end = report.refresh
+
+
+def _check_linear(module: nn.Module, device: Device) -> None:
+    """Refuse a linear whose weight is read other than through its quant method."""
+    if getattr(module, "_use_min_latency_gemm", False):
+        raise HostError(
+            f"{KEY}: {module.prefix} uses vLLM's min-latency GEMM, which reads its weight outside "
+            "the quant method; leave it out"
+        )
+    on_cpu = device.torch_device.type == "cpu"
+    if on_cpu and not isinstance(module.quant_method, UnquantizedLinearMethod):
+        raise HostError(
+            f"{KEY}: {module.prefix} is quantised ({type(module.quant_method).__name__}), and "
+            "vLLM's CPU kernels pack such weights into opaque handles; leave it out"
+        )
+
+
+def _wrap(module: Any, linear: ShardedLinear) -> None:
+    """Put the sharded method in front of the module's own."""
+    # vLLM's CPU backend packs a weight into an opaque handle unless this is set (0.32, 0.33).
+    module._cpu_skip_gemm_dispatch = True
+    module.quant_method = ShardedLinearMethod(module.quant_method, linear)
+    custom_op = getattr(module, "custom_op", None)
+    if custom_op is not None and hasattr(custom_op, "update_attrs"):
+        custom_op.update_attrs()  # vllm-ascend's copy of the module's quant method
+
+
+def _boundary_of(path: str) -> str:
+    """The decoder layer's path in the model: up to the first index in the linear's."""
+    parts = path.split(".")
+    index = next(i for i, part in enumerate(parts) if part.isdigit())
+    return ".".join(parts[: index + 1])
+
+
+def _install_boundary(layer: nn.Module, key: str) -> None:
+    """Call `layershard::reach` on the activation just before the decoder layer runs."""
+    parameters = list(inspect.signature(layer.forward).parameters)
+    if "hidden_states" not in parameters:
+        raise HostError(
+            f"{KEY}: {type(layer).__name__}.forward takes no hidden_states, so its boundary is not "
+            "known; this architecture cannot be sharded yet"
+        )
+    index = parameters.index("hidden_states")
+
+    def reach(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x = kwargs["hidden_states"] if "hidden_states" in kwargs else args[index]
+        torch.ops.layershard.reach(x, key)
+
+    layer.register_forward_pre_hook(reach, with_kwargs=True)
+
+
+def _announce(series: list[ShardedSeries]) -> None:
+    """Say in the log what this rank holds now, in words that the planner's tables use."""
+    for s in series:
+        held = s.resident_bytes() + s.slots.nbytes()
+        log = logger.info if held < s.plan.ledger.replicated_bytes else logger.warning
+        log(
+            "Layer sharding: series %s, %d layers over %d ranks: this rank owns %d, holds %d bytes "
+            "instead of %d",
+            s.name,
+            len(s.plan.series),
+            s.group.size,
+            len(s.plan.owned_layers(s.group.group_rank)),
+            held,
+            s.plan.ledger.replicated_bytes,
+        )

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
 _LOAD_FORMATS = frozenset({"auto", "hf", "safetensors", "pt", "npcache", "dummy", "mistral"})
-"""They fill parameters through their weight loaders, layer by layer, whatever device they are on."""
+"""They fill parameters through their weight loaders, layer by layer, on whatever device."""
 
 _OPS = ("layershard::reach", "layershard::wait")
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
-import time
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +15,9 @@ from vllm_layershard import __version__
 from vllm_layershard.errors import ConfigError
 from vllm_layershard.runtime.series import ShardedSeries
 
-_SECONDS_BETWEEN_WRITES = 1.0
+_REFRESH_SECONDS = 1.0
+
+logger = logging.getLogger(__name__)
 
 
 class Report:
@@ -31,7 +34,7 @@ class Report:
         self._rank = rank
         self._series = series
         self._digests = digests
-        self._written_at = 0.0
+        self._timer: threading.Timer | None = None
 
     def document(self) -> dict[str, Any]:
         """The report as plain data; bytes are measured from the storages now held."""
@@ -66,16 +69,24 @@ class Report:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             draft = self._path.with_suffix(f".{os.getpid()}.tmp")
-            draft.write_text(json.dumps(self.document(), indent=1) + "\n")
+            draft.write_text(json.dumps(self.document()) + "\n")
             draft.replace(self._path)
         except OSError as error:
             raise ConfigError(
                 f"layer_sharding.report_dir = {str(self._path.parent)!r}: cannot be written "
                 f"({error.strerror}); give a directory that every rank may write to"
             ) from None
-        self._written_at = time.monotonic()
 
     def refresh(self) -> None:
-        """Write if the last write is over a second old: cheap enough for every forward."""
-        if time.monotonic() - self._written_at > _SECONDS_BETWEEN_WRITES:
+        """Have the file written within a second, off the calling thread: cheap in every forward."""
+        if self._timer is None or not self._timer.is_alive():
+            self._timer = threading.Timer(_REFRESH_SECONDS, self._write_or_log)
+            self._timer.daemon = True
+            self._timer.start()
+
+    def _write_or_log(self) -> None:
+        """A server does not end because its report cannot be written."""
+        try:
             self.write()
+        except ConfigError as error:
+            logger.warning("%s", error)

@@ -64,9 +64,9 @@ class ShardedSeries:
         return self.plan.is_resident(position, self.group.group_rank)
 
     def receive(self, position: int, module: nn.Module, *, leave: tuple[str, ...] = ()) -> None:
-        """While loading: fill the module's parameters from the owner's, but for `leave`. Collective.
+        """While loading: fill the module's parameters, but for `leave`, from the owner's.
 
-        The owner's parameters hold the loaded weights; the other ranks' may be on meta.
+        Collective. The owner's parameters hold the loaded weights; the other ranks' may be on meta.
         """
         if not self._moves:
             return

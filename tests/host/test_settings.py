@@ -1,0 +1,99 @@
+"""What is refused in the process that validates the configuration, before any worker starts."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from host.child import run_child
+from host.tiny import CONFIG, DENSE, write_config
+
+VALIDATE = """
+import sys, json
+from vllm.engine.arg_utils import EngineArgs
+result = []
+for arguments in json.loads(sys.argv[1]):
+    try:
+        EngineArgs(**arguments).create_engine_config()
+        result.append("accepted")
+    except Exception as error:
+        result.append(f"{type(error).__name__}: {error}")
+"""
+
+
+def verdicts(model: Path, cases: list[dict]) -> list[str]:
+    """One process for all cases: importing vLLM takes longer than the rest."""
+    common = {"model": str(model), "data_parallel_size": 2, "skip_tokenizer_init": True}
+    return run_child(VALIDATE, json.dumps([common | case for case in cases]))
+
+
+def sharding(value) -> dict:
+    return {"additional_config": {"layer_sharding": value}}
+
+
+O_PROJ = sharding(["o_proj"])
+
+CASES = {
+    "accepted": O_PROJ,
+    "must be a list of names or an object": sharding("o_proj"),
+    "unknown key; the known ones are": sharding({"layers": ["o_proj"], "prefetch": 1}),
+    "name at least one linear": sharding([]),
+    "'o_proj' stands there more than once": sharding(["o_proj", "o_proj"]),
+    "prefetch_step = -1: ": sharding({"layers": ["o_proj"], "prefetch_step": -1}),
+    "prefetch_step = 1.5: ": sharding({"layers": ["o_proj"], "prefetch_step": 1.5}),
+    "prefetch_step = 65: ": sharding({"layers": ["o_proj"], "prefetch_step": 65}),
+    "'kv_b_proj' may not be sharded": sharding(["kv_b_proj"]),
+    "'mlp.gate' may not be sharded": sharding(["mlp.gate"]),
+    "'lm_head' may not be sharded": sharding(["lm_head"]),
+    "'embed_tokens' may not be sharded": sharding(["embed_tokens"]),
+    "'mlp.experts' may not be sharded": sharding(["mlp.experts"]),
+    "report_dir = ": sharding({"layers": ["o_proj"], "report_dir": __file__}),
+    "a group of one rank": O_PROJ | {"data_parallel_size": 1},
+    "load format 'sharded_state'": O_PROJ | {"load_format": "sharded_state"},
+    "weight offloading (--cpu-offload-gb)": O_PROJ | {"cpu_offload_gb": 1.0},
+}
+
+
+def test_bad_values_are_refused_with_one_message_and_good_ones_pass(tmp_path):
+    model = write_config(tmp_path / "model", CONFIG)
+    found = verdicts(model, list(CASES.values()))
+    for expected, verdict in zip(CASES, found, strict=True):
+        assert expected in verdict, f"{expected!r} is not in {verdict!r}"
+        assert "\n" not in verdict
+
+
+def test_replicas_of_a_dense_model_are_refused_with_the_reason(tmp_path):
+    model = write_config(tmp_path / "model", DENSE)
+    (verdict,) = verdicts(model, [O_PROJ])
+    assert verdict.startswith("HostError: ")
+    assert "engines of their own" in verdict
+
+
+def serve(*arguments: str) -> subprocess.CompletedProcess:
+    script = Path(sys.executable).with_name("vllm")
+    return subprocess.run(
+        [str(script), "serve", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+
+
+def test_the_real_server_stops_before_a_worker_starts(tmp_path):
+    model = write_config(tmp_path / "model", CONFIG)
+    value = json.dumps({"layer_sharding": {"layers": ["o_proj"], "prefetch_step": -1}})
+    finished = serve(
+        str(model), "--data-parallel-size", "2", "--skip-tokenizer-init",
+        "--additional-config", value,
+    )  # fmt: skip
+    assert finished.returncode != 0
+    output = finished.stdout + finished.stderr
+    assert output.strip().splitlines()[-1] == (
+        "vllm_layershard.errors.ConfigError: layer_sharding.prefetch_step = -1: should be greater "
+        "than or equal to 0; give a whole number from 0 to 64"
+    )
+    assert "EngineCore" not in output
+    assert "Worker" not in output

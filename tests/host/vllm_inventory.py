@@ -1,0 +1,89 @@
+"""Run as a script: builds vLLM's own model class on the meta device and prints what it holds.
+
+Arguments: a model directory, then tp, dp and ep (0 or 1). Output: one JSON line.
+
+One process stands for rank 0 of the layout: the groups are told their size, nothing is sent. Kernel
+choices that this machine's CPU refuses (fp8, sparse attention) are stood in for: they are made
+after the weights are created and have no say in them.
+"""
+
+import json
+import sys
+import tempfile
+from unittest.mock import MagicMock
+
+import torch
+import vllm.model_executor.layers.quantization.fp8 as fp8
+from vllm.config import set_current_vllm_config
+from vllm.distributed import init_distributed_environment, initialize_model_parallel, parallel_state
+from vllm.engine.arg_utils import EngineArgs
+from vllm.model_executor.layers.fused_moe.oracle.fp8 import Fp8MoeBackend
+from vllm.model_executor.layers.linear import LinearBase
+from vllm.model_executor.model_loader.utils import initialize_model
+from vllm.platforms import current_platform
+from vllm.utils.torch_utils import set_default_torch_dtype
+
+
+def main(directory: str, tp: int, dp: int, ep: bool) -> None:
+    stand_in_for_kernels()
+    config = EngineArgs(
+        model=directory, load_format="dummy", skip_tokenizer_init=True, enforce_eager=True
+    ).create_engine_config()
+    with set_current_vllm_config(config), tempfile.TemporaryDirectory() as scratch:
+        init_distributed_environment(1, 0, f"file://{scratch}/rendezvous", 0, "gloo")
+        initialize_model_parallel()
+        config.parallel_config.tensor_parallel_size = tp
+        config.parallel_config.data_parallel_size = dp
+        config.parallel_config.enable_expert_parallel = ep
+        parallel_state._TP.world_size = tp
+        parallel_state._DP.world_size = dp
+        if parallel_state._EP is not None:
+            parallel_state._EP.world_size = tp * dp
+        with set_default_torch_dtype(config.model_config.dtype), torch.device("meta"):
+            model = initialize_model(config)
+    print(json.dumps({"linears": linears_of(model), **sums_of(model, config)}))
+
+
+def stand_in_for_kernels() -> None:
+    fp8.init_fp8_linear_kernel = lambda **_: MagicMock()
+    fp8.select_fp8_moe_backend = lambda **_: (Fp8MoeBackend.TRITON, MagicMock())
+    choose = current_platform.get_attn_backend_cls
+
+    def dense(*args: object, attn_selector_config: object, **kwargs: object) -> str:
+        config = attn_selector_config._replace(use_sparse=False)
+        return choose(*args, attn_selector_config=config, **kwargs)
+
+    type(current_platform).get_attn_backend_cls = staticmethod(dense)
+
+
+def linears_of(model: torch.nn.Module) -> dict[str, object]:
+    return {
+        name: {
+            "prefix": module.prefix,
+            "tp_size": module.tp_size,
+            "tensors": sorted(
+                [key, list(p.shape), str(p.dtype).removeprefix("torch."), list(p.stride())]
+                for key, p in module.named_parameters(recurse=False)
+                if key != "e_score_correction_bias"
+            ),
+        }
+        for name, module in model.named_modules()
+        if isinstance(module, LinearBase)
+    }
+
+
+def sums_of(model: torch.nn.Module, config: object) -> dict[str, int]:
+    parameters = {id(p): p for p in model.parameters()}.values()
+    specs = [
+        layer.get_kv_cache_spec(config)
+        for layer in config.compilation_config.static_forward_context.values()
+        if hasattr(layer, "get_kv_cache_spec")
+    ]
+    return {
+        "total_bytes": sum(p.numel() * p.element_size() for p in parameters),
+        "kv_bytes_per_token": sum(s.page_size_bytes // s.block_size for s in specs),
+    }
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "1")
