@@ -43,7 +43,6 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 
 bench: bench-cli
-	$(BIN)/python benchmarks/overlap.py
 	$(BIN)/python benchmarks/overhead.py
 
 bench-cli: $(READY)

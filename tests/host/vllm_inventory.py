@@ -1,10 +1,10 @@
-"""Run as a script: builds vLLM's own model class on the meta device and prints what it holds.
+"""Run as a script: builds vLLM's own model class and prints what it holds.
 
-Arguments: a model directory, then tp, dp and ep (0 or 1). Output: one JSON line.
+Input: a JSON list of {name, directory, tp, dp, ep}; output: one JSON object by name.
 
-One process stands for rank 0 of the layout: the groups are told their size, nothing is sent. Kernel
-choices that this machine's CPU refuses (fp8, sparse attention) are stood in for: they are made
-after the weights are created and have no say in them.
+One process stands for rank 0 of each layout: the groups are told their size, nothing is sent.
+Kernel choices that this machine's CPU refuses (fp8, sparse attention) are stood in for: they have
+no say in which weights are created.
 """
 
 import json
@@ -18,30 +18,44 @@ from vllm.config import set_current_vllm_config
 from vllm.distributed import init_distributed_environment, initialize_model_parallel, parallel_state
 from vllm.engine.arg_utils import EngineArgs
 from vllm.model_executor.layers.fused_moe.oracle.fp8 import Fp8MoeBackend
-from vllm.model_executor.layers.linear import LinearBase
+from vllm.model_executor.layers.linear import LinearBase, ReplicatedLinear
 from vllm.model_executor.model_loader.utils import initialize_model
 from vllm.platforms import current_platform
 from vllm.utils.torch_utils import set_default_torch_dtype
 
 
-def main(directory: str, tp: int, dp: int, ep: bool) -> None:
+def main() -> None:
     stand_in_for_kernels()
-    config = EngineArgs(
-        model=directory, load_format="dummy", skip_tokenizer_init=True, enforce_eager=True
-    ).create_engine_config()
-    with set_current_vllm_config(config), tempfile.TemporaryDirectory() as scratch:
-        init_distributed_environment(1, 0, f"file://{scratch}/rendezvous", 0, "gloo")
-        initialize_model_parallel()
-        config.parallel_config.tensor_parallel_size = tp
-        config.parallel_config.data_parallel_size = dp
-        config.parallel_config.enable_expert_parallel = ep
-        parallel_state._TP.world_size = tp
-        parallel_state._DP.world_size = dp
-        if parallel_state._EP is not None:
-            parallel_state._EP.world_size = tp * dp
-        with set_default_torch_dtype(config.model_config.dtype), torch.device("meta"):
-            model = initialize_model(config)
-    print(json.dumps({"linears": linears_of(model), **sums_of(model, config)}))
+    cases = json.load(sys.stdin)
+    inventories: dict[str, object] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for case in cases:
+            config = EngineArgs(
+                model=case["directory"],
+                load_format="dummy",
+                skip_tokenizer_init=True,
+                enforce_eager=True,
+            ).create_engine_config()
+            with set_current_vllm_config(config):
+                if not inventories:
+                    init_distributed_environment(1, 0, f"file://{scratch}/rendezvous", 0, "gloo")
+                    initialize_model_parallel()
+                inventories[case["name"]] = inventory(config, case["tp"], case["dp"], case["ep"])
+    print(json.dumps(inventories))
+
+
+def inventory(config: object, tp: int, dp: int, ep: bool) -> dict[str, object]:
+    """What rank 0 of tp x dp ranks holds."""
+    config.parallel_config.tensor_parallel_size = tp
+    config.parallel_config.data_parallel_size = dp
+    config.parallel_config.enable_expert_parallel = ep
+    parallel_state._TP.world_size = tp
+    parallel_state._DP.world_size = dp
+    if parallel_state._EP is None:
+        parallel_state._EP = parallel_state._DP
+    with set_default_torch_dtype(config.model_config.dtype):
+        model = initialize_model(config)
+    return {"linears": linears_of(model), **sums_of(model, config)}
 
 
 def stand_in_for_kernels() -> None:
@@ -60,7 +74,7 @@ def linears_of(model: torch.nn.Module) -> dict[str, object]:
     return {
         name: {
             "prefix": module.prefix,
-            "tp_size": module.tp_size,
+            "tp_replicated": module.tp_size == 1 or isinstance(module, ReplicatedLinear),
             "tensors": sorted(
                 [key, list(p.shape), str(p.dtype).removeprefix("torch."), list(p.stride())]
                 for key, p in module.named_parameters(recurse=False)
@@ -86,4 +100,4 @@ def sums_of(model: torch.nn.Module, config: object) -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "1")
+    main()

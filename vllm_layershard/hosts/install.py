@@ -22,12 +22,13 @@ def _sharding_model(original: Callable[..., Any]) -> Callable[..., Any]:
     def create_model(
         self: Any, vllm_config: Any, model_config: Any, *args: Any, **kwargs: Any
     ) -> Any:
-        from vllm_layershard.hosts.model import build
         from vllm_layershard.hosts.settings import requested
 
         config = requested(vllm_config)
         if config is None or model_config is not vllm_config.model_config:
             return original(self, vllm_config, model_config, *args, **kwargs)
+        from vllm_layershard.hosts.model import build
+
         return build(
             config,
             vllm_config,

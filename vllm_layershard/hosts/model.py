@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 from vllm.logger import init_logger
-from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
+from vllm.model_executor.layers.linear import LinearBase, ReplicatedLinear, UnquantizedLinearMethod
 
 from vllm_layershard.config import KEY, LayerShardConfig
 from vllm_layershard.errors import HostError
@@ -105,7 +105,9 @@ def _layer_id(prefix: str) -> int | None:
 
 
 def _describe(module: Any, layer_id: int) -> Linear:
-    return Linear(module.prefix, layer_id, module.tp_size == 1, describe(module))
+    # A ReplicatedLinear carries the world's tp_size, though it is whole on every rank (vLLM 0.32).
+    whole = module.tp_size == 1 or isinstance(module, ReplicatedLinear)
+    return Linear(module.prefix, layer_id, whole, describe(module))
 
 
 def _check_matched(

@@ -1,0 +1,24 @@
+"""Models: from a config.json to linears, their bytes, and cache bytes per token."""
+
+from vllm_layershard.models.deployment import Deployment
+from vllm_layershard.models.family import Batch, Model, Step, WeightBytes
+from vllm_layershard.models.registry import load_model, model_of, supported
+from vllm_layershard.models.sharding import GroupPlan, Sharding, plan_model
+from vllm_layershard.models.source import Found, bundled_names, find
+
+__all__ = [
+    "Batch",
+    "Deployment",
+    "Found",
+    "GroupPlan",
+    "Model",
+    "Sharding",
+    "Step",
+    "WeightBytes",
+    "bundled_names",
+    "find",
+    "load_model",
+    "model_of",
+    "plan_model",
+    "supported",
+]

@@ -18,21 +18,27 @@ class Step:
     """One piece of a decoder layer's forward on one rank, in forward order.
 
     `linear` is the prefix of the linear that it runs, "" for what is none (attention, experts).
-    `flops` counts a multiply-add as two; `read_bytes` is what it must read: weights and cache.
+    `flops` counts a multiply-add as two; `moved_bytes` is what it reads and writes: weights,
+    cache and activations.
     """
 
     linear: str
     flops: float
-    read_bytes: float
+    moved_bytes: float
     precision: Precision
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one rank computes in one forward: `tokens` new ones, each after `context` others."""
+    """What one rank computes in one forward.
+
+    `tokens` new ones, each of which attends to `context` tokens on average. `decode`: one new
+    token a sequence, so that `tokens` is the number of sequences.
+    """
 
     tokens: int
     context: float
+    decode: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +90,10 @@ class Model(Protocol):
     @property
     def is_moe(self) -> bool:
         """Whether data-parallel ranks run in lockstep (dense replicas are independent)."""
+
+    @property
+    def experts(self) -> int:
+        """Routed experts of a layer; 0 if there are none."""
 
     @property
     def notes(self) -> tuple[str, ...]:

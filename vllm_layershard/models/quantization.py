@@ -25,6 +25,8 @@ class Quantization:
 
     block: tuple[int, int] | None = None
     skipped: frozenset[str] = frozenset()
+    skipped_experts: tuple[str, ...] = ()
+    """Those of `skipped` that speak of experts: vLLM compares them by substring."""
 
     @property
     def name(self) -> str:
@@ -53,10 +55,12 @@ class Quantization:
                 )
             return not all(parts)
         if "experts" in prefix:
-            return not any("experts" in name and prefix in name for name in self.skipped)
+            return not any(prefix in name for name in self.skipped_experts)
         return True
 
-    def tensors(self, shape: tuple[int, int], dtype: str, quantised: bool) -> tuple[TensorSpec, ...]:
+    def tensors(
+        self, shape: tuple[int, int], dtype: str, quantised: bool
+    ) -> tuple[TensorSpec, ...]:
         """The tensors of a linear of this per-rank shape [out, in], contiguous."""
         rows, columns = shape
         if not quantised or self.block is None:
@@ -102,4 +106,8 @@ def quantization_of(config: ConfigFile) -> Quantization:
     ):
         section.fail("weight_block_size", "is not a list of two whole numbers from 1 to 4,096")
     skipped = section.strings("ignored_layers") or section.strings("modules_to_not_convert")
-    return Quantization(block=(block[0], block[1]), skipped=frozenset(skipped))
+    return Quantization(
+        block=(block[0], block[1]),
+        skipped=frozenset(skipped),
+        skipped_experts=tuple(name for name in skipped if "experts" in name),
+    )

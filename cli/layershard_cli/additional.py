@@ -1,0 +1,50 @@
+"""Additional: reads what a user means to give as `--additional-config`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from vllm_layershard.config import KEY, LayerShardConfig
+from vllm_layershard.errors import ConfigError
+
+_MAX_BYTES = 1 << 20
+
+
+def read_additional(text: str) -> LayerShardConfig:
+    """JSON, or `@file` that holds it: the whole object, or the value of `layer_sharding` alone.
+
+    Raises:
+        ConfigError: unreadable, not JSON, or not valid.
+    """
+    value = _parsed(_contents(text[1:]) if text.startswith("@") else text)
+    if isinstance(value, dict) and KEY in value:
+        value = value[KEY]
+    return LayerShardConfig.parse(value)
+
+
+def _contents(path: str) -> str:
+    try:
+        with Path(path).open("rb") as file:
+            raw = file.read(_MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"@{path}: cannot be read: {reason}") from None
+    if len(raw) > _MAX_BYTES:
+        raise ConfigError(f"@{path}: is larger than {_MAX_BYTES:,} bytes: not a configuration")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"@{path}: is not UTF-8 text (byte {error.start})") from None
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        what = str(error) if isinstance(error, ValueError) else "it is nested too deeply"
+        raise ConfigError(
+            f"the additional config is not valid JSON: {what}; write for example "
+            f'\'{{"{KEY}": ["o_proj", "q_b_proj"]}}\''
+        ) from None

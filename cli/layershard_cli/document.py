@@ -1,0 +1,172 @@
+"""Document: a plan and a map as JSON, schema_version 1. Keys are added, never renamed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from layershard_cli.launch import launch_command
+from vllm_layershard import __version__
+from vllm_layershard.estimate import Forecast
+from vllm_layershard.models import GroupPlan, Sharding
+from vllm_layershard.plan import SeriesPlan
+
+SCHEMA_VERSION = 1
+
+
+def plan_document(
+    sharding: Sharding,
+    forecast: Forecast,
+    kv_cache_dtype: str,
+    warnings: tuple[str, ...],
+) -> dict[str, Any]:
+    """`layershard plan --json`."""
+    rank = sharding.binding_rank
+    saved = sharding.saved_bytes[rank]
+    held = sharding.weight_bytes[rank]
+    return {
+        **_heading(sharding),
+        "series": [
+            _series(group, series_plan)
+            for group in sharding.groups
+            for series_plan in group.plan.series
+        ],
+        "memory": {
+            "weight_bytes_replicated": held.total,
+            "weight_bytes_sharded": held.total - saved,
+            "saved_bytes_min": saved,
+            "saved_bytes_max": max(sharding.saved_bytes),
+            "binding_rank": rank,
+            "weight_bytes_parts": {
+                "embedding": held.embedding,
+                "head": held.head,
+                "linears": held.linears,
+                "experts": held.experts,
+                "norms": held.norms,
+                "derived": held.derived,
+            },
+            "saved_bytes": list(sharding.saved_bytes),
+        },
+        "kv_cache": {
+            "dtype": sharding.model.dtype if kv_cache_dtype == "auto" else kv_cache_dtype,
+            "bytes_per_token": max(
+                sharding.kv_bytes_per_token(kv_cache_dtype, r)
+                for r in range(sharding.deployment.layout.world_size)
+            ),
+            "tokens_gained": sharding.tokens_gained(kv_cache_dtype),
+        },
+        "prefetch": {
+            "recommended_step": forecast.recommended_step,
+            "verdict": forecast.verdict,
+            "phases": [
+                {
+                    "phase": phase.name,
+                    "tokens": phase.batch.tokens,
+                    "compute_us": round(phase.forward.compute * 1e6, 1),
+                    "fetch_us": round(phase.forward.fetch * 1e6, 1),
+                    "exposed_us": round(phase.forward.exposed * 1e6, 1),
+                    "context": phase.batch.context,
+                    "link_bound": phase.forward.link_bound,
+                }
+                for phase in forecast.phases
+            ],
+            "break_even_tokens": forecast.break_even_tokens,
+            "hardware": forecast.hardware.name,
+            "assumptions": list(forecast.assumptions),
+            "sources": list(forecast.hardware.sources),
+        },
+        "basis": {
+            "series": "exact",
+            "memory.saved_bytes_min": "exact",
+            "memory.weight_bytes_replicated": "formula",
+            "kv_cache": "formula",
+            "prefetch": "assumed",
+        },
+        "groups": [_group(group) for group in sharding.groups],
+        "launch": launch_command(sharding, kv_cache_dtype),
+        "warnings": list(warnings),
+    }
+
+
+def map_document(sharding: Sharding, warnings: tuple[str, ...]) -> dict[str, Any]:
+    """`layershard map --json`: for each group which rank keeps which layer."""
+    return {
+        **_heading(sharding),
+        "groups": [
+            {
+                **_group(group),
+                "series": [
+                    {
+                        "name": series_plan.series.name,
+                        "layer_ids": list(series_plan.series.layer_ids),
+                        "owner": list(series_plan.owner),
+                        "owned_layers": [
+                            list(series_plan.owned_layers(rank))
+                            for rank in range(group.plan.group_size)
+                        ],
+                    }
+                    for series_plan in group.plan.series
+                ],
+            }
+            for group in sharding.groups
+        ],
+        "warnings": list(warnings),
+    }
+
+
+def _heading(sharding: Sharding) -> dict[str, Any]:
+    model, layout, config = sharding.model, sharding.deployment.layout, sharding.config
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "version": __version__,
+        "model": {
+            "name": model.name,
+            "source": model.source,
+            "architecture": model.architecture,
+            "num_layers": model.num_layers,
+            "dtype": model.dtype,
+            "quantization": model.quantization,
+        },
+        "parallel": {
+            "tp": layout.tp,
+            "dp": layout.dp,
+            "pcp": layout.pcp,
+            "pp": layout.pp,
+            "ep": sharding.deployment.ep,
+        },
+        "sharding": {
+            "layers": list(config.layers),
+            "prefetch_step": config.prefetch_step,
+            "layer_stride": config.layer_stride,
+            "placement": config.placement,
+            "transport": config.transport,
+        },
+    }
+
+
+def _series(group: GroupPlan, series_plan: SeriesPlan) -> dict[str, Any]:
+    series, ledger = series_plan.series, series_plan.ledger
+    return {
+        "name": series.name,
+        "pp_stage": group.pp_stage,
+        "group_size": group.plan.group_size,
+        "layer_ids": list(series.layer_ids),
+        "layer_bytes": series.layer_bytes,
+        "small_bytes": series.small_bytes,
+        "replicated_bytes": ledger.replicated_bytes,
+        "num_slots": series_plan.schedule.num_slots,
+        "slot_bytes": ledger.slot_bytes,
+        "owner": list(series_plan.owner),
+        "resident_bytes": list(ledger.resident_bytes),
+        "saved_bytes": list(ledger.saved_bytes),
+        "tp_replicated": series.tp_replicated,
+        "layout": series.layout,
+    }
+
+
+def _group(group: GroupPlan) -> dict[str, Any]:
+    return {
+        "pp_stage": group.pp_stage,
+        "tp_replicated": group.tp_replicated,
+        "ranks": [list(ranks) for ranks in group.ranks],
+        "digest": group.plan.digest(),
+    }

@@ -1,0 +1,45 @@
+"""Launch: the vLLM command that runs a plan."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+from vllm_layershard.config import KEY, LayerShardConfig
+from vllm_layershard.models import Sharding
+
+
+def additional_config(config: LayerShardConfig) -> str:
+    """The shortest `--additional-config` that means this configuration."""
+    said = config.model_dump(mode="json", exclude_defaults=True)
+    value = said["layers"] if list(said) == ["layers"] else said
+    return json.dumps({KEY: value})
+
+
+def launch_command(sharding: Sharding, kv_cache_dtype: str) -> str:
+    """A command to copy, quoted for a POSIX shell."""
+    layout = sharding.deployment.layout
+    words = ["vllm", "serve", _servable(sharding)]
+    for flag, size in (
+        ("--tensor-parallel-size", layout.tp),
+        ("--data-parallel-size", layout.dp),
+        ("--prefill-context-parallel-size", layout.pcp),
+        ("--pipeline-parallel-size", layout.pp),
+    ):
+        if size > 1:
+            words += [flag, str(size)]
+    if sharding.deployment.ep:
+        words.append("--enable-expert-parallel")
+    if kv_cache_dtype != "auto":
+        words += ["--kv-cache-dtype", kv_cache_dtype]
+    words += ["--additional-config", additional_config(sharding.config)]
+    return shlex.join(words)
+
+
+def _servable(sharding: Sharding) -> str:
+    """vLLM wants the directory where the user gave its config.json."""
+    if not sharding.model.source.startswith("local:"):
+        return sharding.model.name
+    path = Path(sharding.model.name).expanduser()
+    return str(path if path.is_dir() else path.parent)

@@ -1,0 +1,87 @@
+"""The flags that commands share, and the values that need reading."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+import typer
+
+_SUFFIXES = {
+    "k": 10**3,
+    "m": 10**6,
+    "g": 10**9,
+    "K": 2**10,
+    "M": 2**20,
+    "G": 2**30,
+}
+_MAX_TOKENS = 1 << 26
+
+
+def read_tokens(text: str) -> int:
+    """A number of tokens as vLLM reads it: `1k` is 1000, `1K` is 1024, `25.6k` is 25,600."""
+    match = re.fullmatch(r"(\d{1,12})(\.\d{1,6})?([kmgKMG]?)", text.strip(), re.ASCII)
+    if match is None:
+        raise typer.BadParameter(f"{text!r} is not a number of tokens such as 8192, 8k or 8K")
+    whole, fraction, suffix = match.groups()
+    if fraction and suffix not in ("k", "m", "g"):
+        raise typer.BadParameter(f"{text!r}: a fraction goes with k, m and g only")
+    tokens = int(float(whole + (fraction or "")) * _SUFFIXES.get(suffix, 1))
+    if not 1 <= tokens <= _MAX_TOKENS:
+        raise typer.BadParameter(f"{text!r}: must be from 1 to {_MAX_TOKENS:,} tokens")
+    return tokens
+
+
+ModelName = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        help="A model directory, a config.json, a bundled name (DeepSeek-V3) or a Hub name.",
+        show_default=False,
+    ),
+]
+Tp = Annotated[int | None, typer.Option("--tp", help="Tensor-parallel size.  [default: 1]")]
+Dp = Annotated[int | None, typer.Option("--dp", help="Data-parallel size.  [default: 1]")]
+Pcp = Annotated[
+    int | None, typer.Option("--pcp", help="Prefill-context-parallel size.  [default: 1]")
+]
+Pp = Annotated[int | None, typer.Option("--pp", help="Pipeline-parallel size.  [default: 1]")]
+Ep = Annotated[
+    bool | None,
+    typer.Option("--ep/--no-ep", help="Expert parallelism.  [default: no-ep]"),
+]
+Layers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--layers",
+        help="Linears to shard, by dotted suffix; repeat or separate by commas.  "
+        "[default: o_proj,q_b_proj where the model has them]",
+    ),
+]
+PrefetchStep = Annotated[
+    int | None,
+    typer.Option("--prefetch-step", help="How many positions ahead a weight moves.  [default: 1]"),
+]
+LayerStride = Annotated[
+    int | None, typer.Option("--layer-stride", help="Shard every n-th layer only.  [default: 1]")
+]
+PlacementName = Annotated[
+    str | None,
+    typer.Option("--placement", help="round_robin or replicated.  [default: round_robin]"),
+]
+HardwareName = Annotated[
+    str | None,
+    typer.Option("--hardware", help="The device to estimate for.  [default: H200, assumed]"),
+]
+Tokens = Annotated[
+    int | None,
+    typer.Option(
+        "--tokens",
+        parser=read_tokens,
+        metavar="TOKENS",
+        help="Prefill tokens on each rank; 1k is 1000, 1K is 1024.  [default: 8192]",
+    ),
+]
+KvCacheDtype = Annotated[str, typer.Option("--kv-cache-dtype", help="As vLLM's flag of that name.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]

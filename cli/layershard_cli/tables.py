@@ -1,0 +1,175 @@
+"""Tables: a plan and a map for a person. The only module that imports rich."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from layershard_cli.launch import launch_command
+from layershard_cli.output import emit, leave_closed_pipe
+from vllm_layershard.estimate import Forecast
+from vllm_layershard.models import GroupPlan, Sharding
+from vllm_layershard.plan import EVERY_RANK
+
+
+def print_plan(
+    sharding: Sharding, forecast: Forecast, kv_cache_dtype: str, warnings: tuple[str, ...]
+) -> None:
+    """`layershard plan`."""
+    console = _console()
+    _print_heading(console, sharding)
+    table = Table(title="What is sharded", title_justify="left")
+    for column in ("series", "stage", "ranks", "layers", "layer", "slots", "saved per rank"):
+        table.add_column(column, justify="left" if column == "series" else "right")
+    for group in sharding.groups:
+        for series_plan in group.plan.series:
+            saved = series_plan.ledger.saved_bytes
+            table.add_row(
+                series_plan.series.name,
+                str(group.pp_stage),
+                str(group.plan.group_size),
+                str(len(series_plan.series)),
+                size(series_plan.series.layer_bytes),
+                f"{series_plan.schedule.num_slots} = {size(series_plan.ledger.slot_bytes)}",
+                span(min(saved), max(saved)),
+            )
+    console.print(table)
+
+    rank = sharding.binding_rank
+    saved_bytes, held = sharding.saved_bytes[rank], sharding.weight_bytes[rank]
+    gained = sharding.tokens_gained(kv_cache_dtype)
+    per_token = sharding.kv_bytes_per_token(kv_cache_dtype, rank)
+    summary = Table.grid(padding=(0, 2))
+    summary.add_row("weights per rank", f"{size(held.total)} -> {size(held.total - saved_bytes)}")
+    summary.add_row("saved per rank", f"at least {size(saved_bytes)} ({saved_bytes:,} bytes)")
+    summary.add_row("KV cache", f"{gained:,} more tokens, at {per_token:,} bytes a token")
+    for phase in forecast.phases:
+        forward = phase.forward
+        summary.add_row(
+            f"{phase.name}, {phase.batch.tokens:,} tokens",
+            f"compute {milliseconds(forward.compute)}, movement {milliseconds(forward.fetch)}, "
+            f"exposed {milliseconds(forward.exposed)} ({phase.slowdown:.1%})",
+        )
+    summary.add_row("prefetch_step", f"{_step(sharding)}; recommended {forecast.recommended_step}")
+    summary.add_row("verdict", f"{forecast.verdict} (estimate for {forecast.hardware.name})")
+    console.print(summary)
+    console.print(
+        "Layer bytes and savings are exact, totals and KV bytes follow from formulas, times are "
+        "assumed:",
+    )
+    for assumption in forecast.assumptions:
+        console.print(f"  - {assumption}", highlight=False)
+    _print_warnings(console, warnings)
+    console.print("Launch:")
+    emit(launch_command(sharding, kv_cache_dtype))
+
+
+def print_map(sharding: Sharding, warnings: tuple[str, ...]) -> None:
+    """`layershard map`."""
+    console = _console()
+    _print_heading(console, sharding)
+    for group in sharding.groups:
+        _print_owners(console, sharding, group)
+        _print_layers(console, group)
+    _print_warnings(console, warnings)
+
+
+def _print_owners(console: Console, sharding: Sharding, group: GroupPlan) -> None:
+    """The layers of each rank."""
+    title = f"Layers that each rank keeps (pipeline stage {group.pp_stage})"
+    table = Table(title=title, title_justify="left")
+    table.add_column("global ranks")
+    for series_plan in group.plan.series:
+        table.add_column(series_plan.series.name, overflow="fold")
+    for rank in range(group.plan.group_size):
+        table.add_row(
+            ", ".join(str(ranks[rank]) for ranks in group.ranks),
+            *(
+                " ".join(map(str, series_plan.owned_layers(rank)))
+                for series_plan in group.plan.series
+            ),
+        )
+    console.print(table)
+
+
+def _print_layers(console: Console, group: GroupPlan) -> None:
+    """The owner of each layer."""
+    title = f"Rank that keeps each layer (pipeline stage {group.pp_stage})"
+    table = Table(title=title, title_justify="left")
+    table.add_column("layer", justify="right")
+    owners: list[dict[int, int]] = []
+    for series_plan in group.plan.series:
+        table.add_column(series_plan.series.name)
+        owners.append(dict(zip(series_plan.series.layer_ids, series_plan.owner, strict=True)))
+    for layer_id in sorted({layer_id for by_layer in owners for layer_id in by_layer}):
+        cells = []
+        for by_layer in owners:
+            owner = by_layer.get(layer_id)
+            if owner is None:
+                cells.append("-")
+            elif owner == EVERY_RANK:
+                cells.append("every rank")
+            else:
+                cells.append(", ".join(str(ranks[owner]) for ranks in group.ranks))
+        table.add_row(str(layer_id), *cells)
+    console.print(table)
+
+
+def _print_heading(console: Console, sharding: Sharding) -> None:
+    model, layout = sharding.model, sharding.deployment.layout
+    console.print(
+        f"[bold]{_plain(model.name)}[/bold]: {model.architecture}, {model.num_layers} layers, "
+        f"{model.dtype}, quantization {model.quantization} ({_plain(model.source)})",
+        highlight=False,
+    )
+    ep = "with" if sharding.deployment.ep else "without"
+    console.print(
+        f"tp {layout.tp}, dp {layout.dp}, pcp {layout.pcp}, pp {layout.pp}, {ep} expert "
+        f"parallelism: {layout.world_size} ranks",
+        highlight=False,
+    )
+
+
+def _print_warnings(console: Console, warnings: tuple[str, ...]) -> None:
+    for warning in warnings:
+        console.print(f"[yellow]note:[/yellow] {_plain(warning)}", highlight=False)
+
+
+def _plain(text: str) -> str:
+    """Text that may hold brackets, as rich prints it unchanged."""
+    return text.replace("[", r"\[")
+
+
+def _step(sharding: Sharding) -> str:
+    return str(sharding.config.prefetch_step)
+
+
+class _Console(Console):
+    """A console that ends quietly when its reader does."""
+
+    def on_broken_pipe(self) -> None:
+        """Called by rich when stdout is closed."""
+        leave_closed_pipe()
+
+
+def _console() -> Console:
+    return _Console()
+
+
+def size(nbytes: int) -> str:
+    """Bytes for a person."""
+    magnitude = abs(nbytes)
+    for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if magnitude >= factor:
+            return f"{nbytes / factor:,.2f} {unit}"
+    return f"{nbytes} B"
+
+
+def span(low: int, high: int) -> str:
+    """One size, or two where ranks differ."""
+    return size(low) if low == high else f"{size(low)} - {size(high)}"
+
+
+def milliseconds(seconds: float) -> str:
+    """A time for a person."""
+    return f"{seconds * 1e3:,.2f} ms"

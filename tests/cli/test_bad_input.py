@@ -1,0 +1,188 @@
+"""Every bad input ends in one message on stderr, the right exit code and no traceback."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from layershard_cli import main
+from vllm_layershard.models import source
+
+V3 = json.loads((source._BUNDLED / "deepseek-ai--DeepSeek-V3.json").read_text())
+
+
+def layershard(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    """Exit code and message of the console script."""
+    argv, sys.argv = sys.argv, ["layershard", *arguments]
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main.run()
+    finally:
+        sys.argv = argv
+    written = capsys.readouterr()
+    assert "Traceback" not in written.err
+    assert ended.value.code is None or isinstance(ended.value.code, int)
+    if ended.value.code:
+        assert written.out == ""
+    return ended.value.code or 0, written.err.strip()
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "no-cache"))
+
+
+CONFIGS = {
+    "negative": ({"hidden_size": -3}, "hidden_size: -3 is not a whole number"),
+    "missing": ({"kv_lora_rank": None}, "kv_lora_rank: is missing"),
+    "string": ({"num_hidden_layers": "61"}, 'num_hidden_layers: "61" is not a whole number'),
+    "boolean": ({"num_attention_heads": True}, "num_attention_heads: true is not a whole number"),
+    "float": ({"v_head_dim": 128.5}, "v_head_dim: 128.5 is not a whole number"),
+    "huge": ({"vocab_size": 10**30}, "vocab_size: 10000"),
+    "too many layers": ({"num_hidden_layers": 10**6}, "num_hidden_layers: 1000000 is not"),
+    "awq": ({"quantization_config": {"quant_method": "awq"}}, "'awq' is not supported yet"),
+    "quantisation": ({"quantization_config": [1]}, "quantization_config: [1] is not an object"),
+    "dtype": ({"torch_dtype": "int4"}, "torch_dtype: 'int4' is not one of"),
+    "activation": ({"hidden_act": "gelu"}, "hidden_act: 'gelu'"),
+    "architecture": ({"architectures": ["Foo"]}, "architecture 'Foo'"),
+    "no architecture": ({"architectures": None}, "architectures: is missing"),
+    "model_type": ({"model_type": "llama"}, "model_type 'llama'"),
+    "more chosen than there are": ({"num_experts_per_tok": 999}, "num_experts_per_tok: 999"),
+}
+
+
+@pytest.mark.parametrize("case", CONFIGS, ids=CONFIGS)
+def test_bad_configs(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    changes, expected = CONFIGS[case]
+    path = tmp_path / "any-name.json"
+    path.write_text(json.dumps(V3 | changes))
+    code, message = layershard(capsys, "plan", "--model", str(path), "--dp", "2")
+    assert code == 3
+    assert expected in message
+    assert message.count("\n") == 0
+    assert str(path) in message
+
+
+FILES = {
+    "broken": (b'{"a": ', "is not valid JSON"),
+    "binary": (b"\xff\xfe\x00", "is not UTF-8 text"),
+    "empty": (b"", "is not valid JSON"),
+    "a list": (b"[1]", "where a JSON object was expected"),
+    "deep": (b"[" * 100000, "is not valid JSON: it is nested too deeply"),
+    "a long number": (b'{"a": ' + b"9" * 10000 + b"}", "is not valid JSON"),
+}
+
+
+@pytest.mark.parametrize("case", FILES, ids=FILES)
+def test_broken_files(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    contents, expected = FILES[case]
+    (tmp_path / "config.json").write_bytes(contents)
+    code, message = layershard(capsys, "plan", "--model", str(tmp_path), "--dp", "2")
+    assert code == 3
+    assert expected in message
+    assert message.count("\n") == 0
+
+
+FLAGS = {
+    "no such path": (3, "no such file or directory", "--model /no/such/path --dp 2"),
+    "no such name": (3, "is neither a path, nor a bundled model", "--model nope --dp 2"),
+    "empty name": (3, "--model is empty", "--model  --dp 2"),
+    "offline": (3, "HF_HUB_OFFLINE forbids", "--model some/model --dp 2"),
+    "hardware": (3, "known are A100, H20", "--model DeepSeek-V3 --hardware Foo"),
+    "one rank": (2, "a group of one rank", "--model DeepSeek-V3 --dp 1"),
+    "tensor parallel only": (2, "a group of one rank", "--model DeepSeek-V3 --tp 8"),
+    "zero": (2, "dp = 0", "--model DeepSeek-V3 --dp 0"),
+    "too many ranks": (2, "100,000 ranks", "--model DeepSeek-V3 --dp 100000"),
+    "indivisible": (2, "tp = 3: does not divide", "--model DeepSeek-V3 --tp 3 --dp 2"),
+    "blocks": (2, "fp8 block", "--model DeepSeek-V3 --tp 32 --dp 2 --ep"),
+    "experts": (2, "512 ranks share 256", "--model DeepSeek-V3 --dp 512 --ep"),
+    "stages": (2, "pp = 62", "--model DeepSeek-V3 --dp 2 --pp 62"),
+    "unmatched": (2, "o_proj (61 x 117,440,512 bytes)", "--model DeepSeek-V3 --dp 2 --layers foo"),
+    "kv_b_proj": (2, "may not be sharded", "--model DeepSeek-V3 --dp 2 --layers kv_b_proj"),
+    "gate": (2, "may not be sharded", "--model DeepSeek-V3 --dp 2 --layers mlp.gate"),
+    "lm_head": (2, "may not be sharded", "--model DeepSeek-V3 --dp 2 --layers lm_head"),
+    "experts by name": (2, "expert parallelism", "--model DeepSeek-V3 --dp 2 --layers experts"),
+    "duplicate": (2, "more than once", "--model DeepSeek-V3 --dp 2 --layers o_proj,o_proj"),
+    "empty layer": (2, "is not a dotted name", "--model DeepSeek-V3 --dp 2 --layers ,"),
+    "negative step": (2, "prefetch_step = -1", "--model DeepSeek-V3 --prefetch-step -1"),
+    "step beyond the series": (
+        2,
+        "needs at least 4",
+        "--model DeepSeek-V3 --dp 2 --layers mlp.down_proj --prefetch-step 3",
+    ),
+    "stride": (2, "layer_stride = 0", "--model DeepSeek-V3 --layer-stride 0"),
+    "stride without layers": (
+        2,
+        "leaves no layer",
+        "--model DeepSeek-V3 --pp 2 --dp 2 --layers mlp.shared_experts.down_proj "
+        "--layer-stride 100",
+    ),
+    "placement": (2, "placement = 'foo'", "--model DeepSeek-V3 --placement foo"),
+    "cache dtype": (2, "--kv-cache-dtype int2", "--model DeepSeek-V3 --kv-cache-dtype int2"),
+    "tokens": (2, "'1.5K'", "--model DeepSeek-V3 --tokens 1.5K"),
+    "no tokens": (2, "'0'", "--model DeepSeek-V3 --tokens 0"),
+    "not a number": (2, "--dp", "--model DeepSeek-V3 --dp two"),
+    "unknown flag": (2, "--foo", "--model DeepSeek-V3 --foo"),
+    "no model": (2, "--model", "--dp 2"),
+}
+
+
+@pytest.mark.parametrize("case", FLAGS, ids=FLAGS)
+def test_bad_flags(case: str, capsys: pytest.CaptureFixture[str]) -> None:
+    expected_code, expected, flags = FLAGS[case]
+    code, message = layershard(capsys, "plan", *flags.split(" "))
+    assert code == expected_code, message
+    assert expected in message
+
+
+CHECKS = {
+    "not JSON": ("[", "is not valid JSON"),
+    "not a list": ('{"layer_sharding": 3}', "must be a list of names or an object"),
+    "unknown key": ('{"layer_sharding": {"layers": ["o_proj"], "x": 1}}', "x: unknown key"),
+    "empty list": ('{"layer_sharding": []}', "layers"),
+    "no such file": ("@/no/such/file", "cannot be read"),
+    "unmatched": ('{"layer_sharding": ["foo"]}', "'foo' matches no linear"),
+}
+
+
+@pytest.mark.parametrize("case", CHECKS, ids=CHECKS)
+def test_bad_additional_configs(case: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text, expected = CHECKS[case]
+    code, message = layershard(capsys, "check", text, "--model", "DeepSeek-V3", "--dp", "8")
+    assert code == 2
+    assert expected in message
+    assert message.count("\n") == 0
+
+
+def test_dense_replicas_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "dense.json"
+    path.write_text(json.dumps(V3 | {"n_routed_experts": None}))
+    code, message = layershard(capsys, "plan", "--model", str(path), "--dp", "2")
+    assert code == 2
+    assert "independent engines" in message
+
+
+def test_no_network(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    code, message = layershard(capsys, "plan", "--model", "some/model", "--dp", "2")
+    assert code == 3
+    assert "cannot be reached" in message
+    assert "config.json instead" in message
+
+
+def test_a_closed_pipe_is_no_error() -> None:
+    command = [sys.executable, "-m", "layershard_cli", "map", "--model", "DeepSeek-V3"]
+    for extra in ([], ["--json"]):
+        reader, writer = os.pipe()
+        os.close(reader)
+        with os.fdopen(writer, "w") as closed:
+            result = subprocess.run(
+                command + extra, stdout=closed, stderr=subprocess.PIPE, text=True, timeout=60
+            )
+        assert (result.returncode, "Traceback" in result.stderr) == (0, False)

@@ -1,0 +1,111 @@
+"""`map`, `check`, tables, help, and what the command may import."""
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from layershard_cli.main import app
+from vllm_layershard import __version__
+
+RUNNER = CliRunner()
+
+
+def said(*arguments: str, **environment: str) -> str:
+    result = RUNNER.invoke(app, list(arguments), env=environment, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_map_as_json() -> None:
+    flags = ["--model", "DeepSeek-V3", "--dp", "8", "--layers", "o_proj", "--json"]
+    (group,) = json.loads(said("map", *flags))["groups"]
+    (series,) = group["series"]
+    assert series["owned_layers"][5] == [5, 13, 21, 29, 37, 45, 53]
+    assert [layer % 8 for layer in series["layer_ids"]] == series["owner"]
+
+
+def test_map_as_table() -> None:
+    text = said("map", *["--model", "DeepSeek-V2-Lite", "--dp", "4"])
+    assert "0 4 8 12 16 20 24" in text
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"layer_sharding": ["o_proj"], "other": 1}', '["o_proj"]', '{"layers": ["o_proj"]}'],
+)
+def test_check_takes_the_whole_object_or_the_value(text: str) -> None:
+    assert "saves at least 5,989,466,112 bytes" in said(
+        "check", text, *["--model", "DeepSeek-V3", "--dp", "8"]
+    )
+
+
+def test_check_reads_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "additional.json"
+    path.write_text('{"layer_sharding": {"layers": ["o_proj"], "prefetch_step": 0}}')
+    assert "1 slots" in said("check", f"@{path}", *["--model", "DeepSeek-V3", "--dp", "8"])
+
+
+def test_the_launch_command_passes_its_own_check() -> None:
+    flags = [
+        "--model",
+        "DeepSeek-V3",
+        "--dp",
+        "8",
+        "--ep",
+        "--layers",
+        "o_proj",
+        "--prefetch-step",
+        "2",
+    ]
+    words = shlex.split(json.loads(said("plan", *flags, "--json"))["launch"])
+    value = words[words.index("--additional-config") + 1]
+    assert json.loads(value) == {"layer_sharding": {"layers": ["o_proj"], "prefetch_step": 2}}
+    said("check", value, *["--model", "DeepSeek-V3", "--dp", "8", "--ep"])
+
+
+@pytest.mark.parametrize("columns", ["40", "80", "200"])
+def test_tables_fit_the_terminal(columns: str) -> None:
+    text = said("plan", "--model", "DeepSeek-V3", COLUMNS=columns, NO_COLOR="1")
+    lines = [line for line in text.splitlines() if not line.startswith("vllm serve")]
+    assert max(map(len, lines)) <= int(columns)
+    assert "\x1b" not in text
+    assert "assumed one node of 8" in " ".join(text.split())
+
+
+def test_version() -> None:
+    assert said("--version") == f"layershard {__version__}\n"
+
+
+@pytest.mark.parametrize("command", ["plan", "map", "check"])
+def test_help_has_an_example(command: str) -> None:
+    assert f"Example: layershard {command}" in " ".join(said(command, "--help").split())
+
+
+def test_runs_where_torch_and_vllm_cannot_be_imported() -> None:
+    script = """
+import sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"torch", "vllm", "vllm_ascend", "transformers"}:
+            raise ImportError(f"{name} is blocked")
+
+sys.meta_path.insert(0, Blocker())
+from layershard_cli.main import run
+run()
+"""
+    for command in (
+        ["plan", "--model", "DeepSeek-V3"],
+        ["plan", "--model", "DeepSeek-V3", "--json"],
+        ["map", "--model", "DeepSeek-V3"],
+        ["check", '["o_proj"]', "--model", "DeepSeek-V3"],
+    ):
+        result = subprocess.run(
+            [sys.executable, "-c", script, *command], capture_output=True, text=True, timeout=60
+        )
+        assert result.returncode == 0, result.stderr

@@ -1,0 +1,73 @@
+"""Training: from a seed until the model recites the page; the same on every run of a machine."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from transformers import DeepseekV3ForCausalLM
+
+from recital.shape import shape
+
+SEED = 1
+THREADS = 2
+BATCH = 8
+WINDOW_TOKENS = 96
+MAX_STEPS = 600
+LEARNING_RATE = 3e-3
+WARMUP_STEPS = 20
+ENOUGH_LOSS = 0.03
+"""Mean cross-entropy of a step at which the page is known; reached in about 200 steps."""
+
+
+class NotLearnt(Exception):
+    """The model does not recite: the generator, not its user, is at fault."""
+
+
+def train(page: list[int]) -> DeepseekV3ForCausalLM:
+    """A model in bfloat16 that recites `page`.
+
+    Raises:
+        NotLearnt: it does not.
+    """
+    torch.manual_seed(SEED)
+    torch.set_num_threads(THREADS)
+    torch.use_deterministic_algorithms(True)
+    model = DeepseekV3ForCausalLM(shape()).float().train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
+    text = torch.tensor(page)
+    draw = torch.Generator().manual_seed(SEED)
+    recent = float("inf")
+    for step in range(MAX_STEPS):
+        warm = min(1.0, (step + 1) / WARMUP_STEPS)
+        for group in optimizer.param_groups:
+            group["lr"] = LEARNING_RATE * warm * (1.0 - 0.9 * step / MAX_STEPS)
+        starts = torch.randint(0, len(page) - WINDOW_TOKENS, (BATCH,), generator=draw)
+        batch = torch.stack([text[s : s + WINDOW_TOKENS] for s in starts.tolist()])
+        logits = model(input_ids=batch).logits
+        # The first tokens of a window cannot know where on the page they are.
+        loss = torch.nn.functional.cross_entropy(
+            logits[:, 4:-1].flatten(0, 1), batch[:, 5:].flatten()
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        recent = loss.item() if step == 0 else 0.9 * recent + 0.1 * loss.item()
+        if step % 50 == 0:
+            print(f"recital: step {step}, loss {recent:.3f}", file=sys.stderr, flush=True)
+        if recent < ENOUGH_LOSS:
+            break
+    model = model.eval().to(torch.bfloat16)
+    _check_recital(model, page)
+    print(f"recital: learnt in {step + 1} steps, loss {recent:.3f}", file=sys.stderr, flush=True)
+    return model
+
+
+@torch.inference_mode()
+def _check_recital(model: DeepseekV3ForCausalLM, page: list[int]) -> None:
+    for start in range(0, len(page) - 64, len(page) // 8):
+        prompt = torch.tensor([page[start : start + 16]])
+        said = model.generate(prompt, max_new_tokens=24, do_sample=False, pad_token_id=1)
+        if said[0, 16:].tolist() != page[start + 16 : start + 40]:
+            raise NotLearnt(f"from token {start} on the model says {said[0, 16:].tolist()}")

@@ -1,0 +1,89 @@
+"""Eager servers on two data-parallel ranks: as transformers, then as each other to the bit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from servers.answers import ask, compare
+from servers.plan import planned_series
+from servers.server import Server
+
+pytestmark = pytest.mark.serve
+
+FOUR = ["o_proj", "q_b_proj", "shared_experts.down_proj", "mlp.gate_up_proj"]
+
+
+def reports(directory: Path) -> list[dict]:
+    return [json.loads((directory / f"layershard-rank{rank}.json").read_text()) for rank in (0, 1)]
+
+
+def check_reports(directory: Path, model: Path, layers: list[str], prefetch_step: int) -> None:
+    """Bytes measured by each rank equal, to the byte, those that the planner says."""
+    planned = planned_series(model, layers, prefetch_step)
+    for rank, report in enumerate(reports(directory)):
+        assert [s["name"] for s in report["series"]] == layers
+        for series in report["series"]:
+            plan = planned[series["name"]]
+            assert series["group_ranks"] == [0, 1]
+            assert series["layer_ids"] == plan["layer_ids"]
+            assert series["replicated_bytes"] == plan["replicated_bytes"]
+            assert series["resident_bytes"] == plan["resident_bytes"][rank]
+            assert series["slot_bytes"] == plan["slot_bytes"]
+            owned = [i for i, owner in zip(plan["layer_ids"], plan["owner"], strict=True)
+                     if owner == rank]  # fmt: skip
+            assert series["owned_layers"] == owned
+            assert series["forwards"] > 0
+            assert series["launches"] == series["forwards"] * len(plan["layer_ids"])
+
+
+def test_the_unsharded_server_says_what_transformers_says(plain_eager, reference):
+    assert [answer.token_ids for answer in plain_eager] == reference
+
+
+@pytest.mark.parametrize(
+    ("layers", "prefetch_step"), [(["o_proj", "q_b_proj"], 1), (FOUR, 0), (FOUR, 3)]
+)
+def test_sharded_answers_and_logprobs_are_identical(
+    model, prompts, plain_eager, tmp_path, layers, prefetch_step
+):
+    sharding = {
+        "layers": layers,
+        "prefetch_step": prefetch_step,
+        "report_dir": str(tmp_path / "reports"),
+        "verify": True,
+    }
+    with Server(model, tmp_path / "log", sharding=sharding) as server:
+        difference = compare(ask(server, prompts), plain_eager)
+    assert difference.same_tokens == difference.of == 32
+    assert difference.identical_logprobs
+    check_reports(tmp_path / "reports", model, layers, prefetch_step)
+
+
+def test_the_bytes_really_travel(model, prompts, plain_eager, tmp_path):
+    few = prompts[:8]
+    probe = {"PYTHONPATH": str(Path(__file__).parents[1]), "VLLM_SERVER_DEV_MODE": "1"}
+    with Server(
+        model,
+        tmp_path / "log",
+        sharding=["o_proj", "q_b_proj"],
+        arguments=("--worker-extension-cls", "servers.probe.Probe"),
+        environment=probe,
+    ) as server:
+        before = ask(server, few, rank=1)
+        addresses = server.post("/collective_rpc", {"method": "addresses"})
+
+        poisoned = server.post("/collective_rpc", {"method": "poison_slots"})
+        assert poisoned["results"] == [2, 2]
+        assert ask(server, few, rank=1) == before
+
+        changed = server.post("/collective_rpc", {"method": "negate_owned", "args": [0, 4]})
+        assert sorted(changed["results"]) == [[], ["o_proj", "q_b_proj"]]
+        assert ask(server, few, rank=1) != before, "rank 0's new weight did not reach rank 1"
+
+        server.post("/collective_rpc", {"method": "negate_owned", "args": [0, 4]})
+        assert ask(server, few, rank=1) == before
+        assert server.post("/collective_rpc", {"method": "addresses"}) == addresses
+    assert [answer.token_ids for answer in before] == [a.token_ids for a in plain_eager[:8]]

@@ -1,0 +1,25 @@
+"""What the planner's command line says of the test model on two data-parallel ranks."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def planned(model: Path, layers: list[str], prefetch_step: int) -> dict[str, Any]:
+    """The document of `layershard plan --json` for the layout that the servers have."""
+    command = [
+        str(Path(sys.executable).with_name("layershard")), "plan", "--model", str(model),
+        "--tp", "1", "--dp", "2", "--no-ep", "--layers", ",".join(layers),
+        "--prefetch-step", str(prefetch_step), "--json",
+    ]  # fmt: skip
+    finished = subprocess.run(command, capture_output=True, text=True, check=True)
+    return json.loads(finished.stdout)
+
+
+def planned_series(model: Path, layers: list[str], prefetch_step: int) -> dict[str, Any]:
+    """The plan's series by name."""
+    return {s["name"]: s for s in planned(model, layers, prefetch_step)["series"]}

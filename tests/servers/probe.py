@@ -1,0 +1,48 @@
+"""A worker extension: reach into the real workers of a running server, over its RPC endpoint."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class Probe:
+    """Mixed into vLLM's worker (`--worker-extension-cls servers.probe.Probe`)."""
+
+    def poison_slots(self) -> int:
+        """Fill every slot with NaN; how many series were poisoned."""
+        from vllm_layershard.runtime.ops import bound_series
+
+        for series in bound_series():
+            series.slots.poison()
+        return len(bound_series())
+
+    def negate_owned(self, owner: int, layer_id: int) -> list[str]:
+        """On global rank `owner`, change the sign of its weights of that layer; their series."""
+        import torch.distributed as dist
+
+        from vllm_layershard.runtime.ops import bound_series
+
+        changed = []
+        for series in bound_series():
+            layer_ids = series.plan.series.layer_ids
+            if dist.get_rank() == owner and layer_id in layer_ids:
+                position = layer_ids.index(layer_id)
+                assert series.owns(position)
+                for tensor in series.resident[position].values():
+                    tensor.neg_()
+                changed.append(series.name)
+        return changed
+
+    def addresses(self) -> dict[str, list[int]]:
+        """Where each series' weights are read from, by position."""
+        from vllm_layershard.runtime.ops import bound_series
+
+        return {s.name: _addresses(s) for s in bound_series()}
+
+
+def _addresses(series: Any) -> list[int]:
+    return [
+        tensor.data_ptr()
+        for position in range(len(series.plan.series))
+        for tensor in series.weights(position).values()
+    ]

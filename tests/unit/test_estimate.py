@@ -1,0 +1,167 @@
+"""The overlap against literal events and a second, slower simulator; times; verdicts."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vllm_layershard.config import LayerShardConfig
+from vllm_layershard.errors import HardwareError
+from vllm_layershard.estimate import forecast, profile, profile_names
+from vllm_layershard.estimate.broadcast import broadcast_seconds
+from vllm_layershard.estimate.overlap import Movement, TimedLayer, TimedStep, movements, simulate
+from vllm_layershard.models import Deployment, load_model, plan_model
+from vllm_layershard.plan import ParallelLayout, Series, build_plan
+
+MIB = 1 << 20
+
+
+def layers_of(seconds: list[float], before: float = 0.0) -> list[TimedLayer]:
+    """Layers that take `before` and then a linear `x` of the given time."""
+    return [
+        TimedLayer(i, (TimedStep("", before), TimedStep("x", s))) for i, s in enumerate(seconds)
+    ]
+
+
+def moves_of(n: int, step: int, seconds: float, ranks: int = 2) -> tuple[Movement, ...]:
+    series = Series(name="x", layer_ids=tuple(range(n)), layer_bytes=1)
+    prefixes = [[f"model.layers.{i}.x" for i in range(n)]]
+    return movements(build_plan([series], ranks, step), prefixes, lambda _: seconds)
+
+
+def test_step_zero_exposes_every_movement() -> None:
+    forward = simulate(layers_of([10.0] * 4), moves_of(4, 0, 3.0))
+    assert (forward.compute, forward.fetch, forward.exposed) == (40.0, 12.0, 12.0)
+
+
+def test_work_before_the_linear_hides_what_step_zero_launches() -> None:
+    forward = simulate(layers_of([7.0] * 4, before=3.0), moves_of(4, 0, 3.0))
+    assert forward.exposed == 0.0
+
+
+def test_step_one_exposes_only_the_first() -> None:
+    forward = simulate(layers_of([10.0] * 4), moves_of(4, 1, 3.0))
+    assert forward.exposed == 3.0
+    assert not forward.link_bound
+
+
+def test_a_slow_link_is_the_bound_at_any_step() -> None:
+    for step in (0, 1, 2):
+        forward = simulate(layers_of([1.0] * 4), moves_of(4, step, 5.0))
+        assert forward.link_bound
+        assert forward.compute + forward.exposed >= 4 * 5.0
+
+
+@given(
+    compute=st.lists(st.integers(1, 20), min_size=1, max_size=12),
+    fetch=st.integers(0, 30),
+    step=st.integers(0, 5),
+)
+def test_equals_a_clock_that_ticks(compute: list[int], fetch: int, step: int) -> None:
+    if step >= len(compute):
+        return
+    forward = simulate(
+        layers_of([float(s) for s in compute]), moves_of(len(compute), step, float(fetch))
+    )
+    assert forward.compute + forward.exposed == ticked(compute, fetch, step)
+
+
+def ticked(compute: list[int], fetch: int, step: int) -> int:
+    """The end of a forward, found by advancing a clock: a queue for the link, one running layer."""
+    queue: list[int] = []
+    arrived: set[int] = set()
+    clock, layer, left, moving = 0, 0, -1, 0
+    while layer < len(compute):
+        if left == -1:  # at the boundary of `layer`
+            first = range(step + 1) if layer == 0 else [layer + step]
+            queue += [p for p in first if p < len(compute)]
+            left = compute[layer]
+            if fetch == 0:
+                arrived.update(queue)
+                queue.clear()
+        if queue and moving == 0:
+            moving = fetch
+        running = layer in arrived
+        clock += 1
+        if running:
+            left -= 1
+        if moving:
+            moving -= 1
+            if moving == 0:
+                arrived.add(queue.pop(0))
+        if left == 0:
+            layer, left = layer + 1, -1
+    return clock
+
+
+def test_broadcast_times_follow_the_table() -> None:
+    h200 = profile("h200")
+    alpha = 8.4e-6 + 8 * 3e-6
+    assert broadcast_seconds(128 * MIB, 8, h200) == pytest.approx(alpha + 128 * MIB / 309e9)
+    between = broadcast_seconds(64 * MIB, 8, h200) - alpha
+    assert 64 * MIB / 309e9 < between < 64 * MIB / 238e9
+    assert broadcast_seconds(1 << 40, 8, h200) == pytest.approx(alpha + (1 << 40) / 337e9)
+    assert broadcast_seconds(1024, 8, h200) == pytest.approx(alpha + 1024 / 89e9)
+    assert broadcast_seconds(128 * MIB, 1, h200) == 0.0
+
+
+def test_beyond_a_node_the_link_between_nodes_bounds() -> None:
+    h200 = profile("H200")
+    assert broadcast_seconds(128 * MIB, 16, h200) > 128 * MIB / 50e9
+
+
+@given(small=st.integers(1, 1 << 32), more=st.integers(1, 1 << 32))
+def test_more_bytes_take_longer(small: int, more: int) -> None:
+    for name in profile_names():
+        hardware = profile(name)
+        assert broadcast_seconds(small + more, 8, hardware) >= broadcast_seconds(small, 8, hardware)
+
+
+def test_every_number_of_a_profile_has_a_source() -> None:
+    for name in profile_names():
+        assert len(profile(name).sources) >= 5
+    with pytest.raises(HardwareError, match="known are A100"):
+        profile("nothing")
+
+
+def forecast_of(name: str, hardware: str, layout: ParallelLayout, tokens: int, step: int = 1):
+    config = LayerShardConfig(layers=("o_proj",), prefetch_step=step)
+    sharding = plan_model(load_model(name), Deployment(layout, ep=True), config)
+    return forecast(sharding, profile(hardware), tokens)
+
+
+def test_a_long_prefill_hides_and_a_short_one_does_not() -> None:
+    layout = ParallelLayout(dp=16)
+    long = forecast_of("DeepSeek-V3", "H200", layout, 32768)
+    assert long.phases[0].hidden
+    assert long.verdict.startswith("hidden in prefill from ")
+    short = forecast_of("DeepSeek-V3", "H200", layout, 16)
+    assert not short.phases[0].hidden
+    assert short.phases[0].forward.link_bound
+    assert "the link is the bound" in short.verdict
+
+
+def test_break_even_is_where_it_turns() -> None:
+    layout = ParallelLayout(dp=16)
+    turn = forecast_of("DeepSeek-V3", "H200", layout, 8192).break_even_tokens
+    assert turn is not None
+    assert forecast_of("DeepSeek-V3", "H200", layout, turn).phases[0].hidden
+    assert not forecast_of("DeepSeek-V3", "H200", layout, turn - 1).phases[0].hidden
+
+
+def test_the_recommended_step_is_within_a_percent_of_the_best() -> None:
+    layout = ParallelLayout(dp=8)
+    said = forecast_of("DeepSeek-V3", "H200", layout, 4096)
+    totals = {
+        step: forecast_of("DeepSeek-V3", "H200", layout, 4096, step).phases[0].forward.total
+        for step in range(9)
+    }
+    assert totals[said.recommended_step] <= min(totals.values()) * 1.01
+    smaller = [total for step, total in totals.items() if step < said.recommended_step]
+    assert all(total > min(totals.values()) * 1.01 for total in smaller)
+
+
+def test_all_families_are_forecast() -> None:
+    for name in ("DeepSeek-V2-Lite", "DeepSeek-V3.2", "Kimi-K2-Instruct", "GLM-5"):
+        for phase in forecast_of(name, "910C", ParallelLayout(dp=8), 4096).phases:
+            assert phase.forward.compute > 0
+            assert phase.forward.fetch > 0

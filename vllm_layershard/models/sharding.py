@@ -1,0 +1,152 @@
+"""Sharding: one model on one deployment, with the plan of every group of ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from vllm_layershard.config import LayerShardConfig
+from vllm_layershard.errors import PlanError
+from vllm_layershard.models.deployment import Deployment
+from vllm_layershard.models.family import Model, WeightBytes
+from vllm_layershard.plan import (
+    Linear,
+    Plan,
+    Series,
+    build_plan,
+    no_match,
+    select,
+    series_of,
+    stage_layers,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class GroupPlan:
+    """The plan that every group of one kind in one pipeline stage obeys.
+
+    `ranks[g]` are the global ranks of group g in group-rank order. `prefixes[s][p]` is the linear
+    at position p of the plan's series s.
+    """
+
+    pp_stage: int
+    tp_replicated: bool
+    ranks: tuple[tuple[int, ...], ...]
+    plan: Plan
+    prefixes: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sharding:
+    """Everything that is decided before launch; all tuples are indexed by global rank."""
+
+    model: Model
+    deployment: Deployment
+    config: LayerShardConfig
+    groups: tuple[GroupPlan, ...]
+    weight_bytes: tuple[WeightBytes, ...]
+    saved_bytes: tuple[int, ...]
+
+    @property
+    def binding_rank(self) -> int:
+        """The rank that saves least; of several, the one that holds most."""
+        ranks = range(len(self.saved_bytes))
+        return min(ranks, key=lambda r: (self.saved_bytes[r], -self.weight_bytes[r].total))
+
+    def kv_bytes_per_token(self, kv_cache_dtype: str, rank: int) -> int:
+        """Cache bytes of one token on a global rank: of its stage's layers."""
+        layout = self.deployment.layout
+        layers = stage_layers(self.model.num_layers, layout.pp)[layout.stage_of(rank)]
+        return self.model.kv_bytes_per_token(kv_cache_dtype, layers)
+
+    def tokens_gained(self, kv_cache_dtype: str) -> int:
+        """Whole cache tokens that every rank can hold more: vLLM takes the minimum over ranks."""
+        return min(
+            int(saved / self.kv_bytes_per_token(kv_cache_dtype, rank))
+            if saved < 0
+            else saved // self.kv_bytes_per_token(kv_cache_dtype, rank)
+            for rank, saved in enumerate(self.saved_bytes)
+        )
+
+
+def plan_model(model: Model, deployment: Deployment, config: LayerShardConfig) -> Sharding:
+    """Plan the sharding of a model.
+
+    Raises:
+        PlanError: a name matches nothing, a layout that cannot split the model, a group of one
+            rank, data-parallel replicas that are not in lockstep, or too large a prefetch_step.
+    """
+    layout = deployment.layout
+    if not model.is_moe and layout.dp > 1 and config.placement != "replicated":
+        raise PlanError(
+            f"dp = {layout.dp}: {model.name} is dense, so its data-parallel ranks are independent "
+            "engines that never run in lockstep, and a broadcast among them would hang; use pcp, "
+            "or a model with routed experts"
+        )
+    linears = model.linears(deployment)
+    for name, matched in select(linears, config.layers).items():
+        if not matched:
+            raise no_match(name, linears)
+        if all(linear.layer_id % config.layer_stride for linear in matched):
+            raise PlanError(
+                f"layer_stride {config.layer_stride} leaves no layer of {name!r} to shard; lower it"
+            )
+    groups: list[GroupPlan] = []
+    for stage, layers in enumerate(stage_layers(model.num_layers, layout.pp)):
+        here = select([x for x in linears if x.layer_id in layers], config.layers)
+        series = series_of(here, config.layer_stride)
+        for tp_replicated in (False, True):
+            alike = {
+                s: members for s, members in series.items() if s.tp_replicated is tp_replicated
+            }
+            if alike:
+                groups.append(_group(stage, alike, deployment, config))
+    saved = [0] * layout.world_size
+    for group in groups:
+        for ranks in group.ranks:
+            for rank, saved_bytes in zip(ranks, group.plan.saved_bytes, strict=True):
+                saved[rank] += saved_bytes
+    return Sharding(
+        model=model,
+        deployment=deployment,
+        config=config,
+        groups=tuple(groups),
+        weight_bytes=_weight_bytes(model, deployment),
+        saved_bytes=tuple(saved),
+    )
+
+
+def _group(
+    stage: int,
+    members: Mapping[Series, Sequence[Linear]],
+    deployment: Deployment,
+    config: LayerShardConfig,
+) -> GroupPlan:
+    layout, tp_replicated = deployment.layout, next(iter(members)).tp_replicated
+    return GroupPlan(
+        pp_stage=stage,
+        tp_replicated=tp_replicated,
+        ranks=tuple(g for g in layout.groups(tp_replicated) if layout.stage_of(g[0]) == stage),
+        plan=build_plan(
+            tuple(members),
+            layout.group_size(tp_replicated),
+            config.prefetch_step,
+            config.placement,
+            config.layer_stride,
+        ),
+        prefixes=tuple(tuple(x.prefix for x in linears) for linears in members.values()),
+    )
+
+
+def _weight_bytes(model: Model, deployment: Deployment) -> tuple[WeightBytes, ...]:
+    """Bytes of every rank; those of one stage with equally many experts are counted once."""
+    layout = deployment.layout
+    known: dict[tuple[int, bool], WeightBytes] = {}
+    found: list[WeightBytes] = []
+    spare = model.experts % deployment.expert_ranks if deployment.ep else 0
+    for rank in range(layout.world_size):
+        key = (layout.stage_of(rank), deployment.expert_rank(rank) < spare)
+        if key not in known:
+            known[key] = model.weight_bytes(deployment, rank)
+        found.append(known[key])
+    return tuple(found)
