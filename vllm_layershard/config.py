@@ -110,7 +110,7 @@ class LayerShardConfig(BaseModel):
             value = {"layers": value}
         if not isinstance(value, dict):
             raise ConfigError(
-                f"{KEY} = {value!r}: must be a list of names or an object; "
+                f"{KEY} = {_short(value)}: must be a list of names or an object; "
                 f'write for example {{"{KEY}": ["o_proj", "q_b_proj"]}}'
             )
         try:
@@ -124,7 +124,7 @@ def _fault(detail: Any, value: dict[str, Any]) -> str:
     """One fault as a sentence: key, value, remedy."""
     path = [str(part) for part in detail["loc"]]
     key = path[0] if path else ""
-    where = ".".join([KEY, *path])
+    where = ".".join([KEY, *(part if _is_plain(part) else _short(part) for part in path)])
     if detail["type"] == "extra_forbidden":
         known = ", ".join(LayerShardConfig.model_fields)
         return f"{where}: unknown key; the known ones are {known}"
@@ -133,5 +133,14 @@ def _fault(detail: Any, value: dict[str, Any]) -> str:
     if detail["type"] == "value_error":
         return f"{where}: {detail['ctx']['error']}"
     what = str(detail["msg"]).removeprefix("Input ")
-    shown = repr(detail.get("input", value))
-    return f"{where} = {shown[:80]}: {what}; {_REMEDIES[key]}"
+    return f"{where} = {_short(detail.get('input', value))}: {what}; {_REMEDIES[key]}"
+
+
+def _is_plain(part: str) -> bool:
+    return part.replace("_", "").isalnum() and len(part) <= 80
+
+
+def _short(value: Any) -> str:
+    """A value as Python writes it, cut to fit a line."""
+    shown = repr(value)
+    return shown if len(shown) <= 80 else shown[:77] + "..."

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from inspect import getattr_static
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,8 @@ def _is_in_hand() -> bool:
     return any(
         isinstance(extra, dict) and KEY in extra
         for held in _held_by_callers()
-        if (extra := getattr(held, "additional_config", None)) is not None
+        # Static: the worker's wrapper forwards unknown names to a worker that is not there yet.
+        if (extra := getattr_static(held, "additional_config", None)) is not None
     )
 
 

@@ -1,0 +1,72 @@
+"""Linears: which tensors move, which names match, what is said when none does."""
+
+from __future__ import annotations
+
+import pytest
+
+from vllm_layershard.errors import PlanError
+from vllm_layershard.plan import Linear, TensorSpec, inventory, no_match, select, series_of
+
+
+def linear(prefix: str, *nbytes: int, layer_id: int | None = None, tp_replicated: bool = False):
+    index = next(int(p) for p in prefix.split(".") if p.isdigit()) if layer_id is None else layer_id
+    tensors = tuple(TensorSpec(f"t{i}", (n,), "uint8", n) for i, n in enumerate(nbytes))
+    return Linear(prefix, index, tp_replicated, tensors)
+
+
+def test_block_scales_and_biases_stay_and_packed_group_scales_move():
+    fp8 = linear("layers.0.o_proj", 117_440_512, 28_672)
+    assert (fp8.large_bytes, fp8.small_bytes) == (117_440_512, 28_672)
+    int4 = linear("layers.0.o_proj", 8_000, 1_000)
+    assert (int4.large_bytes, int4.small_bytes) == (9_000, 0)
+    assert linear("layers.0.o_proj", 100, 0).large == (TensorSpec("t0", (100,), "uint8", 100),)
+
+
+@pytest.mark.parametrize(
+    ("name", "matches"),
+    [
+        ("o_proj", True),
+        ("self_attn.o_proj", True),
+        ("model.layers.3.self_attn.o_proj", True),
+        ("proj", False),
+        ("attn.o_proj", False),
+        ("self_attn", False),
+    ],
+)
+def test_names_are_dotted_suffixes(name, matches):
+    assert linear("model.layers.3.self_attn.o_proj", 1).is_named(name) is matches
+
+
+def test_a_name_that_matches_nothing_lists_what_there_is():
+    linears = [linear(f"model.layers.{i}.self_attn.o_proj", 2048) for i in range(3)]
+    assert select(linears, ["out"]) == {"out": ()}
+    assert str(no_match("out", linears)) == (
+        "'out' matches no linear of this model; its linears are: self_attn.o_proj (3 x 2,048 bytes)"
+    )
+    assert inventory([]) == ""
+
+
+def test_a_name_that_matches_two_linears_of_a_layer_is_refused():
+    linears = [linear("layers.0.attn.proj", 1), linear("layers.0.mlp.proj", 1)]
+    with pytest.raises(PlanError, match=r"layers\.0\.attn\.proj and layers\.0\.mlp\.proj of layer"):
+        select(linears, ["proj"])
+
+
+def test_layers_of_two_layouts_are_two_series():
+    linears = [linear(f"layers.{i}.mlp.up", 10 if i < 2 else 20) for i in range(5)]
+    grouped = series_of(select(linears, ["up"]))
+    assert [(s.name, s.layer_ids, s.layer_bytes) for s in grouped] == [
+        ("up@0", (0, 1), 10),
+        ("up@2", (2, 3, 4), 20),
+    ]
+
+
+def test_a_stride_leaves_the_other_layers_replicated():
+    linears = [linear(f"layers.{i}.o_proj", 10) for i in range(3, 10)]
+    (series,) = series_of(select(linears, ["o_proj"]), layer_stride=3)
+    assert series.layer_ids == (3, 6, 9)
+
+
+def test_copies_over_different_ranks_are_different_series():
+    linears = [linear(f"layers.{i}.a", 10, tp_replicated=i == 1) for i in range(2)]
+    assert [s.tp_replicated for s in series_of(select(linears, ["a"]))] == [False, True]
