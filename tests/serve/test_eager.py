@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,16 @@ FOUR = ["o_proj", "q_b_proj", "shared_experts.down_proj", "mlp.gate_up_proj"]
 
 
 def reports(directory: Path) -> list[dict]:
-    return [json.loads((directory / f"layershard-rank{rank}.json").read_text()) for rank in (0, 1)]
+    """Both ranks' reports, written after the last forward: they follow it within a second."""
+    deadline = time.monotonic() + 30
+    while True:
+        files = [directory / f"layershard-rank{rank}.json" for rank in (0, 1)]
+        found = [json.loads(file.read_text()) for file in files]
+        series = [s for report in found for s in report["series"]]
+        at_rest = all(s["waits"] == s["forwards"] * len(s["layer_ids"]) > 0 for s in series)
+        if at_rest or time.monotonic() > deadline:
+            return found
+        time.sleep(0.5)
 
 
 def check_reports(directory: Path, model: Path, layers: list[str], prefetch_step: int) -> None:
@@ -36,7 +46,8 @@ def check_reports(directory: Path, model: Path, layers: list[str], prefetch_step
                      if owner == rank]  # fmt: skip
             assert series["owned_layers"] == owned
             assert series["forwards"] > 0
-            assert series["launches"] == series["forwards"] * len(plan["layer_ids"])
+            moved = series["forwards"] * len(plan["layer_ids"])
+            assert series["launches"] == series["waits"] == moved
 
 
 def test_the_unsharded_server_says_what_transformers_says(plain_eager, reference):
@@ -57,9 +68,9 @@ def test_sharded_answers_and_logprobs_are_identical(
     }
     with Server(model, tmp_path / "log", sharding=sharding) as server:
         difference = compare(ask(server, prompts), plain_eager)
+        check_reports(tmp_path / "reports", model, layers, prefetch_step)
     assert difference.same_tokens == difference.of == 32
     assert difference.identical_logprobs
-    check_reports(tmp_path / "reports", model, layers, prefetch_step)
 
 
 def test_the_bytes_really_travel(model, prompts, plain_eager, tmp_path):

@@ -61,7 +61,7 @@ class Server:
         self.port = _free_port()
         self._log = log
         self._environment = {**os.environ, **ENVIRONMENT, **(environment or {})}
-        self._command = [
+        self.command = [
             str(Path(sys.executable).with_name("vllm")), "serve", str(model),
             "--port", str(self.port),
             "--served-model-name", "model",
@@ -82,7 +82,7 @@ class Server:
     def __enter__(self) -> Server:
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
-                self._command,
+                self.command,
                 env=self._environment,
                 stdout=log,
                 stderr=subprocess.STDOUT,

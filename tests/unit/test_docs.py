@@ -1,0 +1,104 @@
+"""The documentation is true: its commands run, its code works, its links lead somewhere."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dist.ranks import run_ranks
+from servers.server import Server
+from vllm_layershard.config import LayerShardConfig
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md"))]
+
+
+def commands(program: str) -> list[str]:
+    """Every line of a ```bash block that starts with the program, comments cut."""
+    return [
+        line.partition("  #")[0].strip()
+        for page in PAGES
+        for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL)
+        for line in block.splitlines()
+        if line.split()[:1] == [program]
+    ]
+
+
+def test_no_other_programs_are_shown_than_those_tested_here():
+    shown = {
+        line.split()[0]
+        for page in PAGES
+        for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL)
+        for line in block.splitlines()
+        if line.strip()
+    }
+    assert shown == {"make", "pip", "layershard", "vllm"}
+
+
+@pytest.mark.parametrize("command", sorted(set(commands("layershard"))))
+def test_the_planners_commands_run(command):
+    program, *arguments = shlex.split(command)
+    script = Path(sys.executable).with_name(program)
+    finished = subprocess.run(
+        [str(script), *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout
+
+
+def test_the_servers_commands_are_those_that_the_serve_tests_run():
+    shown = commands("vllm")
+    assert shown
+    for command in shown:
+        tokens = shlex.split(command)
+        value = json.loads(tokens[tokens.index("--additional-config") + 1])["layer_sharding"]
+        LayerShardConfig.parse(value)
+        run = Server(Path("MODEL"), Path("log"), sharding=value).command
+        assert Path(run[0]).name == "vllm"
+        assert set(tokens[1:]) <= set(run), set(tokens) - set(run)
+
+
+def test_make_targets_exist():
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for command in commands("make"):
+        assert command.split()[1] in targets
+
+
+def test_pip_extras_exist():
+    project = (ROOT / "pyproject.toml").read_text()
+    for extra in re.findall(r"\[(\w+)\]", " ".join(commands("pip"))):
+        assert re.search(rf"^{extra} = \[", project, re.MULTILINE)
+
+
+def manual_example(rank: int):
+    page = (ROOT / "docs" / "manual-api.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names: dict = {}
+    exec(code, names)
+    return names["main"](rank).sum().item()
+
+
+def test_the_manual_apis_example_runs_on_two_ranks(tmp_path):
+    one, other = run_ranks(2, manual_example, tmp_path)
+    assert one == other != 0
+
+
+def test_configurations_shown_are_valid():
+    page = (ROOT / "docs" / "configuration.md").read_text()
+    for block in re.findall(r"```json\n(.*?)```", page, re.DOTALL):
+        LayerShardConfig.parse(json.loads(block)["layer_sharding"])
+    for key in LayerShardConfig.model_fields:
+        assert f"| `{key}` |" in page
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+        if not target.startswith("https://"):
+            assert (page.parent / target).exists(), target
