@@ -2,7 +2,10 @@
 
 Nine hidden layers, so that two ranks own unequal counts; four dense ones first, so that series of
 dense layers allow a prefetch step of 3. kv_lora_rank + qk_rope_head_dim is 576 because vLLM's CPU
-MLA kernel (0.32) takes no other.
+MLA kernel (0.32) takes no other. Thirty-two experts, because torch's vectorised sigmoid rounds the
+last elements of a tensor otherwise when their number is no multiple of 32: with eight, a row's
+router weights depended on how many rows were in the batch, and the unsharded server's logprobs on
+which requests it happened to batch together.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ def shape() -> DeepseekV3Config:
         moe_intermediate_size=64,
         num_hidden_layers=9,
         first_k_dense_replace=4,
-        n_routed_experts=8,
+        n_routed_experts=32,
         n_shared_experts=1,
         num_experts_per_tok=2,
         n_group=1,

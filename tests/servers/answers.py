@@ -92,8 +92,13 @@ def transformers_says(model: Path, prompts: Sequence[list[int]]) -> list[tuple[i
     said = []
     with torch.inference_mode():
         for prompt in prompts:
+            asked = torch.tensor([prompt])
             tokens = reference.generate(
-                torch.tensor([prompt]), max_new_tokens=MAX_TOKENS, do_sample=False, pad_token_id=1
+                asked,
+                attention_mask=torch.ones_like(asked),
+                max_new_tokens=MAX_TOKENS,
+                do_sample=False,
+                pad_token_id=1,
             )
             said.append(tuple(tokens[0, len(prompt) :].tolist()))
     return said

@@ -28,7 +28,12 @@ class ShardedLinearMethod(LinearMethodBase):  # type: ignore[misc]
         self._inner.create_weights(*args, **kwargs)
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
-        """Receive the owner's parameters, process them as usual, and hand them over. Collective."""
+        """Receive the owner's parameters, process them as usual, and hand them over. Collective.
+
+        Raises:
+            HostError: a second time, when vLLM reloads weights into a running model.
+        """
+        self._linear.refuse_reload()
         self._linear.receive()
         self._inner.process_weights_after_loading(layer)
         self._linear.adopt()

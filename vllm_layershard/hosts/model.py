@@ -30,13 +30,22 @@ from vllm_layershard.errors import HostError
 from vllm_layershard.hosts.groups import Groups
 from vllm_layershard.hosts.linear_method import ShardedLinearMethod
 from vllm_layershard.hosts.settings import layout_of
-from vllm_layershard.plan import Linear, Plan, Series, build_plan, no_match, select, series_of
+from vllm_layershard.plan import (
+    Linear,
+    Plan,
+    Series,
+    build_plan,
+    no_match,
+    none_left,
+    select,
+    series_of,
+)
 from vllm_layershard.runtime.agreement import agree
 from vllm_layershard.runtime.device import Device, device_of
 from vllm_layershard.runtime.group import RankGroup
 from vllm_layershard.runtime.ops import Place, bind
 from vllm_layershard.runtime.report import Report
-from vllm_layershard.runtime.series import ShardedSeries
+from vllm_layershard.runtime.series import ShardedSeries, State
 from vllm_layershard.runtime.tensors import describe, materialise, release
 
 if TYPE_CHECKING:
@@ -63,7 +72,7 @@ def build(
     with _collecting(config, num_layers) as found:
         model = construct()
     selected = select([linear for linear, _ in found.values()], config.layers)
-    _check_matched(selected, [linear for linear, _ in found.values()], vllm_config)
+    _check_matched(config, selected, [linear for linear, _ in found.values()], vllm_config)
     modules = {linear.prefix: module for linear, module in found.values()}
     ShardedModel(config, groups, device, model, modules, selected)
     return model
@@ -111,19 +120,24 @@ def _describe(module: Any, layer_id: int) -> Linear:
 
 
 def _check_matched(
-    selected: dict[str, tuple[Linear, ...]], linears: list[Linear], vllm_config: VllmConfig
+    config: LayerShardConfig,
+    selected: dict[str, tuple[Linear, ...]],
+    linears: list[Linear],
+    vllm_config: VllmConfig,
 ) -> None:
-    """Refuse names that match nothing on any pipeline stage. Collective if there are stages."""
-    matched = {name for name, members in selected.items() if members}
+    """Refuse names that shard nothing on any pipeline stage. Collective if there are stages."""
+    layer_ids = {name: {x.layer_id for x in members} for name, members in selected.items()}
     if vllm_config.parallel_config.pipeline_parallel_size > 1:
         from vllm.distributed.parallel_state import get_pp_group
 
         stages: list[Any] = [None] * get_pp_group().world_size
-        dist.all_gather_object(stages, matched, group=get_pp_group().cpu_group)
-        matched = set().union(*stages)
-    for name in selected:
-        if name not in matched:
+        dist.all_gather_object(stages, layer_ids, group=get_pp_group().cpu_group)
+        layer_ids = {name: set().union(*(stage[name] for stage in stages)) for name in layer_ids}
+    for name, ids in layer_ids.items():
+        if not ids:
             raise no_match(name, linears)
+        if all(layer_id % config.layer_stride for layer_id in ids):
+            raise none_left(name, config.layer_stride)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +178,14 @@ class ShardedLinear:
         self.key: str = module.prefix
         self._place = place
         self._model = model
+
+    def refuse_reload(self) -> None:
+        """Raise if the layer is being served already: its slots would be taken for weights."""
+        if self._place.series.state is State.READY:
+            raise HostError(
+                f"{KEY}: weights of {self.key} cannot be reloaded into a running server by this "
+                "version; restart the server with the new weights"
+            )
 
     def receive(self) -> None:
         """Fill the parameters from the owner's. Collective."""

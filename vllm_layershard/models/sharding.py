@@ -15,6 +15,7 @@ from vllm_layershard.plan import (
     Series,
     build_plan,
     no_match,
+    none_left,
     select,
     series_of,
     stage_layers,
@@ -88,9 +89,7 @@ def plan_model(model: Model, deployment: Deployment, config: LayerShardConfig) -
         if not matched:
             raise no_match(name, linears)
         if all(linear.layer_id % config.layer_stride for linear in matched):
-            raise PlanError(
-                f"layer_stride {config.layer_stride} leaves no layer of {name!r} to shard; lower it"
-            )
+            raise none_left(name, config.layer_stride)
     groups: list[GroupPlan] = []
     for stage, layers in enumerate(stage_layers(model.num_layers, layout.pp)):
         here = select([x for x in linears if x.layer_id in layers], config.layers)

@@ -1,7 +1,7 @@
 """All that is decided, in pure Python: owners, slots, launches and bytes."""
 
 from vllm_layershard.plan.layout import ParallelLayout, stage_layers
-from vllm_layershard.plan.linear import Linear, TensorSpec, inventory, no_match, select
+from vllm_layershard.plan.linear import Linear, TensorSpec, inventory, no_match, none_left, select
 from vllm_layershard.plan.placement import EVERY_RANK
 from vllm_layershard.plan.plan import Plan, SeriesPlan, build_plan, differences
 from vllm_layershard.plan.series import Series, series_of
@@ -18,6 +18,7 @@ __all__ = [
     "differences",
     "inventory",
     "no_match",
+    "none_left",
     "select",
     "series_of",
     "stage_layers",

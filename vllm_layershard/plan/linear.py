@@ -84,6 +84,11 @@ def no_match(name: str, linears: Iterable[Linear]) -> PlanError:
     )
 
 
+def none_left(name: str, layer_stride: int) -> PlanError:
+    """The error for a layer_stride that leaves no layer of a name to shard."""
+    return PlanError(f"layer_stride {layer_stride} leaves no layer of {name!r} to shard; lower it")
+
+
 def inventory(linears: Iterable[Linear]) -> str:
     """The linears' suffixes with the number of layers and the size of each."""
     found: dict[tuple[str, int], int] = {}

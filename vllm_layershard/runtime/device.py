@@ -46,16 +46,16 @@ class CpuDevice(Device):
 
     backend = "gloo"
 
-    def fork(self) -> AbstractContextManager[Any]:  # noqa: D102
+    def fork(self) -> AbstractContextManager[Any]:
         return nullcontext()
 
-    def record(self) -> None:  # noqa: D102
+    def record(self) -> None:
         return None
 
-    def join(self, event: Any) -> None:  # noqa: D102
+    def join(self, event: Any) -> None:
         return None
 
-    def synchronize(self) -> None:  # noqa: D102
+    def synchronize(self) -> None:
         return None
 
 
@@ -68,17 +68,17 @@ class StreamDevice(Device):
         self._accelerator = accelerator
         self._side = accelerator.Stream(device=torch_device)
 
-    def fork(self) -> AbstractContextManager[Any]:  # noqa: D102
+    def fork(self) -> AbstractContextManager[Any]:
         self._side.wait_event(self.record())
         return self._accelerator.stream(self._side)  # type: ignore[no-any-return]
 
-    def record(self) -> Any:  # noqa: D102
+    def record(self) -> Any:
         return self._accelerator.current_stream(self.torch_device).record_event()
 
-    def join(self, event: Any) -> None:  # noqa: D102
+    def join(self, event: Any) -> None:
         self._accelerator.current_stream(self.torch_device).wait_event(event)
 
-    def synchronize(self) -> None:  # noqa: D102
+    def synchronize(self) -> None:
         self._accelerator.synchronize(self.torch_device)
 
 

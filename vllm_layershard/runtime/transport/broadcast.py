@@ -25,7 +25,7 @@ class BroadcastTicket(Ticket):
         self._works = works
         self._arrived = arrived
 
-    def wait(self) -> None:  # noqa: D102
+    def wait(self) -> None:
         if self._arrived is not None:
             self._device.join(self._arrived)
             return
@@ -53,7 +53,7 @@ class Broadcast(Transport):
         self._outgoing = {p: tuple(flat(t) for t in tensors) for p, tensors in resident.items()}
         self._incoming = tuple(tuple(flat(t) for t in slot) for slot in slots.tensors)
 
-    def start(self, position: int, slot: int) -> BroadcastTicket:  # noqa: D102
+    def start(self, position: int, slot: int) -> BroadcastTicket:
         tensors = self._outgoing.get(position, self._incoming[slot])
         source = self._source[position]
         with self._device.fork():

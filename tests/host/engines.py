@@ -1,0 +1,81 @@
+"""Two data-parallel ranks that build and load the real vLLM model, without a server."""
+
+from __future__ import annotations
+
+import os
+import socket
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.multiprocessing as mp
+
+RANKS = 2
+
+
+def _one_rank(rank: int, port: int, model: str, sharding: Any, inspect: Any, results: Any) -> None:
+    os.environ |= {"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1"}
+    torch.set_num_threads(1)
+    try:
+        results.put((rank, inspect(rank, _config(rank, port, model, sharding)), None))
+    except BaseException as error:
+        results.put((rank, None, f"{type(error).__name__}: {error}\n{traceback.format_exc()}"))
+
+
+def _config(rank: int, port: int, model: str, sharding: Any) -> Any:
+    from vllm.engine.arg_utils import EngineArgs
+
+    config = EngineArgs(
+        model=model,
+        data_parallel_size=RANKS,
+        enforce_eager=True,
+        additional_config={"layer_sharding": sharding},
+    ).create_engine_config()
+    parallel = config.parallel_config
+    parallel.data_parallel_rank = rank
+    parallel.data_parallel_master_ip = "127.0.0.1"
+    parallel._data_parallel_master_port_list = [port]
+    return config
+
+
+def load(config: Any, between: Callable[[torch.nn.Module], None]) -> torch.nn.Module:
+    """The model, loaded as a worker loads it; `between` sees it constructed but without weights."""
+    from vllm.config import set_current_vllm_config
+    from vllm.distributed import ensure_model_parallel_initialized, init_distributed_environment
+    from vllm.model_executor.model_loader import get_model
+    from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+
+    load_weights = DefaultModelLoader.load_weights
+
+    def looked_at(self: Any, model: torch.nn.Module, model_config: Any) -> None:
+        between(model)
+        load_weights(self, model, model_config)
+
+    DefaultModelLoader.load_weights = looked_at
+    torch.accelerator.empty_cache = lambda: None  # as vLLM's CPU worker does
+    with set_current_vllm_config(config):
+        init_distributed_environment(1, 0, "env://", 0, "gloo")
+        ensure_model_parallel_initialized(1, 1)
+        return get_model(vllm_config=config)
+
+
+def run_engines(model: Path, sharding: Any, inspect: Callable[[int, Any], Any]) -> list[Any]:
+    """What `inspect(rank, config)` returns on each rank; a rank's error as its text."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = mp.get_context("spawn")
+    results = context.SimpleQueue()
+    processes = [
+        context.Process(target=_one_rank, args=(rank, port, str(model), sharding, inspect, results))
+        for rank in range(RANKS)
+    ]
+    for process in processes:
+        process.start()
+    found = sorted((results.get() for _ in processes), key=lambda result: result[0])
+    for process in processes:
+        process.join(30)
+        process.kill()
+    return [value if error is None else error for _, value, error in found]

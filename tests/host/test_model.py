@@ -1,0 +1,98 @@
+"""From construction to the first forward, on the real vLLM model and two real ranks."""
+
+from __future__ import annotations
+
+import torch
+from safetensors.torch import load_file
+
+from host.engines import load, run_engines
+from recital import model_path
+
+LAYERS = range(9)
+
+
+def linear_of(model: torch.nn.Module, layer: int) -> torch.nn.Module:
+    return model.get_submodule(f"model.layers.{layer}.self_attn.o_proj")
+
+
+def life_of_o_proj(rank: int, config) -> dict:
+    constructed: dict[str, list] = {}
+
+    def between(model: torch.nn.Module) -> None:
+        weights = [linear_of(model, layer).weight for layer in LAYERS]
+        constructed["meta"] = [layer for layer in LAYERS if weights[layer].is_meta]
+        constructed["loaders"] = [hasattr(weight, "weight_loader") for weight in weights]
+
+    model = load(config, between)
+    from vllm_layershard.errors import HostError
+    from vllm_layershard.runtime.ops import bound_series
+
+    (series,) = bound_series()
+    checkpoint = load_file(f"{config.model_config.model}/model.safetensors")
+    owned = list(series.plan.owned_layers(rank))
+    try:
+        linear_of(model, 0).quant_method.process_weights_after_loading(linear_of(model, 0))
+        reload = "accepted"
+    except HostError as error:
+        reload = str(error)
+    return {
+        **constructed,
+        "owned": owned,
+        "right": [
+            torch.equal(
+                linear_of(model, layer).weight,
+                checkpoint[f"model.layers.{layer}.self_attn.o_proj.weight"],
+            )
+            for layer in owned
+        ],
+        "in_their_slots": [
+            linear_of(model, layer).weight.data_ptr()
+            == series.slots.tensors[series.plan.schedule.slot[layer]][0].data_ptr()
+            for layer in LAYERS
+            if layer not in owned
+        ],
+        "num_slots": len(series.slots.tensors),
+        "reload": reload,
+        "method": type(linear_of(model, 0).quant_method).__name__,
+        "unsharded": type(
+            model.get_submodule("model.layers.0.self_attn.q_b_proj").quant_method
+        ).__name__,
+    }
+
+
+def test_others_hold_and_load_nothing_and_read_two_slots():
+    found = run_engines(model_path(), {"layers": ["o_proj"], "verify": True}, life_of_o_proj)
+    for rank, seen in enumerate(found):
+        assert not isinstance(seen, str), seen
+        owned = [layer for layer in LAYERS if layer % 2 == rank]
+        assert seen["owned"] == owned
+        assert seen["meta"] == [layer for layer in LAYERS if layer not in owned]
+        assert all(seen["loaders"])
+        assert all(seen["right"])
+        assert all(seen["in_their_slots"])
+        assert seen["num_slots"] == 2
+        assert "cannot be reloaded into a running server" in seen["reload"]
+        assert seen["method"] == "ShardedLinearMethod"
+        assert seen["unsharded"] == "UnquantizedLinearMethod"
+
+
+def owned_with_stride(rank: int, config) -> dict:
+    load(config, lambda model: None)
+    from vllm_layershard.runtime.ops import bound_series
+
+    (series,) = bound_series()
+    return {"layers": series.plan.series.layer_ids, "owned": series.plan.owned_layers(rank)}
+
+
+def test_a_stride_shards_every_second_layer_and_balances_owners():
+    sharding = {"layers": ["o_proj"], "layer_stride": 2}
+    assert run_engines(model_path(), sharding, owned_with_stride) == [
+        {"layers": (0, 2, 4, 6, 8), "owned": (0, 4, 8)},
+        {"layers": (0, 2, 4, 6, 8), "owned": (2, 6)},
+    ]
+
+
+def test_a_stride_that_leaves_nothing_is_refused_on_every_rank():
+    sharding = {"layers": ["shared_experts.down_proj"], "layer_stride": 9}
+    for seen in run_engines(model_path(), sharding, owned_with_stride):
+        assert seen.startswith("PlanError: layer_stride 9 leaves no layer of ")
