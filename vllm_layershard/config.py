@@ -6,6 +6,7 @@ alone decides is checked here, before any model is known.
 
 from __future__ import annotations
 
+import reprlib
 from collections import Counter
 from typing import Annotated, Any, Literal, get_args
 
@@ -21,6 +22,13 @@ Transport = Literal["auto", "broadcast"]
 
 MAX_PREFETCH_STEP = 64
 """A slot is a whole layer: more of them than this is a slip of the pen, not a plan."""
+
+_MAX_FAULTS = 5
+"""More of them in one message help nobody."""
+
+_REPR = reprlib.Repr()
+"""Cuts what is deep or long before it is written: the value may be anything that JSON can say."""
+_REPR.maxstring = _REPR.maxother = 80
 
 _NEVER_SHARDED = {
     "kv_b_proj": "attention absorbs it and reads its weight outside the linear, only for prefills",
@@ -58,7 +66,7 @@ class LayerShardConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    layers: Annotated[tuple[str, ...], Field(min_length=1)]
+    layers: tuple[str, ...]
     """Dotted suffixes of the linears to shard, in the order given."""
     prefetch_step: Annotated[int, Field(ge=0, le=MAX_PREFETCH_STEP)] = 1
     """How many positions ahead of its use a weight starts to move."""
@@ -80,22 +88,27 @@ class LayerShardConfig(BaseModel):
     @field_validator("layers")
     @classmethod
     def _names_that_may_be_sharded(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if not names:
+            raise ValueError(f"is empty; {_REMEDIES['layers']}")
         for name in names:
-            if not name or any(not part for part in name.split(".")) or name != name.strip():
+            if any(part.split() != [part] for part in name.split(".")):
                 raise ValueError(
-                    f"{name!r} is not a dotted name; write a linear's suffix such as 'o_proj'"
+                    f"{_short(name)} is not a dotted name; write a linear's suffix such as 'o_proj'"
                 )
             reason = refusal_of(name)
             if reason is not None:
-                raise ValueError(f"{name!r} may not be sharded: {reason}; leave it out")
-        repeated = [name for name, count in Counter(names).items() if count > 1]
+                raise ValueError(f"{_short(name)} may not be sharded: {reason}; leave it out")
+        given = Counter(names)
+        repeated = [name for name, count in given.items() if count > 1]
         if repeated:
-            raise ValueError(f"{repeated[0]!r} stands there more than once; name it once")
+            raise ValueError(f"{_short(repeated[0])} stands there more than once; name it once")
         for name in names:
-            for other in names:
-                if name != other and other.endswith("." + name):
+            parts = name.split(".")
+            for shorter in (".".join(parts[i:]) for i in range(1, len(parts))):
+                if shorter in given:
                     raise ValueError(
-                        f"{other!r} is already matched by {name!r}; keep one of the two"
+                        f"{_short(name)} is already matched by {_short(shorter)}; "
+                        "keep one of the two"
                     )
         return names
 
@@ -116,16 +129,17 @@ class LayerShardConfig(BaseModel):
         try:
             return cls.model_validate(value)
         except ValidationError as error:
-            faults = "; ".join(_fault(detail, value) for detail in error.errors())
-            raise ConfigError(faults) from None
+            faults = [_fault(detail, value) for detail in error.errors()]
+            more = [f"and {len(faults) - _MAX_FAULTS} more"] * (len(faults) > _MAX_FAULTS)
+            raise ConfigError("; ".join(faults[:_MAX_FAULTS] + more)) from None
 
 
 def _fault(detail: Any, value: dict[str, Any]) -> str:
     """One fault as a sentence: key, value, remedy."""
-    path = [str(part) for part in detail["loc"]]
-    key = path[0] if path else ""
+    path = [str(part) for part in detail["loc"] or [detail["input"]]]  # no loc: an odd key
+    key = path[0]
     where = ".".join([KEY, *(part if _is_plain(part) else _short(part) for part in path)])
-    if detail["type"] == "extra_forbidden":
+    if key not in LayerShardConfig.model_fields:
         known = ", ".join(LayerShardConfig.model_fields)
         return f"{where}: unknown key; the known ones are {known}"
     if detail["type"] == "missing":
@@ -142,5 +156,5 @@ def _is_plain(part: str) -> bool:
 
 def _short(value: Any) -> str:
     """A value as Python writes it, cut to fit a line."""
-    shown = repr(value)
+    shown = _REPR.repr(value)
     return shown if len(shown) <= 80 else shown[:77] + "..."

@@ -35,8 +35,7 @@ def reference(model, prompts) -> list[tuple[int, ...]]:
     return transformers_says(model, prompts)
 
 
-@pytest.mark.parametrize("eager", [True, False], ids=["eager", "compiled"])
-def test_one_rank_says_what_transformers_says(model, prompts, reference, tmp_path, eager):
-    with Server(model, tmp_path / "log", ranks=1, eager=eager, environment=NO_PLUGINS) as server:
+def test_one_rank_says_what_transformers_says(model, prompts, reference, tmp_path):
+    with Server(model, tmp_path / "log", ranks=1, environment=NO_PLUGINS) as server:
         answers = ask(server, prompts)
     assert [answer.token_ids for answer in answers] == reference

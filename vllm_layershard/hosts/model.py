@@ -13,30 +13,27 @@ the last one the ranks compare the final plan, which knows the bytes as processe
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.nn.modules.module import register_module_module_registration_hook
 from vllm.logger import init_logger
-from vllm.model_executor.layers.linear import LinearBase, ReplicatedLinear, UnquantizedLinearMethod
+from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 
 from vllm_layershard.config import KEY, LayerShardConfig
 from vllm_layershard.errors import HostError
 from vllm_layershard.hosts.groups import Groups
 from vllm_layershard.hosts.linear_method import ShardedLinearMethod
+from vllm_layershard.hosts.linears import check_matched, collecting, describe_linear
 from vllm_layershard.hosts.settings import layout_of
 from vllm_layershard.plan import (
     Linear,
     Plan,
     Series,
     build_plan,
-    no_match,
-    none_left,
     select,
     series_of,
 )
@@ -46,15 +43,12 @@ from vllm_layershard.runtime.group import RankGroup
 from vllm_layershard.runtime.ops import Place, bind
 from vllm_layershard.runtime.report import Report
 from vllm_layershard.runtime.series import ShardedSeries, State
-from vllm_layershard.runtime.tensors import describe, materialise, release
+from vllm_layershard.runtime.tensors import materialise
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
 logger = init_logger(f"vllm.{__name__}")
-
-_TOWERS = frozenset({"visual", "vision_tower", "vision_model", "audio_tower", "vision_encoder"})
-"""Encoders run when a request brings an image or a sound: never in lockstep."""
 
 
 def build(
@@ -69,75 +63,13 @@ def build(
     device = device_of(torch.device(vllm_config.device_config.device_type))
     groups = Groups(layout_of(vllm_config), device.backend)
     num_layers = vllm_config.model_config.hf_text_config.num_hidden_layers
-    with _collecting(config, num_layers) as found:
+    with collecting(config, num_layers) as found:
         model = construct()
     selected = select([linear for linear, _ in found.values()], config.layers)
-    _check_matched(config, selected, [linear for linear, _ in found.values()], vllm_config)
+    check_matched(config, selected, [linear for linear, _ in found.values()], vllm_config)
     modules = {linear.prefix: module for linear, module in found.values()}
     ShardedModel(config, groups, device, model, modules, selected)
     return model
-
-
-@contextmanager
-def _collecting(
-    config: LayerShardConfig, num_layers: int
-) -> Iterator[dict[int, tuple[Linear, nn.Module]]]:
-    """Note every linear of a hidden layer that is built meanwhile; release those to be sharded."""
-    found: dict[int, tuple[Linear, nn.Module]] = {}
-
-    def on_registration(parent: nn.Module, name: str, child: nn.Module | None) -> None:
-        # Aliases are registered again: the MLA wrapper takes in its parent's linears.
-        if not isinstance(child, LinearBase) or id(child) in found:
-            return
-        layer_id = _layer_id(child.prefix)
-        if layer_id is None or layer_id >= num_layers:
-            return
-        linear = _describe(child, layer_id)
-        found[id(child)] = (linear, child)
-        named = any(linear.is_named(name) for name in config.layers)
-        if named and layer_id % config.layer_stride == 0:
-            release(child)
-
-    handle = register_module_module_registration_hook(on_registration)
-    try:
-        yield found
-    finally:
-        handle.remove()
-
-
-def _layer_id(prefix: str) -> int | None:
-    """The absolute layer index in a linear's name; None outside the language model's layers."""
-    parts = prefix.split(".")
-    if _TOWERS.intersection(parts):
-        return None
-    return next((int(part) for part in parts if part.isdigit()), None)
-
-
-def _describe(module: Any, layer_id: int) -> Linear:
-    # A ReplicatedLinear carries the world's tp_size, though it is whole on every rank (vLLM 0.32).
-    whole = module.tp_size == 1 or isinstance(module, ReplicatedLinear)
-    return Linear(module.prefix, layer_id, whole, describe(module))
-
-
-def _check_matched(
-    config: LayerShardConfig,
-    selected: dict[str, tuple[Linear, ...]],
-    linears: list[Linear],
-    vllm_config: VllmConfig,
-) -> None:
-    """Refuse names that shard nothing on any pipeline stage. Collective if there are stages."""
-    layer_ids = {name: {x.layer_id for x in members} for name, members in selected.items()}
-    if vllm_config.parallel_config.pipeline_parallel_size > 1:
-        from vllm.distributed.parallel_state import get_pp_group
-
-        stages: list[Any] = [None] * get_pp_group().world_size
-        dist.all_gather_object(stages, layer_ids, group=get_pp_group().cpu_group)
-        layer_ids = {name: set().union(*(stage[name] for stage in stages)) for name in layer_ids}
-    for name, ids in layer_ids.items():
-        if not ids:
-            raise no_match(name, linears)
-        if all(layer_id % config.layer_stride for layer_id in ids):
-            raise none_left(name, config.layer_stride)
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +125,7 @@ class ShardedLinear:
 
     def adopt(self) -> None:
         """Hand the processed large tensors to the series."""
-        large = _describe(self.module, 0).large
+        large = describe_linear(self.module, 0).large
         self._place.series.adopt(
             self._place.position, self.module, tuple(tensor.name for tensor in large)
         )
@@ -246,7 +178,7 @@ class ShardedModel:
 
     def _finish(self) -> None:
         processed = {
-            name: tuple(_describe(self._modules[x.prefix], x.layer_id) for x in linears)
+            name: tuple(describe_linear(self._modules[x.prefix], x.layer_id) for x in linears)
             for name, linears in self._selected.items()
         }
         digests: dict[str, str] = {}

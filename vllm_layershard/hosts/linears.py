@@ -1,0 +1,92 @@
+"""The linears of a vLLM model: found while it is built, described as the plan knows them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch.distributed as dist
+from torch import nn
+from torch.nn.modules.module import register_module_module_registration_hook
+from vllm.model_executor.layers.linear import LinearBase, ReplicatedLinear
+
+from vllm_layershard.config import LayerShardConfig
+from vllm_layershard.plan import Linear, no_match, none_left
+from vllm_layershard.runtime.tensors import describe, release
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+_TOWERS = frozenset({"visual", "vision_tower", "vision_model", "audio_tower", "vision_encoder"})
+"""Encoders run when a request brings an image or a sound: never in lockstep."""
+
+
+@contextmanager
+def collecting(
+    config: LayerShardConfig, num_layers: int
+) -> Iterator[dict[int, tuple[Linear, nn.Module]]]:
+    """Note every linear of a hidden layer that is built meanwhile; release those to be sharded.
+
+    Yields what is found, by `id` of the module, in order of construction.
+    """
+    found: dict[int, tuple[Linear, nn.Module]] = {}
+
+    def on_registration(parent: nn.Module, name: str, child: nn.Module | None) -> None:
+        # Aliases are registered again: the MLA wrapper takes in its parent's linears.
+        if not isinstance(child, LinearBase) or id(child) in found:
+            return
+        layer_id = _layer_id(child.prefix)
+        if layer_id is None or layer_id >= num_layers:
+            return
+        linear = describe_linear(child, layer_id)
+        found[id(child)] = (linear, child)
+        named = any(linear.is_named(name) for name in config.layers)
+        if named and layer_id % config.layer_stride == 0:
+            release(child)
+
+    handle = register_module_module_registration_hook(on_registration)
+    try:
+        yield found
+    finally:
+        handle.remove()
+
+
+def _layer_id(prefix: str) -> int | None:
+    """The absolute layer index in a linear's name; None outside the language model's layers."""
+    parts = prefix.split(".")
+    if _TOWERS.intersection(parts):
+        return None
+    return next((int(part) for part in parts if part.isdigit()), None)
+
+
+def describe_linear(module: Any, layer_id: int) -> Linear:
+    """A vLLM linear as the plan knows it, with the tensors that it holds now."""
+    # A ReplicatedLinear carries the world's tp_size, though it is whole on every rank (vLLM 0.32).
+    whole = module.tp_size == 1 or isinstance(module, ReplicatedLinear)
+    return Linear(module.prefix, layer_id, whole, describe(module))
+
+
+def check_matched(
+    config: LayerShardConfig,
+    selected: dict[str, tuple[Linear, ...]],
+    linears: list[Linear],
+    vllm_config: VllmConfig,
+) -> None:
+    """Refuse names that shard nothing on any pipeline stage. Collective if there are stages.
+
+    Raises:
+        PlanError: a name matches no linear, or the stride leaves none of its layers.
+    """
+    layer_ids = {name: {x.layer_id for x in members} for name, members in selected.items()}
+    if vllm_config.parallel_config.pipeline_parallel_size > 1:
+        from vllm.distributed.parallel_state import get_pp_group
+
+        stages: list[Any] = [None] * get_pp_group().world_size
+        dist.all_gather_object(stages, layer_ids, group=get_pp_group().cpu_group)
+        layer_ids = {name: set().union(*(stage[name] for stage in stages)) for name in layer_ids}
+    for name, ids in layer_ids.items():
+        if not ids:
+            raise no_match(name, linears)
+        if all(layer_id % config.layer_stride for layer_id in ids):
+            raise none_left(name, config.layer_stride)
