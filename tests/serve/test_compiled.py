@@ -34,3 +34,5 @@ def test_compiled_answers(model, prompts, reference, tmp_path):
     against_plain = compare(sharded, plain)
     assert against_plain.same_tokens == against_plain.of == 32
     assert against_plain.largest_logprob_gap <= ROUNDING
+    assert against_plain.largest_rival_probability_gap <= ROUNDING
+    print(f"compiled, sharded against plain: {against_plain}")

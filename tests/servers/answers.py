@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from math import exp
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +19,28 @@ CONCURRENCY = 8
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What was said after a prompt: token ids, text, and each token's logprobs by token."""
+    """What was said after a prompt: token ids, text, each token's logprob, and its rivals'."""
 
     token_ids: tuple[int, ...]
     text: str
-    logprobs: tuple[tuple[tuple[str, float], ...], ...]
+    logprobs: tuple[float, ...]
+    rivals: tuple[tuple[tuple[str, float], ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Two sets of answers compared: how many say the same, and how far logprobs are apart."""
+    """Two sets of answers compared.
+
+    `identical_logprobs`: every logprob, of what was said and of its two nearest rivals, is equal to
+    the bit. The gaps are the largest over answers that say the same: of the logprobs of what was
+    said, and of the probabilities of the rivals (whose logprobs near -10 amplify any rounding).
+    """
 
     same_tokens: int
     of: int
     identical_logprobs: bool
     largest_logprob_gap: float
+    largest_rival_probability_gap: float
 
 
 def ask(server: Server, prompts: Sequence[list[int]], *, rank: int | None = None) -> list[Answer]:
@@ -63,23 +71,29 @@ def _answer_of(completion: Any) -> Answer:
     return Answer(
         token_ids=tuple(choice.token_ids),
         text=choice.text,
-        logprobs=tuple(tuple(sorted(top.items())) for top in choice.logprobs.top_logprobs),
+        logprobs=tuple(choice.logprobs.token_logprobs),
+        rivals=tuple(tuple(sorted(top.items())) for top in choice.logprobs.top_logprobs),
     )
 
 
 def compare(one: Sequence[Answer], other: Sequence[Answer]) -> Difference:
     """Compare answers to the same prompts, in the same order."""
-    gaps = [0.0]
+    said, rivals = [0.0], [0.0]
     for a, b in zip(one, other, strict=True):
         if a.token_ids == b.token_ids:
-            for at, bt in zip(a.logprobs, b.logprobs, strict=True):
-                theirs = dict(bt)
-                gaps += [abs(value - theirs[token]) for token, value in at if token in theirs]
+            said += [abs(p - q) for p, q in zip(a.logprobs, b.logprobs, strict=True)]
+            for mine, yours in zip(a.rivals, b.rivals, strict=True):
+                theirs = dict(yours)
+                rivals += [abs(exp(p) - exp(theirs[t])) for t, p in mine if t in theirs]
     return Difference(
         same_tokens=sum(a.token_ids == b.token_ids for a, b in zip(one, other, strict=True)),
         of=len(one),
-        identical_logprobs=[a.logprobs for a in one] == [b.logprobs for b in other],
-        largest_logprob_gap=max(gaps),
+        identical_logprobs=all(
+            (a.logprobs, a.rivals) == (b.logprobs, b.rivals)
+            for a, b in zip(one, other, strict=True)
+        ),
+        largest_logprob_gap=max(said),
+        largest_rival_probability_gap=max(rivals),
     )
 
 

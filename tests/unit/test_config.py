@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from vllm_layershard.config import LayerShardConfig
 from vllm_layershard.errors import ConfigError
+
+UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""How long an example takes says how busy the machine is."""
 
 
 def test_a_list_is_short_for_an_object():
@@ -148,7 +151,7 @@ def test_a_huge_value_has_a_short_answer(value):
 
 
 def test_many_faults_are_counted():
-    with pytest.raises(ConfigError, match="; and 5 more$"):
+    with pytest.raises(ConfigError, match=r"; and 5 more$"):
         LayerShardConfig.parse([1] * 10)
     with pytest.raises(ConfigError) as error:
         LayerShardConfig.parse([1] * 5)
@@ -185,6 +188,7 @@ NAMES = st.lists(
 )
 
 
+@UNHURRIED
 @given(NAMES)
 def test_a_list_and_an_object_are_answered_alike(names):
     answers = []
@@ -196,6 +200,7 @@ def test_a_list_and_an_object_are_answered_alike(names):
     assert answers[0] == answers[1]
 
 
+@UNHURRIED
 @given(NAMES)
 def test_names_are_accepted_if_and_only_if_no_two_match_the_same_linear(names):
     refused = any("experts" in name.split(".") or name.split(".")[-1] == "gate" for name in names)
@@ -221,6 +226,7 @@ JSON = st.recursive(
 KEYS = st.sampled_from([*LayerShardConfig.model_fields, "other"])
 
 
+@UNHURRIED
 @given(JSON | st.dictionaries(KEYS, JSON | st.just(["o_proj"])))
 def test_any_json_is_accepted_or_refused_in_one_line(value):
     try:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vllm_layershard.errors import PlanError
 from vllm_layershard.plan import ParallelLayout, stage_layers
 
+UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""How long an example takes says how busy the machine is."""
+
 SIZES = st.integers(1, 4)
 
 
+@UNHURRIED
 @given(st.builds(ParallelLayout, tp=SIZES, dp=SIZES, pcp=SIZES, pp=SIZES), st.booleans())
 def test_groups_are_the_ranks_that_differ_only_where_copies_are_equal(layout, tp_replicated):
     """Against coordinates counted out in vLLM's order, DP x PP x PCP x TP."""
@@ -28,11 +32,23 @@ def test_groups_are_the_ranks_that_differ_only_where_copies_are_equal(layout, tp
     assert sorted(rank for group in groups for rank in group) == list(range(layout.world_size))
 
 
-def test_a_parallel_size_below_one_is_refused():
-    with pytest.raises(PlanError, match="dp = 0: a parallel size is at least 1"):
-        ParallelLayout(dp=0)
+def test_two_stages_of_two_by_two_ranks():
+    """Written out: DP x PP x TP of two each, as vLLM numbers them."""
+    layout = ParallelLayout(tp=2, dp=2, pp=2)
+    assert layout.groups(tp_replicated=False) == ((0, 4), (1, 5), (2, 6), (3, 7))
+    assert layout.groups(tp_replicated=True) == ((0, 1, 4, 5), (2, 3, 6, 7))
+    assert [layout.stage_of(rank) for rank in range(8)] == [0, 0, 1, 1, 0, 0, 1, 1]
 
 
+@pytest.mark.parametrize("name", ["tp", "dp", "pcp", "pp"])
+@pytest.mark.parametrize("size", [0, -1])
+def test_a_parallel_size_below_one_is_refused(name, size):
+    with pytest.raises(PlanError) as error:
+        ParallelLayout(**{name: size})
+    assert str(error.value) == f"{name} = {size}: a parallel size is at least 1"
+
+
+@UNHURRIED
 @given(st.integers(1, 130), st.integers(1, 16))
 def test_stages_cover_the_layers_in_order(num_layers, pp):
     if pp > num_layers:
@@ -41,6 +57,9 @@ def test_stages_cover_the_layers_in_order(num_layers, pp):
         return
     stages = stage_layers(num_layers, pp)
     assert [layer for stage in stages for layer in stage] == list(range(num_layers))
+    assert len(stages) == pp
+    assert max(map(len, stages)) - min(map(len, stages)) <= 1
+    assert len(stages[-1]) == num_layers // pp
 
 
 def test_stages_are_vllms_own(monkeypatch):

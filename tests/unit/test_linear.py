@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 
 from vllm_layershard.errors import PlanError
-from vllm_layershard.plan import Linear, TensorSpec, inventory, no_match, select, series_of
+from vllm_layershard.plan import (
+    Linear,
+    TensorSpec,
+    inventory,
+    no_match,
+    none_left,
+    select,
+    series_of,
+)
+from vllm_layershard.plan.linear import suffix_of
 
 
 def linear(prefix: str, *nbytes: int, layer_id: int | None = None, tp_replicated: bool = False):
@@ -70,3 +79,59 @@ def test_a_stride_leaves_the_other_layers_replicated():
 def test_copies_over_different_ranks_are_different_series():
     linears = [linear(f"layers.{i}.a", 10, tp_replicated=i == 1) for i in range(2)]
     assert [s.tp_replicated for s in series_of(select(linears, ["a"]))] == [False, True]
+
+
+def test_a_tenth_of_the_largest_still_moves():
+    assert linear("layers.0.a", 100, 10, 9).large_bytes == 110
+    assert linear("layers.0.a").large == ()
+
+
+def test_a_series_carries_what_its_linears_say():
+    up = TensorSpec("weight", (4, 2), "bfloat16", 16, stride=(2, 1))
+    bias = TensorSpec("bias", (1,), "uint8", 1)
+    linears = [Linear(f"layers.{i}.up", i, True, (up, bias)) for i in (11, 2, 7)]
+    (grouped,) = series_of(select(linears, ["up"])).items()
+    series, members = grouped
+    assert (series.name, series.layer_ids) == ("up", (2, 7, 11))
+    assert (series.layer_bytes, series.small_bytes) == (16, 1)
+    assert series.tp_replicated is True
+    assert series.layout == "weight:bfloat16[4x2/2x1]"
+    assert [member.layer_id for member in members] == [2, 7, 11]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"name": "packed"}, {"shape": (2, 4)}, {"dtype": "float16"}, {"stride": (1, 4)}],
+    ids=str,
+)
+def test_tensors_that_cannot_share_a_slot_make_two_series(change):
+    same = {"name": "weight", "shape": (4, 2), "dtype": "bfloat16", "nbytes": 16, "stride": (2, 1)}
+    linears = [
+        Linear("layers.0.up", 0, False, (TensorSpec(**same),)),
+        Linear("layers.1.up", 1, False, (TensorSpec(**same | change),)),
+    ]
+    assert [s.name for s in series_of(select(linears, ["up"]))] == ["up@0", "up@1"]
+
+
+def test_series_come_in_the_order_of_the_names():
+    linears = [linear(f"layers.{i}.{name}", 10) for i in range(2) for name in "ab"]
+    assert [s.name for s in series_of(select(linears, ["b", "a"]))] == ["b", "a"]
+
+
+def test_a_stride_that_leaves_no_layer_leaves_no_series():
+    linears = [linear(f"layers.{i}.o_proj", 10) for i in (1, 2, 3)]
+    assert series_of(select(linears, ["o_proj"]), layer_stride=100) == {}
+    assert str(none_left("o_proj", 100)) == (
+        "layer_stride 100 leaves no layer of 'o_proj' to shard; lower it"
+    )
+
+
+def test_the_suffix_is_what_follows_the_decoder_layer():
+    assert suffix_of("model.layers.3.self_attn.o_proj") == "self_attn.o_proj"
+    assert suffix_of("model.layers.3.mlp.experts.7.up") == "mlp.experts.7.up"
+    assert suffix_of("lm_head") == "lm_head"
+
+
+def test_linears_of_one_name_and_two_sizes_are_listed_apart():
+    linears = [linear(f"layers.{i}.up", 10 if i < 2 else 2000) for i in range(5)]
+    assert inventory(linears) == "up (2 x 10 bytes), up (3 x 2,000 bytes)"
