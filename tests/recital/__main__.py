@@ -1,5 +1,11 @@
-"""Build the model if need be, and print where it is."""
+"""Print where the model is, built if need be; given a directory, build it there."""
 
-from recital.cache import model_path
+import sys
+from pathlib import Path
 
-print(model_path())
+from recital.cache import build, model_path
+
+if len(sys.argv) > 1:
+    build(Path(sys.argv[1]))
+else:
+    print(model_path())

@@ -5,7 +5,10 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -25,7 +28,7 @@ def model_path() -> Path:
         if not directory.exists():
             draft = Path(tempfile.mkdtemp(dir=CACHE))
             try:
-                _build(draft)
+                _build_elsewhere(draft)
                 draft.rename(directory)
             finally:
                 shutil.rmtree(draft, ignore_errors=True)
@@ -37,7 +40,17 @@ def _digest() -> str:
     return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:12]
 
 
-def _build(directory: Path) -> None:
+def _build_elsewhere(directory: Path) -> None:
+    """Train in a process of its own: nothing that the caller imported or set has a say."""
+    subprocess.run(
+        [sys.executable, "-m", "recital", str(directory)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "2"},
+        check=True,
+    )
+
+
+def build(directory: Path) -> None:
+    """Train the model and write it, with its tokenizer, into `directory`."""
     from recital.shape import VLLM_ONLY
     from recital.tokens import save_tokenizer
     from recital.training import train
