@@ -52,7 +52,6 @@ CASES = {
     "report_dir = ": sharding({"layers": ["o_proj"], "report_dir": __file__}),
     "a group of one rank": O_PROJ | {"data_parallel_size": 1},
     "load format 'sharded_state'": O_PROJ | {"load_format": "sharded_state"},
-    "sleep mode (--enable-sleep-mode)": O_PROJ | {"enable_sleep_mode": True},
     "weight offloading (--cpu-offload-gb)": O_PROJ | {"cpu_offload_gb": 1.0},
 }
 

@@ -62,6 +62,20 @@ def test_stages_cover_the_layers_in_order(num_layers, pp):
     assert len(stages[-1]) == num_layers // pp
 
 
+@pytest.mark.parametrize(
+    ("num_layers", "pp", "sizes"),
+    [(61, 4, [15, 15, 16, 15]), (62, 4, [15, 16, 16, 15]), (7, 2, [4, 3]), (3, 3, [1, 1, 1])],
+)
+def test_the_remainder_goes_to_the_stages_before_the_last(num_layers, pp, sizes):
+    assert [len(stage) for stage in stage_layers(num_layers, pp)] == sizes
+
+
+@pytest.mark.parametrize("num_layers", [1, 4])
+def test_one_stage_more_than_layers_is_refused(num_layers):
+    with pytest.raises(PlanError, match=f"a model of {num_layers} layers has at most that many"):
+        stage_layers(num_layers, num_layers + 1)
+
+
 def test_stages_are_vllms_own(monkeypatch):
     get_pp_indices = pytest.importorskip("vllm.distributed.utils").get_pp_indices
     monkeypatch.delenv("VLLM_PP_LAYER_PARTITION", raising=False)

@@ -84,6 +84,7 @@ def test_copies_over_different_ranks_are_different_series():
 def test_a_tenth_of_the_largest_still_moves():
     assert linear("layers.0.a", 100, 10, 9).large_bytes == 110
     assert linear("layers.0.a").large == ()
+    assert linear("layers.0.a", 0).large == ()
 
 
 def test_a_series_carries_what_its_linears_say():
@@ -135,3 +136,11 @@ def test_the_suffix_is_what_follows_the_decoder_layer():
 def test_linears_of_one_name_and_two_sizes_are_listed_apart():
     linears = [linear(f"layers.{i}.up", 10 if i < 2 else 2000) for i in range(5)]
     assert inventory(linears) == "up (2 x 10 bytes), up (3 x 2,000 bytes)"
+
+
+def test_layers_are_put_in_order_by_number_not_by_name():
+    linears = [linear(f"layers.{i}.o_proj", 10) for i in (10, 2, 9)]
+    selected = select(linears, ["o_proj"])
+    assert [member.layer_id for member in selected["o_proj"]] == [2, 9, 10]
+    (series,) = series_of({"o_proj": linears})
+    assert series.layer_ids == (2, 9, 10)
