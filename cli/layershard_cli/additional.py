@@ -12,16 +12,26 @@ from vllm_layershard.errors import ConfigError
 _MAX_BYTES = 1 << 20
 
 
-def read_additional(text: str) -> LayerShardConfig:
+def read_additional(text: str) -> tuple[LayerShardConfig, tuple[str, ...]]:
     """JSON, or `@file` that holds it: the whole object, or the value of `layer_sharding` alone.
+
+    Returns the configuration, and a note where the value stands alone: vLLM would not see it.
 
     Raises:
         ConfigError: unreadable, not JSON, or not valid.
     """
     value = _parsed(_contents(text[1:]) if text.startswith("@") else text)
     if isinstance(value, dict) and KEY in value:
-        value = value[KEY]
-    return LayerShardConfig.parse(value)
+        return LayerShardConfig.parse(value[KEY]), ()
+    if isinstance(value, dict) and not LayerShardConfig.model_fields.keys() & value.keys():
+        raise ConfigError(
+            f"the additional config has no key {KEY!r}, so nothing would be sharded; write for "
+            f'example \'{{"{KEY}": ["o_proj", "q_b_proj"]}}\''
+        )
+    note = (
+        f"this is the value of {KEY!r} alone; vLLM wants --additional-config '{{\"{KEY}\": ...}}'"
+    )
+    return LayerShardConfig.parse(value), (note,)
 
 
 def _contents(path: str) -> str:

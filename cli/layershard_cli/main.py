@@ -15,7 +15,7 @@ import typer
 from layershard_cli import options as flag
 from layershard_cli.additional import read_additional
 from layershard_cli.document import map_document, plan_document
-from layershard_cli.output import emit, emit_json
+from layershard_cli.output import discard_stdout, emit, emit_json
 from layershard_cli.remarks import remarks_on
 from layershard_cli.request import Layout, deployment_of, sharding_of
 from vllm_layershard import __version__
@@ -74,7 +74,7 @@ def plan_command(
 
     Example: layershard plan --model DeepSeek-V3 --dp 8 --ep --layers o_proj,q_b_proj
     """
-    device = profile(hardware or DEFAULT)
+    device = profile(DEFAULT if hardware is None else hardware)
     sharding, assumed = sharding_of(
         model,
         Layout(tp, dp, pcp, pp, ep),
@@ -147,11 +147,11 @@ def check_command(
 
     Example: layershard check '{"layer_sharding": ["o_proj"]}' --model DeepSeek-V3 --dp 8 --ep
     """
-    config = read_additional(additional_config)
+    config, notes = read_additional(additional_config)
     deployment, assumed = deployment_of(Layout(tp, dp, pcp, pp, ep))
     found = load_model(model)
     sharding = plan_model(found, deployment, config)
-    warnings = (*assumed, *found.notes, *remarks_on(sharding, None))
+    warnings = (*notes, *assumed, *found.notes, *remarks_on(sharding, None))
     if as_json:
         emit_json(map_document(sharding, warnings))
         return
@@ -183,6 +183,9 @@ def _options(
 
 def run() -> None:
     """The console script: runs the app; every expected error ends in one message here."""
+    if sys.stdout is None:
+        print("layershard: stdout is closed; give it somewhere to write", file=sys.stderr)
+        sys.exit(2)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -191,6 +194,10 @@ def run() -> None:
     except LayerShardError as error:
         print(f"layershard: {error}", file=sys.stderr)
         sys.exit(3 if isinstance(error, (ModelError, HardwareError)) else 2)
+    except OSError as error:
+        print(f"layershard: stdout cannot be written: {error.strerror}", file=sys.stderr)
+        discard_stdout()
+        sys.exit(2)
 
 
 if __name__ == "__main__":

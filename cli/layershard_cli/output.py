@@ -25,6 +25,11 @@ def emit_json(document: dict[str, Any]) -> None:
 
 
 def leave_closed_pipe() -> NoReturn:
-    """End quietly: nobody reads on, and the interpreter's last flush must not complain."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """End quietly: nobody reads on."""
+    discard_stdout()
     raise typer.Exit(0)
+
+
+def discard_stdout() -> None:
+    """Send the rest to nowhere, so that the interpreter's last flush does not complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -143,6 +143,7 @@ CHECKS = {
     "not JSON": ("[", "is not valid JSON"),
     "not a list": ('{"layer_sharding": 3}', "must be a list of names or an object"),
     "unknown key": ('{"layer_sharding": {"layers": ["o_proj"], "x": 1}}', "x: unknown key"),
+    "misspelt key": ('{"layer_shardng": ["o_proj"]}', "has no key 'layer_sharding'"),
     "empty list": ('{"layer_sharding": []}', "layers"),
     "no such file": ("@/no/such/file", "cannot be read"),
     "unmatched": ('{"layer_sharding": ["foo"]}', "'foo' matches no linear"),
@@ -186,3 +187,17 @@ def test_a_closed_pipe_is_no_error() -> None:
                 command + extra, stdout=closed, stderr=subprocess.PIPE, text=True, timeout=60
             )
         assert (result.returncode, "Traceback" in result.stderr) == (0, False)
+
+
+def test_a_full_disk_is_one_message() -> None:
+    script = Path(sys.executable).with_name("layershard")
+    with Path("/dev/full").open("w") as full:
+        finished = subprocess.run(
+            [str(script), "plan", "--model", "DeepSeek-V3", "--json"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert finished.returncode == 2
+    assert finished.stderr == "layershard: stdout cannot be written: No space left on device\n"

@@ -109,3 +109,12 @@ run()
             [sys.executable, "-c", script, *command], capture_output=True, text=True, timeout=60
         )
         assert result.returncode == 0, result.stderr
+
+
+def test_check_says_when_vllm_would_not_see_the_value() -> None:
+    alone = RUNNER.invoke(app, ["check", '["o_proj"]', *["--model", "DeepSeek-V3", "--dp", "8"]])
+    assert "this is the value of 'layer_sharding' alone" in alone.stderr
+    whole = RUNNER.invoke(
+        app, ["check", '{"layer_sharding": ["o_proj"]}', *["--model", "DeepSeek-V3", "--dp", "8"]]
+    )
+    assert "alone" not in whole.stderr

@@ -22,10 +22,11 @@ def _sharding_model(original: Callable[..., Any]) -> Callable[..., Any]:
     def create_model(
         self: Any, vllm_config: Any, model_config: Any, *args: Any, **kwargs: Any
     ) -> Any:
-        from vllm_layershard.hosts.settings import requested
+        from vllm_layershard.hosts.settings import is_served_model, requested
 
         config = requested(vllm_config)
-        if config is None or model_config is not vllm_config.model_config:
+        is_main = model_config is vllm_config.model_config
+        if config is None or not is_main or not is_served_model(model_config):
             return original(self, vllm_config, model_config, *args, **kwargs)
         from vllm_layershard.hosts.model import build
 

@@ -40,7 +40,7 @@ from vllm_layershard.plan import (
 from vllm_layershard.runtime.agreement import agree
 from vllm_layershard.runtime.device import Device, device_of
 from vllm_layershard.runtime.group import RankGroup
-from vllm_layershard.runtime.ops import Place, bind
+from vllm_layershard.runtime.ops import Place, bind, unbind
 from vllm_layershard.runtime.report import Report
 from vllm_layershard.runtime.series import ShardedSeries, State
 from vllm_layershard.runtime.tensors import materialise
@@ -152,6 +152,7 @@ class ShardedModel:
         self._to_adopt = 0
         paths = {id(module): path for path, module in model.named_modules()}
         boundaries: dict[str, nn.Module] = {}
+        unbind({_boundary_of(paths[id(m)]) for m in modules.values() if id(m) in paths})
         for decision in _decide(config, groups, selected):
             for series_plan in decision.plan.series:
                 series = ShardedSeries(series_plan, decision.group, device)
@@ -169,6 +170,8 @@ class ShardedModel:
                     self._to_adopt += 1
         for boundary, layer in boundaries.items():
             _install_boundary(layer, boundary)
+        if self._to_adopt == 0:  # a pipeline stage with none of the named linears
+            self._finish()
 
     def on_adopted(self) -> None:
         """Count the layers in; after the last, agree on the final plan and begin to serve."""

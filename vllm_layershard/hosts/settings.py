@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vllm_layershard.config import KEY, LayerShardConfig
 from vllm_layershard.errors import ConfigError, HostError
@@ -30,6 +30,11 @@ def requested(vllm_config: VllmConfig) -> LayerShardConfig | None:
     return LayerShardConfig.parse(extra[KEY])
 
 
+def is_served_model(model_config: Any) -> bool:
+    """Whether this is the model that is served: neither a part of one nor a draft model."""
+    return not model_config.is_submodel_config and model_config.runner_type != "draft"
+
+
 def layout_of(vllm_config: VllmConfig) -> ParallelLayout:
     """The ranks that run in lockstep: data-parallel replicas of a dense model are engines apart."""
     parallel = vllm_config.parallel_config
@@ -52,7 +57,7 @@ def check(vllm_config: VllmConfig) -> None:
         HostError: vLLM's other settings exclude it.
     """
     model = vllm_config.model_config
-    if model is None or model.is_submodel_config or model.runner_type == "draft":
+    if model is None or not is_served_model(model):
         return
     config = requested(vllm_config)
     if config is None:

@@ -7,6 +7,7 @@ false dependency keeps them in order with the compute around them, under Inducto
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -33,13 +34,18 @@ _linears: dict[str, Place] = {}
 def bind(layer: str, linear: str, place: Place) -> None:
     """Bind a linear to its place, and the place to its decoder layer's boundary.
 
-    The order of binding is the order of launches: the same on every rank. Binding a linear again
-    replaces it, as a model that is built anew in this process does.
+    The order of binding is the order of launches: the same on every rank.
     """
-    stale = _linears.get(linear)
-    kept = tuple(p for p in _boundaries.get(layer, ()) if p != stale)
-    _boundaries[layer] = (*kept, place)
+    _boundaries[layer] = (*_boundaries.get(layer, ()), place)
     _linears[linear] = place
+
+
+def unbind(layers: Iterable[str]) -> None:
+    """Forget what is bound to these boundaries: a model is built anew under the same names."""
+    for layer in layers:
+        stale = _boundaries.pop(layer, ())
+        for linear in [key for key, place in _linears.items() if place in stale]:
+            del _linears[linear]
 
 
 def bound_series() -> list[ShardedSeries]:

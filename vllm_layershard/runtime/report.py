@@ -68,7 +68,7 @@ class Report:
         """
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            draft = self._path.with_suffix(f".{os.getpid()}.tmp")
+            draft = self._path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.tmp")
             draft.write_text(json.dumps(self.document()) + "\n")
             draft.replace(self._path)
         except OSError as error:
@@ -79,13 +79,14 @@ class Report:
 
     def refresh(self) -> None:
         """Have the file written within a second, off the calling thread: cheap in every forward."""
-        if self._timer is None or not self._timer.is_alive():
+        if self._timer is None:
             self._timer = threading.Timer(_REFRESH_SECONDS, self._write_or_log)
             self._timer.daemon = True
             self._timer.start()
 
     def _write_or_log(self) -> None:
         """A server does not end because its report cannot be written."""
+        self._timer = None  # a forward that ends from here on has the file written once more
         try:
             self.write()
         except ConfigError as error:
