@@ -91,7 +91,7 @@ def test_the_bytes_really_travel(model, prompts, plain_eager, tmp_path):
         assert ask(server, few, rank=1) == before
 
         changed = server.post("/collective_rpc", {"method": "negate_owned", "args": [0, 4]})
-        assert changed["results"] == ["['o_proj', 'q_b_proj']"]
+        assert changed["results"] == [["o_proj", "q_b_proj"]]
         assert ask(server, few, rank=1) != before, "rank 0's new weight did not reach rank 1"
 
         server.post("/collective_rpc", {"method": "negate_owned", "args": [0, 4]})
