@@ -33,13 +33,14 @@ class Difference:
 
     `identical_logprobs`: every logprob, of what was said and of its two nearest rivals, is equal to
     the bit. The gaps are the largest over answers that say the same: of the logprobs of what was
-    said, and of the probabilities of the rivals (whose logprobs near -10 amplify any rounding).
+    said, of the logprobs of the rivals that both name, and of these rivals' probabilities.
     """
 
     same_tokens: int
     of: int
     identical_logprobs: bool
     largest_logprob_gap: float
+    largest_rival_gap: float
     largest_rival_probability_gap: float
 
 
@@ -78,13 +79,15 @@ def _answer_of(completion: Any) -> Answer:
 
 def compare(one: Sequence[Answer], other: Sequence[Answer]) -> Difference:
     """Compare answers to the same prompts, in the same order."""
-    said, rivals = [0.0], [0.0]
+    said, rivals, probabilities = [0.0], [0.0], [0.0]
     for a, b in zip(one, other, strict=True):
         if a.token_ids == b.token_ids:
             said += [abs(p - q) for p, q in zip(a.logprobs, b.logprobs, strict=True)]
             for mine, yours in zip(a.rivals, b.rivals, strict=True):
                 theirs = dict(yours)
-                rivals += [abs(exp(p) - exp(theirs[t])) for t, p in mine if t in theirs]
+                both = [(p, theirs[token]) for token, p in mine if token in theirs]
+                rivals += [abs(p - q) for p, q in both]
+                probabilities += [abs(exp(p) - exp(q)) for p, q in both]
     return Difference(
         same_tokens=sum(a.token_ids == b.token_ids for a, b in zip(one, other, strict=True)),
         of=len(one),
@@ -93,7 +96,8 @@ def compare(one: Sequence[Answer], other: Sequence[Answer]) -> Difference:
             for a, b in zip(one, other, strict=True)
         ),
         largest_logprob_gap=max(said),
-        largest_rival_probability_gap=max(rivals),
+        largest_rival_gap=max(rivals),
+        largest_rival_probability_gap=max(probabilities),
     )
 
 
