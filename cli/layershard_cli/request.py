@@ -39,16 +39,8 @@ def deployment_of(flags: Layout) -> tuple[Deployment, tuple[str, ...]]:
             "give --tp, --dp, --pcp, --pp or --ep to plan another layout"
         )
         return Deployment(ParallelLayout(dp=NODE), ep=True), (note,)
-    sizes = {
-        name: 1 if size is None else size
-        for name, size in (
-            ("tp", flags.tp),
-            ("dp", flags.dp),
-            ("pcp", flags.pcp),
-            ("pp", flags.pp),
-        )
-    }
-    return Deployment(ParallelLayout(**sizes), ep=bool(flags.ep)), ()
+    tp, dp, pcp, pp = (1 if n is None else n for n in (flags.tp, flags.dp, flags.pcp, flags.pp))
+    return Deployment(ParallelLayout(tp=tp, dp=dp, pcp=pcp, pp=pp), ep=bool(flags.ep)), ()
 
 
 def config_of(

@@ -164,7 +164,17 @@ def test_dense_replicas_are_refused(tmp_path: Path, capsys: pytest.CaptureFixtur
     path.write_text(json.dumps(V3 | {"n_routed_experts": None}))
     code, message = layershard(capsys, "plan", "--model", str(path), "--dp", "2")
     assert code == 2
-    assert "independent engines" in message
+    assert "engines of their own" in message
+
+
+def test_nobody_to_share_with_is_refused_for_the_control_too(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As the server does: `check` and `vllm serve` agree."""
+    value = '{"layer_sharding": {"layers": ["o_proj"], "placement": "replicated"}}'
+    code, message = layershard(capsys, "check", value, "--model", "DeepSeek-V3", "--dp", "1")
+    assert code == 2
+    assert "a group of one rank has nobody to share with" in message
 
 
 def test_no_network(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

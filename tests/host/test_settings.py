@@ -67,7 +67,7 @@ def test_bad_values_are_refused_with_one_message_and_good_ones_pass(tmp_path):
 def test_replicas_of_a_dense_model_are_refused_with_the_reason(tmp_path):
     model = write_config(tmp_path / "model", DENSE)
     (verdict,) = verdicts(model, [O_PROJ])
-    assert verdict.startswith("HostError: ")
+    assert verdict.startswith("PlanError: ")
     assert "engines of their own" in verdict
 
 

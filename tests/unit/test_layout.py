@@ -17,14 +17,20 @@ UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow]
 SIZES = st.integers(1, 4)
 
 
+LAYOUTS = st.builds(
+    ParallelLayout, tp=SIZES, dp=SIZES, pcp=SIZES, pp=SIZES, dp_lockstep=st.booleans()
+)
+
+
 @UNHURRIED
-@given(st.builds(ParallelLayout, tp=SIZES, dp=SIZES, pcp=SIZES, pp=SIZES), st.booleans())
+@given(LAYOUTS, st.booleans())
 def test_groups_are_the_ranks_that_differ_only_where_copies_are_equal(layout, tp_replicated):
     """Against coordinates counted out in vLLM's order, DP x PP x PCP x TP."""
     axes = (range(layout.dp), range(layout.pp), range(layout.pcp), range(layout.tp))
-    expected: dict[tuple[int, ...], list[int]] = {}
-    for rank, (_, pp, _, tp) in enumerate(itertools.product(*axes)):
-        expected.setdefault((pp,) if tp_replicated else (pp, tp), []).append(rank)
+    expected: dict[tuple[int | None, ...], list[int]] = {}
+    for rank, (dp, pp, _, tp) in enumerate(itertools.product(*axes)):
+        apart = (pp, None if layout.dp_lockstep else dp, None if tp_replicated else tp)
+        expected.setdefault(apart, []).append(rank)
         assert layout.stage_of(rank) == pp
     groups = layout.groups(tp_replicated)
     assert sorted(groups) == sorted(map(tuple, expected.values()))
@@ -38,6 +44,16 @@ def test_two_stages_of_two_by_two_ranks():
     assert layout.groups(tp_replicated=False) == ((0, 4), (1, 5), (2, 6), (3, 7))
     assert layout.groups(tp_replicated=True) == ((0, 1, 4, 5), (2, 3, 6, 7))
     assert [layout.stage_of(rank) for rank in range(8)] == [0, 0, 1, 1, 0, 0, 1, 1]
+
+
+def test_replicas_of_a_dense_model_share_within_themselves_only():
+    dense = ParallelLayout(dp=2, pcp=2, dp_lockstep=False)
+    assert dense.groups(tp_replicated=False) == ((0, 1), (2, 3))
+    dense.require_peers()
+    with pytest.raises(PlanError, match="engines of their own"):
+        ParallelLayout(dp=2, dp_lockstep=False).require_peers()
+    with pytest.raises(PlanError, match="nobody to share with"):
+        ParallelLayout(pp=2).require_peers()
 
 
 @pytest.mark.parametrize("name", ["tp", "dp", "pcp", "pp"])

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
@@ -13,20 +14,17 @@ from vllm.model_executor.layers.linear import LinearBase, ReplicatedLinear
 
 from vllm_layershard.config import LayerShardConfig
 from vllm_layershard.plan import Linear, no_match, none_left
-from vllm_layershard.runtime.tensors import describe, release
+from vllm_layershard.runtime.tensors import describe, materialise, release
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
-
-_TOWERS = frozenset({"visual", "vision_tower", "vision_model", "audio_tower", "vision_encoder"})
-"""Encoders run when a request brings an image or a sound: never in lockstep."""
 
 
 @contextmanager
 def collecting(
     config: LayerShardConfig, num_layers: int
 ) -> Iterator[dict[int, tuple[Linear, nn.Module]]]:
-    """Note every linear of a hidden layer that is built meanwhile; release those to be sharded.
+    """Note every linear of a numbered layer that is built meanwhile; release those to be sharded.
 
     Yields what is found, by `id` of the module, in order of construction.
     """
@@ -52,12 +50,25 @@ def collecting(
         handle.remove()
 
 
+def leave_towers(
+    model: Any, found: dict[int, tuple[Linear, nn.Module]], device: torch.device
+) -> None:
+    """Take the linears outside the language model out of `found`, and undo their release.
+
+    Encoders of images and sounds have numbered layers, too, but run only when a request brings
+    one: never in lockstep. Which part is the language model is vLLM's own knowledge.
+    """
+    if not hasattr(model, "get_language_model"):
+        return
+    hidden = {id(module) for module in model.get_language_model().modules()}
+    for key in [key for key in found if key not in hidden]:
+        _, module = found.pop(key)
+        materialise(module, device)
+
+
 def _layer_id(prefix: str) -> int | None:
-    """The absolute layer index in a linear's name; None outside the language model's layers."""
-    parts = prefix.split(".")
-    if _TOWERS.intersection(parts):
-        return None
-    return next((int(part) for part in parts if part.isdigit()), None)
+    """The absolute layer index in a linear's name; None outside the layers."""
+    return next((int(part) for part in prefix.split(".") if part.isdigit()), None)
 
 
 def describe_linear(module: Any, layer_id: int) -> Linear:

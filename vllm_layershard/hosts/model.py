@@ -27,13 +27,19 @@ from vllm_layershard.config import KEY, LayerShardConfig
 from vllm_layershard.errors import HostError
 from vllm_layershard.hosts.groups import Groups
 from vllm_layershard.hosts.linear_method import ShardedLinearMethod
-from vllm_layershard.hosts.linears import check_matched, collecting, describe_linear
+from vllm_layershard.hosts.linears import (
+    check_matched,
+    collecting,
+    describe_linear,
+    leave_towers,
+)
 from vllm_layershard.hosts.settings import layout_of
 from vllm_layershard.plan import (
     Linear,
     Plan,
     Series,
     build_plan,
+    by_group,
     select,
     series_of,
 )
@@ -65,6 +71,7 @@ def build(
     num_layers = vllm_config.model_config.hf_text_config.num_hidden_layers
     with collecting(config, num_layers) as found:
         model = construct()
+    leave_towers(model, found, device.torch_device)
     selected = select([linear for linear, _ in found.values()], config.layers)
     check_matched(config, selected, [linear for linear, _ in found.values()], vllm_config)
     modules = {linear.prefix: module for linear, module in found.values()}
@@ -85,20 +92,17 @@ def _decide(
     config: LayerShardConfig, groups: Groups, selected: dict[str, tuple[Linear, ...]]
 ) -> list[Decision]:
     """One plan for each group that the selected linears' layouts ask for."""
-    grouped = series_of(selected, config.layer_stride)
     decisions = []
-    for tp_replicated in (False, True):
-        linears = {s: members for s, members in grouped.items() if s.tp_replicated is tp_replicated}
-        if linears:
-            group = groups.of(tp_replicated)
-            plan = build_plan(
-                list(linears),
-                group.size,
-                config.prefetch_step,
-                config.placement,
-                config.layer_stride,
-            )
-            decisions.append(Decision(plan, group, linears))
+    for tp_replicated, linears in by_group(series_of(selected, config.layer_stride)):
+        group = groups.of(tp_replicated)
+        plan = build_plan(
+            list(linears),
+            group.size,
+            config.prefetch_step,
+            config.placement,
+            config.layer_stride,
+        )
+        decisions.append(Decision(plan, group, linears))
     return decisions
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,13 +37,19 @@ def is_served_model(model_config: Any) -> bool:
 
 
 def layout_of(vllm_config: VllmConfig) -> ParallelLayout:
-    """The ranks that run in lockstep: data-parallel replicas of a dense model are engines apart."""
+    """The ranks of one engine, or of all where they run in lockstep: those of one world."""
+    asked = _asked_layout(vllm_config)
+    return asked if asked.dp_lockstep else replace(asked, dp=1)
+
+
+def _asked_layout(vllm_config: VllmConfig) -> ParallelLayout:
     parallel = vllm_config.parallel_config
     return ParallelLayout(
         tp=parallel.tensor_parallel_size,
-        dp=parallel.data_parallel_size if vllm_config.model_config.is_moe else 1,
+        dp=parallel.data_parallel_size,
         pcp=parallel.prefill_context_parallel_size,
         pp=parallel.pipeline_parallel_size,
+        dp_lockstep=vllm_config.model_config.is_moe,
     )
 
 
@@ -54,6 +61,7 @@ def check(vllm_config: VllmConfig) -> None:
 
     Raises:
         ConfigError: the value of the key is not valid.
+        PlanError: no rank has another to share with.
         HostError: vLLM's other settings exclude it.
     """
     model = vllm_config.model_config
@@ -67,7 +75,7 @@ def check(vllm_config: VllmConfig) -> None:
             f"{KEY}.report_dir = {config.report_dir!r}: is not a directory; give one, or a path "
             "at which one can be made"
         )
-    _check_group(vllm_config)
+    _asked_layout(vllm_config).require_peers()
     _check_loading(vllm_config)
     _check_execution(vllm_config)
     pieces = vllm_config.compilation_config.splitting_ops
@@ -79,23 +87,6 @@ def _may_be_directory(path: Path) -> bool:
     """Whether `path` is a directory, or nothing that stands in the way of making one."""
     nearest = next(p for p in (path, *path.absolute().parents) if p.exists())
     return nearest.is_dir()
-
-
-def _check_group(vllm_config: VllmConfig) -> None:
-    layout = layout_of(vllm_config)
-    if layout.group_size(tp_replicated=True) > 1:
-        return
-    dp = vllm_config.parallel_config.data_parallel_size
-    if dp > 1:
-        raise HostError(
-            f"{KEY}: the {dp} data-parallel ranks of a dense model are engines of their own, which "
-            "never wait for each other, and the broadcast transport needs lockstep; shard a "
-            "mixture-of-experts model, or use tensor or prefill-context parallelism"
-        )
-    raise HostError(
-        f"{KEY}: a group of one rank has nobody to share with; use data, prefill-context or tensor "
-        "parallelism of at least 2 (for example --data-parallel-size 2), or leave the key out"
-    )
 
 
 def _check_loading(vllm_config: VllmConfig) -> None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vllm_layershard.config import LayerShardConfig
-from vllm_layershard.errors import PlanError
 from vllm_layershard.models.deployment import Deployment
 from vllm_layershard.models.family import Model, WeightBytes
 from vllm_layershard.plan import (
@@ -14,6 +13,7 @@ from vllm_layershard.plan import (
     Plan,
     Series,
     build_plan,
+    by_group,
     no_match,
     none_left,
     select,
@@ -77,13 +77,9 @@ def plan_model(model: Model, deployment: Deployment, config: LayerShardConfig) -
         PlanError: a name matches nothing, a layout that cannot split the model, a group of one
             rank, data-parallel replicas that are not in lockstep, or too large a prefetch_step.
     """
-    layout = deployment.layout
-    if not model.is_moe and layout.dp > 1 and config.placement != "replicated":
-        raise PlanError(
-            f"dp = {layout.dp}: {model.name} is dense, so its data-parallel ranks are independent "
-            "engines that never run in lockstep, and a broadcast among them would hang; use pcp, "
-            "or a model with routed experts"
-        )
+    layout = replace(deployment.layout, dp_lockstep=model.is_moe)
+    layout.require_peers()
+    deployment = replace(deployment, layout=layout)
     linears = model.linears(deployment)
     for name, matched in select(linears, config.layers).items():
         if not matched:
@@ -93,13 +89,10 @@ def plan_model(model: Model, deployment: Deployment, config: LayerShardConfig) -
     groups: list[GroupPlan] = []
     for stage, layers in enumerate(stage_layers(model.num_layers, layout.pp)):
         here = select([x for x in linears if x.layer_id in layers], config.layers)
-        series = series_of(here, config.layer_stride)
-        for tp_replicated in (False, True):
-            alike = {
-                s: members for s, members in series.items() if s.tp_replicated is tp_replicated
-            }
-            if alike:
-                groups.append(_group(stage, alike, deployment, config))
+        groups.extend(
+            _group(stage, tp_replicated, members, deployment, config)
+            for tp_replicated, members in by_group(series_of(here, config.layer_stride))
+        )
     saved = [0] * layout.world_size
     for group in groups:
         for ranks in group.ranks:
@@ -117,11 +110,12 @@ def plan_model(model: Model, deployment: Deployment, config: LayerShardConfig) -
 
 def _group(
     stage: int,
+    tp_replicated: bool,
     members: Mapping[Series, Sequence[Linear]],
     deployment: Deployment,
     config: LayerShardConfig,
 ) -> GroupPlan:
-    layout, tp_replicated = deployment.layout, next(iter(members)).tp_replicated
+    layout = deployment.layout
     return GroupPlan(
         pp_stage=stage,
         tp_replicated=tp_replicated,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vllm_layershard.config import KEY
 from vllm_layershard.errors import PlanError
 
 
@@ -11,6 +12,8 @@ from vllm_layershard.errors import PlanError
 class ParallelLayout:
     """Sizes of the parallel dimensions of one deployment, in vLLM's rank order DP x PP x PCP x TP.
 
+    `dp_lockstep`: data-parallel ranks run every forward together. vLLM does so for models with
+    routed experts; replicas of a dense model are engines that never wait for each other.
     Source: vLLM 0.32, distributed/parallel_state.py, `initialize_model_parallel`.
     """
 
@@ -18,6 +21,7 @@ class ParallelLayout:
     dp: int = 1
     pcp: int = 1
     pp: int = 1
+    dp_lockstep: bool = True
 
     def __post_init__(self) -> None:
         for name in ("tp", "dp", "pcp", "pp"):
@@ -31,8 +35,28 @@ class ParallelLayout:
         return self.dp * self.pp * self.pcp * self.tp
 
     def group_size(self, tp_replicated: bool) -> int:
-        """How many ranks hold the same copy of a linear."""
-        return self.dp * self.pcp * (self.tp if tp_replicated else 1)
+        """How many ranks in lockstep hold the same copy of a linear."""
+        together = self.dp if self.dp_lockstep else 1
+        return together * self.pcp * (self.tp if tp_replicated else 1)
+
+    def require_peers(self) -> None:
+        """Refuse a layout in which no rank has another to share with.
+
+        Raises:
+            PlanError: says why, and which parallelism would do.
+        """
+        if self.group_size(tp_replicated=True) > 1:
+            return
+        if self.dp > 1:
+            raise PlanError(
+                f"{KEY}: the {self.dp} data-parallel ranks of a dense model are engines of their "
+                "own, which never wait for each other, and the broadcast transport needs lockstep; "
+                "shard a mixture-of-experts model, or use tensor or prefill-context parallelism"
+            )
+        raise PlanError(
+            f"{KEY}: a group of one rank has nobody to share with; use data, prefill-context or "
+            "tensor parallelism of at least 2 (for example --data-parallel-size 2), or do not shard"
+        )
 
     def stage_of(self, rank: int) -> int:
         """The pipeline stage of a global rank."""
@@ -48,19 +72,14 @@ class ParallelLayout:
         def rank(dp: int, pp: int, pcp: int, tp: int) -> int:
             return ((dp * self.pp + pp) * self.pcp + pcp) * self.tp + tp
 
-        outer = (
-            [(pp, None) for pp in range(self.pp)]
-            if tp_replicated
-            else [(pp, tp) for pp in range(self.pp) for tp in range(self.tp)]
-        )
+        every_dp, every_tp = range(self.dp), range(self.tp)
+        together = [every_dp] if self.dp_lockstep else [range(dp, dp + 1) for dp in every_dp]
+        alike = [every_tp] if tp_replicated else [range(tp, tp + 1) for tp in every_tp]
         return tuple(
-            tuple(
-                rank(dp, pp, pcp, tp)
-                for dp in range(self.dp)
-                for pcp in range(self.pcp)
-                for tp in (range(self.tp) if fixed_tp is None else (fixed_tp,))
-            )
-            for pp, fixed_tp in outer
+            tuple(rank(dp, pp, pcp, tp) for dp in dps for pcp in range(self.pcp) for tp in tps)
+            for dps in together
+            for pp in range(self.pp)
+            for tps in alike
         )
 
 

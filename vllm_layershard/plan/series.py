@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -63,3 +63,13 @@ def series_of(
             )
             grouped[series] = tuple(members)
     return grouped
+
+
+def by_group(
+    grouped: Mapping[Series, tuple[Linear, ...]],
+) -> Iterator[tuple[bool, dict[Series, tuple[Linear, ...]]]]:
+    """The series of each kind of group: split by tensor parallelism first, whole ones second."""
+    for tp_replicated in (False, True):
+        alike = {s: members for s, members in grouped.items() if s.tp_replicated is tp_replicated}
+        if alike:
+            yield tp_replicated, alike

@@ -1,0 +1,75 @@
+"""Linears of a vision tower stay whole: it runs when a request brings an image, not in lockstep."""
+
+from __future__ import annotations
+
+from host.child import run_child
+
+MODELS = """
+import torch
+from torch import nn
+import tempfile
+from vllm.config import VllmConfig, set_current_vllm_config
+from vllm.distributed import init_distributed_environment, initialize_model_parallel
+from vllm.model_executor.layers.linear import ReplicatedLinear
+from vllm_layershard.config import LayerShardConfig
+from vllm_layershard.hosts.linears import collecting, leave_towers
+
+class Layer(nn.Module):
+    def __init__(self, prefix):
+        super().__init__()
+        self.o_proj = ReplicatedLinear(8, 8, bias=False, prefix=f"{prefix}.o_proj")
+
+class Encoder(nn.Module):
+    def __init__(self, prefix):
+        super().__init__()
+        self.layers = nn.ModuleList(Layer(f"{prefix}.layers.{i}") for i in range(2))
+
+class SeesAndSpeaks(nn.Module):
+    '''As vLLM's multimodal models are built: an encoder of any name, and a language model.'''
+    def __init__(self):
+        super().__init__()
+        self.eyes = Encoder("eyes.encoder")
+        self.language_model = Encoder("language_model.model")
+    def get_language_model(self):
+        return self.language_model
+
+def build(construct):
+    config = LayerShardConfig.parse(["o_proj"])
+    with set_current_vllm_config(VllmConfig()), tempfile.TemporaryDirectory() as scratch:
+        init_distributed_environment(1, 0, f"file://{scratch}/rendezvous", 0, "gloo")
+        initialize_model_parallel()
+        with collecting(config, num_layers=2) as found:
+            model = construct()
+    released = sum(p.is_meta for p in model.parameters())
+    leave_towers(model, found, torch.device("cpu"))
+    return model, released, [linear.prefix for linear, _ in found.values()]
+"""
+
+
+def test_only_the_language_model_is_sharded():
+    found = run_child(f"""{MODELS}
+model, released, prefixes = build(SeesAndSpeaks)
+result = {{
+    "released": released,
+    "prefixes": prefixes,
+    "eyes": [p.is_meta for p in model.eyes.parameters()],
+    "loaders": [hasattr(p, "weight_loader") for p in model.eyes.parameters()],
+    "language": [p.is_meta for p in model.language_model.parameters()],
+}}""")
+    assert found == {
+        "released": 4,
+        "prefixes": [
+            "language_model.model.layers.0.o_proj",
+            "language_model.model.layers.1.o_proj",
+        ],
+        "eyes": [False, False],
+        "loaders": [True, True],
+        "language": [True, True],
+    }
+
+
+def test_a_model_without_towers_is_left_alone():
+    found = run_child(f"""{MODELS}
+model, released, prefixes = build(lambda: Encoder("model"))
+result = [released, prefixes, [p.is_meta for p in model.parameters()]]""")
+    assert found == [2, ["model.layers.0.o_proj", "model.layers.1.o_proj"], [True, True]]
