@@ -122,7 +122,7 @@ FLAGS = {
         "--layer-stride 100",
     ),
     "placement": (2, "placement = 'foo'", "--model DeepSeek-V3 --placement foo"),
-    "cache dtype": (2, "--kv-cache-dtype int2", "--model DeepSeek-V3 --kv-cache-dtype int2"),
+    "cache dtype": (2, "--kv-cache-dtype 'int2'", "--model DeepSeek-V3 --kv-cache-dtype int2"),
     "tokens": (2, "'1.5K'", "--model DeepSeek-V3 --tokens 1.5K"),
     "no tokens": (2, "'0'", "--model DeepSeek-V3 --tokens 0"),
     "not a number": (2, "--dp", "--model DeepSeek-V3 --dp two"),

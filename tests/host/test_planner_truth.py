@@ -124,4 +124,4 @@ def test_equal_to_vllm(
     held = model.weight_bytes(deployment, rank=0)
     assert held.total - held.derived == truth["total_bytes"]
     layers = range(model.num_layers)
-    assert model.kv_bytes_per_token("auto", layers) == truth["kv_bytes_per_token"]
+    assert model.kv_bytes_per_token("auto", layers, deployment) == truth["kv_bytes_per_token"]

@@ -39,14 +39,14 @@ def test_v2_lite_total_is_its_parameter_count() -> None:
 )
 def test_kv_bytes_per_token(name: str, kv_bytes: int) -> None:
     model = load_model(name)
-    assert model.kv_bytes_per_token("auto", range(model.num_layers)) == kv_bytes
+    assert model.kv_bytes_per_token("auto", range(model.num_layers), ONE) == kv_bytes
 
 
 def test_fp8_caches() -> None:
-    assert load_model("DeepSeek-V3").kv_bytes_per_token("fp8", range(61)) == 61 * 576
-    assert load_model("DeepSeek-V3.2").kv_bytes_per_token("fp8", range(61)) == 61 * (656 + 132)
+    assert load_model("DeepSeek-V3").kv_bytes_per_token("fp8", range(61), ONE) == 61 * 576
+    assert load_model("DeepSeek-V3.2").kv_bytes_per_token("fp8", range(61), ONE) == 61 * (656 + 132)
     with pytest.raises(ConfigError, match="known are auto"):
-        load_model("DeepSeek-V3").kv_bytes_per_token("int4", range(61))
+        load_model("DeepSeek-V3").kv_bytes_per_token("int4", range(61), ONE)
 
 
 def test_every_bundled_config_is_planned() -> None:
@@ -128,7 +128,7 @@ def test_absorbed_weights_of_an_fp8_model_are_counted() -> None:
     ("layout", "ep", "message"),
     [
         (ParallelLayout(tp=3), False, "num_attention_heads"),
-        (ParallelLayout(dp=32), False, "whole fp8 blocks of 128"),
+        (ParallelLayout(dp=32), False, "fp8 block of 128"),
         (ParallelLayout(dp=512), True, "share 256 routed experts"),
     ],
 )

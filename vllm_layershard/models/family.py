@@ -1,4 +1,4 @@
-"""Model: what the planner knows of one model. A family is a class that implements it."""
+"""Model: what the planner knows of one model, whatever its family."""
 
 from __future__ import annotations
 
@@ -109,7 +109,9 @@ class Model(Protocol):
     def weight_bytes(self, deployment: Deployment, rank: int) -> WeightBytes:
         """Bytes of one global rank."""
 
-    def kv_bytes_per_token(self, kv_cache_dtype: str, layers: Sequence[int]) -> int:
+    def kv_bytes_per_token(
+        self, kv_cache_dtype: str, layers: Sequence[int], deployment: Deployment
+    ) -> int:
         """Cache bytes of one token in these layers, on one rank."""
 
     def steps(self, layer_id: int, deployment: Deployment, batch: Batch) -> tuple[Step, ...]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vllm_layershard.models.blueprint import Moe
 from vllm_layershard.models.config_file import ConfigFile
+from vllm_layershard.models.dtypes import dtype_of
 from vllm_layershard.models.quantization import Quantization, quantization_of
 
 MAX_LAYERS = 1024
@@ -17,18 +19,6 @@ class Indexer:
     heads: int
     dim: int
     topk: int
-    layers: tuple[bool, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Moe:
-    """Routed and shared experts. `layers` says which layers have them."""
-
-    experts: int
-    shared: int
-    topk: int
-    intermediate: int
-    correction_bias: bool
     layers: tuple[bool, ...]
 
 
@@ -47,6 +37,8 @@ class MlaConfig:
     rope: int
     v: int
     moe: Moe | None
+    shared_experts: int
+    correction_bias: bool
     indexer: Indexer | None
     dtype: str
     quantization: Quantization
@@ -63,7 +55,7 @@ def read_mla(config: ConfigFile) -> MlaConfig:
     activation = config.string("hidden_act")
     if activation != "silu":
         config.fail("hidden_act", f"{activation!r}: vLLM runs this architecture with 'silu' only")
-    dtype, notes = _dtype(config)
+    dtype, notes = dtype_of(config)
     q_lora = config.optional_integer("q_lora_rank")
     indexer = _indexer(config, layers)
     if indexer is not None and q_lora is None:
@@ -80,24 +72,13 @@ def read_mla(config: ConfigFile) -> MlaConfig:
         rope=config.integer("qk_rope_head_dim", high=1 << 14),
         v=config.integer("v_head_dim", high=1 << 14),
         moe=_moe(config, layers),
+        shared_experts=config.optional_integer("n_shared_experts", low=0, high=1 << 10) or 0,
+        correction_bias=config.string("topk_method") == "noaux_tc",
         indexer=indexer,
         dtype=dtype,
         quantization=quantization_of(config),
         notes=notes,
     )
-
-
-def _dtype(config: ConfigFile) -> tuple[str, tuple[str, ...]]:
-    """The run-time dtype that vLLM picks with `--dtype auto`, and what was assumed for it."""
-    key = "dtype" if config.get("dtype") is not None else "torch_dtype"
-    dtype = config.string(key)
-    if dtype in ("bfloat16", "float16"):
-        return dtype, ()
-    if dtype not in (None, "float32"):
-        config.fail(key, f"{dtype!r} is not one of bfloat16, float16, float32")
-    stated = "no dtype" if dtype is None else "dtype float32"
-    note = f"config.json states {stated}: bfloat16 is assumed, as vLLM does with --dtype auto"
-    return "bfloat16", (note,)
 
 
 def _moe(config: ConfigFile, layers: int) -> Moe | None:
@@ -109,10 +90,8 @@ def _moe(config: ConfigFile, layers: int) -> Moe | None:
     every = config.optional_integer("moe_layer_freq", high=MAX_LAYERS) or 1
     return Moe(
         experts=experts,
-        shared=config.optional_integer("n_shared_experts", low=0, high=1 << 10) or 0,
         topk=config.integer("num_experts_per_tok", high=experts),
         intermediate=config.integer("moe_intermediate_size"),
-        correction_bias=config.string("topk_method") == "noaux_tc",
         layers=tuple(i >= first and i % every == 0 for i in range(layers)),
     )
 

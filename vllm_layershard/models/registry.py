@@ -6,12 +6,13 @@ from collections.abc import Callable
 
 from vllm_layershard.errors import UnknownModelError
 from vllm_layershard.models import mla
+from vllm_layershard.models.blueprint import Blueprint
 from vllm_layershard.models.config_file import ConfigFile
-from vllm_layershard.models.family import Model
+from vllm_layershard.models.decoder import DecoderModel
 from vllm_layershard.models.source import Found, find
 
-Builder = Callable[[str, str, str, ConfigFile], Model]
-"""(name, source, architecture, config) -> the model."""
+Builder = Callable[[str, ConfigFile], Blueprint]
+"""(architecture, config) -> the model's blueprint."""
 
 _FAMILIES: dict[str, tuple[frozenset[str], Builder]] = {
     architecture: (model_types, mla.build) for architecture, model_types in mla.SERVES.items()
@@ -23,7 +24,7 @@ def supported() -> tuple[str, ...]:
     return tuple(_FAMILIES)
 
 
-def load_model(name: str) -> Model:
+def load_model(name: str) -> DecoderModel:
     """Find a model by path or name and read it.
 
     Raises:
@@ -33,7 +34,7 @@ def load_model(name: str) -> Model:
     return model_of(find(name))
 
 
-def model_of(found: Found) -> Model:
+def model_of(found: Found) -> DecoderModel:
     """Read a model from a config that was found."""
     config = found.config
     architectures = config.strings("architectures")
@@ -53,4 +54,4 @@ def model_of(found: Found) -> Model:
             f"{config.where}: model_type {model_type!r} with architecture {architecture!r} is not "
             f"known to the planner; expected {' or '.join(sorted(model_types))}"
         )
-    return build(found.name, found.source, architecture, config)
+    return DecoderModel(found.name, found.source, architecture, build(architecture, config))

@@ -58,7 +58,7 @@ class Sharding:
         """Cache bytes of one token on a global rank: of its stage's layers."""
         layout = self.deployment.layout
         layers = stage_layers(self.model.num_layers, layout.pp)[layout.stage_of(rank)]
-        return self.model.kv_bytes_per_token(kv_cache_dtype, layers)
+        return self.model.kv_bytes_per_token(kv_cache_dtype, layers, self.deployment)
 
     def tokens_gained(self, kv_cache_dtype: str) -> int:
         """Whole cache tokens that every rank can hold more: vLLM takes the minimum over ranks."""

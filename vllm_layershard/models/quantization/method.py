@@ -1,0 +1,109 @@
+"""Quantization: what a checkpoint's method makes of a linear and of routed experts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final, Protocol
+
+from vllm_layershard.models.dtypes import DTYPE_BYTES
+from vllm_layershard.models.family import Precision
+from vllm_layershard.models.shape import Shape
+from vllm_layershard.plan import TensorSpec
+
+FUSED: Final[Mapping[str, tuple[str, ...]]] = {
+    "gate_up_proj": ("gate_proj", "up_proj"),
+    "qkv_proj": ("q_proj", "k_proj", "v_proj"),
+    "fused_qkv_a_proj": ("q_a_proj", "kv_a_proj_with_mqa"),
+}
+"""vLLM's name of a fused linear -> the names of its parts in a checkpoint."""
+
+
+class Quantization(Protocol):
+    """One method with its settings; all shapes and bytes are those of one rank."""
+
+    @property
+    def name(self) -> str:
+        """`none`, or the method with what tells it from its kin: `fp8_block_128x128`."""
+
+    def tensors(self, prefix: str, shape: Shape, dtype: str, tp: int) -> tuple[TensorSpec, ...]:
+        """The tensors of a linear after vLLM created it, in the order weight, scales, bias.
+
+        Raises:
+            PlanError: the method's blocks or groups would be split over two of `tp` ranks.
+            ModelError: the config quantises only some of a fused linear's parts.
+        """
+
+    def experts(
+        self, prefix: str, count: int, hidden: int, intermediate: int, bias: bool, dtype: str
+    ) -> tuple[TensorSpec, ...]:
+        """The tensors of `count` routed experts of one layer with `intermediate` rows each.
+
+        Raises:
+            PlanError: the method's blocks would be split.
+        """
+
+    def precision(self, tensors: tuple[TensorSpec, ...]) -> Precision:
+        """The rate at which a product with these tensors runs."""
+
+
+def tensor(name: str, shape: tuple[int, ...], dtype: str) -> TensorSpec:
+    """A contiguous tensor."""
+    strides = [1]
+    for size in reversed(shape[1:]):
+        strides.append(strides[-1] * size)
+    elements = strides[-1] * shape[0]
+    return TensorSpec(name, shape, dtype, elements * DTYPE_BYTES[dtype], tuple(reversed(strides)))
+
+
+def plain_linear(shape: Shape, dtype: str) -> tuple[TensorSpec, ...]:
+    """An unquantised linear.
+
+    Source: vLLM 0.32, layers/linear.py, `UnquantizedLinearMethod.create_weights`.
+    """
+    weight = tensor("weight", (shape.rows, shape.inner), shape.dtype or dtype)
+    return (weight, *bias_of(shape, dtype))
+
+
+def bias_of(shape: Shape, dtype: str) -> tuple[TensorSpec, ...]:
+    """The bias, which no method quantises."""
+    return (tensor("bias", (shape.rows,), shape.dtype or dtype),) if shape.bias else ()
+
+
+def plain_experts(
+    count: int, hidden: int, intermediate: int, bias: bool, dtype: str
+) -> tuple[TensorSpec, ...]:
+    """Unquantised experts.
+
+    Source: vLLM 0.32, `UnquantizedFusedMoEMethod.create_weights`.
+    """
+    return (
+        tensor("w13_weight", (count, 2 * intermediate, hidden), dtype),
+        tensor("w2_weight", (count, hidden, intermediate), dtype),
+        *expert_biases(count, hidden, intermediate, bias, dtype),
+    )
+
+
+def expert_biases(
+    count: int, hidden: int, intermediate: int, bias: bool, dtype: str
+) -> tuple[TensorSpec, ...]:
+    """The biases of experts that have them."""
+    if not bias:
+        return ()
+    return (
+        tensor("w13_bias", (count, 2 * intermediate), dtype),
+        tensor("w2_bias", (count, hidden), dtype),
+    )
+
+
+def is_skipped(prefix: str, skipped: frozenset[str]) -> bool | None:
+    """Whether a linear is named, or all parts of a fused one; None if only some parts are.
+
+    Source: vLLM 0.32, quantization/utils/quant_utils.py, `is_layer_skipped` (exact mode).
+    """
+    stem, _, last = prefix.rpartition(".")
+    if prefix in skipped:
+        return True
+    if last not in FUSED:
+        return False
+    parts = [f"{stem}.{part}" in skipped for part in FUSED[last]]
+    return None if any(parts) and not all(parts) else all(parts)

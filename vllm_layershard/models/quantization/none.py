@@ -1,0 +1,31 @@
+"""None: an unquantised checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vllm_layershard.models.family import Precision
+from vllm_layershard.models.quantization.method import plain_experts, plain_linear
+from vllm_layershard.models.shape import Shape
+from vllm_layershard.plan import TensorSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Unquantized:
+    """Everything in the model's dtype."""
+
+    name: str = "none"
+
+    def tensors(self, prefix: str, shape: Shape, dtype: str, tp: int) -> tuple[TensorSpec, ...]:
+        """The weight, and the bias if there is one."""
+        return plain_linear(shape, dtype)
+
+    def experts(
+        self, prefix: str, count: int, hidden: int, intermediate: int, bias: bool, dtype: str
+    ) -> tuple[TensorSpec, ...]:
+        """The stacked weights, and the biases if there are any."""
+        return plain_experts(count, hidden, intermediate, bias, dtype)
+
+    def precision(self, tensors: tuple[TensorSpec, ...]) -> Precision:
+        """Always the wide rate."""
+        return "bf16"

@@ -1,0 +1,49 @@
+"""Shape: a linear as one rank holds it, before quantisation says which tensors that takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Split = Literal["out", "in", "none"]
+"""Along which side tensor parallelism splits a linear; `none`: every rank holds all of it."""
+
+After = Literal["", "attention", "experts"]
+"""What runs after a linear that is none itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """One linear on one rank: `outs` are the rows of the parts fused along its output.
+
+    `suffix` is its name within the layer. `absorbed`: its product is part of the attention's.
+    """
+
+    suffix: str
+    outs: tuple[int, ...]
+    inner: int
+    split: Split
+    quantisable: bool = True
+    bias: bool = False
+    dtype: str | None = None
+    after: After = ""
+    absorbed: bool = False
+
+    @property
+    def rows(self) -> int:
+        """Output elements on this rank."""
+        return sum(self.outs)
+
+    @property
+    def parameters(self) -> int:
+        """Weights and biases."""
+        return self.rows * (self.inner + self.bias)
+
+
+@dataclass(frozen=True, slots=True)
+class Vector:
+    """Parameters that are no linear's: norms, sinks, correction biases, convolutions."""
+
+    name: str
+    elements: int
+    dtype: str
