@@ -42,6 +42,25 @@ class ConfigFile:
         """A whole number within bounds, or None where the key is absent or null."""
         return None if self.get(key) is None else self.integer(key, low, high)
 
+    def boolean(self, key: str) -> bool:
+        """True or false; false where the key is absent or null."""
+        value = self.get(key)
+        if value is not None and not isinstance(value, bool):
+            self.fail(key, f"{_shown(value)} is neither true nor false")
+        return bool(value)
+
+    def integers(self, key: str, high: int) -> frozenset[int]:
+        """A list of whole numbers from 0; empty where the key is absent or null."""
+        value = self.get(key)
+        if value is None:
+            return frozenset()
+        if not isinstance(value, list) or not all(
+            isinstance(item, int) and not isinstance(item, bool) and 0 <= item <= high
+            for item in value
+        ):
+            self.fail(key, f"{_shown(value)} is not a list of whole numbers from 0 to {high:,}")
+        return frozenset(value)
+
     def string(self, key: str) -> str | None:
         """A string, or None where the key is absent or null."""
         value = self.get(key)

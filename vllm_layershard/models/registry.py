@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from vllm_layershard.errors import UnknownModelError
-from vllm_layershard.models import mla
+from vllm_layershard.models import (
+    bailing_moe,
+    dense,
+    glm4_moe,
+    gpt_oss,
+    minimax_m2,
+    mixtral,
+    mla,
+    qwen3_moe,
+)
 from vllm_layershard.models.blueprint import Blueprint
 from vllm_layershard.models.config_file import ConfigFile
 from vllm_layershard.models.decoder import DecoderModel
@@ -15,7 +24,9 @@ Builder = Callable[[str, ConfigFile], Blueprint]
 """(architecture, config) -> the model's blueprint."""
 
 _FAMILIES: dict[str, tuple[frozenset[str], Builder]] = {
-    architecture: (model_types, mla.build) for architecture, model_types in mla.SERVES.items()
+    architecture: (model_types, family.build)
+    for family in (mla, dense, qwen3_moe, mixtral, glm4_moe, minimax_m2, bailing_moe, gpt_oss)
+    for architecture, model_types in family.SERVES.items()
 }
 
 
