@@ -14,6 +14,7 @@ from unittest.mock import MagicMock
 
 import torch
 import vllm.model_executor.layers.quantization.fp8 as fp8
+from transformers import AutoConfig, PretrainedConfig
 from vllm.config import set_current_vllm_config
 from vllm.distributed import init_distributed_environment, initialize_model_parallel, parallel_state
 from vllm.engine.arg_utils import EngineArgs
@@ -23,8 +24,21 @@ from vllm.model_executor.model_loader.utils import initialize_model
 from vllm.platforms import current_platform
 from vllm.utils.torch_utils import set_default_torch_dtype
 
+CACHE_SCALES = ("q_scale", "k_scale", "v_scale", "prob_scale")
+"""vLLM deletes them after loading: layers/quantization/kv_cache.py."""
+
+ROUTER_BIASES = ("e_score_correction_bias", "expert_bias")
+"""Kept on the router's module, but no part of its product."""
+
+
+class BailingMoeConfig(PretrainedConfig):
+    """Stands in for the class that comes with the checkpoint: no code of a model is run here."""
+
+    model_type = "bailing_moe"
+
 
 def main() -> None:
+    AutoConfig.register("bailing_moe", BailingMoeConfig)
     stand_in_for_kernels()
     cases = json.load(sys.stdin)
     inventories: dict[str, object] = {}
@@ -73,22 +87,26 @@ def stand_in_for_kernels() -> None:
 
 def linears_of(model: torch.nn.Module) -> dict[str, object]:
     return {
-        name: {
+        module.prefix: {
             "prefix": module.prefix,
             "tp_replicated": module.tp_size == 1 or isinstance(module, ReplicatedLinear),
             "tensors": sorted(
                 [key, list(p.shape), str(p.dtype).removeprefix("torch."), list(p.stride())]
                 for key, p in module.named_parameters(recurse=False)
-                if key != "e_score_correction_bias"
+                if key not in ROUTER_BIASES
             ),
         }
-        for name, module in model.named_modules()
+        for module in model.modules()
         if isinstance(module, LinearBase)
     }
 
 
 def sums_of(model: torch.nn.Module, config: object) -> dict[str, int]:
-    parameters = {id(p): p for p in model.parameters()}.values()
+    parameters = {
+        id(p): p
+        for name, p in model.named_parameters()
+        if name.rpartition(".")[2] not in CACHE_SCALES
+    }.values()
     specs = [
         layer.get_kv_cache_spec(config)
         for layer in config.compilation_config.static_forward_context.values()

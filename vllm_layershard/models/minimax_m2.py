@@ -1,4 +1,4 @@
-"""MiniMax-M2.
+"""MiniMax-M2. Names are vLLM's: a checkpoint calls its MoE `block_sparse_moe`.
 
 Source: vLLM 0.32, model_executor/models/minimax_m2.py.
 """
@@ -31,10 +31,8 @@ def build(architecture: str, config: ConfigFile) -> GqaBlueprint:
             (True,) * c.layers,
             experts="num_local_experts",
             intermediate="intermediate_size",
-            name="block_sparse_moe.experts",
         ),
         router=Router(
-            name="block_sparse_moe.gate",
             dtype="float32",
             correction_bias=config.boolean("use_routing_bias"),
         ),
