@@ -8,7 +8,15 @@ from vllm_layershard.config import LayerShardConfig
 from vllm_layershard.errors import HardwareError
 from vllm_layershard.estimate import forecast, profile, profile_names
 from vllm_layershard.estimate.broadcast import broadcast_seconds
-from vllm_layershard.estimate.overlap import Movement, TimedLayer, TimedStep, movements, simulate
+from vllm_layershard.estimate.overlap import (
+    Movement,
+    Span,
+    TimedLayer,
+    TimedStep,
+    movements,
+    simulate,
+    trace,
+)
 from vllm_layershard.models import Deployment, load_model, plan_model
 from vllm_layershard.plan import ParallelLayout, Series, build_plan
 
@@ -42,6 +50,18 @@ def test_step_one_exposes_only_the_first() -> None:
     forward = simulate(layers_of([10.0] * 4), moves_of(4, 1, 3.0))
     assert forward.exposed == 3.0
     assert not forward.link_bound
+
+
+def test_a_timeline_of_two_layers() -> None:
+    assert trace(layers_of([7.0, 7.0], before=1.0), moves_of(2, 1, 5.0)).spans == (
+        Span("link", 0, "x", 0.0, 5.0),
+        Span("link", 1, "x", 5.0, 5.0),
+        Span("compute", 0, "", 0.0, 1.0),
+        Span("stall", 0, "x", 1.0, 4.0),
+        Span("compute", 0, "x", 5.0, 7.0),
+        Span("compute", 1, "", 12.0, 1.0),
+        Span("compute", 1, "x", 13.0, 7.0),
+    )
 
 
 def test_a_slow_link_is_the_bound_at_any_step() -> None:

@@ -7,6 +7,7 @@ from vllm_layershard.estimate.forecast import (
     forecast,
 )
 from vllm_layershard.estimate.hardware import Hardware
+from vllm_layershard.estimate.overlap import Span
 from vllm_layershard.estimate.profiles import DEFAULT, profile, profile_names
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Forecast",
     "Hardware",
     "Phase",
+    "Span",
     "forecast",
     "profile",
     "profile_names",

@@ -15,6 +15,7 @@ from vllm_layershard.estimate.overlap import (
     TimedStep,
     movements,
     simulate,
+    trace,
 )
 from vllm_layershard.estimate.roofline import (
     COMPUTE_EFFICIENCY,
@@ -42,7 +43,7 @@ _STEPS: Final = (0, 1, 2, 3, 4, 6, 8)
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """One kind of forward: `tokens` are new ones on each rank."""
+    """One kind of forward, with its timeline, of the pipeline stage that waits longest."""
 
     name: str
     batch: Batch
@@ -86,8 +87,8 @@ def forecast(sharding: Sharding, hardware: Hardware, tokens: int = PREFILL_TOKEN
     step = sharding.config.prefetch_step
     decode = Batch(tokens=DECODE_SEQUENCES, context=DECODE_CONTEXT, decode=True)
     phases = (
-        Phase("prefill", prefill(tokens), forwards.run(prefill(tokens), step)),
-        Phase("decode", decode, forwards.run(decode, step)),
+        forwards.phase("prefill", prefill(tokens), step),
+        forwards.phase("decode", decode, step),
     )
     recommended = forwards.best_step(prefill(tokens))
     break_even = forwards.break_even(step)
@@ -120,8 +121,22 @@ class _Forwards:
         self._like = _representatives(sharding)
         self._moves: dict[tuple[int, int], tuple[Movement, ...]] = {}
 
+    def phase(self, name: str, batch: Batch, prefetch_step: int) -> Phase:
+        """The forward of the pipeline stage that waits longest, with its timeline."""
+        stages = self._timed(batch, prefetch_step)
+        forwards = [simulate(layers, moves) for layers, moves in stages]
+        worst = max(range(len(stages)), key=lambda i: (forwards[i].exposed, forwards[i].compute))
+        return Phase(name, batch, trace(*stages[worst]))
+
     def run(self, batch: Batch, prefetch_step: int) -> Forward:
-        """The forward of the pipeline stage that waits longest."""
+        """The same without the timeline."""
+        forwards = (simulate(*stage) for stage in self._timed(batch, prefetch_step))
+        return max(forwards, key=lambda forward: (forward.exposed, forward.compute))
+
+    def _timed(
+        self, batch: Batch, prefetch_step: int
+    ) -> list[tuple[list[TimedLayer], tuple[Movement, ...]]]:
+        """What `simulate` wants, for each pipeline stage."""
         timed = {
             like: tuple(
                 TimedStep(suffix_of(step.linear), step_seconds(step, self._hardware))
@@ -129,14 +144,13 @@ class _Forwards:
             )
             for like in set(self._like.values())
         }
-        forwards = (
-            simulate(
+        return [
+            (
                 [TimedLayer(layer_id, timed[self._like[layer_id]]) for layer_id in layers],
                 self._stage_moves(stage, prefetch_step),
             )
             for stage, layers in enumerate(self._stages)
-        )
-        return max(forwards, key=lambda forward: (forward.exposed, forward.compute))
+        ]
 
     def best_step(self, batch: Batch) -> int:
         """The smallest prefetch step within TOLERANCE of the fastest."""

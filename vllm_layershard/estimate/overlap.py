@@ -8,7 +8,8 @@ weight has not arrived. That a slot is free is implied by the boundary (see plan
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from vllm_layershard.plan import Plan
 from vllm_layershard.plan.linear import suffix_of
@@ -40,13 +41,36 @@ class Movement:
     seconds: float
 
 
+Track = Literal["compute", "stall", "link"]
+"""What a span shows: a step on the device, its wait for a weight, or a broadcast on the link."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A piece of one forward's timeline, in seconds from its first layer's boundary.
+
+    `suffix` names the linear that is computed, waited for or moved; "" for a step that is none.
+    Steps and stalls follow one another without a gap.
+    """
+
+    track: Track
+    layer_id: int
+    suffix: str
+    start_s: float
+    seconds: float
+
+
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """Seconds of one forward: compute alone, the link's busy time, and the waiting."""
+    """Seconds of one forward: compute alone, the link's busy time, and the waiting.
+
+    `spans` is its timeline, where one was asked for (`trace`).
+    """
 
     compute: float
     fetch: float
     exposed: float
+    spans: tuple[Span, ...] = ()
 
     @property
     def total(self) -> float:
@@ -85,6 +109,18 @@ def movements(
 
 def simulate(layers: Sequence[TimedLayer], moves: Sequence[Movement]) -> Forward:
     """Run one forward."""
+    return _run(layers, moves, None)
+
+
+def trace(layers: Sequence[TimedLayer], moves: Sequence[Movement]) -> Forward:
+    """The same with its timeline."""
+    spans: list[Span] = []
+    return replace(_run(layers, moves, spans), spans=tuple(spans))
+
+
+def _run(
+    layers: Sequence[TimedLayer], moves: Sequence[Movement], spans: list[Span] | None
+) -> Forward:
     launched_at: dict[int, list[Movement]] = {}
     for move in moves:
         launched_at.setdefault(move.launch_layer, []).append(move)
@@ -92,10 +128,18 @@ def simulate(layers: Sequence[TimedLayer], moves: Sequence[Movement]) -> Forward
     now = link_free = compute = exposed = 0.0
     for layer in layers:
         for move in launched_at.get(layer.layer_id, ()):
-            link_free = max(link_free, now) + move.seconds
+            start = max(link_free, now)
+            link_free = start + move.seconds
             arrival[move.layer_id, move.suffix] = link_free
+            if spans is not None:
+                spans.append(Span("link", move.layer_id, move.suffix, start, move.seconds))
         for step in layer.steps:
             stall = max(0.0, arrival.get((layer.layer_id, step.suffix), 0.0) - now)
+            if spans is not None:
+                if stall:
+                    spans.append(Span("stall", layer.layer_id, step.suffix, now, stall))
+                start = now + stall
+                spans.append(Span("compute", layer.layer_id, step.suffix, start, step.seconds))
             now += stall + step.seconds
             exposed += stall
             compute += step.seconds
