@@ -14,13 +14,15 @@ import typer
 
 from layershard_cli import options as flag
 from layershard_cli.additional import read_additional
+from layershard_cli.calibrate import calibrate_command
 from layershard_cli.document import map_document, plan_document
+from layershard_cli.hardware import hardware_command
 from layershard_cli.output import discard_stdout, emit, emit_json
 from layershard_cli.remarks import remarks_on
-from layershard_cli.request import Layout, deployment_of, sharding_of
+from layershard_cli.request import Conditions, Layout, Load, deployment_of, sharding_of
 from vllm_layershard import __version__
 from vllm_layershard.errors import HardwareError, LayerShardError, ModelError
-from vllm_layershard.estimate import DEFAULT, PREFILL_TOKENS, forecast, profile
+from vllm_layershard.estimate import DEFAULT, forecast, profile
 from vllm_layershard.models import load_model, plan_model
 
 app = typer.Typer(
@@ -67,6 +69,9 @@ def plan_command(
     placement: flag.PlacementName = None,
     hardware: flag.HardwareName = None,
     tokens: flag.Tokens = None,
+    batch: flag.Sequences = None,
+    context: flag.Context = None,
+    hide_in: flag.HideIn = None,
     kv_cache_dtype: flag.KvCacheDtype = "auto",
     as_json: flag.AsJson = False,
 ) -> None:
@@ -75,16 +80,18 @@ def plan_command(
     Example: layershard plan --model DeepSeek-V3 --dp 8 --ep --layers o_proj,q_b_proj
     """
     device = profile(DEFAULT if hardware is None else hardware)
+    load = Load(tokens, batch, context, hide_in)
     sharding, assumed = sharding_of(
         model,
         Layout(tp, dp, pcp, pp, ep),
         layers,
         _options(prefetch_step, layer_stride, placement),
+        Conditions(device, load),
     )
     sharding.tokens_gained(kv_cache_dtype)  # refuses a dtype before anything is printed
     if hardware is None:
         assumed = (*assumed, f"assumed {device.name} devices for the times; give --hardware")
-    expected = forecast(sharding, device, PREFILL_TOKENS if tokens is None else tokens)
+    expected = forecast(sharding, device, **load.sizes)
     warnings = (*assumed, *remarks_on(sharding, device))
     if as_json:
         emit_json(plan_document(sharding, expected, kv_cache_dtype, warnings))
@@ -169,6 +176,10 @@ def check_command(
             )
     for warning in warnings:
         typer.echo(f"note: {warning}", err=True)
+
+
+app.command("hardware")(hardware_command)
+app.command("calibrate")(calibrate_command)
 
 
 def _options(

@@ -7,7 +7,7 @@ from rich.table import Table
 
 from layershard_cli.launch import launch_command
 from layershard_cli.output import emit, leave_closed_pipe
-from vllm_layershard.estimate import Forecast
+from vllm_layershard.estimate import Forecast, Phase
 from vllm_layershard.models import GroupPlan, Sharding
 from vllm_layershard.plan import EVERY_RANK
 
@@ -44,21 +44,27 @@ def print_plan(
     summary.add_row("saved per rank", f"at least {size(saved_bytes)} ({saved_bytes:,} bytes)")
     summary.add_row("KV cache", f"{gained:,} more tokens, at {per_token:,} bytes a token")
     for phase in forecast.phases:
-        forward = phase.forward
-        summary.add_row(
-            f"{phase.name}, {phase.batch.tokens:,} tokens",
-            f"compute {milliseconds(forward.compute)}, movement {milliseconds(forward.fetch)}, "
-            f"exposed {milliseconds(forward.exposed)} ({phase.slowdown:.1%})",
-        )
-    summary.add_row("prefetch_step", f"{_step(sharding)}; recommended {forecast.recommended_step}")
-    summary.add_row("verdict", f"{forecast.verdict} (estimate for {forecast.hardware.name})")
+        summary.add_row(f"{phase.name}, {phase.batch.tokens:,} tokens", _times(phase))
+    recommended = ", ".join(
+        f"{phase.recommended_step} for {phase.name}"
+        for phase in forecast.phases
+        if phase.recommended_step is not None
+    )
+    summary.add_row(
+        "prefetch_step",
+        f"{sharding.config.prefetch_step}" + (f"; best {recommended}" if recommended else ""),
+    )
+    device = _plain(forecast.hardware.name)
+    summary.add_row("verdict", f"{_plain(forecast.verdict)} (estimate for {device})")
     console.print(summary)
     console.print(
         "Layer bytes and savings are exact, totals and KV bytes follow from formulas, times are "
-        "assumed:",
+        "assumed:"
+        if forecast.assumptions
+        else "Layer bytes and savings are exact, totals and KV bytes follow from formulas.",
     )
     for assumption in forecast.assumptions:
-        console.print(f"  - {assumption}", highlight=False)
+        console.print(f"  - {_plain(assumption)}", highlight=False)
     _print_warnings(console, warnings)
     console.print("Launch:")
     emit(launch_command(sharding, kv_cache_dtype))
@@ -140,8 +146,14 @@ def _plain(text: str) -> str:
     return text.replace("[", r"\[")
 
 
-def _step(sharding: Sharding) -> str:
-    return str(sharding.config.prefetch_step)
+def _times(phase: Phase) -> str:
+    forward = phase.forward
+    if forward is None:
+        return "not estimated"
+    return (
+        f"compute {milliseconds(forward.compute)}, movement {milliseconds(forward.fetch)}, "
+        f"exposed {milliseconds(forward.exposed)} ({forward.slowdown:.1%})"
+    )
 
 
 class _Console(Console):
