@@ -22,7 +22,7 @@ def auto_sharding(
         HardwareError: the hardware lacks a number that the choice needs.
         PlanError: nothing stays hidden.
     """
-    phases = _phases(conditions.load.hide_in)
+    phases = phases_of(conditions.load.hide_in)
     stride = options.get("layer_stride")
     given = {
         key: value for key, value in options.items() if value is not None and key != "layer_stride"
@@ -43,7 +43,12 @@ def auto_sharding(
     )
 
 
-def _phases(hide_in: str | None) -> tuple[PhaseName, ...]:
+def phases_of(hide_in: str | None) -> tuple[PhaseName, ...]:
+    """The phases that `--hide-in` names; prefill by default.
+
+    Raises:
+        ConfigError: another name.
+    """
     named = [name.strip() for name in ("prefill" if hide_in is None else hide_in).split(",")]
     known: tuple[PhaseName, ...] = get_args(PhaseName)
     for name in named:

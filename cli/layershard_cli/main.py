@@ -1,7 +1,7 @@
 """The `layershard` command and its one place for errors and exit codes.
 
-Exit codes: 0 fine; 2 usage, configuration or plan; 3 a model or device that is unknown or cannot
-be read. Data goes to stdout, messages to stderr.
+Exit codes: 0 fine; 1 only under `--check`: the plan does not pay; 2 usage, configuration or plan;
+3 a model or device that is unknown or cannot be read. Data goes to stdout, messages to stderr.
 """
 
 from __future__ import annotations
@@ -15,9 +15,13 @@ import typer
 from layershard_cli import options as flag
 from layershard_cli.additional import read_additional
 from layershard_cli.calibrate import calibrate_command
+from layershard_cli.compare import compare_command
 from layershard_cli.document import map_document, plan_document
+from layershard_cli.files import write_html, write_trace
 from layershard_cli.hardware import hardware_command
+from layershard_cli.known import models_command
 from layershard_cli.output import discard_stdout, emit, emit_json
+from layershard_cli.paying import require_paying
 from layershard_cli.remarks import remarks_on
 from layershard_cli.request import Conditions, Layout, Load, deployment_of, sharding_of
 from vllm_layershard import __version__
@@ -73,6 +77,11 @@ def plan_command(
     context: flag.Context = None,
     hide_in: flag.HideIn = None,
     kv_cache_dtype: flag.KvCacheDtype = "auto",
+    timeline: flag.Timeline = False,
+    ledger: flag.LedgerFlag = False,
+    html: flag.HtmlFile = None,
+    trace: flag.TraceFile = None,
+    check: flag.Check = False,
     as_json: flag.AsJson = False,
 ) -> None:
     """What sharding saves on each rank, and whether the movement hides.
@@ -80,7 +89,7 @@ def plan_command(
     Example: layershard plan --model DeepSeek-V3 --dp 8 --ep --layers o_proj,q_b_proj
     """
     device = profile(DEFAULT if hardware is None else hardware)
-    load = Load(tokens, batch, context, hide_in)
+    load = Load(tokens, batch, context, hide_in if not check or layers == ["auto"] else None)
     sharding, assumed = sharding_of(
         model,
         Layout(tp, dp, pcp, pp, ep),
@@ -93,12 +102,18 @@ def plan_command(
         assumed = (*assumed, f"assumed {device.name} devices for the times; give --hardware")
     expected = forecast(sharding, device, **load.sizes)
     warnings = (*assumed, *remarks_on(sharding, device))
+    if html is not None:
+        write_html(html, sharding, expected, kv_cache_dtype, warnings)
+    if trace is not None:
+        write_trace(trace, expected)
     if as_json:
         emit_json(plan_document(sharding, expected, kv_cache_dtype, warnings))
-        return
-    from layershard_cli.tables import print_plan
+    else:
+        from layershard_cli.tables import print_plan
 
-    print_plan(sharding, expected, kv_cache_dtype, warnings)
+        print_plan(sharding, expected, kv_cache_dtype, warnings, timeline=timeline, ledger=ledger)
+    if check:
+        require_paying(sharding, expected, hide_in)
 
 
 @app.command("map")
@@ -178,6 +193,8 @@ def check_command(
         typer.echo(f"note: {warning}", err=True)
 
 
+app.command("models")(models_command)
+app.command("compare")(compare_command)
 app.command("hardware")(hardware_command)
 app.command("calibrate")(calibrate_command)
 

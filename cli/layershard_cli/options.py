@@ -111,3 +111,22 @@ HideIn = Annotated[
 ]
 KvCacheDtype = Annotated[str, typer.Option("--kv-cache-dtype", help="As vLLM's flag of that name.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+Timeline = Annotated[
+    bool, typer.Option("--timeline", help="Draw compute and movement of a few layers.")
+]
+LedgerFlag = Annotated[bool, typer.Option("--ledger", help="Show the bytes of every rank.")]
+HtmlFile = Annotated[
+    str | None,
+    typer.Option("--html", metavar="FILE", help="Write the plan as one self-contained page."),
+]
+TraceFile = Annotated[
+    str | None,
+    typer.Option("--trace", metavar="FILE", help="Write the timeline for Chrome or Perfetto."),
+]
+Check = Annotated[
+    bool,
+    typer.Option(
+        "--check",
+        help="Exit with 1 if a rank saves nothing, or a phase of --hide-in does not hide.",
+    ),
+]

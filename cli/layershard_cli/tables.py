@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import sys
+
 from rich.console import Console
 from rich.table import Table
 
 from layershard_cli.launch import launch_command
 from layershard_cli.output import emit, leave_closed_pipe
+from layershard_cli.units import milliseconds, size, span
 from vllm_layershard.estimate import Forecast, Phase
 from vllm_layershard.models import GroupPlan, Sharding
 from vllm_layershard.plan import EVERY_RANK
 
 
 def print_plan(
-    sharding: Sharding, forecast: Forecast, kv_cache_dtype: str, warnings: tuple[str, ...]
+    sharding: Sharding,
+    forecast: Forecast,
+    kv_cache_dtype: str,
+    warnings: tuple[str, ...],
+    *,
+    timeline: bool = False,
+    ledger: bool = False,
 ) -> None:
     """`layershard plan`."""
     console = _console()
@@ -57,6 +66,10 @@ def print_plan(
     device = _plain(forecast.hardware.name)
     summary.add_row("verdict", f"{_plain(forecast.verdict)} (estimate for {device})")
     console.print(summary)
+    if timeline:
+        _print_timelines(console, forecast)
+    if ledger:
+        _print_ledger(console, sharding)
     console.print(
         "Layer bytes and savings are exact, totals and KV bytes follow from formulas, times are "
         "assumed:"
@@ -68,6 +81,43 @@ def print_plan(
     _print_warnings(console, warnings)
     console.print("Launch:")
     emit(launch_command(sharding, kv_cache_dtype))
+
+
+def _print_timelines(console: Console, forecast: Forecast) -> None:
+    """The middle layers of each phase, to scale."""
+    from layershard_cli.timeline import ASCII, LAYERS, UNICODE, draw
+
+    ink = UNICODE if (sys.stdout.encoding or "").lower().startswith("utf") else ASCII
+    for phase in forecast.phases:
+        lines = draw(phase, console.width, ink)
+        if lines:
+            console.print(
+                f"{phase.name}, {LAYERS} layers to scale ({ink.compute[0]}{ink.compute[1]} compute "
+                f"of even and odd layers, {ink.stall} waiting, {ink.link[0]}{ink.link[1]} movement)"
+            )
+        for line in lines:
+            console.print(line, highlight=False, markup=False, no_wrap=True, crop=True)
+
+
+def _print_ledger(console: Console, sharding: Sharding) -> None:
+    """What every rank of a group holds of each series, in bytes."""
+    table = Table(title="Bytes of each rank", title_justify="left")
+    for column in ("series", "stage", "group rank", "before", "resident", "slots", "saved"):
+        table.add_column(column, justify="left" if column == "series" else "right", overflow="fold")
+    for group in sharding.groups:
+        for series_plan in group.plan.series:
+            ledger = series_plan.ledger
+            for rank in range(group.plan.group_size):
+                table.add_row(
+                    series_plan.series.name,
+                    str(group.pp_stage),
+                    str(rank),
+                    f"{ledger.replicated_bytes:,}",
+                    f"{ledger.resident_bytes[rank]:,}",
+                    f"{ledger.slot_bytes:,}",
+                    f"{ledger.saved_bytes[rank]:,}",
+                )
+    console.print(table)
 
 
 def print_map(sharding: Sharding, warnings: tuple[str, ...]) -> None:
@@ -166,22 +216,3 @@ class _Console(Console):
 
 def _console() -> Console:
     return _Console()
-
-
-def size(nbytes: int) -> str:
-    """Bytes for a person."""
-    magnitude = abs(nbytes)
-    for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if magnitude >= factor:
-            return f"{nbytes / factor:,.2f} {unit}"
-    return f"{nbytes} B"
-
-
-def span(low: int, high: int) -> str:
-    """One size, or two where ranks differ."""
-    return size(low) if low == high else f"{size(low)} - {size(high)}"
-
-
-def milliseconds(seconds: float) -> str:
-    """A time for a person."""
-    return f"{seconds * 1e3:,.2f} ms"

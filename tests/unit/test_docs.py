@@ -42,11 +42,16 @@ def test_no_other_programs_are_shown_than_those_tested_here():
 
 
 @pytest.mark.parametrize("command", sorted(set(commands("layershard"))))
-def test_the_planners_commands_run(command):
+def test_the_planners_commands_run(command, tmp_path):
     program, *arguments = shlex.split(command)
     script = Path(sys.executable).with_name(program)
     finished = subprocess.run(
-        [str(script), *arguments], capture_output=True, text=True, timeout=60, check=False
+        [str(script), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd=tmp_path,
     )
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout

@@ -61,7 +61,7 @@ def choose(
     best: Sharding | None = None
     for stride in _STRIDES if layer_stride is None else (layer_stride,):
         found: Sharding | None = None
-        for name in _candidates(model, deployment, config, stride):
+        for name in candidates(model, deployment, config, stride):
             names = (*found.config.layers, name) if found is not None else (name,)
             sharding = plan_model(model, deployment, config(names, stride))
             if (found is None or _saved(sharding) > _saved(found)) and hides(sharding):
@@ -80,7 +80,7 @@ def _saved(sharding: Sharding) -> int:
     return min(sharding.saved_bytes)
 
 
-def _candidates(
+def candidates(
     model: Model,
     deployment: Deployment,
     config: Callable[[tuple[str, ...], int], LayerShardConfig],
