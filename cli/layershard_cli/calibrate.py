@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -38,20 +37,28 @@ def calibrate_command(
     """
     if backend not in ("auto", "nccl", "hccl", "gloo"):
         raise typer.BadParameter(f"--backend {backend}: choose nccl, hccl, gloo or auto")
+    existed = output is not None and output.exists()
+    if output is not None:
+        _write(output, "", "a")  # now, not after a minute's work
     command = [sys.executable, "-m", _MODULE, "--ranks", str(ranks), "--backend", backend]
     command += ["--name", name] if name is not None else []
     command += ["--quick"] if quick else []
-    finished = subprocess.run(
-        command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONUNBUFFERED": "1"}, check=False
-    )
+    finished = subprocess.run(command, stdout=subprocess.PIPE, check=False)
     if finished.returncode:
+        if output is not None and not existed:
+            output.unlink(missing_ok=True)
         raise HardwareError("calibrate: nothing was measured; the reason stands above")
     text = finished.stdout.decode().strip()
     if output is None:
         emit(text)
         return
+    _write(output, text + "\n", "w")
+    typer.echo(f"wrote {output}; use it with layershard plan --hardware {output}", err=True)
+
+
+def _write(output: Path, text: str, mode: str) -> None:
     try:
-        output.write_text(text + "\n")
+        with output.open(mode) as file:
+            file.write(text)
     except OSError as error:
         raise HardwareError(f"calibrate: {output} cannot be written: {error.strerror}") from None
-    typer.echo(f"wrote {output}; use it with layershard plan --hardware {output}", err=True)
