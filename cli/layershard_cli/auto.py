@@ -29,7 +29,7 @@ def auto_sharding(
     }
 
     def config(names: tuple[str, ...], layer_stride: int) -> LayerShardConfig:
-        return LayerShardConfig.parse({"layers": names, "layer_stride": layer_stride, **given})
+        return LayerShardConfig(layers=names, layer_stride=layer_stride, **given)
 
     config(("o_proj",), stride if stride is not None else 1)  # refuses a flag before any search
     sharding = choose(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import typer
@@ -28,10 +29,8 @@ def write_html(
     from layershard_cli.page import page
     from vllm_layershard.estimate.pareto import pareto
 
-    given = sharding.config.model_dump(exclude={"layers", "layer_stride"})
-
     def config(names: tuple[str, ...], layer_stride: int) -> LayerShardConfig:
-        return LayerShardConfig.parse({"layers": names, "layer_stride": layer_stride, **given})
+        return replace(sharding.config, layers=names, layer_stride=layer_stride)
 
     points = pareto(
         sharding.model,

@@ -93,7 +93,7 @@ def config_of(
                 f"{model.name} has none of {', '.join(DEFAULT_LAYERS)}: give --layers"
             )
     given = {key: value for key, value in options.items() if value is not None}
-    return LayerShardConfig.parse({"layers": names, **given})
+    return LayerShardConfig(layers=tuple(names), **given)
 
 
 def sharding_of(
@@ -124,3 +124,14 @@ def sharding_of(
         )
     config = config_of(layers, model, deployment, options)
     return plan_model(model, deployment, config), (*assumed, *model.notes)
+
+
+def options_of(
+    prefetch_step: int | None, layer_stride: int | None, placement: str | None
+) -> dict[str, Any]:
+    """The flags on the sharding, by the names of the configuration; None where not given."""
+    return {
+        "prefetch_step": prefetch_step,
+        "layer_stride": layer_stride,
+        "placement": placement,
+    }

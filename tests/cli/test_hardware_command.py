@@ -10,13 +10,13 @@ import pytest
 from typer.testing import CliRunner
 
 from layershard_cli import main
-from layershard_cli.main import app
+from layershard_cli.main import application
 
 RUNNER = CliRunner()
 
 
 def said(*arguments: str) -> str:
-    result = RUNNER.invoke(app, list(arguments), catch_exceptions=False)
+    result = RUNNER.invoke(application(), list(arguments), catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.stdout
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from layershard_cli.main import app
+from layershard_cli.main import application
 from layershard_cli.timeline import ASCII, UNICODE, draw
 from vllm_layershard.config import LayerShardConfig
 from vllm_layershard.estimate import forecast, profile
@@ -28,7 +28,7 @@ HEADLESS = (
 
 
 def layershard(*arguments: str) -> str:
-    result = CliRunner().invoke(app, list(arguments))
+    result = CliRunner().invoke(application(), list(arguments))
     assert result.exit_code == 0, result.output
     return result.stdout
 
@@ -165,7 +165,7 @@ def test_a_file_that_cannot_be_written(flag: str, tmp_path: Path) -> None:
 
     with pytest.raises(ConfigError, match=f"{flag} .*cannot be written"):
         CliRunner().invoke(
-            app,
+            application(),
             ["plan", "--model", "DeepSeek-V3", flag, str(tmp_path / "no" / "file")],
             catch_exceptions=False,
         )
@@ -173,17 +173,17 @@ def test_a_file_that_cannot_be_written(flag: str, tmp_path: Path) -> None:
 
 def test_check_fails_with_one_only_where_it_does_not_pay() -> None:
     command = ["plan", "--model", "DeepSeek-V3", "--layers", "o_proj", "--check"]
-    long = CliRunner().invoke(app, [*command, "--tokens", "64K"])
+    long = CliRunner().invoke(application(), [*command, "--tokens", "64K"])
     assert long.exit_code == 0
-    short = CliRunner().invoke(app, [*command, "--tokens", "64"])
+    short = CliRunner().invoke(application(), [*command, "--tokens", "64"])
     assert short.exit_code == 1
     assert "prefill does not hide" in short.stderr
-    decode = CliRunner().invoke(app, [*command, "--tokens", "64K", "--hide-in", "decode"])
+    decode = CliRunner().invoke(application(), [*command, "--tokens", "64K", "--hide-in", "decode"])
     assert decode.exit_code == 1
     assert "decode does not hide" in decode.stderr
     wasteful = ["plan", "--model", "DeepSeek-V3", "--dp", "2", "--layers", "q_b_proj"]
     wasteful += ["--prefetch-step", "40", "--check", "--tokens", "64K"]
-    assert "a rank saves -" in CliRunner().invoke(app, wasteful).stderr
+    assert "a rank saves -" in CliRunner().invoke(application(), wasteful).stderr
 
 
 def test_compare_counts_what_plan_saves() -> None:
@@ -224,7 +224,7 @@ def test_every_bundled_model_is_listed() -> None:
     assert all(name in shown for name in bundled_names())
 
 
-@pytest.mark.parametrize("name", [command.name for command in app.registered_commands])
+@pytest.mark.parametrize("name", [command.name for command in application().registered_commands])
 def test_every_command_shows_an_example(name: str) -> None:
     assert f"Example: layershard {name}" in layershard(name, "--help")
 

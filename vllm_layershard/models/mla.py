@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
 
 from vllm_layershard.models.blueprint import Moe, Work
 from vllm_layershard.models.cache import LatentCache
@@ -22,14 +21,6 @@ from vllm_layershard.models.mlp import gated_mlp
 from vllm_layershard.models.quantization import Quantization
 from vllm_layershard.models.shape import Shape, Vector
 from vllm_layershard.models.split import require_divisible
-
-SERVES: Final[dict[str, frozenset[str]]] = {
-    "DeepseekV2ForCausalLM": frozenset({"deepseek_v2"}),
-    "DeepseekV3ForCausalLM": frozenset({"deepseek_v3", "kimi_k2"}),
-    "DeepseekV32ForCausalLM": frozenset({"deepseek_v32"}),
-    "GlmMoeDsaForCausalLM": frozenset({"glm_moe_dsa"}),
-}
-"""Architecture -> the model types that go with it."""
 
 _SPARSE_CLASSES = ("DeepseekV32ForCausalLM", "GlmMoeDsaForCausalLM")
 """These have a class of their own on CUDA, which also keeps dense MLPs whole under

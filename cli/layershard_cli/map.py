@@ -1,0 +1,41 @@
+"""`layershard map`: which rank keeps which layer."""
+
+from __future__ import annotations
+
+from layershard_cli import options as flag
+from layershard_cli.document import map_document
+from layershard_cli.output import emit_json
+from layershard_cli.remarks import remarks_on
+from layershard_cli.request import Layout, options_of, sharding_of
+
+
+def map_command(
+    model: flag.ModelName,
+    tp: flag.Tp = None,
+    dp: flag.Dp = None,
+    pcp: flag.Pcp = None,
+    pp: flag.Pp = None,
+    ep: flag.Ep = None,
+    layers: flag.Layers = None,
+    prefetch_step: flag.PrefetchStep = None,
+    layer_stride: flag.LayerStride = None,
+    placement: flag.PlacementName = None,
+    as_json: flag.AsJson = False,
+) -> None:
+    """Which rank keeps which layer.
+
+    Example: layershard map --model DeepSeek-V3 --dp 8 --ep --layers o_proj
+    """
+    sharding, assumed = sharding_of(
+        model,
+        Layout(tp, dp, pcp, pp, ep),
+        layers,
+        options_of(prefetch_step, layer_stride, placement),
+    )
+    warnings = (*assumed, *remarks_on(sharding, None))
+    if as_json:
+        emit_json(map_document(sharding, warnings))
+        return
+    from layershard_cli.tables import print_map
+
+    print_map(sharding, warnings)
