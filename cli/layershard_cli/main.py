@@ -15,6 +15,7 @@ from typing import Annotated, Final
 import typer
 
 from layershard_cli.output import discard_stdout, emit
+from layershard_cli.startup import command_of
 from vllm_layershard import __version__
 from vllm_layershard.errors import HardwareError, LayerShardError, ModelError
 
@@ -68,7 +69,7 @@ def run() -> None:
             stream.reconfigure(errors="backslashreplace")
     asked = [word for word in sys.argv[1:2] if word in COMMANDS]  # else help, or a slip
     try:
-        application(asked or COMMANDS)()
+        command_of(application(asked or COMMANDS))()
     except LayerShardError as error:
         print(f"layershard: {error}", file=sys.stderr)
         sys.exit(3 if isinstance(error, (ModelError, HardwareError)) else 2)
