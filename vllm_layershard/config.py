@@ -26,8 +26,23 @@ MAX_PREFETCH_STEP = 64
 _MAX_FAULTS = 5
 """More of them in one message help nobody."""
 
-_REPR = reprlib.Repr()
-"""Cuts what is deep or long before it is written: the value may be anything that JSON can say."""
+
+class _Repr(reprlib.Repr):
+    """Cuts what is deep or long before it is written, and says null, true and false as JSON does.
+
+    The value may be anything that JSON can say, and the user wrote it as JSON.
+    """
+
+    def repr_NoneType(self, value: None, level: int) -> str:
+        """Named after the type, as reprlib wants it."""
+        return "null"
+
+    def repr_bool(self, value: bool, level: int) -> str:
+        """Named after the type, as reprlib wants it."""
+        return "true" if value else "false"
+
+
+_REPR = _Repr()
 _REPR.maxstring = _REPR.maxother = 80
 
 _NEVER_SHARDED = {
@@ -79,6 +94,13 @@ class LayerShardConfig(BaseModel):
     """Where each rank writes `layershard-rank{global rank}.json`."""
     verify: bool = False
     """Compare a checksum of every layer's first arrival with its owner's."""
+
+    @field_validator("report_dir")
+    @classmethod
+    def _a_directory_with_a_name(cls, path: str | None) -> str | None:
+        if path is not None and (not path.strip() or "\0" in path):
+            raise ValueError(f"{_short(path)} names no directory; {_REMEDIES['report_dir']}")
+        return path
 
     @field_validator("layers", mode="before")
     @classmethod

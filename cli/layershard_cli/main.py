@@ -15,13 +15,25 @@ import typer
 from layershard_cli import options as flag
 from layershard_cli.additional import read_additional
 from layershard_cli.document import map_document, plan_document
-from layershard_cli.output import discard_stdout, emit, emit_json
+from layershard_cli.launch import launch_notes
+from layershard_cli.output import (
+    complain,
+    discard_stdout,
+    emit,
+    emit_json,
+    note,
+    printable,
+    show_progress,
+)
 from layershard_cli.remarks import remarks_on
 from layershard_cli.request import Layout, deployment_of, sharding_of
 from vllm_layershard import __version__
 from vllm_layershard.errors import HardwareError, LayerShardError, ModelError
 from vllm_layershard.estimate import DEFAULT, PREFILL_TOKENS, forecast, profile
-from vllm_layershard.models import load_model, plan_model
+from vllm_layershard.models import evidence_for, find, model_of, plan_model
+
+_USAGE_ERROR: Any = typer.BadParameter.__base__
+"""click's UsageError: newer versions of typer carry click within them."""
 
 app = typer.Typer(
     name="layershard",
@@ -68,6 +80,7 @@ def plan_command(
     hardware: flag.HardwareName = None,
     tokens: flag.Tokens = None,
     kv_cache_dtype: flag.KvCacheDtype = "auto",
+    exact: flag.Exact = False,
     as_json: flag.AsJson = False,
 ) -> None:
     """What sharding saves on each rank, and whether the movement hides.
@@ -75,8 +88,9 @@ def plan_command(
     Example: layershard plan --model DeepSeek-V3 --dp 8 --ep --layers o_proj,q_b_proj
     """
     device = profile(DEFAULT if hardware is None else hardware)
+    found = find(model)
     sharding, assumed = sharding_of(
-        model,
+        found,
         Layout(tp, dp, pcp, pp, ep),
         layers,
         _options(prefetch_step, layer_stride, placement),
@@ -85,13 +99,14 @@ def plan_command(
     if hardware is None:
         assumed = (*assumed, f"assumed {device.name} devices for the times; give --hardware")
     expected = forecast(sharding, device, PREFILL_TOKENS if tokens is None else tokens)
-    warnings = (*assumed, *remarks_on(sharding, device))
+    evidence, notes = evidence_for(found, sharding.model, exact, show_progress)
+    warnings = (*assumed, *notes, *remarks_on(sharding, device), *launch_notes(sharding))
     if as_json:
-        emit_json(plan_document(sharding, expected, kv_cache_dtype, warnings))
+        emit_json(plan_document(sharding, expected, kv_cache_dtype, warnings, evidence))
         return
     from layershard_cli.tables import print_plan
 
-    print_plan(sharding, expected, kv_cache_dtype, warnings)
+    print_plan(sharding, expected, kv_cache_dtype, warnings, evidence)
 
 
 @app.command("map")
@@ -106,25 +121,28 @@ def map_command(
     prefetch_step: flag.PrefetchStep = None,
     layer_stride: flag.LayerStride = None,
     placement: flag.PlacementName = None,
+    exact: flag.Exact = False,
     as_json: flag.AsJson = False,
 ) -> None:
     """Which rank keeps which layer.
 
     Example: layershard map --model DeepSeek-V3 --dp 8 --ep --layers o_proj
     """
+    found = find(model)
     sharding, assumed = sharding_of(
-        model,
+        found,
         Layout(tp, dp, pcp, pp, ep),
         layers,
         _options(prefetch_step, layer_stride, placement),
     )
-    warnings = (*assumed, *remarks_on(sharding, None))
+    evidence, notes = evidence_for(found, sharding.model, exact, show_progress)
+    warnings = (*assumed, *notes, *remarks_on(sharding, None))
     if as_json:
-        emit_json(map_document(sharding, warnings))
+        emit_json(map_document(sharding, warnings, evidence))
         return
     from layershard_cli.tables import print_map
 
-    print_map(sharding, warnings)
+    print_map(sharding, warnings, evidence)
 
 
 @app.command("check")
@@ -141,22 +159,25 @@ def check_command(
     pcp: flag.Pcp = None,
     pp: flag.Pp = None,
     ep: flag.Ep = None,
+    exact: flag.Exact = False,
     as_json: flag.AsJson = False,
 ) -> None:
     """Check an additional-config against a model and a layout before launching it.
 
     Example: layershard check '{"layer_sharding": ["o_proj"]}' --model DeepSeek-V3 --dp 8 --ep
     """
-    config, notes = read_additional(additional_config)
+    config, alone = read_additional(additional_config)
     deployment, assumed = deployment_of(Layout(tp, dp, pcp, pp, ep))
-    found = load_model(model)
-    sharding = plan_model(found, deployment, config)
-    warnings = (*notes, *assumed, *found.notes, *remarks_on(sharding, None))
+    found = find(model)
+    planned = model_of(found)
+    sharding = plan_model(planned, deployment, config)
+    evidence, notes = evidence_for(found, planned, exact, show_progress)
+    warnings = (*alone, *assumed, *planned.notes, *notes, *remarks_on(sharding, None))
     if as_json:
-        emit_json(map_document(sharding, warnings))
+        emit_json(map_document(sharding, warnings, evidence))
         return
     emit(
-        f"ok: {found.name} on {deployment.layout.world_size} ranks shards "
+        f"ok: {printable(planned.name)} on {deployment.layout.world_size} ranks shards "
         f"{', '.join(config.layers)} and saves at least {min(sharding.saved_bytes):,} bytes a rank"
     )
     for group in sharding.groups:
@@ -168,7 +189,7 @@ def check_command(
                 f"{min(series_plan.ledger.saved_bytes):,} bytes"
             )
     for warning in warnings:
-        typer.echo(f"note: {warning}", err=True)
+        note(warning)
 
 
 def _options(
@@ -184,18 +205,22 @@ def _options(
 def run() -> None:
     """The console script: runs the app; every expected error ends in one message here."""
     if sys.stdout is None:
-        print("layershard: stdout is closed; give it somewhere to write", file=sys.stderr)
+        complain("stdout is closed; give it somewhere to write")
         sys.exit(2)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        app()
+        sys.exit(app(standalone_mode=False) or 0)
+    except _USAGE_ERROR as error:
+        error.message = printable(error.message)
+        error.show()
+        sys.exit(error.exit_code)
     except LayerShardError as error:
-        print(f"layershard: {error}", file=sys.stderr)
+        complain(str(error))
         sys.exit(3 if isinstance(error, (ModelError, HardwareError)) else 2)
     except OSError as error:
-        print(f"layershard: stdout cannot be written: {error.strerror}", file=sys.stderr)
+        complain(f"stdout cannot be written: {error.strerror}")
         discard_stdout()
         sys.exit(2)
 

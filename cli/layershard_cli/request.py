@@ -8,7 +8,7 @@ from typing import Any
 
 from vllm_layershard.config import LayerShardConfig
 from vllm_layershard.errors import ConfigError
-from vllm_layershard.models import Deployment, Model, Sharding, load_model, plan_model
+from vllm_layershard.models import Deployment, Found, Model, Sharding, model_of, plan_model
 from vllm_layershard.plan import ParallelLayout
 
 DEFAULT_LAYERS = ("o_proj", "q_b_proj")
@@ -67,13 +67,13 @@ def config_of(
 
 
 def sharding_of(
-    model_name: str,
+    found: Found,
     flags: Layout,
     layers: Sequence[str] | None,
     options: dict[str, Any],
 ) -> tuple[Sharding, tuple[str, ...]]:
-    """Load, read and plan; returns the plan and what was assumed."""
+    """Read and plan; returns the plan and what was assumed."""
     deployment, assumed = deployment_of(flags)
-    model = load_model(model_name)
+    model = model_of(found)
     config = config_of(layers, model, deployment, options)
     return plan_model(model, deployment, config), (*assumed, *model.notes)
