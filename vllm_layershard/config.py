@@ -24,8 +24,23 @@ Transport = Literal["auto", "broadcast"]
 MAX_PREFETCH_STEP = 64
 """A slot is a whole layer: more of them than this is a slip of the pen, not a plan."""
 
-_REPR = reprlib.Repr()
-"""Cuts what is deep or long before it is written: the value may be anything that JSON can say."""
+
+class _Repr(reprlib.Repr):
+    """Cuts what is deep or long before it is written, and says null, true and false as JSON does.
+
+    The value may be anything that JSON can say, and the user wrote it as JSON.
+    """
+
+    def repr_NoneType(self, value: None, level: int) -> str:
+        """Named after the type, as reprlib wants it."""
+        return "null"
+
+    def repr_bool(self, value: bool, level: int) -> str:
+        """Named after the type, as reprlib wants it."""
+        return "true" if value else "false"
+
+
+_REPR = _Repr()
 _REPR.maxstring = _REPR.maxother = 80
 
 _NEVER_SHARDED = {
@@ -117,8 +132,9 @@ def _faults(config: LayerShardConfig) -> Iterator[str]:
     for key, known in (("placement", get_args(Placement)), ("transport", get_args(Transport))):
         if getattr(config, key) not in known:
             yield f"{key} = {short(getattr(config, key))}: is not known; {REMEDIES[key]}"
-    if config.report_dir is not None and not config.report_dir.strip():
-        yield f"report_dir = {short(config.report_dir)}: is empty; {REMEDIES['report_dir']}"
+    path = config.report_dir
+    if path is not None and (not path.strip() or "\0" in path):
+        yield f"report_dir: {short(path)} names no directory; {REMEDIES['report_dir']}"
 
 
 def _name_faults(names: tuple[str, ...]) -> Iterator[str]:

@@ -40,7 +40,10 @@ def _contents(path: str) -> str:
             raw = file.read(_MAX_BYTES + 1)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"@{path}: cannot be read: {reason}") from None
+        raise ConfigError(
+            f"@{path}: cannot be read: {reason}; give the path of a file after the @, or the JSON "
+            "itself without one"
+        ) from None
     if len(raw) > _MAX_BYTES:
         raise ConfigError(f"@{path}: is larger than {_MAX_BYTES:,} bytes: not a configuration")
     try:

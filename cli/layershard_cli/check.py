@@ -9,10 +9,10 @@ import typer
 from layershard_cli import options as flag
 from layershard_cli.additional import read_additional
 from layershard_cli.document import map_document
-from layershard_cli.output import emit, emit_json
+from layershard_cli.output import emit, emit_json, note, printable, show_progress
 from layershard_cli.remarks import remarks_on
 from layershard_cli.request import Layout, deployment_of
-from vllm_layershard.models import load_model, plan_model
+from vllm_layershard.models import evidence_for, find, model_of, plan_model
 
 
 def check_command(
@@ -28,22 +28,25 @@ def check_command(
     pcp: flag.Pcp = None,
     pp: flag.Pp = None,
     ep: flag.Ep = None,
+    exact: flag.Exact = False,
     as_json: flag.AsJson = False,
 ) -> None:
     """Check an additional-config against a model and a layout before launching it.
 
     Example: layershard check '{"layer_sharding": ["o_proj"]}' --model DeepSeek-V3 --dp 8 --ep
     """
-    config, notes = read_additional(additional_config)
+    config, alone = read_additional(additional_config)
     deployment, assumed = deployment_of(Layout(tp, dp, pcp, pp, ep))
-    found = load_model(model)
-    sharding = plan_model(found, deployment, config)
-    warnings = (*notes, *assumed, *found.notes, *remarks_on(sharding, None))
+    found = find(model)
+    planned = model_of(found)
+    sharding = plan_model(planned, deployment, config)
+    evidence, notes = evidence_for(found, planned, exact, show_progress)
+    warnings = (*alone, *assumed, *planned.notes, *notes, *remarks_on(sharding, None))
     if as_json:
-        emit_json(map_document(sharding, warnings))
+        emit_json(map_document(sharding, warnings, evidence))
         return
     emit(
-        f"ok: {found.name} on {deployment.layout.world_size} ranks shards "
+        f"ok: {printable(planned.name)} on {deployment.layout.world_size} ranks shards "
         f"{', '.join(config.layers)} and saves at least {min(sharding.saved_bytes):,} bytes a rank"
     )
     for group in sharding.groups:
@@ -55,4 +58,4 @@ def check_command(
                 f"{min(series_plan.ledger.saved_bytes):,} bytes"
             )
     for warning in warnings:
-        typer.echo(f"note: {warning}", err=True)
+        note(warning)

@@ -7,7 +7,7 @@ from typing import Any
 from layershard_cli.launch import launch_command
 from vllm_layershard import __version__
 from vllm_layershard.estimate import Forecast, Phase
-from vllm_layershard.models import GroupPlan, Sharding
+from vllm_layershard.models import Evidence, GroupPlan, Sharding
 from vllm_layershard.plan import SeriesPlan
 
 SCHEMA_VERSION = 1
@@ -18,18 +18,20 @@ def plan_document(
     forecast: Forecast,
     kv_cache_dtype: str,
     warnings: tuple[str, ...],
+    evidence: Evidence,
 ) -> dict[str, Any]:
     """`layershard plan --json`."""
     rank = sharding.binding_rank
     saved = sharding.saved_bytes[rank]
     held = sharding.weight_bytes[rank]
     return {
-        **_heading(sharding),
+        **_heading(sharding, evidence),
         "series": [
             _series(group, series_plan)
             for group in sharding.groups
             for series_plan in group.plan.series
         ],
+        "checkpoint": _checkpoint(sharding, evidence),
         "memory": {
             "weight_bytes_replicated": held.total,
             "weight_bytes_sharded": held.total - saved,
@@ -77,10 +79,12 @@ def plan_document(
     }
 
 
-def map_document(sharding: Sharding, warnings: tuple[str, ...]) -> dict[str, Any]:
+def map_document(
+    sharding: Sharding, warnings: tuple[str, ...], evidence: Evidence
+) -> dict[str, Any]:
     """`layershard map --json`: for each group which rank keeps which layer."""
     return {
-        **_heading(sharding),
+        **_heading(sharding, evidence),
         "groups": [
             {
                 **_group(group),
@@ -103,7 +107,7 @@ def map_document(sharding: Sharding, warnings: tuple[str, ...]) -> dict[str, Any
     }
 
 
-def _heading(sharding: Sharding) -> dict[str, Any]:
+def _heading(sharding: Sharding, evidence: Evidence) -> dict[str, Any]:
     model, layout, config = sharding.model, sharding.deployment.layout, sharding.config
     return {
         "schema_version": SCHEMA_VERSION,
@@ -111,6 +115,7 @@ def _heading(sharding: Sharding) -> dict[str, Any]:
         "model": {
             "name": model.name,
             "source": model.source,
+            "revision": evidence.revision,
             "architecture": model.architecture,
             "num_layers": model.num_layers,
             "dtype": model.dtype,
@@ -130,6 +135,34 @@ def _heading(sharding: Sharding) -> dict[str, Any]:
             "placement": config.placement,
             "transport": config.transport,
         },
+    }
+
+
+def _checkpoint(sharding: Sharding, evidence: Evidence) -> dict[str, Any] | None:
+    """What the model's files store; null where their headers were not read."""
+    comparison = evidence.comparison
+    if comparison is None:
+        return None
+    return {
+        "source": evidence.headers,
+        "files": len(comparison.checkpoint.files),
+        "tensors": len(comparison.checkpoint.tensors),
+        "bytes": comparison.checkpoint.nbytes,
+        "draft_bytes": comparison.draft_bytes,
+        "series": [
+            {
+                "name": series_plan.series.name,
+                "pp_stage": group.pp_stage,
+                "linears": len(prefixes),
+                "stored_bytes": comparison.stored_bytes(prefixes),
+            }
+            for group in sharding.groups
+            for series_plan, prefixes in zip(group.plan.series, group.prefixes, strict=True)
+        ],
+        "disagreements": [
+            {"tensor": one.tensor, "expected": one.expected, "stored": one.stored}
+            for one in comparison.disagreements
+        ],
     }
 
 

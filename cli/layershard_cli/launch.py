@@ -10,6 +10,9 @@ from pathlib import Path
 from vllm_layershard.config import KEY, LayerShardConfig
 from vllm_layershard.models import Sharding
 
+PLACEHOLDER = "MODEL"
+"""Where nobody knows what to serve: a config under another name says nothing of its folder."""
+
 
 def additional_config(config: LayerShardConfig) -> str:
     """The shortest `--additional-config` that means this configuration."""
@@ -47,4 +50,16 @@ def _servable(sharding: Sharding) -> str:
     if not sharding.model.source.startswith("local:"):
         return sharding.model.name
     path = Path(sharding.model.name).expanduser()
-    return str(path if path.is_dir() else path.parent)
+    if path.is_dir():
+        return str(path)
+    return str(path.parent) if path.name == "config.json" else PLACEHOLDER
+
+
+def launch_notes(sharding: Sharding) -> tuple[str, ...]:
+    """What the user has to fill in."""
+    if _servable(sharding) != PLACEHOLDER:
+        return ()
+    return (
+        f"the launch command says {PLACEHOLDER} where vLLM wants the model's directory: "
+        f"{sharding.model.name} is not called config.json, so its folder may hold another model",
+    )

@@ -10,14 +10,17 @@ import io
 import sys
 from collections.abc import Iterable
 from importlib import import_module
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
 
-from layershard_cli.output import discard_stdout, emit
+from layershard_cli.output import complain, discard_stdout, emit, printable
 from layershard_cli.startup import command_of
 from vllm_layershard import __version__
 from vllm_layershard.errors import HardwareError, LayerShardError, ModelError
+
+_USAGE_ERROR: Any = typer.BadParameter.__base__
+"""click's UsageError: newer versions of typer carry click within them."""
 
 COMMANDS: Final = ("plan", "map", "check", "models", "hardware", "calibrate", "compare")
 """Each is the function `NAME_command` of the module `layershard_cli.NAME`."""
@@ -62,19 +65,23 @@ def application(commands: Iterable[str] = COMMANDS) -> typer.Typer:
 def run() -> None:
     """The console script: runs the app; every expected error ends in one message here."""
     if sys.stdout is None:
-        print("layershard: stdout is closed; give it somewhere to write", file=sys.stderr)
+        complain("stdout is closed; give it somewhere to write")
         sys.exit(2)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     asked = [word for word in sys.argv[1:2] if word in COMMANDS]  # else help, or a slip
     try:
-        command_of(application(asked or COMMANDS))()
+        sys.exit(command_of(application(asked or COMMANDS))(standalone_mode=False) or 0)
+    except _USAGE_ERROR as error:
+        error.message = printable(error.message)
+        error.show()
+        sys.exit(error.exit_code)
     except LayerShardError as error:
-        print(f"layershard: {error}", file=sys.stderr)
+        complain(str(error))
         sys.exit(3 if isinstance(error, (ModelError, HardwareError)) else 2)
     except OSError as error:
-        print(f"layershard: stdout cannot be written: {error.strerror}", file=sys.stderr)
+        complain(f"stdout cannot be written: {error.strerror}")
         discard_stdout()
         sys.exit(2)
 

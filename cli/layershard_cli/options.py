@@ -110,6 +110,14 @@ HideIn = Annotated[
     ),
 ]
 KvCacheDtype = Annotated[str, typer.Option("--kv-cache-dtype", help="As vLLM's flag of that name.")]
+Exact = Annotated[
+    bool,
+    typer.Option(
+        "--exact",
+        help="Fetch the safetensors headers from the Hub where they are not at hand, and compare "
+        "the stored tensors with the plan.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Timeline = Annotated[
     bool, typer.Option("--timeline", help="Draw compute and movement of a few layers.")

@@ -24,6 +24,35 @@ def emit_json(document: dict[str, Any]) -> None:
     emit(json.dumps(document, indent=2))
 
 
+def printable(text: str) -> str:
+    """The text with every character escaped that a terminal would act on rather than show."""
+    if text.isprintable():
+        return text
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in text
+    )
+
+
+def complain(message: str) -> None:
+    """One line on stderr that says what went wrong."""
+    print(f"layershard: {printable(message)}", file=sys.stderr)
+
+
+def note(message: str) -> None:
+    """One line on stderr that says what a user should know."""
+    print(f"note: {printable(message)}", file=sys.stderr)
+
+
+def show_progress(done: int, total: int) -> None:
+    """One line on stderr that counts; only the last count where nobody watches."""
+    if sys.stderr.isatty():
+        end = "\n" if done == total else ""
+        print(f"\rlayershard: headers read: {done} of {total} files", end=end, file=sys.stderr)
+    elif done == total:
+        print(f"layershard: headers read: {done} of {total} files", file=sys.stderr)
+
+
 def leave_closed_pipe() -> NoReturn:
     """End quietly: nobody reads on."""
     discard_stdout()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from layershard_cli import options as flag
 from layershard_cli.document import plan_document
-from layershard_cli.output import emit_json
+from layershard_cli.launch import launch_notes
+from layershard_cli.output import emit_json, show_progress
 from layershard_cli.remarks import remarks_on
 from layershard_cli.request import Conditions, Layout, Load, options_of, sharding_of
 from vllm_layershard.estimate import DEFAULT, forecast, profile
+from vllm_layershard.models import evidence_for, find
 
 
 def plan_command(
@@ -32,6 +34,7 @@ def plan_command(
     html: flag.HtmlFile = None,
     trace: flag.TraceFile = None,
     check: flag.Check = False,
+    exact: flag.Exact = False,
     as_json: flag.AsJson = False,
 ) -> None:
     """What sharding saves on each rank, and whether the movement hides.
@@ -39,9 +42,10 @@ def plan_command(
     Example: layershard plan --model DeepSeek-V3 --dp 8 --ep --layers o_proj,q_b_proj
     """
     device = profile(DEFAULT if hardware is None else hardware)
+    found = find(model)
     load = Load(tokens, batch, context, hide_in if not check or layers == ["auto"] else None)
     sharding, assumed = sharding_of(
-        model,
+        found,
         Layout(tp, dp, pcp, pp, ep),
         layers,
         options_of(prefetch_step, layer_stride, placement),
@@ -51,7 +55,8 @@ def plan_command(
     if hardware is None:
         assumed = (*assumed, f"assumed {device.name} devices for the times; give --hardware")
     expected = forecast(sharding, device, **load.sizes)
-    warnings = (*assumed, *remarks_on(sharding, device))
+    evidence, notes = evidence_for(found, sharding.model, exact, show_progress)
+    warnings = (*assumed, *notes, *remarks_on(sharding, device), *launch_notes(sharding))
     if html is not None or trace is not None:
         from layershard_cli.files import write_html, write_trace
 
@@ -60,11 +65,19 @@ def plan_command(
         if trace is not None:
             write_trace(trace, expected)
     if as_json:
-        emit_json(plan_document(sharding, expected, kv_cache_dtype, warnings))
+        emit_json(plan_document(sharding, expected, kv_cache_dtype, warnings, evidence))
     else:
         from layershard_cli.tables import print_plan
 
-        print_plan(sharding, expected, kv_cache_dtype, warnings, timeline=timeline, ledger=ledger)
+        print_plan(
+            sharding,
+            expected,
+            kv_cache_dtype,
+            warnings,
+            evidence,
+            timeline=timeline,
+            ledger=ledger,
+        )
     if check:
         from layershard_cli.paying import require_paying
 

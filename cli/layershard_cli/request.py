@@ -9,7 +9,7 @@ from typing import Any
 from vllm_layershard.config import LayerShardConfig
 from vllm_layershard.errors import ConfigError
 from vllm_layershard.estimate import Hardware
-from vllm_layershard.models import Deployment, Model, Sharding, load_model, plan_model
+from vllm_layershard.models import Deployment, Found, Model, Sharding, model_of, plan_model
 from vllm_layershard.plan import ParallelLayout
 
 DEFAULT_LAYERS = ("o_proj", "q_b_proj")
@@ -97,19 +97,19 @@ def config_of(
 
 
 def sharding_of(
-    model_name: str,
+    found: Found,
     flags: Layout,
     layers: Sequence[str] | None,
     options: dict[str, Any],
     conditions: Conditions | None = None,
 ) -> tuple[Sharding, tuple[str, ...]]:
-    """Load, read and plan; returns the plan and what was assumed.
+    """Read and plan; returns the plan and what was assumed.
 
     Raises:
         ConfigError: `auto` without conditions or beside other names, or --hide-in without it.
     """
     deployment, assumed = deployment_of(flags)
-    model = load_model(model_name)
+    model = model_of(found)
     if conditions is not None and (names_of(layers) == ["auto"]):
         from layershard_cli.auto import auto_sharding
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from layershard_cli.launch import launch_command
-from layershard_cli.output import emit, leave_closed_pipe
+from layershard_cli.output import emit, leave_closed_pipe, printable
 from layershard_cli.units import milliseconds, size, span
 from vllm_layershard.estimate import Forecast, Phase
-from vllm_layershard.models import GroupPlan, Sharding
+from vllm_layershard.models import Evidence, GroupPlan, Sharding
 from vllm_layershard.plan import EVERY_RANK
 
 
@@ -20,16 +21,17 @@ def print_plan(
     forecast: Forecast,
     kv_cache_dtype: str,
     warnings: tuple[str, ...],
+    evidence: Evidence,
     *,
     timeline: bool = False,
     ledger: bool = False,
 ) -> None:
     """`layershard plan`."""
     console = _console()
-    _print_heading(console, sharding)
+    _print_heading(console, sharding, evidence)
     table = Table(title="What is sharded", title_justify="left")
     for column in ("series", "stage", "ranks", "layers", "layer", "slots", "saved per rank"):
-        table.add_column(column, justify="left" if column == "series" else "right")
+        table.add_column(column, justify="left" if column == "series" else "right", overflow="fold")
     for group in sharding.groups:
         for series_plan in group.plan.series:
             saved = series_plan.ledger.saved_bytes
@@ -80,7 +82,7 @@ def print_plan(
         console.print(f"  - {_plain(assumption)}", highlight=False)
     _print_warnings(console, warnings)
     console.print("Launch:")
-    emit(launch_command(sharding, kv_cache_dtype))
+    emit(printable(launch_command(sharding, kv_cache_dtype)))
 
 
 def _print_timelines(console: Console, forecast: Forecast) -> None:
@@ -120,10 +122,10 @@ def _print_ledger(console: Console, sharding: Sharding) -> None:
     console.print(table)
 
 
-def print_map(sharding: Sharding, warnings: tuple[str, ...]) -> None:
+def print_map(sharding: Sharding, warnings: tuple[str, ...], evidence: Evidence) -> None:
     """`layershard map`."""
     console = _console()
-    _print_heading(console, sharding)
+    _print_heading(console, sharding, evidence)
     for group in sharding.groups:
         _print_owners(console, sharding, group)
         _print_layers(console, group)
@@ -134,7 +136,7 @@ def _print_owners(console: Console, sharding: Sharding, group: GroupPlan) -> Non
     """The layers of each rank."""
     title = f"Layers that each rank keeps (pipeline stage {group.pp_stage})"
     table = Table(title=title, title_justify="left")
-    table.add_column("global ranks")
+    table.add_column("global ranks", overflow="fold")
     for series_plan in group.plan.series:
         table.add_column(series_plan.series.name, overflow="fold")
     for rank in range(group.plan.group_size):
@@ -152,10 +154,10 @@ def _print_layers(console: Console, group: GroupPlan) -> None:
     """The owner of each layer."""
     title = f"Rank that keeps each layer (pipeline stage {group.pp_stage})"
     table = Table(title=title, title_justify="left")
-    table.add_column("layer", justify="right")
+    table.add_column("layer", justify="right", overflow="fold")
     owners: list[dict[int, int]] = []
     for series_plan in group.plan.series:
-        table.add_column(series_plan.series.name)
+        table.add_column(series_plan.series.name, overflow="fold")
         owners.append(dict(zip(series_plan.series.layer_ids, series_plan.owner, strict=True)))
     for layer_id in sorted({layer_id for by_layer in owners for layer_id in by_layer}):
         cells = []
@@ -171,13 +173,23 @@ def _print_layers(console: Console, group: GroupPlan) -> None:
     console.print(table)
 
 
-def _print_heading(console: Console, sharding: Sharding) -> None:
+def _print_heading(console: Console, sharding: Sharding, evidence: Evidence) -> None:
     model, layout = sharding.model, sharding.deployment.layout
     console.print(
         f"[bold]{_plain(model.name)}[/bold]: {model.architecture}, {model.num_layers} layers, "
         f"{model.dtype}, quantization {model.quantization} ({_plain(model.source)})",
         highlight=False,
     )
+    if evidence.revision is not None:
+        console.print(f"revision {_plain(evidence.revision)}", highlight=False)
+    if evidence.comparison is not None:
+        stored, found = evidence.comparison.checkpoint, evidence.comparison.disagreements
+        console.print(
+            f"checkpoint: {len(stored.tensors):,} tensors of {stored.nbytes:,} bytes in "
+            f"{len(stored.files)} files ({_plain(str(evidence.headers))}); the plan's linears "
+            f"{'match them' if not found else f'disagree on {len(found)}'}",
+            highlight=False,
+        )
     ep = "with" if sharding.deployment.ep else "without"
     console.print(
         f"tp {layout.tp}, dp {layout.dp}, pcp {layout.pcp}, pp {layout.pp}, {ep} expert "
@@ -192,8 +204,8 @@ def _print_warnings(console: Console, warnings: tuple[str, ...]) -> None:
 
 
 def _plain(text: str) -> str:
-    """Text that may hold brackets, as rich prints it unchanged."""
-    return text.replace("[", r"\[")
+    """Text that may hold brackets and control characters, as rich prints it unchanged."""
+    return escape(printable(text))
 
 
 def _times(phase: Phase) -> str:

@@ -47,7 +47,7 @@ CONFIGS = {
     "awq": ({"quantization_config": {"quant_method": "awq"}}, "'awq' is not supported yet"),
     "quantisation": ({"quantization_config": [1]}, "quantization_config: [1] is not an object"),
     "dtype": ({"torch_dtype": "int4"}, "torch_dtype: 'int4' is not one of"),
-    "activation": ({"hidden_act": "gelu"}, "hidden_act: 'gelu'"),
+    "activation": ({"hidden_act": "gelu"}, 'hidden_act: "gelu"'),
     "architecture": ({"architectures": ["Foo"]}, "architecture 'Foo'"),
     "no architecture": ({"architectures": None}, "architectures: is missing"),
     "model_type": ({"model_type": "llama"}, "model_type 'llama'"),
@@ -121,6 +121,18 @@ FLAGS = {
         "--model DeepSeek-V3 --pp 2 --dp 2 --layers mlp.shared_experts.down_proj "
         "--layer-stride 100",
     ),
+    "stride leaves too few": (
+        2,
+        "has 1 layer left with layer_stride 100; prefetch_step 1 needs at least 2: lower "
+        "layer_stride",
+        "--model DeepSeek-V3 --dp 2 --layer-stride 100",
+    ),
+    "short stage": (
+        2,
+        "pipeline stage 0 of 61: series 'o_proj' has 1 layer",
+        "--model DeepSeek-V3 --dp 2 --pp 61",
+    ),
+    "empty cache dtype": (2, "--kv-cache-dtype ''", "--model DeepSeek-V3 --kv-cache-dtype "),
     "placement": (2, "placement = 'foo'", "--model DeepSeek-V3 --placement foo"),
     "cache dtype": (2, "--kv-cache-dtype 'int2'", "--model DeepSeek-V3 --kv-cache-dtype int2"),
     "tokens": (2, "'1.5K'", "--model DeepSeek-V3 --tokens 1.5K"),
@@ -145,7 +157,17 @@ CHECKS = {
     "unknown key": ('{"layer_sharding": {"layers": ["o_proj"], "x": 1}}', "x: unknown key"),
     "misspelt key": ('{"layer_shardng": ["o_proj"]}', "has no key 'layer_sharding'"),
     "empty list": ('{"layer_sharding": []}', "layers"),
-    "no such file": ("@/no/such/file", "cannot be read"),
+    "no such file": ("@/no/such/file", "give the path of a file after the @"),
+    "null": ('{"layer_sharding": null}', "layer_sharding = null: must be"),
+    "null within": ('{"layer_sharding": [null, true]}', "layers.0 = null"),
+    "a null placement": (
+        '{"layer_sharding": {"layers": ["o_proj"], "placement": null}}',
+        "placement = null",
+    ),
+    "empty report_dir": (
+        '{"layer_sharding": {"layers": ["o_proj"], "report_dir": " "}}',
+        "report_dir: ' ' names no directory; give the path of a directory",
+    ),
     "unmatched": ('{"layer_sharding": ["foo"]}', "'foo' matches no linear"),
 }
 

@@ -152,7 +152,13 @@ def test_small_local_model_by_file_of_any_name(tmp_path: Path) -> None:
     assert q_b_proj["layer_bytes"] == 4 * (32 + 16) * 96 * 2
     assert o_proj["owner"] == [0, 1, 0, 1, 0, 1, 0, 1, 0]
     assert plan["kv_cache"]["bytes_per_token"] == 9 * (64 + 16) * 2
-    assert plan["launch"].startswith(f"vllm serve {tmp_path} ")
+    assert plan["launch"].startswith("vllm serve MODEL ")
+    assert any("is not called config.json" in warning for warning in plan["warnings"])
+    path.rename(tmp_path / "config.json")
+    for given in (tmp_path, tmp_path / "config.json"):
+        plan = planned("--model", str(given), "--tp", "1", "--dp", "2", "--layers", "o_proj")
+        assert plan["launch"].startswith(f"vllm serve {tmp_path} ")
+        assert not any("config.json" in warning for warning in plan["warnings"])
 
 
 def small_config() -> str:

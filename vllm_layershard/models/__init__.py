@@ -1,6 +1,7 @@
 """Models: from a config.json to linears, their bytes, and cache bytes per token."""
 
 from vllm_layershard.models.deployment import Deployment
+from vllm_layershard.models.evidence import Evidence, evidence_for
 from vllm_layershard.models.family import Batch, Model, Step, WeightBytes
 from vllm_layershard.models.registry import load_model, model_of, supported
 from vllm_layershard.models.sharding import GroupPlan, Sharding, plan_model
@@ -9,6 +10,7 @@ from vllm_layershard.models.source import Found, bundled_names, find
 __all__ = [
     "Batch",
     "Deployment",
+    "Evidence",
     "Found",
     "GroupPlan",
     "Model",
@@ -16,6 +18,7 @@ __all__ = [
     "Step",
     "WeightBytes",
     "bundled_names",
+    "evidence_for",
     "find",
     "load_model",
     "model_of",

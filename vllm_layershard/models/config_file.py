@@ -10,8 +10,8 @@ from typing import Any, NoReturn
 
 from vllm_layershard.errors import ModelError, UnknownModelError
 
-MAX_FILE_BYTES = 16 << 20
-"""The largest config.json known is under 200 kB; more than this is another kind of file."""
+MAX_FILE_BYTES = 2 << 20
+"""The largest config.json known is under 200 kB; json makes up to thirty times its size of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class ConfigFile:
         if value is None:
             self.fail(key, f"is missing; a whole number from {low} to {high:,} is needed")
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            self.fail(key, f"{_shown(value)} is not a whole number from {low} to {high:,}")
+            self.fail(key, f"{shown(value)} is not a whole number from {low} to {high:,}")
         return value
 
     def optional_integer(self, key: str, low: int = 1, high: int = 1 << 20) -> int | None:
@@ -46,7 +46,7 @@ class ConfigFile:
         """True or false; false where the key is absent or null."""
         value = self.get(key)
         if value is not None and not isinstance(value, bool):
-            self.fail(key, f"{_shown(value)} is neither true nor false")
+            self.fail(key, f"{shown(value)} is neither true nor false")
         return bool(value)
 
     def integers(self, key: str, high: int) -> frozenset[int]:
@@ -58,14 +58,14 @@ class ConfigFile:
             isinstance(item, int) and not isinstance(item, bool) and 0 <= item <= high
             for item in value
         ):
-            self.fail(key, f"{_shown(value)} is not a list of whole numbers from 0 to {high:,}")
+            self.fail(key, f"{shown(value)} is not a list of whole numbers from 0 to {high:,}")
         return frozenset(value)
 
     def string(self, key: str) -> str | None:
         """A string, or None where the key is absent or null."""
         value = self.get(key)
         if value is not None and not isinstance(value, str):
-            self.fail(key, f"{_shown(value)} is not a string")
+            self.fail(key, f"{shown(value)} is not a string")
         return value
 
     def strings(self, key: str) -> tuple[str, ...]:
@@ -74,7 +74,7 @@ class ConfigFile:
         if value is None:
             return ()
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            self.fail(key, f"{_shown(value)} is not a list of strings")
+            self.fail(key, f"{shown(value)} is not a list of strings")
         return tuple(value)
 
     def section(self, key: str) -> ConfigFile | None:
@@ -83,7 +83,7 @@ class ConfigFile:
         if value is None:
             return None
         if not isinstance(value, dict):
-            self.fail(key, f"{_shown(value)} is not an object")
+            self.fail(key, f"{shown(value)} is not an object")
         return ConfigFile(where=f"{self.where}: {key}", values=value)
 
 
@@ -135,11 +135,11 @@ def parse_config(raw: bytes, where: str) -> ConfigFile:
         what = str(error) if isinstance(error, ValueError) else "it is nested too deeply"
         raise ModelError(f"{where}: is not valid JSON: {what}") from None
     if not isinstance(values, dict):
-        raise ModelError(f"{where}: holds {_shown(values)} where a JSON object was expected")
+        raise ModelError(f"{where}: holds {shown(values)} where a JSON object was expected")
     return ConfigFile(where=where, values=values)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """The value as JSON, cut to a length that fits a message."""
     try:
         text = json.dumps(value)

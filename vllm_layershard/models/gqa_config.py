@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from vllm_layershard.models.blueprint import Moe
-from vllm_layershard.models.config_file import ConfigFile
+from vllm_layershard.models.config_file import ConfigFile, shown
 from vllm_layershard.models.dtypes import dtype_of
 from vllm_layershard.models.gqa import Attention
 from vllm_layershard.models.quantization import Quantization, quantization_of
@@ -102,7 +102,7 @@ def require_activation(config: ConfigFile, key: str = "hidden_act") -> None:
     """Refuse what vLLM does not run: these families know SiLU only."""
     activation = config.string(key)
     if activation != "silu":
-        config.fail(key, f"{activation!r}: vLLM runs this architecture with 'silu' only")
+        config.fail(key, f"{shown(activation)}: vLLM runs this architecture with 'silu' only")
 
 
 def norm_if(wanted: bool) -> Literal["none", "head"]:

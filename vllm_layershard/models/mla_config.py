@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vllm_layershard.models.blueprint import Moe
-from vllm_layershard.models.config_file import ConfigFile
+from vllm_layershard.models.config_file import ConfigFile, shown
 from vllm_layershard.models.dtypes import dtype_of
 from vllm_layershard.models.quantization import Quantization, quantization_of
 
@@ -54,7 +54,9 @@ def read_mla(config: ConfigFile) -> MlaConfig:
     layers = config.integer("num_hidden_layers", high=MAX_LAYERS)
     activation = config.string("hidden_act")
     if activation != "silu":
-        config.fail("hidden_act", f"{activation!r}: vLLM runs this architecture with 'silu' only")
+        config.fail(
+            "hidden_act", f"{shown(activation)}: vLLM runs this architecture with 'silu' only"
+        )
     dtype, notes = dtype_of(config)
     q_lora = config.optional_integer("q_lora_rank")
     indexer = _indexer(config, layers)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from vllm_layershard.config import LayerShardConfig
+from vllm_layershard.errors import PlanError
 from vllm_layershard.models.deployment import Deployment
 from vllm_layershard.models.family import Model, WeightBytes
 from vllm_layershard.plan import (
@@ -116,17 +117,23 @@ def _group(
     config: LayerShardConfig,
 ) -> GroupPlan:
     layout = deployment.layout
-    return GroupPlan(
-        pp_stage=stage,
-        tp_replicated=tp_replicated,
-        ranks=tuple(g for g in layout.groups(tp_replicated) if layout.stage_of(g[0]) == stage),
-        plan=build_plan(
+    try:
+        plan = build_plan(
             tuple(members),
             layout.group_size(tp_replicated),
             config.prefetch_step,
             config.placement,
             config.layer_stride,
-        ),
+        )
+    except PlanError as error:
+        if layout.pp == 1:
+            raise
+        raise PlanError(f"pipeline stage {stage} of {layout.pp}: {error}") from None
+    return GroupPlan(
+        pp_stage=stage,
+        tp_replicated=tp_replicated,
+        ranks=tuple(g for g in layout.groups(tp_replicated) if layout.stage_of(g[0]) == stage),
+        plan=plan,
         prefixes=tuple(tuple(x.prefix for x in linears) for linears in members.values()),
     )
 

@@ -1,7 +1,7 @@
 """Source: finds a model's config.json by path or name.
 
-Order: a local path, the bundled configs, the Hugging Face cache, the Hub. Nothing but a
-config.json is read, and no code of a model repository is ever run.
+Order: a local path, the Hugging Face cache, the bundled configs, the Hub. Nothing but JSON and
+safetensors headers is read, and no code of a model repository is ever run.
 """
 
 from __future__ import annotations
@@ -13,18 +13,27 @@ from pathlib import Path
 
 from vllm_layershard.errors import UnknownModelError
 from vllm_layershard.models.config_file import ConfigFile, read_config
+from vllm_layershard.models.hf_cache import snapshot_of
+from vllm_layershard.models.provenance import revision_of
 
 _BUNDLED = Path(__file__).parent / "configs"
-_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A config.json with the name to call the model by and the place it was found in."""
+    """A config.json with the name to call the model by and the place it was found in.
+
+    `revision`: the commit of what came from a cache or the Hub; where a bundled config was taken
+    from; None for a local path, and where nobody said. `directory` holds the rest of the model,
+    None where only a config was given or found.
+    """
 
     name: str
     source: str
     config: ConfigFile
+    revision: str | None = None
+    directory: Path | None = None
 
 
 def bundled_names() -> tuple[str, ...]:
@@ -41,17 +50,13 @@ def find(name: str) -> Found:
     """
     if _is_path(name):
         return _local(name)
-    wanted = name.lower()
-    for known in bundled_names():
-        if wanted in (known.lower(), known.lower().partition("/")[2]):
-            path = _BUNDLED / f"{known.replace('/', '--')}.json"
-            return Found(known, f"bundled:{known}", read_config(path))
-    if not _REPOSITORY.fullmatch(name):
+    full = _bundled_name(name)
+    if full is None and not _REPOSITORY.fullmatch(name):
         raise UnknownModelError(
             f"{name!r} is neither a path, nor a bundled model ({', '.join(bundled_names())}), nor "
             "a Hub name such as 'organisation/model'"
         )
-    return _cached(name) or _fetched(name)
+    return _cached(full or name) or (_bundled(full) if full is not None else _fetched(name))
 
 
 def _is_path(name: str) -> bool:
@@ -70,35 +75,36 @@ def _local(name: str) -> Found:
     except RuntimeError:
         raise UnknownModelError(f"{name}: there is no such user") from None
     config = read_config(path)
-    return Found(name, f"local:{config.where}", config)
+    directory = path if path.is_dir() else None
+    return Found(name, f"local:{config.where}", config, directory=directory)
+
+
+def _bundled_name(name: str) -> str | None:
+    """The full name of a bundled model, from its full or short name in any case."""
+    wanted = name.lower()
+    for known in bundled_names():
+        if wanted in (known.lower(), known.lower().partition("/")[2]):
+            return known
+    return None
 
 
 def _cached(name: str) -> Found | None:
-    """The newest main revision in the Hugging Face cache, if it is there."""
-    repository = _cache_directory() / f"models--{name.replace('/', '--')}"
-    try:
-        revision = (repository / "refs" / "main").read_text().strip()
-        path = repository / "snapshots" / revision / "config.json"
-        if not path.is_file():
-            return None
-    except (OSError, ValueError):
+    found = snapshot_of(name)
+    if found is None:
         return None
-    return Found(name, f"cache:{name}@{revision[:12]}", read_config(path))
+    directory, revision = found
+    config = read_config(directory)
+    return Found(name, f"cache:{name}@{revision[:12]}", config, revision, directory)
 
 
-def _cache_directory() -> Path:
-    """As huggingface_hub decides it."""
-    for variable in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
-        if os.environ.get(variable):
-            return Path(os.environ[variable]).expanduser()
-    home = os.environ.get("HF_HOME")
-    if home:
-        return Path(home).expanduser() / "hub"
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cache).expanduser() / "huggingface" / "hub"
+def _bundled(name: str) -> Found:
+    path = _BUNDLED / f"{name.replace('/', '--')}.json"
+    revision = revision_of(_BUNDLED / "PROVENANCE.md", path.name)
+    return Found(name, f"bundled:{name}", read_config(path), revision)
 
 
 def _fetched(name: str) -> Found:
     from vllm_layershard.models.hub import fetch_config
 
-    return Found(name, f"hub:{name}@main", fetch_config(name))
+    config, commit = fetch_config(name)
+    return Found(name, f"hub:{name}@{commit[:12] if commit else 'main'}", config, commit)

@@ -105,7 +105,7 @@ def _plan_series(
 ) -> SeriesPlan:
     owner = owners(series, group_size, placement, layer_stride)
     moves = placement != "replicated"
-    schedule = schedule_of(series, prefetch_step) if moves else stay_put(series)
+    schedule = schedule_of(series, prefetch_step, layer_stride) if moves else stay_put(series)
     ledger = ledger_of(series, owner, group_size, schedule.num_slots)
     return SeriesPlan(series=series, owner=owner, schedule=schedule, ledger=ledger)
 

@@ -31,7 +31,7 @@ class Schedule:
     launches: tuple[tuple[int, ...], ...]
 
 
-def schedule_of(series: Series, prefetch_step: int) -> Schedule:
+def schedule_of(series: Series, prefetch_step: int, layer_stride: int = 1) -> Schedule:
     """The static schedule of one series.
 
     Raises:
@@ -40,10 +40,11 @@ def schedule_of(series: Series, prefetch_step: int) -> Schedule:
     n = len(series)
     if prefetch_step >= n:
         layers = "1 layer" if n == 1 else f"{n} layers"
-        remedy = f"lower it to at most {n - 1} or leave {series.name!r} out"
+        left = "" if layer_stride == 1 else f" left with layer_stride {layer_stride}"
+        lower = "lower it" if layer_stride == 1 else "lower layer_stride, or prefetch_step"
         raise PlanError(
-            f"series {series.name!r} has {layers}; prefetch_step {prefetch_step} needs at least "
-            f"{prefetch_step + 1}: {remedy}"
+            f"series {series.name!r} has {layers}{left}; prefetch_step {prefetch_step} needs at "
+            f"least {prefetch_step + 1}: {lower} to at most {n - 1} or leave {series.name!r} out"
         )
     num_slots = prefetch_step + 1
     launch_at = tuple(max(0, p - prefetch_step) for p in range(n))

@@ -1,0 +1,92 @@
+"""Scanner: walks JSON text piece by piece, so that hostile text costs no more memory than itself.
+
+`json.loads` turns `[[],[],[]...` into twenty times its size; this builds nothing but strings.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from json.decoder import scanstring  # type: ignore[attr-defined]
+from typing import NoReturn
+
+from vllm_layershard.errors import ModelError
+
+_LONGEST = 300
+SPACE = re.compile(r"[ \t\n\r]*+")
+
+
+def decoded(raw: bytes, where: str) -> str:
+    """The text of a JSON file.
+
+    Raises:
+        ModelError: not UTF-8.
+    """
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ModelError(f"{where}: is not UTF-8 text (byte {error.start})") from None
+
+
+@dataclass(slots=True)
+class Scanner:
+    """A text and how far it has been read; every read moves `position` on.
+
+    Raises:
+        ModelError: from every method, where the text is not what is asked for.
+    """
+
+    text: str
+    where: str
+    position: int = 0
+
+    def fail(self, problem: str) -> NoReturn:
+        """Raise a ModelError that names the file; what it quotes may be as long as the file."""
+        cut = problem if len(problem) <= _LONGEST else f"{problem[: _LONGEST - 3]}..."
+        raise ModelError(f"{self.where}: {cut}")
+
+    def peek(self) -> str:
+        """The next character that is no white space; "" at the end."""
+        match = SPACE.match(self.text, self.position)
+        assert match is not None, "it matches nothing, too"
+        self.position = match.end()
+        return self.text[self.position : self.position + 1]
+
+    def take(self, characters: str) -> str:
+        """One of these characters."""
+        found = self.peek()
+        if not found or found not in characters:
+            wanted = " or ".join(repr(character) for character in characters)
+            what = repr(found) if found else "the end"
+            self.fail(f"is not valid: {what} at character {self.position} instead of {wanted}")
+        self.position += 1
+        return found
+
+    def string(self) -> str:
+        """A JSON string."""
+        self.take('"')
+        try:
+            found, self.position = scanstring(self.text, self.position, True)
+        except ValueError as error:
+            self.fail(f"is not valid JSON: {error}")
+        assert isinstance(found, str)
+        return found
+
+    def names(self) -> Iterator[str]:
+        """The keys of an object, each time with `position` at its value, which the caller reads."""
+        self.take("{")
+        if self.peek() == "}":
+            self.position += 1
+            return
+        while True:
+            key = self.string()
+            self.take(":")
+            yield key
+            if self.take(",}") == "}":
+                return
+
+    def end(self) -> None:
+        """Nothing but white space is left."""
+        if self.peek():
+            self.fail(f"is not valid: something follows at character {self.position}")

@@ -1,0 +1,105 @@
+"""Transforms: where a checkpoint on disk and a rank's memory at run time differ, and by what rule.
+
+docs/planning.md shows the same table; a test compares the two.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from vllm_layershard.models.quantization import FUSED
+
+
+@dataclass(frozen=True, slots=True)
+class Transform:
+    """One row: what it is about, how it lies on disk, and in memory."""
+
+    what: str
+    on_disk: str
+    at_run_time: str
+
+
+TRANSFORMS: Final = (
+    Transform(
+        "fused linears",
+        "one tensor a part (`gate_proj`, `up_proj`; `q_proj`, `k_proj`, `v_proj`)",
+        "one linear; its rows are the sum of the parts'",
+    ),
+    Transform(
+        "the indexer's `wk_weights_proj`",
+        "`wk`, which may be fp8 with scales, and `weights_proj`",
+        "one unquantised linear",
+    ),
+    Transform(
+        "`kv_b_proj` under MLA",
+        "one linear",
+        "the same, and where it is quantised a dequantised copy (`derived`)",
+    ),
+    Transform(
+        "number formats",
+        "float32, float16 or bfloat16",
+        "the dtype that the model runs in; converted while loading",
+    ),
+    Transform(
+        "packed low-bit weights",
+        "the packing of the method",
+        "the kernel's packing; as many bytes",
+    ),
+    Transform(
+        "draft (MTP) layers",
+        "`layers.{num_hidden_layers}` and those after it, or `mtp.`",
+        "not loaded by the model itself",
+    ),
+    Transform(
+        "routed experts",
+        "one tensor an expert and matrix, or all of a layer stacked",
+        "stacked by layer; not compared tensor by tensor",
+    ),
+    Transform(
+        "the embedding and the head",
+        "the vocabulary as it is; a tied head may be missing",
+        "rows padded to a multiple of 64; not compared",
+    ),
+)
+
+PARTS: Final = {**FUSED, "wk_weights_proj": ("wk", "weights_proj")}
+"""A linear's last name in vLLM -> those of its parts on disk, where it is not stored fused."""
+
+DEQUANTISED: Final = frozenset({"wk_weights_proj"})
+"""Linears that vLLM keeps unquantised though a part of them may be quantised on disk."""
+
+RENAMED: Final = ((".attn.", ".self_attn."),)
+"""Parts of a prefix that vLLM's weight mappers rename: (in vLLM, on disk). gpt-oss."""
+
+STEMS: Final = ("model", "language_model.model", "model.language_model", "language_model", "")
+"""What may stand before `layers.` on disk, tried after the planner's own."""
+
+DRAFT: Final = re.compile(r"(^|\.)(eh_proj|enorm|hnorm|shared_head|mtp|final_layernorm)\.")
+"""Names that only draft layers have."""
+
+CONVERTED: Final = frozenset({"float64", "float32", "bfloat16", "float16"})
+"""Formats that are converted into each other while loading."""
+
+TORCH_DTYPES: Final[dict[str, str]] = {
+    "BOOL": "bool",
+    "I8": "int8",
+    "U8": "uint8",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E8M0": "float8_e8m0fnu",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz",
+    "I16": "int16",
+    "U16": "uint16",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I32": "int32",
+    "U32": "uint32",
+    "F32": "float32",
+    "I64": "int64",
+    "U64": "uint64",
+    "F64": "float64",
+}
+"""The format's words -> torch's; what is not in it has none."""
