@@ -38,6 +38,7 @@ class Forwards:
         self._stages = stage_layers(sharding.model.num_layers, sharding.deployment.layout.pp)
         self._like = _representatives(sharding)
         self._moves: dict[tuple[int, int], tuple[Movement, ...]] = {}
+        self._suffixes: dict[str, str] = {}
         self._roofline = Roofline(hardware, self._broadcast_rate())
         self._hindrance = hardware.broadcast_slowdown.value
 
@@ -66,7 +67,12 @@ class Forwards:
         most = min(
             len(series.series) for group in self._sharding.groups for series in group.plan.series
         )
-        totals = {step: self.run(batch, step).total for step in _STEPS if step < most}
+        totals: dict[int, float] = {}
+        for step in (step for step in _STEPS if step < most):
+            forward = self.run(batch, step)
+            totals[step] = forward.total
+            if forward.total <= (1 + tolerance) * max(forward.compute, forward.fetch):
+                break  # no forward is shorter than its compute, or than its broadcasts
         best = min(totals.values())
         return next(step for step, total in totals.items() if total <= best * (1 + tolerance))
 
@@ -77,7 +83,7 @@ class Forwards:
         timed = {
             like: tuple(
                 TimedStep(
-                    suffix_of(step.linear),
+                    self._suffix(step.linear),
                     self._roofline.seconds(step),
                     self._roofline.slowdown(step),
                 )
@@ -98,6 +104,11 @@ class Forwards:
                     for move in self._stage_moves(stage, prefetch_step)
                 ),
             )
+
+    def _suffix(self, prefix: str) -> str:
+        if prefix not in self._suffixes:
+            self._suffixes[prefix] = suffix_of(prefix)
+        return self._suffixes[prefix]
 
     def _stage_moves(self, stage: int, prefetch_step: int) -> tuple[Movement, ...]:
         key = (stage, prefetch_step)
