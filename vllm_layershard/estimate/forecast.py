@@ -7,7 +7,7 @@ from typing import Final, Literal
 
 from vllm_layershard.estimate.broadcast import broadcast_basis
 from vllm_layershard.estimate.forwards import Forwards
-from vllm_layershard.estimate.hardware import Hardware
+from vllm_layershard.estimate.hardware import Basis, Hardware
 from vllm_layershard.estimate.overlap import Forward
 from vllm_layershard.estimate.verdict import verdict_on
 from vllm_layershard.models import Batch, Sharding
@@ -23,6 +23,8 @@ a prefetch step is as good as the best when its forward is at most this share lo
 
 MAX_TOKENS: Final = 1 << 20
 """The break-even is looked for up to here."""
+
+_WEAKEST_FIRST: Final[tuple[Basis, ...]] = ("assumed", "formula", "measured", "exact")
 
 PhaseName = Literal["prefill", "decode"]
 
@@ -62,6 +64,9 @@ class Forecast:
     verdict: str
     assumptions: tuple[str, ...]
     lacking: tuple[str, ...] = ()
+    movement_basis: Basis = "assumed"
+    """Of what the broadcasts take alone. All other times are assumed: experts evenly loaded, and
+    what a step reaches."""
 
 
 def prefill(tokens: int) -> Batch:
@@ -112,6 +117,7 @@ def forecast(
         break_even_tokens=break_even,
         verdict=verdict_on(phases, step, break_even),
         assumptions=_assumptions(sharding, hardware, phases),
+        movement_basis=_movement_basis(sharding, hardware),
     )
 
 
@@ -137,6 +143,11 @@ def _break_even(forwards: Forwards, prefetch_step: int) -> int | None:
         else:
             too_few = middle
     return enough
+
+
+def _movement_basis(sharding: Sharding, hardware: Hardware) -> Basis:
+    bases = {broadcast_basis(group.plan.group_size, hardware)[0] for group in sharding.groups}
+    return next((basis for basis in _WEAKEST_FIRST if basis in bases), "assumed")
 
 
 def _assumptions(
