@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -104,6 +105,14 @@ def test_a_file_overrides_a_bundled_profile(tmp_path: Path) -> None:
     assert broadcast_seconds(128 * MIB, 4, device) == broadcast_seconds(
         128 * MIB, 4, profile("H20")
     )
+
+
+def test_the_profile_in_the_documentation_is_valid(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "planning.md").read_text()
+    (shown,) = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
+    device = profile(written(tmp_path, shown))
+    assert device.name == "our H20"
+    assert device.lacking(8) == ()
 
 
 def test_a_file_alone_lacks_what_it_does_not_say(tmp_path: Path) -> None:

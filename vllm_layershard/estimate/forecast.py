@@ -128,20 +128,33 @@ def lacking_for(sharding: Sharding, hardware: Hardware) -> tuple[str, ...]:
 
 
 def _break_even(forwards: Forwards, prefetch_step: int) -> int | None:
-    """The fewest prefill tokens a rank from which on the movement hides, by bisection."""
+    """The fewest prefill tokens a rank from which on the movement hides, by bisection.
 
-    def hides(tokens: int) -> bool:
-        return forwards.run(prefill(tokens), prefetch_step).slowdown <= TOLERANCE
-
-    if not hides(MAX_TOKENS):
-        return None
+    What is added hardly depends on the tokens, while the compute grows with them: a first guess
+    from that, and its surroundings, narrow the search.
+    """
     too_few, enough = 0, MAX_TOKENS
+
+    def slowdown(tokens: int) -> float:
+        nonlocal too_few, enough
+        found = forwards.run(prefill(tokens), prefetch_step).slowdown
+        if found > TOLERANCE:
+            too_few = max(too_few, tokens)
+            enough = enough if enough > too_few else MAX_TOKENS
+        elif tokens > too_few:
+            enough = min(enough, tokens)
+        return found
+
+    if slowdown(MAX_TOKENS) > TOLERANCE:
+        return None
+    guess = float(PREFILL_TOKENS)
+    for _ in range(3):
+        guess = min(max(1, guess * slowdown(round(guess)) / TOLERANCE), MAX_TOKENS)
+    for near in (guess * 0.99, guess * 1.01):
+        if too_few < round(near) < enough:
+            slowdown(round(near))
     while enough - too_few > 1:
-        middle = (too_few + enough) // 2
-        if hides(middle):
-            enough = middle
-        else:
-            too_few = middle
+        slowdown((too_few + enough) // 2)
     return enough
 
 
