@@ -76,6 +76,17 @@ def test_nothing_is_estimated_where_a_number_is_lacking() -> None:
     assert not any(phase.hidden for phase in said.phases)
 
 
+def test_no_link_is_needed_where_nothing_moves() -> None:
+    config = LayerShardConfig(layers=("o_proj",), placement="replicated")
+    deployment = Deployment(ParallelLayout(dp=16), ep=True)
+    sharding = plan_model(load_model("DeepSeek-V3"), deployment, config)
+    device = replace(profile("MI300X"), intra_node=None)
+    said = forecast(sharding, device)
+    assert said.lacking == device.lacking(1) == ()
+    assert said.verdict == "nothing moves: the placement is replicated"
+    assert all(phase.forward and phase.forward.exposed == 0 for phase in said.phases)
+
+
 def written(tmp_path: Path, document: object) -> str:
     path = tmp_path / "mine.json"
     path.write_text(document if isinstance(document, str) else json.dumps(document))

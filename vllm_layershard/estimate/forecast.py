@@ -123,7 +123,8 @@ def forecast(
 
 def lacking_for(sharding: Sharding, hardware: Hardware) -> tuple[str, ...]:
     """The numbers that a forecast needs and the hardware lacks."""
-    sizes = sorted({group.plan.group_size for group in sharding.groups})
+    moves = sharding.config.placement != "replicated"
+    sizes = sorted({group.plan.group_size if moves else 1 for group in sharding.groups})
     return tuple(dict.fromkeys(lack for size in sizes for lack in hardware.lacking(size)))
 
 

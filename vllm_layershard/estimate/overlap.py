@@ -121,6 +121,8 @@ def movements(
     found: list[Movement] = []
     for series_plan, names in zip(plan.series, prefixes, strict=True):
         series, schedule = series_plan.series, series_plan.schedule
+        if not any(schedule.launches):
+            continue
         seconds = seconds_of(series.layer_bytes)
         found.extend(
             Movement(
