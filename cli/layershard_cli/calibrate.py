@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -37,6 +36,8 @@ def calibrate_command(
     """
     if backend not in ("auto", "nccl", "hccl", "gloo"):
         raise typer.BadParameter(f"--backend {backend}: choose nccl, hccl, gloo or auto")
+    import subprocess  # takes milliseconds that no other command needs
+
     existed = output is not None and output.exists()
     if output is not None:
         _write(output, "", "a")  # now, not after a minute's work

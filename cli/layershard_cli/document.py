@@ -72,6 +72,7 @@ def plan_document(
             "memory.weight_bytes_replicated": "formula",
             "kv_cache": "formula",
             "prefetch": "assumed",
+            "prefetch.phases.fetch_us": forecast.movement_basis,
         },
         "groups": [_group(group) for group in sharding.groups],
         "launch": launch_command(sharding, kv_cache_dtype),

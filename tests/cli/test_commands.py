@@ -104,6 +104,7 @@ run()
         ["plan", "--model", "DeepSeek-V3", "--json"],
         ["map", "--model", "DeepSeek-V3"],
         ["check", '["o_proj"]', "--model", "DeepSeek-V3"],
+        ["hardware", "H200"],
     ):
         result = subprocess.run(
             [sys.executable, "-c", script, *command], capture_output=True, text=True, timeout=60

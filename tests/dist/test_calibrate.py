@@ -51,7 +51,9 @@ def test_a_calibrated_profile_is_complete_and_planned_with(tmp_path: Path) -> No
         "plan", "--model", "DeepSeek-V2-Lite", "--dp", "2", "--ep", "--hardware", str(path), "--json"
     )
     assert plan.returncode == 0, plan.stderr
-    assert json.loads(plan.stdout)["prefetch"]["phases"][0]["fetch_us"] > 0
+    planned = json.loads(plan.stdout)
+    assert planned["prefetch"]["phases"][0]["fetch_us"] > 0
+    assert planned["basis"]["prefetch.phases.fetch_us"] == "measured"
 
 
 def test_one_message_where_torch_cannot_be_imported(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -75,6 +76,17 @@ def test_nothing_is_estimated_where_a_number_is_lacking() -> None:
     assert not any(phase.hidden for phase in said.phases)
 
 
+def test_no_link_is_needed_where_nothing_moves() -> None:
+    config = LayerShardConfig(layers=("o_proj",), placement="replicated")
+    deployment = Deployment(ParallelLayout(dp=16), ep=True)
+    sharding = plan_model(load_model("DeepSeek-V3"), deployment, config)
+    device = replace(profile("MI300X"), intra_node=None)
+    said = forecast(sharding, device)
+    assert said.lacking == device.lacking(1) == ()
+    assert said.verdict == "nothing moves: the placement is replicated"
+    assert all(phase.forward and phase.forward.exposed == 0 for phase in said.phases)
+
+
 def written(tmp_path: Path, document: object) -> str:
     path = tmp_path / "mine.json"
     path.write_text(document if isinstance(document, str) else json.dumps(document))
@@ -104,6 +116,14 @@ def test_a_file_overrides_a_bundled_profile(tmp_path: Path) -> None:
     assert broadcast_seconds(128 * MIB, 4, device) == broadcast_seconds(
         128 * MIB, 4, profile("H20")
     )
+
+
+def test_the_profile_in_the_documentation_is_valid(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "planning.md").read_text()
+    (shown,) = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
+    device = profile(written(tmp_path, shown))
+    assert device.name == "our H20"
+    assert device.lacking(8) == ()
 
 
 def test_a_file_alone_lacks_what_it_does_not_say(tmp_path: Path) -> None:

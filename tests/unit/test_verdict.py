@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from vllm_layershard.config import LayerShardConfig
 from vllm_layershard.errors import HardwareError, PlanError
 from vllm_layershard.estimate import Forecast, forecast, profile
 from vllm_layershard.estimate.choice import choose
+from vllm_layershard.estimate.forecast import prefill
+from vllm_layershard.estimate.forwards import Forwards
+from vllm_layershard.estimate.hardware import Figure
 from vllm_layershard.models import Deployment, Sharding, load_model, plan_model
 from vllm_layershard.plan import ParallelLayout
 
@@ -78,6 +83,26 @@ def test_every_phase_has_a_step_of_its_own() -> None:
             totals[step] = forward.total
         good = [step for step, total in totals.items() if total <= min(totals.values()) * 1.01]
         assert phase.recommended_step == min(good)
+
+
+@pytest.mark.parametrize("hardware", ["A100", "H20", "B200", "L40S", "910B3", "910C"])
+@pytest.mark.parametrize("step", [0, 1, 3])
+def test_the_break_even_is_exact(hardware: str, step: int) -> None:
+    sharding = sharding_of(
+        ("o_proj", "q_b_proj"), Deployment(ParallelLayout(dp=4, pp=2), True), step
+    )
+    turn = forecast(sharding, profile(hardware)).break_even_tokens
+    assert turn is not None
+    forwards = Forwards(sharding, profile(hardware))
+    assert forwards.run(prefill(turn), step).slowdown <= 0.01
+    assert forwards.run(prefill(turn - 1), step).slowdown > 0.01
+
+
+def test_nothing_breaks_even_over_a_hopeless_link() -> None:
+    lame = replace(profile("H20"), intra_node=Figure(1e6, "assumed", "test"))
+    said = forecast(sharding_of(("o_proj",), PCP4), lame)
+    assert said.break_even_tokens is None
+    assert "the link is the bound, no prefetch_step helps; no number of tokens" in said.verdict
 
 
 def chosen(hardware: str, dp: int, *phases, stride: int | None = None, **load: int) -> Sharding:

@@ -7,7 +7,7 @@ from typing import Final, Literal
 
 from vllm_layershard.estimate.broadcast import broadcast_basis
 from vllm_layershard.estimate.forwards import Forwards
-from vllm_layershard.estimate.hardware import Hardware
+from vllm_layershard.estimate.hardware import Basis, Hardware
 from vllm_layershard.estimate.overlap import Forward
 from vllm_layershard.estimate.verdict import verdict_on
 from vllm_layershard.models import Batch, Sharding
@@ -23,6 +23,8 @@ a prefetch step is as good as the best when its forward is at most this share lo
 
 MAX_TOKENS: Final = 1 << 20
 """The break-even is looked for up to here."""
+
+_WEAKEST_FIRST: Final[tuple[Basis, ...]] = ("assumed", "formula", "measured", "exact")
 
 PhaseName = Literal["prefill", "decode"]
 
@@ -62,6 +64,9 @@ class Forecast:
     verdict: str
     assumptions: tuple[str, ...]
     lacking: tuple[str, ...] = ()
+    movement_basis: Basis = "assumed"
+    """Of what the broadcasts take alone. All other times are assumed: experts evenly loaded, and
+    what a step reaches."""
 
 
 def prefill(tokens: int) -> Batch:
@@ -112,31 +117,51 @@ def forecast(
         break_even_tokens=break_even,
         verdict=verdict_on(phases, step, break_even),
         assumptions=_assumptions(sharding, hardware, phases),
+        movement_basis=_movement_basis(sharding, hardware),
     )
 
 
 def lacking_for(sharding: Sharding, hardware: Hardware) -> tuple[str, ...]:
     """The numbers that a forecast needs and the hardware lacks."""
-    sizes = sorted({group.plan.group_size for group in sharding.groups})
+    moves = sharding.config.placement != "replicated"
+    sizes = sorted({group.plan.group_size if moves else 1 for group in sharding.groups})
     return tuple(dict.fromkeys(lack for size in sizes for lack in hardware.lacking(size)))
 
 
 def _break_even(forwards: Forwards, prefetch_step: int) -> int | None:
-    """The fewest prefill tokens a rank from which on the movement hides, by bisection."""
+    """The fewest prefill tokens a rank from which on the movement hides, by bisection.
 
-    def hides(tokens: int) -> bool:
-        return forwards.run(prefill(tokens), prefetch_step).slowdown <= TOLERANCE
-
-    if not hides(MAX_TOKENS):
-        return None
+    What is added hardly depends on the tokens, while the compute grows with them: a first guess
+    from that, and its surroundings, narrow the search.
+    """
     too_few, enough = 0, MAX_TOKENS
+
+    def slowdown(tokens: int) -> float:
+        nonlocal too_few, enough
+        found = forwards.run(prefill(tokens), prefetch_step).slowdown
+        if found > TOLERANCE:
+            too_few = max(too_few, tokens)
+            enough = enough if enough > too_few else MAX_TOKENS
+        elif tokens > too_few:
+            enough = min(enough, tokens)
+        return found
+
+    if slowdown(MAX_TOKENS) > TOLERANCE:
+        return None
+    guess = float(PREFILL_TOKENS)
+    for _ in range(3):
+        guess = min(max(1, guess * slowdown(round(guess)) / TOLERANCE), MAX_TOKENS)
+    for near in (guess * 0.99, guess * 1.01):
+        if too_few < round(near) < enough:
+            slowdown(round(near))
     while enough - too_few > 1:
-        middle = (too_few + enough) // 2
-        if hides(middle):
-            enough = middle
-        else:
-            too_few = middle
+        slowdown((too_few + enough) // 2)
     return enough
+
+
+def _movement_basis(sharding: Sharding, hardware: Hardware) -> Basis:
+    bases = {broadcast_basis(group.plan.group_size, hardware)[0] for group in sharding.groups}
+    return next((basis for basis in _WEAKEST_FIRST if basis in bases), "assumed")
 
 
 def _assumptions(

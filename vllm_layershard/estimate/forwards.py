@@ -38,6 +38,8 @@ class Forwards:
         self._stages = stage_layers(sharding.model.num_layers, sharding.deployment.layout.pp)
         self._like = _representatives(sharding)
         self._moves: dict[tuple[int, int], tuple[Movement, ...]] = {}
+        self._suffixes: dict[str, str] = {}
+        self._steps: dict[Batch, Mapping[int, tuple[TimedStep, ...]]] = {}
         self._roofline = Roofline(hardware, self._broadcast_rate())
         self._hindrance = hardware.broadcast_slowdown.value
 
@@ -66,7 +68,12 @@ class Forwards:
         most = min(
             len(series.series) for group in self._sharding.groups for series in group.plan.series
         )
-        totals = {step: self.run(batch, step).total for step in _STEPS if step < most}
+        totals: dict[int, float] = {}
+        for step in (step for step in _STEPS if step < most):
+            forward = self.run(batch, step)
+            totals[step] = forward.total
+            if forward.total <= (1 + tolerance) * max(forward.compute, forward.fetch):
+                break  # no forward is shorter than its compute, or than its broadcasts
         best = min(totals.values())
         return next(step for step, total in totals.items() if total <= best * (1 + tolerance))
 
@@ -74,17 +81,7 @@ class Forwards:
         self, batch: Batch, prefetch_step: int
     ) -> Iterator[tuple[list[TimedLayer], tuple[Movement, ...]]]:
         """What `simulate` wants, for each pipeline stage."""
-        timed = {
-            like: tuple(
-                TimedStep(
-                    suffix_of(step.linear),
-                    self._roofline.seconds(step),
-                    self._roofline.slowdown(step),
-                )
-                for step in self._sharding.model.steps(like, self._sharding.deployment, batch)
-            )
-            for like in set(self._like.values())
-        }
+        timed = self._timed_steps(batch)
         named = {like: {step.suffix for step in steps} for like, steps in timed.items()}
         for stage, layer_ids in enumerate(self._stages):
             layers = [TimedLayer(i, timed[self._like[i]]) for i in layer_ids]
@@ -98,6 +95,27 @@ class Forwards:
                     for move in self._stage_moves(stage, prefetch_step)
                 ),
             )
+
+    def _timed_steps(self, batch: Batch) -> Mapping[int, tuple[TimedStep, ...]]:
+        """The steps of each kind of layer."""
+        if batch not in self._steps:
+            self._steps[batch] = {
+                like: tuple(
+                    TimedStep(
+                        self._suffix(step.linear),
+                        self._roofline.seconds(step),
+                        self._roofline.slowdown(step),
+                    )
+                    for step in self._sharding.model.steps(like, self._sharding.deployment, batch)
+                )
+                for like in set(self._like.values())
+            }
+        return self._steps[batch]
+
+    def _suffix(self, prefix: str) -> str:
+        if prefix not in self._suffixes:
+            self._suffixes[prefix] = suffix_of(prefix)
+        return self._suffixes[prefix]
 
     def _stage_moves(self, stage: int, prefetch_step: int) -> tuple[Movement, ...]:
         key = (stage, prefetch_step)

@@ -127,9 +127,12 @@ class Hardware:
         return tuple(lines)
 
     def lacking(self, ranks: int) -> tuple[str, ...]:
-        """The numbers that an estimate for groups of this many ranks needs and nobody gives."""
+        """The numbers that an estimate for groups of this many ranks needs and nobody gives.
+
+        One rank: nothing moves.
+        """
         lacks = [LABELS[key] for key in ("memory_bandwidth", "bf16") if getattr(self, key) is None]
-        if any(table.ranks == ranks for table in self.broadcast):
+        if ranks == 1 or any(table.ranks == ranks for table in self.broadcast):
             return tuple(lacks)
         between = ranks > self.node_size.value
         if between and self.inter_node is None:

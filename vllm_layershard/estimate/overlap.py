@@ -121,6 +121,8 @@ def movements(
     found: list[Movement] = []
     for series_plan, names in zip(plan.series, prefixes, strict=True):
         series, schedule = series_plan.series, series_plan.schedule
+        if not any(schedule.launches):
+            continue
         seconds = seconds_of(series.layer_bytes)
         found.extend(
             Movement(
@@ -168,7 +170,8 @@ class _Run:
         """What the first in the queue still takes, alone."""
         self._began = 0.0
         self._now = 0.0
-        self._unread: dict[tuple[int, str], list[Movement]] = {}
+        self._unread: dict[int, dict[str, list[Movement]]] = {}
+        """Launched and not yet awaited: by layer and the linear's suffix."""
         self._taken: set[tuple[str, int]] = set()
         self._fetch = sum(move.seconds for move in moves)
 
@@ -176,31 +179,32 @@ class _Run:
         """Run all layers; call it once."""
         compute = stalled = 0.0
         for layer in layers:
-            layer_id = layer.layer_id
-            for move in self._launched_at.get(layer_id, ()):
+            for move in self._launched_at.get(layer.layer_id, ()):
                 self._launch(move)
+            awaited_here = self._unread.pop(layer.layer_id, {})
             for step in layer.steps:
-                awaited = self._unread.pop((layer_id, step.suffix), ())
+                awaited = awaited_here.pop(step.suffix, ()) if awaited_here else ()
                 for move in awaited:
                     stalled += self._await(move)
                 start = self._now
                 if self._queue:
                     self._compete(step)
                 else:
-                    self._now += step.seconds
+                    self._now = start + step.seconds
                 compute += step.seconds
-                if self._spans is not None:
-                    took = self._now - start
-                    self._spans.append(Span("compute", layer_id, step.suffix, start, took))
                 for move in awaited:
                     self._taken.remove(move.buffer)
+                if self._spans is not None:
+                    took = self._now - start
+                    self._spans.append(Span("compute", layer.layer_id, step.suffix, start, took))
+            assert not awaited_here, f"layer {layer.layer_id} has no step for {[*awaited_here]}"
         exposed = max(0.0, self._now - compute)
         return Forward(compute=compute, fetch=self._fetch, exposed=exposed, stalled=stalled)
 
     def _launch(self, move: Movement) -> None:
         assert move.buffer not in self._taken, f"{move.buffer} is written while it is still read"
         self._taken.add(move.buffer)
-        self._unread.setdefault((move.layer_id, move.suffix), []).append(move)
+        self._unread.setdefault(move.layer_id, {}).setdefault(move.suffix, []).append(move)
         if not self._queue:
             self._left, self._began = move.seconds, self._now
         self._queue.append(move)
