@@ -207,7 +207,8 @@ class DecoderModel:
         """Routed experts, evenly loaded; all ranks' tokens together decide which are read."""
         b, moe, layout = self.blueprint, self.blueprint.moe, deployment.layout
         assert moe is not None, "only asked for in MoE layers"
-        together = batch.tokens * layout.dp * layout.pcp
+        # Prefill-context-parallel ranks share out a prompt, and all decode the same sequences.
+        together = batch.tokens * layout.dp * (1 if batch.decode else layout.pcp)
         touched = 1.0 - (1.0 - moe.topk / moe.experts) ** together
         pairs = batch.tokens * moe.topk / layout.tp
         held = self._experts(layer_id, deployment, rank=0)
