@@ -135,6 +135,10 @@ class DecoderModel:
             for layer_id in layers
         )
 
+    def state_bytes_per_sequence(self, layers: Sequence[int], deployment: Deployment) -> int:
+        """Bytes that these layers keep of each sequence on one rank, however long it is."""
+        return sum(self.blueprint.cache(i, deployment).state_bytes for i in layers)
+
     def steps(self, layer_id: int, deployment: Deployment, batch: Batch) -> tuple[Step, ...]:
         """The work of one layer on one rank, in forward order.
 
@@ -142,15 +146,17 @@ class DecoderModel:
         uniformly at random. An absorbed linear is part of the attention's step.
         """
         steps: list[Step] = []
-        layer = self._layer(layer_id, deployment)
-        absorbed = [pair for pair in layer if pair[0].absorbed]
-        for shape, linear in layer:
-            if not shape.absorbed:
+        absorbed: list[tuple[Shape, Linear]] = []
+        for shape, linear in self._layer(layer_id, deployment):
+            if shape.absorbed:
+                absorbed.append((shape, linear))
+            else:
                 whole = shape.split == "none" and ".mlp." in linear.prefix
                 tokens = batch.tokens / deployment.layout.tp if whole else batch.tokens
                 steps.append(self._product(shape, linear, tokens))
             if shape.after == "attention":
                 steps.append(self._attention(layer_id, deployment, batch, absorbed))
+                absorbed = []
             elif shape.after == "experts":
                 steps.append(self._routed(layer_id, deployment, batch))
         return tuple(steps)

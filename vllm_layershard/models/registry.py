@@ -21,6 +21,11 @@ _FAMILIES: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
     "Glm4MoeForCausalLM": ("glm4_moe", ("glm4_moe",)),
     "MiniMaxM2ForCausalLM": ("minimax_m2", ("minimax_m2",)),
     "BailingMoeV2ForCausalLM": ("bailing_moe", ("bailing_moe", "bailing_moe_v2")),
+    "KimiK25ForConditionalGeneration": ("mla", ("kimi_k25",)),
+    "LongcatFlashForCausalLM": ("longcat", ("longcat_flash",)),
+    "Qwen3NextForCausalLM": ("qwen3_next", ("qwen3_next",)),
+    "Qwen3_5MoeForCausalLM": ("qwen3_next", ("qwen3_5_moe_text",)),
+    "Qwen3_5MoeForConditionalGeneration": ("qwen3_next", ("qwen3_5_moe",)),
     "GptOssForCausalLM": ("gpt_oss", ("gpt_oss",)),
 }
 """Architecture -> the module whose `build(architecture, config)` reads it, imported only when it
