@@ -20,6 +20,7 @@ from transformers import AutoConfig, PretrainedConfig
 from vllm.config import set_current_vllm_config
 from vllm.distributed import init_distributed_environment, initialize_model_parallel, parallel_state
 from vllm.engine.arg_utils import EngineArgs
+from vllm.model_executor.layers.fused_moe.expert_map_manager import ExpertMapManager
 from vllm.model_executor.layers.fused_moe.oracle.fp8 import Fp8MoeBackend
 from vllm.model_executor.layers.fused_moe.oracle.int_wna16 import WNA16MoEBackend
 from vllm.model_executor.layers.fused_moe.oracle.mxfp4 import Mxfp4MoeBackend
@@ -77,7 +78,7 @@ def inventory(config: object, tp: int, dp: int, ep: bool) -> dict[str, object]:
     parallel_state._DP.world_size = dp
     if parallel_state._EP is None:
         parallel_state._EP = parallel_state._DP
-    with set_default_torch_dtype(config.model_config.dtype):
+    with set_default_torch_dtype(config.model_config.dtype), torch.device("meta"):
         model = initialize_model(config)
     if hasattr(model, "get_language_model"):
         model = model.get_language_model()
@@ -86,6 +87,7 @@ def inventory(config: object, tp: int, dp: int, ep: bool) -> dict[str, object]:
 
 def stand_in_for_kernels() -> None:
     """Kernels are chosen when a linear is built and run in a forward: none is run here."""
+    ExpertMapManager.get_compressed_map_string = lambda _: "for the log"  # there is nothing to read
     fp8.init_fp8_linear_kernel = lambda **_: MagicMock()
     fp8.select_fp8_moe_backend = lambda **_: (Fp8MoeBackend.TRITON, MagicMock())
     mxfp4.select_mxfp4_moe_backend = lambda *_, **__: (Mxfp4MoeBackend.MARLIN, MagicMock())
