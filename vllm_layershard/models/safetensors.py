@@ -160,7 +160,9 @@ def _entries(scanner: Scanner) -> Iterator[tuple[str, str, tuple[int, ...], int,
             name = scanner.string()
             scanner.take(":")
             if name == "__metadata__":
-                _skip_metadata(scanner)
+                if scanner.peek() != "{":
+                    scanner.fail("__metadata__ is not an object")
+                scanner.skip()
             else:
                 yield (name, *_unusual(name, scanner))
             after = scanner.take(",}")
@@ -211,9 +213,3 @@ def _are_sizes(values: Any) -> bool:
     return isinstance(values, list) and all(
         isinstance(n, int) and not isinstance(n, bool) and 0 <= n < _MAX_SIZE for n in values
     )
-
-
-def _skip_metadata(scanner: Scanner) -> None:
-    """Strings by name; nothing in them is used."""
-    for _ in scanner.names():
-        scanner.string()
