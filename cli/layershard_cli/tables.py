@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from layershard_cli.launch import launch_command
 from layershard_cli.output import emit, leave_closed_pipe, printable
@@ -122,20 +122,21 @@ def _print_layers(console: Console, group: GroupPlan) -> None:
 
 def _print_heading(console: Console, sharding: Sharding, evidence: Evidence) -> None:
     model, layout = sharding.model, sharding.deployment.layout
-    console.print(
-        f"[bold]{_plain(model.name)}[/bold]: {model.architecture}, {model.num_layers} layers, "
-        f"{model.dtype}, quantization {model.quantization} ({_plain(model.source)})",
-        highlight=False,
+    about = (
+        f": {model.architecture}, {model.num_layers} layers, {model.dtype}, quantization "
+        f"{model.quantization} ({model.source})"
     )
+    console.print(Text.assemble((printable(model.name), "bold"), printable(about)))
     if evidence.revision is not None:
-        console.print(f"revision {_plain(evidence.revision)}", highlight=False)
+        console.print(_verbatim(f"revision {evidence.revision}"))
     if evidence.comparison is not None:
         stored, found = evidence.comparison.checkpoint, evidence.comparison.disagreements
+        verdict = f"disagree on {len(found)}" if found else "match them"
         console.print(
-            f"checkpoint: {len(stored.tensors):,} tensors of {stored.nbytes:,} bytes in "
-            f"{len(stored.files)} files ({_plain(str(evidence.headers))}); the plan's linears "
-            f"{'match them' if not found else f'disagree on {len(found)}'}",
-            highlight=False,
+            _verbatim(
+                f"checkpoint: {len(stored.tensors):,} tensors of {stored.nbytes:,} bytes in "
+                f"{len(stored.files)} files ({evidence.headers}); the plan's linears {verdict}"
+            )
         )
     ep = "with" if sharding.deployment.ep else "without"
     console.print(
@@ -147,12 +148,12 @@ def _print_heading(console: Console, sharding: Sharding, evidence: Evidence) -> 
 
 def _print_warnings(console: Console, warnings: tuple[str, ...]) -> None:
     for warning in warnings:
-        console.print(f"[yellow]note:[/yellow] {_plain(warning)}", highlight=False)
+        console.print(Text.assemble(("note:", "yellow"), " ", printable(warning)))
 
 
-def _plain(text: str) -> str:
-    """Text that may hold brackets and control characters, as rich prints it unchanged."""
-    return escape(printable(text))
+def _verbatim(text: str) -> Text:
+    """Text that is no markup, with control characters escaped."""
+    return Text(printable(text))
 
 
 def _step(sharding: Sharding) -> str:
