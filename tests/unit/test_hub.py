@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import http.server
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -182,6 +184,26 @@ def test_a_model_of_the_hub_with_its_evidence(served: type[Handler]) -> None:
     assert (evidence.headers, notes) == (f"hub:{NAME}@{COMMIT[:12]}", ())
     assert evidence.comparison is not None
     assert evidence.comparison.disagreements == ()
+
+
+@pytest.mark.parametrize("command", ["plan", "map", "check"])
+def test_the_command(served: type[Handler], command: str) -> None:
+    words = [
+        sys.executable,
+        "-m",
+        "layershard_cli",
+        command,
+        *['["o_proj"]'] * (command == "check"),
+    ]
+    words += ["--model", NAME, "--pcp", "2", "--exact", "--json"]
+    finished = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert finished.returncode == 0, finished.stderr
+    assert "layershard: headers read: 3 of 3 files\n" in finished.stderr
+    document = json.loads(finished.stdout)
+    assert document["model"]["revision"] == COMMIT
+    if command == "plan":
+        assert document["checkpoint"]["source"] == f"hub:{NAME}@{COMMIT[:12]}"
+        assert document["checkpoint"]["disagreements"] == []
 
 
 def test_a_config_in_the_cache_with_headers_from_the_hub(
