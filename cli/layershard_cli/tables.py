@@ -130,14 +130,8 @@ def _print_heading(console: Console, sharding: Sharding, evidence: Evidence) -> 
     if evidence.revision is not None:
         console.print(_verbatim(f"revision {evidence.revision}"))
     if evidence.comparison is not None:
-        stored, found = evidence.comparison.checkpoint, evidence.comparison.disagreements
-        verdict = f"disagree on {len(found)}" if found else "match them"
-        console.print(
-            _verbatim(
-                f"checkpoint: {len(stored.tensors):,} tensors of {stored.nbytes:,} bytes in "
-                f"{len(stored.files)} files ({evidence.headers}); the plan's linears {verdict}"
-            )
-        )
+        said = evidence.comparison.said
+        console.print(_verbatim(f"checkpoint: {said} ({evidence.headers})"))
     ep = "with" if sharding.deployment.ep else "without"
     console.print(
         f"tp {layout.tp}, dp {layout.dp}, pcp {layout.pcp}, pp {layout.pp}, {ep} expert "

@@ -137,7 +137,7 @@ FILES = {
     "deep lists": DEEP.encode(),
     "deep objects": b'{"a":' * 100_000,
     "a number of 5000 digits": b'{"num_hidden_layers": ' + b"9" * 5000 + b"}",
-    "a million empty lists": b"[" + b"[]," * 690_000 + b"[]]",
+    "three hundred thousand empty lists": b"[" + b"[]," * 340_000 + b"[]]",
     "three megabytes": b'{"a": "' + b"x" * (3 << 20) + b'"}',
     "control characters in a string": b'{"a": "\x01"}',
 }
@@ -278,6 +278,8 @@ HEADERS: dict[str, tuple[bytes, int]] = {
     "deep": (DEEP.encode(), 0),
     "deep within a tensor": (b'{"a":{"dtype":"F32","shape":' + DEEP.encode(), 0),
     "deep metadata": (b'{"__metadata__":' + DEEP.encode(), 0),
+    "metadata of numbers": (b'{"__metadata__":{"a":1}}', 0),
+    "metadata twice": (b'{"__metadata__":{},"__metadata__":{}}', 0),
     "metadata in a list": (b'{"__metadata__":[1]}', 0),
     "a tensor twice": (GOOD[:-1] + b"," + GOOD[1:], GOOD_BYTES),
     "a tensor that is null": (b'{"a":null}', 0),

@@ -18,7 +18,7 @@ BYTES = 200 * 10**6
 WHOLE = (
     "deepseek-ai/DeepSeek-V3 num_hidden_layers huge",
     "config.json is deep lists",
-    "config.json is a million empty lists",
+    "config.json is three hundred thousand empty lists",
     "config.json is three megabytes",
     "config.json never ends",
     "header lists for eight megabytes",

@@ -105,6 +105,14 @@ def test_tables_name_source_revision_and_checkpoint(stored: Path) -> None:
     assert "revision ai-dynamo/aiconfigurator@095f58a51c4c" in text
 
 
+def test_check_names_them_too(stored: Path) -> None:
+    text = said("check", '["o_proj"]', "--model", str(stored), "--pcp", "2")
+    assert f"config: local:{stored / 'config.json'} checkpoint: " in text
+    assert f"the plan's linears match them (local:{stored / 'config.json'})" in text
+    text = said("check", '["o_proj"]', "--model", "DeepSeek-V3", "--dp", "8")
+    assert "config: bundled:deepseek-ai/DeepSeek-V3, revision ai-dynamo/aiconfigurator@" in text
+
+
 def test_revisions_in_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundled = planned("--model", "DeepSeek-V3")["model"]
     assert bundled["source"] == "bundled:deepseek-ai/DeepSeek-V3"
