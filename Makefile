@@ -3,12 +3,13 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup demo test test-fast lint format bench bench-cli clean
+.PHONY: help setup demo test test-fast fuzz lint format bench bench-cli clean
 
 help:
 	@echo "make demo       plan, serve unsharded and sharded, compare the answers and the bytes"
 	@echo "make test       every test: unit, real ranks, real vLLM servers (under 25 minutes)"
 	@echo "make test-fast  the tests that start no server"
+	@echo "make fuzz       atheris on every reader of untrusted bytes (FUZZ_SECONDS=60 each)"
 	@echo "make lint       ruff, mypy, import-linter"
 	@echo "make bench      benchmarks (make bench-cli: the planner's start alone)"
 
@@ -31,6 +32,12 @@ test: $(READY)
 
 test-fast: $(READY)
 	$(BIN)/python -m pytest -m "not serve"
+
+FUZZ_SECONDS ?= 60
+fuzz: $(READY)
+	$(BIN)/pip install --quiet atheris
+	for target in config additional file header weight_map directory; do \
+		PYTHONPATH=tests $(BIN)/python -m fuzz $$target $(FUZZ_SECONDS) || exit 1; done
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

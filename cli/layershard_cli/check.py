@@ -49,6 +49,10 @@ def check_command(
         f"ok: {printable(planned.name)} on {deployment.layout.world_size} ranks shards "
         f"{', '.join(config.layers)} and saves at least {min(sharding.saved_bytes):,} bytes a rank"
     )
+    revision = "" if found.revision is None else f", revision {found.revision}"
+    emit(printable(f"  config: {found.source}{revision}"))
+    if evidence.comparison is not None:
+        emit(printable(f"  checkpoint: {evidence.comparison.said} ({evidence.headers})"))
     for group in sharding.groups:
         for series_plan in group.plan.series:
             series = series_plan.series

@@ -9,6 +9,8 @@ from typing import Any, NoReturn
 
 import typer
 
+_LONGEST = 4000
+
 
 def emit(text: str) -> None:
     """Write one piece of data and a newline to stdout."""
@@ -35,8 +37,11 @@ def printable(text: str) -> str:
 
 
 def complain(message: str) -> None:
-    """One line on stderr that says what went wrong."""
-    print(f"layershard: {printable(message)}", file=sys.stderr)
+    """One line on stderr that says what went wrong; what it quotes may be of any length."""
+    said = printable(message)
+    if len(said) > _LONGEST:
+        said = f"{said[: _LONGEST // 2]} ... {said[-_LONGEST // 2 :]}"
+    print(f"layershard: {said}", file=sys.stderr)
 
 
 def note(message: str) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from layershard_cli.launch import launch_command
 from layershard_cli.output import emit, leave_closed_pipe, printable
@@ -65,8 +65,8 @@ def print_plan(
         "prefetch_step",
         f"{sharding.config.prefetch_step}" + (f"; best {recommended}" if recommended else ""),
     )
-    device = _plain(forecast.hardware.name)
-    summary.add_row("verdict", f"{_plain(forecast.verdict)} (estimate for {device})")
+    verdict = f"{forecast.verdict} (estimate for {forecast.hardware.name})"
+    summary.add_row("verdict", _verbatim(verdict))
     console.print(summary)
     if timeline:
         _print_timelines(console, forecast)
@@ -79,7 +79,7 @@ def print_plan(
         else "Layer bytes and savings are exact, totals and KV bytes follow from formulas.",
     )
     for assumption in forecast.assumptions:
-        console.print(f"  - {_plain(assumption)}", highlight=False)
+        console.print(_verbatim(f"  - {assumption}"))
     _print_warnings(console, warnings)
     console.print("Launch:")
     emit(printable(launch_command(sharding, kv_cache_dtype)))
@@ -175,21 +175,16 @@ def _print_layers(console: Console, group: GroupPlan) -> None:
 
 def _print_heading(console: Console, sharding: Sharding, evidence: Evidence) -> None:
     model, layout = sharding.model, sharding.deployment.layout
-    console.print(
-        f"[bold]{_plain(model.name)}[/bold]: {model.architecture}, {model.num_layers} layers, "
-        f"{model.dtype}, quantization {model.quantization} ({_plain(model.source)})",
-        highlight=False,
+    about = (
+        f": {model.architecture}, {model.num_layers} layers, {model.dtype}, quantization "
+        f"{model.quantization} ({model.source})"
     )
+    console.print(Text.assemble((printable(model.name), "bold"), printable(about)))
     if evidence.revision is not None:
-        console.print(f"revision {_plain(evidence.revision)}", highlight=False)
+        console.print(_verbatim(f"revision {evidence.revision}"))
     if evidence.comparison is not None:
-        stored, found = evidence.comparison.checkpoint, evidence.comparison.disagreements
-        console.print(
-            f"checkpoint: {len(stored.tensors):,} tensors of {stored.nbytes:,} bytes in "
-            f"{len(stored.files)} files ({_plain(str(evidence.headers))}); the plan's linears "
-            f"{'match them' if not found else f'disagree on {len(found)}'}",
-            highlight=False,
-        )
+        said = evidence.comparison.said
+        console.print(_verbatim(f"checkpoint: {said} ({evidence.headers})"))
     ep = "with" if sharding.deployment.ep else "without"
     console.print(
         f"tp {layout.tp}, dp {layout.dp}, pcp {layout.pcp}, pp {layout.pp}, {ep} expert "
@@ -200,12 +195,12 @@ def _print_heading(console: Console, sharding: Sharding, evidence: Evidence) -> 
 
 def _print_warnings(console: Console, warnings: tuple[str, ...]) -> None:
     for warning in warnings:
-        console.print(f"[yellow]note:[/yellow] {_plain(warning)}", highlight=False)
+        console.print(Text.assemble(("note:", "yellow"), " ", printable(warning)))
 
 
-def _plain(text: str) -> str:
-    """Text that may hold brackets and control characters, as rich prints it unchanged."""
-    return escape(printable(text))
+def _verbatim(text: str) -> Text:
+    """Text that is no markup, with control characters escaped."""
+    return Text(printable(text))
 
 
 def _times(phase: Phase) -> str:

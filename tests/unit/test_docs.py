@@ -49,7 +49,7 @@ def test_the_planners_commands_run(command, tmp_path):
         [str(script), *arguments],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,  # calibrate measures
         check=False,
         cwd=tmp_path,
     )

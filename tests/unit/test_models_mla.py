@@ -50,7 +50,7 @@ def test_fp8_caches() -> None:
 
 
 def test_every_bundled_config_is_planned() -> None:
-    assert len(bundled_names()) == 23
+    assert len(bundled_names()) == 28
     for name in bundled_names():
         model = load_model(name)
         assert {x.layer_id for x in model.linears(ONE)} == set(range(model.num_layers))

@@ -52,6 +52,71 @@ def test_the_cache_is_asked_before_the_hub(tmp_path: Path) -> None:
     assert find("some/model").source == "cache:some/model@0123456789ab"
 
 
+def cached(place: Path, name: str, revision: str, config: str = V3) -> None:
+    repository = place / "cache" / f"models--{name.replace('/', '--')}"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(revision)
+    snapshot = repository / "snapshots" / revision.strip()
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text(config)
+
+
+@pytest.mark.parametrize("name", ["DeepSeek-V3", "deepseek-v3", "DeepSeek-AI/deepseek-v3"])
+def test_the_cache_is_asked_before_the_bundle_by_full_name(tmp_path: Path, name: str) -> None:
+    cached(tmp_path, "DeepSeek-V3", "fedcba9876543210")
+    assert find(name).source == "bundled:deepseek-ai/DeepSeek-V3"
+    cached(tmp_path, "deepseek-ai/DeepSeek-V3", "0123456789abcdef")
+    found = find(name)
+    assert found.name == "deepseek-ai/DeepSeek-V3"
+    assert found.source == "cache:deepseek-ai/DeepSeek-V3@0123456789ab"
+    assert found.revision == "0123456789abcdef"
+    assert found.directory is not None
+
+
+def test_a_local_path_is_asked_before_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached(tmp_path, "some/model", "0123456789abcdef")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "some" / "model").mkdir(parents=True)
+    (tmp_path / "some" / "model" / "config.json").write_text(V3)
+    found = find("some/model")
+    assert (found.source, found.revision) == ("local:some/model/config.json", None)
+
+
+@pytest.mark.parametrize("revision", ["..", "../../../..", "", "a/b", "x" * 300, "\x00"])
+def test_a_revision_that_is_none_is_not_followed(tmp_path: Path, revision: str) -> None:
+    cached(tmp_path, "deepseek-ai/DeepSeek-V3", "0123456789abcdef")
+    repository = tmp_path / "cache" / "models--deepseek-ai--DeepSeek-V3"
+    (repository / "refs" / "main").write_text(revision)
+    for place in (repository, repository / "snapshots", tmp_path):
+        (place / "config.json").write_text("broken")
+    assert find("DeepSeek-V3").source == "bundled:deepseek-ai/DeepSeek-V3"
+
+
+@pytest.mark.parametrize("variable", ["HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME"])
+def test_where_the_cache_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    cached(tmp_path, "some/model", "0123456789abcdef")
+    (tmp_path / "cache").rename(tmp_path / "hub")
+    monkeypatch.setenv(variable, str(tmp_path if variable == "HF_HOME" else tmp_path / "hub"))
+    assert find("some/model").source == "cache:some/model@0123456789ab"
+
+
+def test_a_cache_of_nobody_holds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", "~nobody-of-that-name/cache")
+    assert find("DeepSeek-V3").source.startswith("bundled:")
+
+
+def test_a_broken_config_in_the_cache_is_said(tmp_path: Path) -> None:
+    cached(tmp_path, "deepseek-ai/DeepSeek-V3", "0123456789abcdef", "{")
+    with pytest.raises(ModelError, match=r"0123456789abcdef/config\.json: is not valid JSON"):
+        find("DeepSeek-V3")
+
+
 @pytest.mark.parametrize(
     "name", ["", "nope", "a/b/c", "./x", "~/nothing-here", "x.json", "a b/c", "a\0b", "x" * 5000]
 )
@@ -69,6 +134,15 @@ def test_a_directory_named_as_the_file(tmp_path: Path) -> None:
 def test_configs_come_with_provenance() -> None:
     rows = (source._BUNDLED / "PROVENANCE.md").read_text()
     assert all(f"| {name.replace('/', '--')}.json |" in rows for name in bundled_names())
+
+
+def test_every_bundled_config_names_its_revision() -> None:
+    for name in bundled_names():
+        revision = find(name).revision
+        assert revision is not None, name
+        assert any(mark in revision for mark in ("@", "refs/", "HF page")), (name, revision)
+    assert find("DeepSeek-V2-Lite").revision == "inference-sim/inference-sim@f90a1e3a6787"
+    assert find("Ling-1T").revision == "Ascend/msmodeling@84fec853d670"
 
 
 class Hub(http.server.BaseHTTPRequestHandler):

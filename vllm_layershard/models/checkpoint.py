@@ -46,6 +46,16 @@ class Comparison:
     draft_bytes: int
     disagreements: tuple[Disagreement, ...]
 
+    @property
+    def said(self) -> str:
+        """How much is stored, and whether it is what the config says."""
+        found = len(self.disagreements)
+        return (
+            f"{len(self.checkpoint.tensors):,} tensors of {self.checkpoint.nbytes:,} bytes in "
+            f"{len(self.checkpoint.files)} files; the plan's linears "
+            f"{f'disagree on {found}' if found else 'match them'}"
+        )
+
     def stored_bytes(self, prefixes: Iterable[str]) -> int:
         """Bytes that the files hold of these linears."""
         return sum(self.linears.get(prefix, 0) for prefix in prefixes)

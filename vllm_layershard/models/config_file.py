@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from vllm_layershard.errors import ModelError, UnknownModelError
 
-MAX_FILE_BYTES = 2 << 20
+MAX_FILE_BYTES = 1 << 20
 """The largest config.json known is under 200 kB; json makes up to thirty times its size of it."""
 
 

@@ -10,9 +10,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from math import prod
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from vllm_layershard.models.scanner import Scanner, decoded
 
@@ -21,6 +20,9 @@ PREFIX_BYTES: Final = 8
 
 MAX_HEADER_BYTES: Final = 8 << 20
 """The reference implementation's limit is 100 MB; the largest header known is under 3 MB."""
+
+MAX_METADATA: Final = 1 << 20
+"""Characters of free text; what is known takes a few hundred."""
 
 DTYPE_BITS: Final[dict[str, int]] = {
     "F4": 4,
@@ -52,10 +54,11 @@ _MAX_SIZE: Final = 1 << 63
 _MAX_DIMENSIONS: Final = 64
 _MAX_ENTRY: Final = 2048
 _S = r"[ \t\n\r]*+"
-_INTEGER = r"(0|[1-9]\d{0,19})"
+_INTEGER = r"(0|[1-9]\d{0,19}+)"
+_SIZE = r"(?:0|[1-9]\d{0,18}+)"
 _USUAL = re.compile(
     rf'{_S}"([^"\\\x00-\x1f]*+)"{_S}:{_S}\{{{_S}"dtype"{_S}:{_S}"(\w{{1,16}}+)"{_S},'
-    rf'{_S}"shape"{_S}:{_S}\[([\d, \t\n\r]{{0,1024}}+)\]{_S},'
+    rf'{_S}"shape"{_S}:{_S}\[{_S}((?:{_SIZE}{_S}(?:,{_S}{_SIZE}{_S}){{0,64}}+)?)\]{_S},'
     rf'{_S}"data_offsets"{_S}:{_S}\[{_S}{_INTEGER}{_S},{_S}{_INTEGER}{_S}\]{_S}\}}{_S}([,}}])',
     re.ASCII,
 )
@@ -65,9 +68,11 @@ _ENTRY = re.compile(r"\{[^{}]*+\}")
 _KEYS: Final = {"dtype", "shape", "data_offsets"}
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """One tensor in a file. `dtype` in the format's words (`F8_E4M3`); `shape` in elements."""
+class Stored(NamedTuple):
+    """One tensor in a file. `dtype` in the format's words (`F8_E4M3`); `shape` in elements.
+
+    A tuple, because a model may have 200,000 of them.
+    """
 
     name: str
     dtype: str
@@ -143,6 +148,7 @@ def _check_spans(spans: list[tuple[int, int]], data_bytes: int, scanner: Scanner
 def _entries(scanner: Scanner) -> Iterator[tuple[str, str, tuple[int, ...], int, int]]:
     """Name, dtype, shape, start and end of each tensor."""
     shapes: dict[str, tuple[int, ...]] = {}
+    has_metadata = False
     scanner.take("{")
     if scanner.peek() == "}":
         scanner.take("}")
@@ -153,13 +159,16 @@ def _entries(scanner: Scanner) -> Iterator[tuple[str, str, tuple[int, ...], int,
         if usual is not None and usual[1] != "__metadata__":
             name, dtype, text, start, end, after = usual.groups()
             if text not in shapes:
-                shapes[text] = _shape(text, name, scanner)
+                shapes[text] = tuple(map(int, text.split(","))) if text else ()
             yield name, dtype, shapes[text], int(start), int(end)
             scanner.position = usual.end()
         else:
             name = scanner.string()
             scanner.take(":")
-            if name == "__metadata__":
+            if name == "__metadata__" and has_metadata:
+                scanner.fail("has __metadata__ twice")
+            elif name == "__metadata__":
+                has_metadata = True
                 _skip_metadata(scanner)
             else:
                 yield (name, *_unusual(name, scanner))
@@ -167,17 +176,6 @@ def _entries(scanner: Scanner) -> Iterator[tuple[str, str, tuple[int, ...], int,
         if after == "}":
             scanner.end()
             return
-
-
-def _shape(text: str, name: str, scanner: Scanner) -> tuple[int, ...]:
-    """Sizes between commas."""
-    try:
-        sizes = json.loads(f"[{text}]")
-    except ValueError:
-        sizes = None
-    if not _are_sizes(sizes):
-        scanner.fail(f"tensor {name!r}: shape [{text}] is not a list of whole numbers")
-    return tuple(sizes)
 
 
 def _unusual(name: str, scanner: Scanner) -> tuple[str, tuple[int, ...], int, int]:
@@ -215,5 +213,8 @@ def _are_sizes(values: Any) -> bool:
 
 def _skip_metadata(scanner: Scanner) -> None:
     """Strings by name; nothing in them is used."""
+    until = scanner.position + MAX_METADATA
     for _ in scanner.names():
         scanner.string()
+        if scanner.position > until:
+            scanner.fail(f"has more than {MAX_METADATA:,} characters of __metadata__")

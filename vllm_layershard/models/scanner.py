@@ -14,7 +14,11 @@ from typing import NoReturn
 from vllm_layershard.errors import ModelError
 
 _LONGEST = 300
-SPACE = re.compile(r"[ \t\n\r]*+")
+_MOST_SKIPPED = 1 << 20
+_SPACE = re.compile(r"[ \t\n\r]*+")
+_SCALAR = re.compile(
+    r"-?(?:0|[1-9]\d*+)(?:\.\d++)?(?:[eE][+-]?\d++)?|true|false|null|NaN|-?Infinity", re.ASCII
+)
 
 
 def decoded(raw: bytes, where: str) -> str:
@@ -48,7 +52,7 @@ class Scanner:
 
     def peek(self) -> str:
         """The next character that is no white space; "" at the end."""
-        match = SPACE.match(self.text, self.position)
+        match = _SPACE.match(self.text, self.position)
         assert match is not None, "it matches nothing, too"
         self.position = match.end()
         return self.text[self.position : self.position + 1]
@@ -85,6 +89,35 @@ class Scanner:
             yield key
             if self.take(",}") == "}":
                 return
+
+    def skip(self, depth: int = 32) -> None:
+        """A value of any kind that nobody looks at; a large one is none of those known."""
+        self._skip(depth, self.position + _MOST_SKIPPED)
+
+    def _skip(self, depth: int, until: int) -> None:
+        if not depth:
+            self.fail("is nested too deeply")
+        opening = self.peek()
+        if opening == '"':
+            self.string()
+        elif opening == "{":
+            for _ in self.names():
+                self._skip(depth - 1, until)
+        elif opening == "[":
+            self.take("[")
+            if self.peek() == "]":
+                self.position += 1
+            else:
+                self._skip(depth - 1, until)
+                while self.take(",]") == ",":
+                    self._skip(depth - 1, until)
+        else:
+            scalar = _SCALAR.match(self.text, self.position)
+            if scalar is None:
+                self.fail(f"is not valid JSON at character {self.position}")
+            self.position = scalar.end()
+        if self.position > until:
+            self.fail(f"has more than {_MOST_SKIPPED:,} characters of metadata")
 
     def end(self) -> None:
         """Nothing but white space is left."""

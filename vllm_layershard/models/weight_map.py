@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from vllm_layershard.errors import ModelError
@@ -16,8 +16,11 @@ SINGLE: Final = "model.safetensors"
 MAX_INDEX_BYTES: Final = 24 << 20
 MAX_FILES: Final = 4096
 
+_PAIR = re.compile(
+    r'[ \t\n\r]*+,[ \t\n\r]*+"([^"\\\x00-\x1f]*+)"'
+    r'[ \t\n\r]*+:[ \t\n\r]*+"([^"\\\x00-\x1f]*+)"'
+)
 _FILE = re.compile(r"[\w-][\w.-]{0,199}\.safetensors", re.ASCII)
-_NESTING: Final = 32
 
 
 def parse_weight_map(raw: bytes, where: str) -> Mapping[str, int]:
@@ -34,7 +37,7 @@ def parse_weight_map(raw: bytes, where: str) -> Mapping[str, int]:
     files: dict[str, int] | None = None
     for key in scanner.names():
         if key != "weight_map":
-            _skip(scanner, _NESTING)
+            scanner.skip()
         elif files is None:
             files = _files(scanner)
         else:
@@ -48,11 +51,10 @@ def parse_weight_map(raw: bytes, where: str) -> Mapping[str, int]:
 def _files(scanner: Scanner) -> dict[str, int]:
     files: dict[str, int] = {}
     seen: set[str] = set()
-    for name in scanner.names():
+    for name, file in _pairs(scanner):
         if name in seen:
             scanner.fail(f"names tensor {name!r} twice")
         seen.add(name)
-        file = scanner.string()
         if file not in files:
             if not _FILE.fullmatch(file):
                 scanner.fail(f"{file!r} is not the name of a safetensors file beside it")
@@ -63,30 +65,10 @@ def _files(scanner: Scanner) -> dict[str, int]:
     return files
 
 
-_SCALAR = re.compile(r"-?\d[\d.eE+-]*+|true|false|null", re.ASCII)
-
-
-def _skip(scanner: Scanner, depth: int) -> None:
-    """Any value: other keys hold the total size and free text."""
-    if not depth:
-        scanner.fail("is nested too deeply")
-    opening = scanner.peek()
-    if opening == '"':
-        scanner.string()
-    elif opening == "{":
-        for _ in scanner.names():
-            _skip(scanner, depth - 1)
-    elif opening == "[":
-        scanner.take("[")
-        if scanner.peek() == "]":
-            scanner.take("]")
-            return
-        while True:
-            _skip(scanner, depth - 1)
-            if scanner.take(",]") == "]":
-                return
-    else:
-        scalar = _SCALAR.match(scanner.text, scanner.position)
-        if scalar is None:
-            scanner.fail(f"is not valid JSON at character {scanner.position}")
-        scanner.position = scalar.end()
+def _pairs(scanner: Scanner) -> Iterator[tuple[str, str]]:
+    """Tensor and file; runs of the usual spelling are read by one expression."""
+    for name in scanner.names():
+        yield name, scanner.string()
+        for pair in iter(lambda: _PAIR.match(scanner.text, scanner.position), None):
+            scanner.position = pair.end()
+            yield pair[1], pair[2]
