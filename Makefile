@@ -28,7 +28,7 @@ demo: $(READY)
 	PYTHONPATH=tests $(BIN)/python -m demo
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --durations=12
 
 test-fast: $(READY)
 	$(BIN)/python -m pytest -m "not serve"

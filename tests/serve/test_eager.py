@@ -54,35 +54,43 @@ def test_the_unsharded_server_says_what_transformers_says(plain_eager, reference
     assert [answer.token_ids for answer in plain_eager] == reference
 
 
-@pytest.mark.parametrize(
-    ("layers", "prefetch_step"), [(["o_proj", "q_b_proj"], 1), (FOUR, 0), (FOUR, 3)]
-)
-def test_sharded_answers_and_logprobs_are_identical(
-    model, prompts, plain_eager, tmp_path, layers, prefetch_step
-):
-    sharding = {
+TWO = ["o_proj", "q_b_proj"]
+
+
+def asking(layers: list[str], prefetch_step: int, directory: Path) -> dict:
+    return {
         "layers": layers,
         "prefetch_step": prefetch_step,
-        "report_dir": str(tmp_path / "reports"),
+        "report_dir": str(directory / "reports"),
         "verify": True,
     }
-    with Server(model, tmp_path / "log", sharding=sharding) as server:
+
+
+@pytest.mark.parametrize("prefetch_step", [0, 3])
+def test_four_names(model, prompts, plain_eager, tmp_path, prefetch_step):
+    with Server(model, tmp_path / "log", sharding=asking(FOUR, prefetch_step, tmp_path)) as server:
         difference = compare(ask(server, prompts), plain_eager)
-        check_reports(tmp_path / "reports", model, layers, prefetch_step)
+        check_reports(tmp_path / "reports", model, FOUR, prefetch_step)
     assert difference.same_tokens == difference.of == 32
     assert difference.identical_logprobs
 
 
-def test_the_bytes_really_travel(model, prompts, plain_eager, tmp_path):
+def test_two_names_and_that_the_bytes_really_travel(model, prompts, plain_eager, tmp_path):
+    """One server: first as it is, then with its slots poisoned and an owner's weight changed."""
     few = prompts[:8]
     probe = {"PYTHONPATH": str(Path(__file__).parents[1]), "VLLM_SERVER_DEV_MODE": "1"}
     with Server(
         model,
         tmp_path / "log",
-        sharding=["o_proj", "q_b_proj"],
+        sharding=asking(TWO, 1, tmp_path),
         arguments=("--worker-extension-cls", "servers.probe.Probe"),
         environment=probe,
     ) as server:
+        difference = compare(ask(server, prompts), plain_eager)
+        check_reports(tmp_path / "reports", model, TWO, 1)
+        assert difference.same_tokens == difference.of == 32
+        assert difference.identical_logprobs
+
         before = ask(server, few, rank=1)
         addresses = server.post("/collective_rpc", {"method": "addresses"})
 
