@@ -51,6 +51,7 @@ format: $(READY)
 
 bench: bench-cli
 	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/overlap.py
 
 bench-cli: $(READY)
 	$(BIN)/python benchmarks/cli_start.py

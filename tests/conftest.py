@@ -4,6 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
+pytest.register_assert_rewrite("host.truth")
+
 
 @pytest.fixture(scope="session", autouse=True)
 def an_empty_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import reprlib
 from collections import Counter
-from typing import Annotated, Any, Literal, get_args
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from itertools import islice
+from typing import Any, Final, Literal, get_args
 
 from vllm_layershard.errors import ConfigError
 
@@ -22,9 +23,6 @@ Transport = Literal["auto", "broadcast"]
 
 MAX_PREFETCH_STEP = 64
 """A slot is a whole layer: more of them than this is a slip of the pen, not a plan."""
-
-_MAX_FAULTS = 5
-"""More of them in one message help nobody."""
 
 
 class _Repr(reprlib.Repr):
@@ -57,7 +55,7 @@ _NEVER_SHARDED = {
     "w2_weight": "routed experts are distributed by expert parallelism, not by layer sharding",
 }
 
-_REMEDIES = {
+REMEDIES: Final = {
     "layers": 'name at least one linear, such as ["o_proj", "q_b_proj"]',
     "prefetch_step": f"give a whole number from 0 to {MAX_PREFETCH_STEP}",
     "layer_stride": "give a whole number of at least 1",
@@ -76,107 +74,89 @@ def refusal_of(name: str) -> str | None:
     return _NEVER_SHARDED.get(parts[-1])
 
 
-class LayerShardConfig(BaseModel):
-    """The validated, frozen configuration. Unknown keys are refused."""
+@dataclass(frozen=True, slots=True)
+class LayerShardConfig:
+    """The frozen configuration. Values of the right types are checked at birth.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    `layers` are dotted suffixes of linears, in the order given; `prefetch_step` is how many
+    positions ahead of its use a weight starts to move; with `layer_stride` s only the layers whose
+    absolute index is a multiple of s are sharded. The `replicated` placement runs the same ops and
+    moves nothing: the control to compare with. In `report_dir` each rank writes
+    `layershard-rank{global rank}.json`; `verify` compares a checksum of every layer's first
+    arrival with its owner's.
+
+    Raises:
+        ConfigError: names the key, the value and the remedy.
+    """
 
     layers: tuple[str, ...]
-    """Dotted suffixes of the linears to shard, in the order given."""
-    prefetch_step: Annotated[int, Field(ge=0, le=MAX_PREFETCH_STEP)] = 1
-    """How many positions ahead of its use a weight starts to move."""
-    layer_stride: Annotated[int, Field(ge=1)] = 1
-    """Shard only the layers whose absolute index is a multiple of this."""
+    prefetch_step: int = 1
+    layer_stride: int = 1
     placement: Placement = "round_robin"
-    """`replicated` runs the same ops and moves nothing: the control to compare with."""
     transport: Transport = "auto"
     report_dir: str | None = None
-    """Where each rank writes `layershard-rank{global rank}.json`."""
     verify: bool = False
-    """Compare a checksum of every layer's first arrival with its owner's."""
 
-    @field_validator("report_dir")
-    @classmethod
-    def _a_directory_with_a_name(cls, path: str | None) -> str | None:
-        if path is not None and (not path.strip() or "\0" in path):
-            raise ValueError(f"{_short(path)} names no directory; {_REMEDIES['report_dir']}")
-        return path
-
-    @field_validator("layers", mode="before")
-    @classmethod
-    def _a_list_of_names(cls, value: Any) -> Any:
-        return tuple(value) if isinstance(value, list) else value
-
-    @field_validator("layers")
-    @classmethod
-    def _names_that_may_be_sharded(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        if not names:
-            raise ValueError(f"is empty; {_REMEDIES['layers']}")
-        for name in names:
-            if any(part.split() != [part] for part in name.split(".")):
-                raise ValueError(
-                    f"{_short(name)} is not a dotted name; write a linear's suffix such as 'o_proj'"
-                )
-            reason = refusal_of(name)
-            if reason is not None:
-                raise ValueError(f"{_short(name)} may not be sharded: {reason}; leave it out")
-        given = Counter(names)
-        repeated = [name for name, count in given.items() if count > 1]
-        if repeated:
-            raise ValueError(f"{_short(repeated[0])} stands there more than once; name it once")
-        for name in names:
-            parts = name.split(".")
-            for shorter in (".".join(parts[i:]) for i in range(1, len(parts))):
-                if shorter in given:
-                    raise ValueError(
-                        f"{_short(name)} is already matched by {_short(shorter)}; "
-                        "keep one of the two"
-                    )
-        return names
+    def __post_init__(self) -> None:
+        faults = [f"{KEY}.{fault}" for fault in _faults(self)]
+        if faults:
+            raise ConfigError("; ".join(faults))
 
     @classmethod
     def parse(cls, value: Any) -> LayerShardConfig:
-        """Validate the value of the `layer_sharding` key.
+        """Validate the value of the `layer_sharding` key, of whatever types it is.
 
         Raises:
-            ConfigError: one line for each fault, each naming the key, the value and the remedy.
+            ConfigError: the faults, each naming the key, the value and the remedy.
         """
-        if isinstance(value, list):
-            value = {"layers": value}
-        if not isinstance(value, dict):
-            raise ConfigError(
-                f"{KEY} = {_short(value)}: must be a list of names or an object; "
-                f'write for example {{"{KEY}": ["o_proj", "q_b_proj"]}}'
-            )
-        try:
-            return cls.model_validate(value)
-        except ValidationError as error:
-            faults = [_fault(detail, value) for detail in error.errors()]
-            more = [f"and {len(faults) - _MAX_FAULTS} more"] * (len(faults) > _MAX_FAULTS)
-            raise ConfigError("; ".join(faults[:_MAX_FAULTS] + more)) from None
+        from vllm_layershard.schema import validated
+
+        return validated(value)
 
 
-def _fault(detail: Any, value: dict[str, Any]) -> str:
-    """One fault as a sentence: key, value, remedy."""
-    path = [str(part) for part in detail["loc"] or [detail["input"]]]  # no loc: an odd key
-    key = path[0]
-    where = ".".join([KEY, *(part if _is_plain(part) else _short(part) for part in path)])
-    if key not in LayerShardConfig.model_fields:
-        known = ", ".join(LayerShardConfig.model_fields)
-        return f"{where}: unknown key; the known ones are {known}"
-    if detail["type"] == "missing":
-        return f"{where}: is missing; {_REMEDIES[key]}"
-    if detail["type"] == "value_error":
-        return f"{where}: {detail['ctx']['error']}"
-    what = str(detail["msg"]).removeprefix("Input ")
-    return f"{where} = {_short(detail.get('input', value))}: {what}; {_REMEDIES[key]}"
+OPTIONS: Final = tuple(field.name for field in fields(LayerShardConfig))
+"""The known keys."""
 
 
-def _is_plain(part: str) -> bool:
-    return part.replace("_", "").isalnum() and len(part) <= 80
+def _faults(config: LayerShardConfig) -> Iterator[str]:
+    """What is wrong with the values, each as `key: problem` or `key = value: problem; remedy`."""
+    for problem in islice(_name_faults(config.layers), 1):
+        yield f"layers: {problem}"
+    bounds = {"prefetch_step": (0, MAX_PREFETCH_STEP), "layer_stride": (1, None)}
+    for key, (low, high) in bounds.items():
+        value, remedy = getattr(config, key), REMEDIES[key]
+        if value < low:
+            yield f"{key} = {short(value)}: should be greater than or equal to {low}; {remedy}"
+        if high is not None and value > high:
+            yield f"{key} = {short(value)}: should be less than or equal to {high}; {remedy}"
+    for key, known in (("placement", get_args(Placement)), ("transport", get_args(Transport))):
+        if getattr(config, key) not in known:
+            yield f"{key} = {short(getattr(config, key))}: is not known; {REMEDIES[key]}"
+    path = config.report_dir
+    if path is not None and (not path.strip() or "\0" in path):
+        yield f"report_dir: {short(path)} names no directory; {REMEDIES['report_dir']}"
 
 
-def _short(value: Any) -> str:
+def _name_faults(names: tuple[str, ...]) -> Iterator[str]:
+    if not names:
+        yield f"is empty; {REMEDIES['layers']}"
+    for name in names:
+        if any(part.split() != [part] for part in name.split(".")):
+            yield f"{short(name)} is not a dotted name; write a linear's suffix such as 'o_proj'"
+        reason = refusal_of(name)
+        if reason is not None:
+            yield f"{short(name)} may not be sharded: {reason}; leave it out"
+    given = Counter(names)
+    for name in (name for name, count in given.items() if count > 1):
+        yield f"{short(name)} stands there more than once; name it once"
+    for name in names:
+        parts = name.split(".")
+        for shorter in (".".join(parts[i:]) for i in range(1, len(parts))):
+            if shorter in given:
+                yield f"{short(name)} is already matched by {short(shorter)}; keep one of the two"
+
+
+def short(value: Any) -> str:
     """A value as Python writes it, cut to fit a line."""
     shown = _REPR.repr(value)
     return shown if len(shown) <= 80 else shown[:77] + "..."

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vllm_layershard.config import KEY, LayerShardConfig
+from vllm_layershard.config import KEY, OPTIONS, LayerShardConfig
 from vllm_layershard.errors import ConfigError
 
 _MAX_BYTES = 1 << 20
@@ -23,7 +23,7 @@ def read_additional(text: str) -> tuple[LayerShardConfig, tuple[str, ...]]:
     value = _parsed(_contents(text[1:]) if text.startswith("@") else text)
     if isinstance(value, dict) and KEY in value:
         return LayerShardConfig.parse(value[KEY]), ()
-    if isinstance(value, dict) and not LayerShardConfig.model_fields.keys() & value.keys():
+    if isinstance(value, dict) and not value.keys() & set(OPTIONS):
         raise ConfigError(
             f"the additional config has no key {KEY!r}, so nothing would be sharded; write for "
             f'example \'{{"{KEY}": ["o_proj", "q_b_proj"]}}\''

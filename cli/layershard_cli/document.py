@@ -6,7 +6,7 @@ from typing import Any
 
 from layershard_cli.launch import launch_command
 from vllm_layershard import __version__
-from vllm_layershard.estimate import Forecast
+from vllm_layershard.estimate import Forecast, Phase
 from vllm_layershard.models import Evidence, GroupPlan, Sharding
 from vllm_layershard.plan import SeriesPlan
 
@@ -59,22 +59,12 @@ def plan_document(
         "prefetch": {
             "recommended_step": forecast.recommended_step,
             "verdict": forecast.verdict,
-            "phases": [
-                {
-                    "phase": phase.name,
-                    "tokens": phase.batch.tokens,
-                    "compute_us": round(phase.forward.compute * 1e6, 1),
-                    "fetch_us": round(phase.forward.fetch * 1e6, 1),
-                    "exposed_us": round(phase.forward.exposed * 1e6, 1),
-                    "context": phase.batch.context,
-                    "link_bound": phase.forward.link_bound,
-                }
-                for phase in forecast.phases
-            ],
+            "phases": [_phase(phase) for phase in forecast.phases],
             "break_even_tokens": forecast.break_even_tokens,
             "hardware": forecast.hardware.name,
             "assumptions": list(forecast.assumptions),
             "sources": list(forecast.hardware.sources),
+            "lacking": list(forecast.lacking),
         },
         "basis": {
             "series": "exact",
@@ -82,6 +72,7 @@ def plan_document(
             "memory.weight_bytes_replicated": "formula",
             "kv_cache": "formula",
             "prefetch": "assumed",
+            "prefetch.phases.fetch_us": forecast.movement_basis,
         },
         "groups": [_group(group) for group in sharding.groups],
         "launch": launch_command(sharding, kv_cache_dtype),
@@ -193,6 +184,29 @@ def _series(group: GroupPlan, series_plan: SeriesPlan) -> dict[str, Any]:
         "saved_bytes": list(ledger.saved_bytes),
         "tp_replicated": series.tp_replicated,
         "layout": series.layout,
+    }
+
+
+def _phase(phase: Phase) -> dict[str, Any]:
+    """Times are null where a number is lacking."""
+    forward = phase.forward
+    times = dict.fromkeys(("compute_us", "fetch_us", "exposed_us", "stalled_us"), None)
+    known: dict[str, Any] = {**times, "link_bound": None, "hidden": None}
+    if forward is not None:
+        known = {
+            "compute_us": round(forward.compute * 1e6, 1),
+            "fetch_us": round(forward.fetch * 1e6, 1),
+            "exposed_us": round(forward.exposed * 1e6, 1),
+            "stalled_us": round(forward.stalled * 1e6, 1),
+            "link_bound": forward.link_bound,
+            "hidden": phase.hidden,
+        }
+    return {
+        "phase": phase.name,
+        "tokens": phase.batch.tokens,
+        "context": phase.batch.context,
+        **known,
+        "recommended_step": phase.recommended_step,
     }
 
 

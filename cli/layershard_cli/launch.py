@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import fields
 from pathlib import Path
 
 from vllm_layershard.config import KEY, LayerShardConfig
@@ -15,7 +16,11 @@ PLACEHOLDER = "MODEL"
 
 def additional_config(config: LayerShardConfig) -> str:
     """The shortest `--additional-config` that means this configuration."""
-    said = config.model_dump(mode="json", exclude_defaults=True)
+    said = {
+        field.name: getattr(config, field.name)
+        for field in fields(config)
+        if getattr(config, field.name) != field.default
+    }
     value = said["layers"] if list(said) == ["layers"] else said
     return json.dumps({KEY: value})
 

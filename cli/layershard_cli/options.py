@@ -55,7 +55,8 @@ Layers = Annotated[
     list[str] | None,
     typer.Option(
         "--layers",
-        help="Linears to shard, by dotted suffix; repeat or separate by commas.  "
+        help="Linears to shard, by dotted suffix; repeat or separate by commas. `auto`: those, "
+        "with the smallest stride, that save most and stay hidden (--hide-in).  "
         "[default: o_proj,q_b_proj where the model has them]",
     ),
 ]
@@ -72,7 +73,11 @@ PlacementName = Annotated[
 ]
 HardwareName = Annotated[
     str | None,
-    typer.Option("--hardware", help="The device to estimate for.  [default: H200, assumed]"),
+    typer.Option(
+        "--hardware",
+        help="The device to estimate for: a name that `layershard hardware` lists, or a "
+        "FILE.json.  [default: H200, assumed]",
+    ),
 ]
 Tokens = Annotated[
     int | None,
@@ -81,6 +86,27 @@ Tokens = Annotated[
         parser=read_tokens,
         metavar="TOKENS",
         help="Prefill tokens on each rank; 1k is 1000, 1K is 1024.  [default: 8192]",
+    ),
+]
+Sequences = Annotated[
+    int | None,
+    typer.Option("--batch", min=1, max=1 << 20, help="Decode sequences a rank.  [default: 64]"),
+]
+Context = Annotated[
+    int | None,
+    typer.Option(
+        "--context",
+        parser=read_tokens,
+        metavar="TOKENS",
+        help="Tokens before the new one of each decode sequence.  [default: 4096]",
+    ),
+]
+HideIn = Annotated[
+    str | None,
+    typer.Option(
+        "--hide-in",
+        help="With --layers auto: the phases that must not slow down, of prefill, decode.  "
+        "[default: prefill]",
     ),
 ]
 KvCacheDtype = Annotated[str, typer.Option("--kv-cache-dtype", help="As vLLM's flag of that name.")]
@@ -93,3 +119,22 @@ Exact = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+Timeline = Annotated[
+    bool, typer.Option("--timeline", help="Draw compute and movement of a few layers.")
+]
+LedgerFlag = Annotated[bool, typer.Option("--ledger", help="Show the bytes of every rank.")]
+HtmlFile = Annotated[
+    str | None,
+    typer.Option("--html", metavar="FILE", help="Write the plan as one self-contained page."),
+]
+TraceFile = Annotated[
+    str | None,
+    typer.Option("--trace", metavar="FILE", help="Write the timeline for Chrome or Perfetto."),
+]
+Check = Annotated[
+    bool,
+    typer.Option(
+        "--check",
+        help="Exit with 1 if a rank saves nothing, or a phase of --hide-in does not hide.",
+    ),
+]

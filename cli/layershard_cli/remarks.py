@@ -44,7 +44,7 @@ def _on_balance(name: str, series_plan: SeriesPlan, group_size: int) -> Iterator
 
 
 def _on_memory(sharding: Sharding, hardware: Hardware | None) -> Iterator[str]:
-    if hardware is None:
+    if hardware is None or hardware.memory_bytes is None:
         return
     most = max(held.total for held in sharding.weight_bytes)
     if most > hardware.memory_bytes.value:

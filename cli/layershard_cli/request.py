@@ -8,6 +8,7 @@ from typing import Any
 
 from vllm_layershard.config import LayerShardConfig
 from vllm_layershard.errors import ConfigError
+from vllm_layershard.estimate import Hardware
 from vllm_layershard.models import Deployment, Found, Model, Sharding, model_of, plan_model
 from vllm_layershard.plan import ParallelLayout
 
@@ -27,6 +28,30 @@ class Layout:
     ep: bool | None
 
 
+@dataclass(frozen=True, slots=True)
+class Load:
+    """The flags on what a rank computes; None where not given."""
+
+    tokens: int | None = None
+    sequences: int | None = None
+    context: int | None = None
+    hide_in: str | None = None
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """What `forecast` takes."""
+        given = {"tokens": self.tokens, "sequences": self.sequences, "context": self.context}
+        return {key: value for key, value in given.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """What `--layers auto` decides for."""
+
+    hardware: Hardware
+    load: Load
+
+
 def deployment_of(flags: Layout) -> tuple[Deployment, tuple[str, ...]]:
     """The deployment, and what was assumed for it.
 
@@ -43,6 +68,11 @@ def deployment_of(flags: Layout) -> tuple[Deployment, tuple[str, ...]]:
     return Deployment(ParallelLayout(tp=tp, dp=dp, pcp=pcp, pp=pp), ep=bool(flags.ep)), ()
 
 
+def names_of(layers: Sequence[str] | None) -> list[str]:
+    """What `--layers` lists."""
+    return [name.strip() for given in layers or () for name in given.split(",")]
+
+
 def config_of(
     layers: Sequence[str] | None,
     model: Model,
@@ -54,7 +84,7 @@ def config_of(
     Raises:
         ConfigError: a flag's value is not valid.
     """
-    names = [name.strip() for given in layers or () for name in given.split(",")]
+    names = names_of(layers)
     if not layers:
         linears = model.linears(deployment)
         names = [name for name in DEFAULT_LAYERS if any(x.is_named(name) for x in linears)]
@@ -63,7 +93,7 @@ def config_of(
                 f"{model.name} has none of {', '.join(DEFAULT_LAYERS)}: give --layers"
             )
     given = {key: value for key, value in options.items() if value is not None}
-    return LayerShardConfig.parse({"layers": names, **given})
+    return LayerShardConfig(layers=tuple(names), **given)
 
 
 def sharding_of(
@@ -71,9 +101,37 @@ def sharding_of(
     flags: Layout,
     layers: Sequence[str] | None,
     options: dict[str, Any],
+    conditions: Conditions | None = None,
 ) -> tuple[Sharding, tuple[str, ...]]:
-    """Read and plan; returns the plan and what was assumed."""
+    """Read and plan; returns the plan and what was assumed.
+
+    Raises:
+        ConfigError: `auto` without conditions or beside other names, or --hide-in without it.
+    """
     deployment, assumed = deployment_of(flags)
     model = model_of(found)
+    if conditions is not None and (names_of(layers) == ["auto"]):
+        from layershard_cli.auto import auto_sharding
+
+        sharding, note = auto_sharding(model, deployment, options, conditions)
+        return sharding, (*assumed, *model.notes, note)
+    if conditions is not None and conditions.load.hide_in is not None:
+        raise ConfigError("--hide-in goes with --layers auto only")
+    if "auto" in names_of(layers):
+        raise ConfigError(
+            "--layers auto stands alone, and goes with `layershard plan` only; name the linears "
+            "that it found"
+        )
     config = config_of(layers, model, deployment, options)
     return plan_model(model, deployment, config), (*assumed, *model.notes)
+
+
+def options_of(
+    prefetch_step: int | None, layer_stride: int | None, placement: str | None
+) -> dict[str, Any]:
+    """The flags on the sharding, by the names of the configuration; None where not given."""
+    return {
+        "prefetch_step": prefetch_step,
+        "layer_stride": layer_stride,
+        "placement": placement,
+    }

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from layershard_cli.launch import launch_command
 from layershard_cli.output import emit, leave_closed_pipe, printable
-from vllm_layershard.estimate import Forecast
+from layershard_cli.units import milliseconds, size, span
+from vllm_layershard.estimate import Forecast, Phase
 from vllm_layershard.models import Evidence, GroupPlan, Sharding
 from vllm_layershard.plan import EVERY_RANK
 
@@ -19,6 +22,9 @@ def print_plan(
     kv_cache_dtype: str,
     warnings: tuple[str, ...],
     evidence: Evidence,
+    *,
+    timeline: bool = False,
+    ledger: bool = False,
 ) -> None:
     """`layershard plan`."""
     console = _console()
@@ -49,24 +55,71 @@ def print_plan(
     summary.add_row("saved per rank", f"at least {size(saved_bytes)} ({saved_bytes:,} bytes)")
     summary.add_row("KV cache", f"{gained:,} more tokens, at {per_token:,} bytes a token")
     for phase in forecast.phases:
-        forward = phase.forward
-        summary.add_row(
-            f"{phase.name}, {phase.batch.tokens:,} tokens",
-            f"compute {milliseconds(forward.compute)}, movement {milliseconds(forward.fetch)}, "
-            f"exposed {milliseconds(forward.exposed)} ({phase.slowdown:.1%})",
-        )
-    summary.add_row("prefetch_step", f"{_step(sharding)}; recommended {forecast.recommended_step}")
-    summary.add_row("verdict", f"{forecast.verdict} (estimate for {forecast.hardware.name})")
+        summary.add_row(f"{phase.name}, {phase.batch.tokens:,} tokens", _times(phase))
+    recommended = ", ".join(
+        f"{phase.recommended_step} for {phase.name}"
+        for phase in forecast.phases
+        if phase.recommended_step is not None
+    )
+    summary.add_row(
+        "prefetch_step",
+        f"{sharding.config.prefetch_step}" + (f"; best {recommended}" if recommended else ""),
+    )
+    verdict = f"{forecast.verdict} (estimate for {forecast.hardware.name})"
+    summary.add_row("verdict", _verbatim(verdict))
     console.print(summary)
+    if timeline:
+        _print_timelines(console, forecast)
+    if ledger:
+        _print_ledger(console, sharding)
     console.print(
         "Layer bytes and savings are exact, totals and KV bytes follow from formulas, times are "
-        "assumed:",
+        "assumed:"
+        if forecast.assumptions
+        else "Layer bytes and savings are exact, totals and KV bytes follow from formulas.",
     )
     for assumption in forecast.assumptions:
-        console.print(f"  - {assumption}", highlight=False)
+        console.print(_verbatim(f"  - {assumption}"))
     _print_warnings(console, warnings)
     console.print("Launch:")
     emit(printable(launch_command(sharding, kv_cache_dtype)))
+
+
+def _print_timelines(console: Console, forecast: Forecast) -> None:
+    """The middle layers of each phase, to scale."""
+    from layershard_cli.timeline import ASCII, LAYERS, UNICODE, draw
+
+    ink = UNICODE if (sys.stdout.encoding or "").lower().startswith("utf") else ASCII
+    for phase in forecast.phases:
+        lines = draw(phase, console.width, ink)
+        if lines:
+            console.print(
+                f"{phase.name}, {LAYERS} layers to scale ({ink.compute[0]}{ink.compute[1]} compute "
+                f"of even and odd layers, {ink.stall} waiting, {ink.link[0]}{ink.link[1]} movement)"
+            )
+        for line in lines:
+            console.print(line, highlight=False, markup=False, no_wrap=True, crop=True)
+
+
+def _print_ledger(console: Console, sharding: Sharding) -> None:
+    """What every rank of a group holds of each series, in bytes."""
+    table = Table(title="Bytes of each rank", title_justify="left")
+    for column in ("series", "stage", "group rank", "before", "resident", "slots", "saved"):
+        table.add_column(column, justify="left" if column == "series" else "right", overflow="fold")
+    for group in sharding.groups:
+        for series_plan in group.plan.series:
+            ledger = series_plan.ledger
+            for rank in range(group.plan.group_size):
+                table.add_row(
+                    series_plan.series.name,
+                    str(group.pp_stage),
+                    str(rank),
+                    f"{ledger.replicated_bytes:,}",
+                    f"{ledger.resident_bytes[rank]:,}",
+                    f"{ledger.slot_bytes:,}",
+                    f"{ledger.saved_bytes[rank]:,}",
+                )
+    console.print(table)
 
 
 def print_map(sharding: Sharding, warnings: tuple[str, ...], evidence: Evidence) -> None:
@@ -150,8 +203,14 @@ def _verbatim(text: str) -> Text:
     return Text(printable(text))
 
 
-def _step(sharding: Sharding) -> str:
-    return str(sharding.config.prefetch_step)
+def _times(phase: Phase) -> str:
+    forward = phase.forward
+    if forward is None:
+        return "not estimated"
+    return (
+        f"compute {milliseconds(forward.compute)}, movement {milliseconds(forward.fetch)}, "
+        f"exposed {milliseconds(forward.exposed)} ({forward.slowdown:.1%})"
+    )
 
 
 class _Console(Console):
@@ -164,22 +223,3 @@ class _Console(Console):
 
 def _console() -> Console:
     return _Console()
-
-
-def size(nbytes: int) -> str:
-    """Bytes for a person."""
-    magnitude = abs(nbytes)
-    for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if magnitude >= factor:
-            return f"{nbytes / factor:,.2f} {unit}"
-    return f"{nbytes} B"
-
-
-def span(low: int, high: int) -> str:
-    """One size, or two where ranks differ."""
-    return size(low) if low == high else f"{size(low)} - {size(high)}"
-
-
-def milliseconds(seconds: float) -> str:
-    """A time for a person."""
-    return f"{seconds * 1e3:,.2f} ms"

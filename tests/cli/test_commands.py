@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from layershard_cli.main import app
+from layershard_cli.main import application
 from vllm_layershard import __version__
 
 RUNNER = CliRunner()
 
 
 def said(*arguments: str, **environment: str) -> str:
-    result = RUNNER.invoke(app, list(arguments), env=environment, catch_exceptions=False)
+    result = RUNNER.invoke(application(), list(arguments), env=environment, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.stdout
 
@@ -104,6 +104,7 @@ run()
         ["plan", "--model", "DeepSeek-V3", "--json"],
         ["map", "--model", "DeepSeek-V3"],
         ["check", '["o_proj"]', "--model", "DeepSeek-V3"],
+        ["hardware", "H200"],
     ):
         result = subprocess.run(
             [sys.executable, "-c", script, *command], capture_output=True, text=True, timeout=60
@@ -112,9 +113,12 @@ run()
 
 
 def test_check_says_when_vllm_would_not_see_the_value() -> None:
-    alone = RUNNER.invoke(app, ["check", '["o_proj"]', *["--model", "DeepSeek-V3", "--dp", "8"]])
+    alone = RUNNER.invoke(
+        application(), ["check", '["o_proj"]', *["--model", "DeepSeek-V3", "--dp", "8"]]
+    )
     assert "this is the value of 'layer_sharding' alone" in alone.stderr
     whole = RUNNER.invoke(
-        app, ["check", '{"layer_sharding": ["o_proj"]}', *["--model", "DeepSeek-V3", "--dp", "8"]]
+        application(),
+        ["check", '{"layer_sharding": ["o_proj"]}', *["--model", "DeepSeek-V3", "--dp", "8"]],
     )
     assert "alone" not in whole.stderr

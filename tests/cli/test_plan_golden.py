@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from layershard_cli.main import app
+from layershard_cli.main import application
 
 RUNNER = CliRunner()
 SCHEMA = {
@@ -40,7 +40,7 @@ PHASE = ["phase", "tokens", "compute_us", "fetch_us", "exposed_us"]
 
 
 def planned(*flags: str) -> dict:
-    result = RUNNER.invoke(app, ["plan", *flags, "--json"], catch_exceptions=False)
+    result = RUNNER.invoke(application(), ["plan", *flags, "--json"], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return json.loads(result.stdout)
 

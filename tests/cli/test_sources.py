@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from checkpoints import deepseek, header_of, small_config, write
 from layershard_cli import tables
-from layershard_cli.main import app
+from layershard_cli.main import application
 from layershard_cli.output import printable
 
 RUNNER = CliRunner()
@@ -24,13 +24,13 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 def planned(*arguments: str, command: str = "plan") -> dict:
     flags = ["--pcp", "2", "--layers", "o_proj,q_b_proj", "--json"]
-    result = RUNNER.invoke(app, [command, *arguments, *flags], catch_exceptions=False)
+    result = RUNNER.invoke(application(), [command, *arguments, *flags], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return json.loads(result.stdout)
 
 
 def said(*arguments: str, **environment: str) -> str:
-    result = RUNNER.invoke(app, list(arguments), env=environment, catch_exceptions=False)
+    result = RUNNER.invoke(application(), list(arguments), env=environment, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return " ".join(result.stdout.split())
 
@@ -92,7 +92,7 @@ def test_a_disagreement_is_a_note_everywhere(stored: Path) -> None:
     }
     flags = ["--model", str(stored), "--pcp", "2"]
     assert "the plan's linears disagree on 5" in said("plan", *flags, COLUMNS="200")
-    checked = RUNNER.invoke(app, ["check", '["o_proj"]', *flags])
+    checked = RUNNER.invoke(application(), ["check", '["o_proj"]', *flags])
     assert note in checked.stderr
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from checkpoints import small_config
 from layershard_cli.additional import read_additional
-from vllm_layershard.config import LayerShardConfig
+from vllm_layershard.config import LayerShardConfig, refusal_of
 from vllm_layershard.errors import LayerShardError
 from vllm_layershard.estimate import DEFAULT, forecast, profile
 from vllm_layershard.models import Deployment, Found, model_of, plan_model
@@ -20,6 +20,7 @@ from vllm_layershard.models.config_file import parse_config
 from vllm_layershard.models.safetensors import PREFIX_BYTES, header_bytes, parse_header
 from vllm_layershard.models.weight_map import INDEX, parse_weight_map
 from vllm_layershard.plan import Linear, ParallelLayout
+from vllm_layershard.plan.linear import suffix_of
 
 LAYOUTS = (
     Deployment(ParallelLayout(dp=2), ep=True),
@@ -45,8 +46,8 @@ def config(data: bytes) -> bool:
     for deployment in LAYOUTS:
         try:
             linears = model.linears(deployment)
-            name = linears[-1].prefix.rpartition(".")[2]
-            names = ["o_proj"] if any(x.is_named("o_proj") for x in linears) else [name]
+            suffixes = (suffix_of(linear.prefix) for linear in reversed(linears))
+            names = [next(suffix for suffix in suffixes if refusal_of(suffix) is None)]
             sharding = plan_model(model, deployment, LayerShardConfig.parse(names))
             sharding.tokens_gained("auto")
             forecast(sharding, profile(DEFAULT), 512)

@@ -48,6 +48,27 @@ CASES = {
         SMALL | MOE | {"num_local_experts": 16, "head_dim": 128, "num_key_value_heads": 8},
     ),
     "ling": Case("inclusionAI--Ling-1T", EXPERTS | {"moe_shared_expert_intermediate_size": 512}),
+    "gpt-oss": Case(
+        "openai--gpt-oss-120b",
+        SMALL
+        | {
+            "num_local_experts": 16,
+            "num_experts_per_tok": 2,
+            "num_key_value_heads": 8,
+            "quantization_config": None,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+        },
+    ),
+    "gpt-oss-mxfp4": Case(
+        "openai--gpt-oss-120b",
+        SMALL
+        | {
+            "num_local_experts": 16,
+            "num_experts_per_tok": 2,
+            "num_key_value_heads": 8,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+        },
+    ),
 }
 
 

@@ -16,6 +16,14 @@ from vllm_layershard.plan import ParallelLayout
 
 CONFIGS = Path(__file__).parents[2] / "vllm_layershard" / "models" / "configs"
 
+STAND_INS = Path(__file__).parent / "stand_ins"
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_PLUGINS": "",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "PYTHONPATH": os.pathsep.join([str(STAND_INS), os.environ.get("PYTHONPATH", "")]),
+}
+
 LAYOUTS = ((1, 1, False), (2, 1, False), (8, 1, False), (2, 1, True), (8, 1, True))
 """(tp, dp, ep): tensor parallelism of 1, 2 and 8, with and without expert parallelism."""
 WITH_DP = (*LAYOUTS, (1, 2, True), (2, 2, True), (1, 2, False))
@@ -23,15 +31,22 @@ WITH_DP = (*LAYOUTS, (1, 2, True), (2, 2, True), (1, 2, False))
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A real config.json with some of its values changed, on some layouts."""
+    """A real config.json with some of its values changed, on some layouts.
+
+    `text_class`: its text_config alone is built, as this architecture: the multimodal class around
+    it needs packages that are not here.
+    """
 
     config: str
     changes: Mapping[str, Any] = field(default_factory=dict)
     layouts: tuple[tuple[int, int, bool], ...] = WITH_DP
+    text_class: str | None = None
 
     def write(self, directory: Path) -> Path:
         """The changed config; a change to None removes a key. `auto_map` names code: never run."""
         config = json.loads((CONFIGS / f"{self.config}.json").read_text())
+        if self.text_class is not None:
+            config = config["text_config"] | {"architectures": [self.text_class]}
         config.pop("auto_map", None)
         changed = config | dict(self.changes)
         removed = {key for key, value in self.changes.items() if value is None}
@@ -84,6 +99,7 @@ class Truth:
         layers = range(model.num_layers)
         per_token = model.kv_bytes_per_token("auto", layers, deployment)
         assert per_token == truth["kv_bytes_per_token"]
+        assert model.state_bytes_per_sequence(layers, deployment) == truth["state_bytes"]
 
 
 def _built_by_vllm(asked: Mapping[str, tuple[Path, Deployment]]) -> dict[str, Any]:
@@ -103,7 +119,7 @@ def _built_by_vllm(asked: Mapping[str, tuple[Path, Deployment]]) -> dict[str, An
         capture_output=True,
         text=True,
         timeout=500,
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "VLLM_PLUGINS": "", "VLLM_LOGGING_LEVEL": "ERROR"},
+        env=os.environ | ENVIRONMENT,
     )
     assert result.returncode == 0, result.stderr[-4000:]
     return json.loads(result.stdout.splitlines()[-1])

@@ -8,21 +8,30 @@ no say in which weights are created.
 """
 
 import json
+import math
 import sys
 import tempfile
 from unittest.mock import MagicMock
 
 import torch
 import vllm.model_executor.layers.quantization.fp8 as fp8
+import vllm.model_executor.layers.quantization.mxfp4 as mxfp4
 from transformers import AutoConfig, PretrainedConfig
 from vllm.config import set_current_vllm_config
 from vllm.distributed import init_distributed_environment, initialize_model_parallel, parallel_state
 from vllm.engine.arg_utils import EngineArgs
+from vllm.model_executor.layers.fused_moe.expert_map_manager import ExpertMapManager
 from vllm.model_executor.layers.fused_moe.oracle.fp8 import Fp8MoeBackend
+from vllm.model_executor.layers.fused_moe.oracle.int_wna16 import WNA16MoEBackend
+from vllm.model_executor.layers.fused_moe.oracle.mxfp4 import Mxfp4MoeBackend
 from vllm.model_executor.layers.linear import LinearBase, ReplicatedLinear
+from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors_moe import (
+    compressed_tensors_moe_wna16 as wna16,
+)
 from vllm.model_executor.model_loader.utils import initialize_model
 from vllm.platforms import current_platform
 from vllm.utils.torch_utils import set_default_torch_dtype
+from vllm.v1.kv_cache_interface import MambaSpec
 
 CACHE_SCALES = ("q_scale", "k_scale", "v_scale", "prob_scale")
 """vLLM deletes them after loading: layers/quantization/kv_cache.py."""
@@ -60,6 +69,8 @@ def main() -> None:
 
 def inventory(config: object, tp: int, dp: int, ep: bool) -> dict[str, object]:
     """What rank 0 of tp x dp ranks holds."""
+    if getattr(config.model_config.hf_text_config, "mamba_ssm_dtype", None) is None:
+        config.cache_config.mamba_ssm_cache_dtype = "auto"  # float32 is the CPU's own choice
     config.parallel_config.tensor_parallel_size = tp
     config.parallel_config.data_parallel_size = dp
     config.parallel_config.enable_expert_parallel = ep
@@ -67,15 +78,21 @@ def inventory(config: object, tp: int, dp: int, ep: bool) -> dict[str, object]:
     parallel_state._DP.world_size = dp
     if parallel_state._EP is None:
         parallel_state._EP = parallel_state._DP
-    with set_default_torch_dtype(config.model_config.dtype):
+    with set_default_torch_dtype(config.model_config.dtype), torch.device("meta"):
         model = initialize_model(config)
+    if hasattr(model, "get_language_model"):
+        model = model.get_language_model()
     return {"linears": linears_of(model), **sums_of(model, config)}
 
 
 def stand_in_for_kernels() -> None:
     """Kernels are chosen when a linear is built and run in a forward: none is run here."""
+    ExpertMapManager.get_compressed_map_string = lambda _: "for the log"  # there is nothing to read
     fp8.init_fp8_linear_kernel = lambda **_: MagicMock()
     fp8.select_fp8_moe_backend = lambda **_: (Fp8MoeBackend.TRITON, MagicMock())
+    mxfp4.select_mxfp4_moe_backend = lambda *_, **__: (Mxfp4MoeBackend.MARLIN, MagicMock())
+    wna16.select_wna16_moe_backend = lambda *_, **__: (WNA16MoEBackend.MARLIN, MagicMock())
+    wna16.check_moe_marlin_supports_config = lambda *_, **__: True
     choose = current_platform.get_attn_backend_cls
 
     def dense(*args: object, attn_selector_config: object, **kwargs: object) -> str:
@@ -112,9 +129,16 @@ def sums_of(model: torch.nn.Module, config: object) -> dict[str, int]:
         for layer in config.compilation_config.static_forward_context.values()
         if hasattr(layer, "get_kv_cache_spec")
     ]
+    states = [spec for spec in specs if isinstance(spec, MambaSpec)]
+    caches = [spec for spec in specs if not isinstance(spec, MambaSpec)]
     return {
         "total_bytes": sum(p.numel() * p.element_size() for p in parameters),
-        "kv_bytes_per_token": sum(s.page_size_bytes // s.block_size for s in specs),
+        "kv_bytes_per_token": sum(s.page_size_bytes // s.block_size for s in caches),
+        "state_bytes": sum(
+            math.prod(shape) * dtype.itemsize
+            for spec in states
+            for shape, dtype in zip(spec.shapes, spec.dtypes, strict=True)
+        ),
     }
 
 

@@ -1,5 +1,7 @@
 """The overlap against literal events and a second, slower simulator; times; verdicts."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,7 +10,15 @@ from vllm_layershard.config import LayerShardConfig
 from vllm_layershard.errors import HardwareError
 from vllm_layershard.estimate import forecast, profile, profile_names
 from vllm_layershard.estimate.broadcast import broadcast_seconds
-from vllm_layershard.estimate.overlap import Movement, TimedLayer, TimedStep, movements, simulate
+from vllm_layershard.estimate.overlap import (
+    Movement,
+    Span,
+    TimedLayer,
+    TimedStep,
+    movements,
+    simulate,
+    trace,
+)
 from vllm_layershard.models import Deployment, load_model, plan_model
 from vllm_layershard.plan import ParallelLayout, Series, build_plan
 
@@ -42,6 +52,38 @@ def test_step_one_exposes_only_the_first() -> None:
     forward = simulate(layers_of([10.0] * 4), moves_of(4, 1, 3.0))
     assert forward.exposed == 3.0
     assert not forward.link_bound
+
+
+def test_a_timeline_of_two_layers() -> None:
+    assert trace(layers_of([7.0, 7.0], before=1.0), moves_of(2, 1, 5.0)).spans == (
+        Span("compute", 0, "", 0.0, 1.0),
+        Span("link", 0, "x", 0.0, 5.0),
+        Span("stall", 0, "x", 1.0, 4.0),
+        Span("compute", 0, "x", 5.0, 7.0),
+        Span("link", 1, "x", 5.0, 5.0),
+        Span("compute", 1, "", 12.0, 1.0),
+        Span("compute", 1, "x", 13.0, 7.0),
+    )
+
+
+def test_both_slow_down_while_both_run() -> None:
+    """Half the speed each: four seconds of link take eight beside the compute, which does four."""
+    layers = [TimedLayer(0, (TimedStep("", 10.0, slowdown=1.0), TimedStep("x", 1.0)))]
+    (move,) = moves_of(1, 0, 4.0)
+    forward = trace(layers, [move], hindrance=1.0)
+    assert forward.spans == (
+        Span("compute", 0, "", 0.0, 14.0),
+        Span("link", 0, "x", 0.0, 8.0),
+        Span("compute", 0, "x", 14.0, 1.0),
+    )
+    assert (forward.exposed, forward.stalled) == (4.0, 0.0)
+
+
+def test_a_slot_that_is_still_read_must_not_be_written() -> None:
+    first, second = moves_of(2, 0, 1.0)
+    early = replace(second, launch_layer=0)
+    with pytest.raises(AssertionError, match="written while it is still read"):
+        simulate(layers_of([1.0, 1.0]), [first, early])
 
 
 def test_a_slow_link_is_the_bound_at_any_step() -> None:

@@ -128,7 +128,7 @@ def test_absorbed_weights_of_an_fp8_model_are_counted() -> None:
     ("layout", "ep", "message"),
     [
         (ParallelLayout(tp=3), False, "num_attention_heads"),
-        (ParallelLayout(dp=32), False, "fp8 block of 128"),
+        (ParallelLayout(dp=128), False, "fp8 block of 128"),
         (ParallelLayout(dp=512), True, "share 256 routed experts"),
     ],
 )

@@ -1,20 +1,29 @@
 """Estimate: whether the movement hides behind the compute, on a stated device."""
 
 from vllm_layershard.estimate.forecast import (
+    DECODE_CONTEXT,
+    DECODE_SEQUENCES,
     PREFILL_TOKENS,
     Forecast,
     Phase,
+    PhaseName,
     forecast,
 )
 from vllm_layershard.estimate.hardware import Hardware
+from vllm_layershard.estimate.overlap import Forward, Span
 from vllm_layershard.estimate.profiles import DEFAULT, profile, profile_names
 
 __all__ = [
+    "DECODE_CONTEXT",
+    "DECODE_SEQUENCES",
     "DEFAULT",
     "PREFILL_TOKENS",
     "Forecast",
+    "Forward",
     "Hardware",
     "Phase",
+    "PhaseName",
+    "Span",
     "forecast",
     "profile",
     "profile_names",

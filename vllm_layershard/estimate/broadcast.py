@@ -4,59 +4,111 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from itertools import pairwise
-from math import log
-from typing import Final
+from math import exp, log
 
-from vllm_layershard.estimate.hardware import Basis, BusTable, Hardware
-
-LINK_EFFICIENCY: Final = 0.7
-"""Share of a link's rate that a collective reaches where no table says more; assumed, as
-Ascend/msmodeling does."""
-
-_LATENCY_SECONDS: Final = 8.4e-6
-"""Of a ring at its start. Source: NCCL tuning.cc."""
-_LATENCY_PER_RANK_SECONDS: Final = 3e-6
-"""Assumed; NCCL's own constants are a few microseconds a rank."""
+from vllm_layershard.estimate.hardware import Basis, BusTable, Hardware, TimeTable
 
 
 def broadcast_seconds(nbytes: int, ranks: int, hardware: Hardware) -> float:
-    """Seconds for `nbytes` over a ring of `ranks` devices: T = alpha + bytes / bandwidth.
+    """Seconds for `nbytes` from one of `ranks` devices to all others.
 
-    The bandwidth is the table's bus bandwidth, or else the link's rate x LINK_EFFICIENCY. Beyond
-    a node's size the link between nodes bounds it. Other traffic on the link is not counted.
+    The best that is known, in this order: a table of broadcast times over as many ranks; the bus
+    bandwidth of a table, as a ring has it, T = alpha + S / B; the link's rate x its efficiency, as
+    a ring, or over a full mesh (HCCL: scatter, then all-gather) T = 2 alpha + (2 / p) S / b_link,
+    b_link the rate to one peer. Beyond a node's size the link between nodes bounds a ring.
+
+    The caller has seen that `hardware.lacking(ranks)` is empty. Other traffic is not counted.
     """
     if ranks == 1 or nbytes == 0:
         return 0.0
-    alpha = _LATENCY_SECONDS + _LATENCY_PER_RANK_SECONDS * ranks
-    bandwidth = hardware.intra_node.value * LINK_EFFICIENCY
-    if hardware.bus is not None:
-        bandwidth = _interpolated(hardware.bus, nbytes)
-    if ranks > hardware.node_size:
-        bandwidth = min(bandwidth, hardware.inter_node.value * LINK_EFFICIENCY)
-    return alpha + nbytes / bandwidth
+    for table in hardware.broadcast:
+        if table.ranks == ranks:
+            return _seconds(table, nbytes)
+    alpha = hardware.latency.value + hardware.latency_per_rank.value * ranks
+    if _over_mesh(ranks, hardware):
+        assert hardware.intra_node is not None, "lacking() names it"
+        peers = hardware.node_size.value - 1
+        link = hardware.intra_node.value * hardware.link_efficiency.value / peers
+        return 2 * alpha + 2 / ranks * nbytes / link
+    return alpha + nbytes / _ring_bandwidth(nbytes, ranks, hardware)
 
 
 def broadcast_basis(ranks: int, hardware: Hardware) -> tuple[Basis, str]:
     """What stands behind the time of a broadcast, for the output."""
-    if ranks > hardware.node_size:
+    for table in hardware.broadcast:
+        if table.ranks == ranks:
+            return table.basis, f"broadcast times over {ranks} ranks from {table.source}"
+    share = hardware.link_efficiency.value
+    if ranks > hardware.node_size.value:
         return "assumed", (
-            f"broadcast over {ranks} ranks, {hardware.node_size} a node: "
-            f"{LINK_EFFICIENCY} of the link between nodes"
+            f"broadcast over {ranks} ranks, {hardware.node_size.value:.0f} a node: "
+            f"{share} of the link between nodes"
         )
-    if hardware.bus is None:
-        return "assumed", f"broadcast at {LINK_EFFICIENCY} of the link within a node"
+    if _over_mesh(ranks, hardware):
+        return "assumed", (
+            f"broadcast over a full mesh: scatter and all-gather at {share} of each peer's link"
+        )
+    if not hardware.bus:
+        return "assumed", f"broadcast at {share} of the link within a node"
     return (
         "assumed",
-        f"broadcast at the bus bandwidth of another collective ({hardware.bus.source})",
+        f"broadcast at the bus bandwidth of another collective ({hardware.bus[0].source})",
     )
 
 
-def _interpolated(table: BusTable, nbytes: int) -> float:
+def _over_mesh(ranks: int, hardware: Hardware) -> bool:
+    within = ranks <= hardware.node_size.value
+    return hardware.topology == "mesh" and not hardware.bus and within
+
+
+def _ring_bandwidth(nbytes: int, ranks: int, hardware: Hardware) -> float:
+    share = hardware.link_efficiency.value
+    between = ranks > hardware.node_size.value
+    within = min(ranks, int(hardware.node_size.value))
+    if hardware.bus:
+        bandwidth = _among(hardware.bus, within, nbytes)
+    else:
+        assert hardware.intra_node is not None, "lacking() names it"
+        bandwidth = hardware.intra_node.value * share
+    if between:
+        assert hardware.inter_node is not None, "lacking() names it"
+        bandwidth = min(bandwidth, hardware.inter_node.value * share)
+    return bandwidth
+
+
+def _among(tables: tuple[BusTable, ...], ranks: int, nbytes: int) -> float:
+    """Bus bandwidth among this many devices.
+
+    A single table serves any number, since a ring's bus bandwidth hardly depends on it; between
+    tables it is interpolated in the logarithms of both (PCIe: it collapses with the number).
+    """
+    known = sorted((table.ranks, _bandwidth(table, nbytes)) for table in tables)
+    if ranks <= known[0][0] or len(known) == 1:
+        return known[0][1]
+    for (few, fast), (many, slow) in pairwise(known):
+        if ranks <= many:
+            part = (log(ranks) - log(few)) / (log(many) - log(few))
+            return exp(log(fast) + part * (log(slow) - log(fast)))
+    return known[-1][1]
+
+
+def _bandwidth(table: BusTable, nbytes: int) -> float:
     """Linear in the logarithm of the size between entries; the outermost ones beyond them."""
     at = bisect_right(table.sizes, nbytes)
     if at in (0, len(table.sizes)):
         return table.bandwidths[0 if at == 0 else -1]
-    (low, high) = list(pairwise(table.sizes))[at - 1]
-    (slow, fast) = list(pairwise(table.bandwidths))[at - 1]
-    share = (log(nbytes) - log(low)) / (log(high) - log(low))
-    return slow + share * (fast - slow)
+    low, high = table.sizes[at - 1 : at + 1]
+    slow, fast = table.bandwidths[at - 1 : at + 1]
+    return slow + (log(nbytes) - log(low)) / (log(high) - log(low)) * (fast - slow)
+
+
+def _seconds(table: TimeTable, nbytes: int) -> float:
+    """Linear between entries; the smallest one's below them, the largest one's rate beyond."""
+    at = bisect_right(table.sizes, nbytes)
+    if at == 0:
+        return table.seconds[0]
+    if at == len(table.sizes):
+        return table.seconds[-1] * nbytes / table.sizes[-1]
+    low, high = table.sizes[at - 1 : at + 1]
+    quick, slow = table.seconds[at - 1 : at + 1]
+    return quick + (nbytes - low) / (high - low) * (slow - quick)

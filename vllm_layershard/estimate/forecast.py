@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
-from vllm_layershard.estimate.broadcast import broadcast_basis, broadcast_seconds
-from vllm_layershard.estimate.hardware import Hardware
-from vllm_layershard.estimate.overlap import (
-    Forward,
-    Movement,
-    TimedLayer,
-    TimedStep,
-    movements,
-    simulate,
-)
-from vllm_layershard.estimate.roofline import (
-    COMPUTE_EFFICIENCY,
-    MEMORY_EFFICIENCY,
-    step_seconds,
-)
+from vllm_layershard.estimate.broadcast import broadcast_basis
+from vllm_layershard.estimate.forwards import Forwards
+from vllm_layershard.estimate.hardware import Basis, Hardware
+from vllm_layershard.estimate.overlap import Forward
+from vllm_layershard.estimate.verdict import verdict_on
 from vllm_layershard.models import Batch, Sharding
-from vllm_layershard.plan import build_plan, stage_layers
-from vllm_layershard.plan.linear import suffix_of
 
 PREFILL_TOKENS: Final = 8192
 DECODE_SEQUENCES: Final = 64
@@ -31,48 +18,55 @@ DECODE_CONTEXT: Final = 4096
 """The phases that are looked at where the user says nothing; assumed."""
 
 TOLERANCE: Final = 0.01
-"""A movement is called hidden when a forward waits for less than this share of its compute."""
+"""A movement is called hidden when it lengthens a forward by at most this share of its compute;
+a prefetch step is as good as the best when its forward is at most this share longer."""
 
 MAX_TOKENS: Final = 1 << 20
 """The break-even is looked for up to here."""
 
-_STEPS: Final = (0, 1, 2, 3, 4, 6, 8)
-"""The prefetch steps that are compared."""
+_WEAKEST_FIRST: Final[tuple[Basis, ...]] = ("assumed", "formula", "measured", "exact")
+
+PhaseName = Literal["prefill", "decode"]
 
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """One kind of forward: `tokens` are new ones on each rank."""
+    """One kind of forward, with its timeline, of the pipeline stage that loses most.
 
-    name: str
+    `forward` and `recommended_step` (the smallest step within TOLERANCE of the fastest) are None
+    where a number is lacking.
+    """
+
+    name: PhaseName
     batch: Batch
-    forward: Forward
-
-    @property
-    def slowdown(self) -> float:
-        """Waiting as a share of the compute."""
-        return self.forward.exposed / self.forward.compute
+    forward: Forward | None
+    recommended_step: int | None
 
     @property
     def hidden(self) -> bool:
-        """Whether the waiting is within TOLERANCE."""
-        return self.slowdown <= TOLERANCE
+        """Whether it is known to be within TOLERANCE."""
+        return self.forward is not None and self.forward.slowdown <= TOLERANCE
 
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
     """The phases, and what follows from them.
 
-    `recommended_step` is the smallest within TOLERANCE of the best in the prefill;
-    `break_even_tokens` the fewest prefill tokens a rank that hide the movement, None if none do.
+    `recommended_step` is that of the prefill; `break_even_tokens` the fewest prefill tokens a rank
+    that hide the movement, None if none do. `lacking` names the numbers without which nothing is
+    estimated; then there are no times, no step and no break-even.
     """
 
     hardware: Hardware
     phases: tuple[Phase, ...]
-    recommended_step: int
+    recommended_step: int | None
     break_even_tokens: int | None
     verdict: str
     assumptions: tuple[str, ...]
+    lacking: tuple[str, ...] = ()
+    movement_basis: Basis = "assumed"
+    """Of what the broadcasts take alone. All other times are assumed: experts evenly loaded, and
+    what a step reaches."""
 
 
 def prefill(tokens: int) -> Batch:
@@ -80,150 +74,118 @@ def prefill(tokens: int) -> Batch:
     return Batch(tokens=tokens, context=tokens / 2, decode=False)
 
 
-def forecast(sharding: Sharding, hardware: Hardware, tokens: int = PREFILL_TOKENS) -> Forecast:
-    """Simulate a prefill of `tokens` on each rank and a decode, on this hardware."""
-    forwards = _Forwards(sharding, hardware)
-    step = sharding.config.prefetch_step
-    decode = Batch(tokens=DECODE_SEQUENCES, context=DECODE_CONTEXT, decode=True)
-    phases = (
-        Phase("prefill", prefill(tokens), forwards.run(prefill(tokens), step)),
-        Phase("decode", decode, forwards.run(decode, step)),
+def decode(sequences: int, context: int) -> Batch:
+    """So many sequences on each rank, each after so many tokens."""
+    return Batch(tokens=sequences, context=context, decode=True)
+
+
+def forecast(
+    sharding: Sharding,
+    hardware: Hardware,
+    tokens: int = PREFILL_TOKENS,
+    sequences: int = DECODE_SEQUENCES,
+    context: int = DECODE_CONTEXT,
+) -> Forecast:
+    """Simulate a prefill of `tokens` on each rank, and a decode of `sequences` on each rank."""
+    batches: tuple[tuple[PhaseName, Batch], ...] = (
+        ("prefill", prefill(tokens)),
+        ("decode", decode(sequences, context)),
     )
-    recommended = forwards.best_step(prefill(tokens))
-    break_even = forwards.break_even(step)
-    ranks = max(group.plan.group_size for group in sharding.groups)
+    lacking = lacking_for(sharding, hardware)
+    if lacking:
+        return Forecast(
+            hardware=hardware,
+            phases=tuple(Phase(name, batch, None, None) for name, batch in batches),
+            recommended_step=None,
+            break_even_tokens=None,
+            verdict=f"no estimate: {hardware.name} lacks {'; '.join(lacking)}. Give it in a "
+            "profile (--hardware FILE.json); layershard calibrate measures one",
+            assumptions=(),
+            lacking=lacking,
+        )
+    forwards = Forwards(sharding, hardware)
+    step = sharding.config.prefetch_step
+    phases = tuple(
+        Phase(name, batch, forwards.trace(batch, step), forwards.best_step(batch, TOLERANCE))
+        for name, batch in batches
+    )
+    break_even = _break_even(forwards, step)
     return Forecast(
         hardware=hardware,
         phases=phases,
-        recommended_step=recommended,
+        recommended_step=phases[0].recommended_step,
         break_even_tokens=break_even,
-        verdict=_verdict(phases, recommended, step, break_even),
-        assumptions=(
-            f"a step of a layer reaches {COMPUTE_EFFICIENCY} of the compute rate or "
-            f"{MEMORY_EFFICIENCY} of the memory bandwidth of {hardware.name}",
-            broadcast_basis(ranks, hardware)[1],
-            "the all-to-all and all-reduce of the model itself are not counted, neither as time "
-            "nor as load on the link",
-            f"prefill: one prompt of {tokens:,} tokens a rank; decode: {DECODE_SEQUENCES} "
-            f"sequences a rank after {DECODE_CONTEXT:,} tokens each; experts evenly loaded",
-        ),
+        verdict=verdict_on(phases, step, break_even),
+        assumptions=_assumptions(sharding, hardware, phases),
+        movement_basis=_movement_basis(sharding, hardware),
     )
 
 
-class _Forwards:
-    """Runs forwards of one sharding on one device with different batches and prefetch steps."""
-
-    def __init__(self, sharding: Sharding, hardware: Hardware) -> None:
-        self._sharding = sharding
-        self._hardware = hardware
-        self._stages = stage_layers(sharding.model.num_layers, sharding.deployment.layout.pp)
-        self._like = _representatives(sharding)
-        self._moves: dict[tuple[int, int], tuple[Movement, ...]] = {}
-
-    def run(self, batch: Batch, prefetch_step: int) -> Forward:
-        """The forward of the pipeline stage that waits longest."""
-        timed = {
-            like: tuple(
-                TimedStep(suffix_of(step.linear), step_seconds(step, self._hardware))
-                for step in self._sharding.model.steps(like, self._sharding.deployment, batch)
-            )
-            for like in set(self._like.values())
-        }
-        forwards = (
-            simulate(
-                [TimedLayer(layer_id, timed[self._like[layer_id]]) for layer_id in layers],
-                self._stage_moves(stage, prefetch_step),
-            )
-            for stage, layers in enumerate(self._stages)
-        )
-        return max(forwards, key=lambda forward: (forward.exposed, forward.compute))
-
-    def best_step(self, batch: Batch) -> int:
-        """The smallest prefetch step within TOLERANCE of the fastest."""
-        most = min(
-            len(series.series) for group in self._sharding.groups for series in group.plan.series
-        )
-        totals = {step: self.run(batch, step).total for step in _STEPS if step < most}
-        best = min(totals.values())
-        return next(step for step, total in totals.items() if total <= best * (1 + TOLERANCE))
-
-    def break_even(self, prefetch_step: int) -> int | None:
-        """The fewest prefill tokens a rank from which on the movement hides, by bisection."""
-
-        def hides(tokens: int) -> bool:
-            forward = self.run(prefill(tokens), prefetch_step)
-            return forward.exposed <= forward.compute * TOLERANCE
-
-        if not hides(MAX_TOKENS):
-            return None
-        too_few, enough = 0, MAX_TOKENS
-        while enough - too_few > 1:
-            middle = (too_few + enough) // 2
-            if hides(middle):
-                enough = middle
-            else:
-                too_few = middle
-        return enough
-
-    def _stage_moves(self, stage: int, prefetch_step: int) -> tuple[Movement, ...]:
-        key = (stage, prefetch_step)
-        if key not in self._moves:
-            self._moves[key] = tuple(
-                move
-                for group in self._sharding.groups
-                if group.pp_stage == stage
-                for move in movements(
-                    build_plan(
-                        [series.series for series in group.plan.series],
-                        group.plan.group_size,
-                        prefetch_step,
-                        group.plan.placement,
-                        group.plan.layer_stride,
-                    ),
-                    group.prefixes,
-                    lambda nbytes, ranks=group.plan.group_size: broadcast_seconds(  # type: ignore[misc]
-                        nbytes, ranks, self._hardware
-                    ),
-                )
-            )
-        return self._moves[key]
+def lacking_for(sharding: Sharding, hardware: Hardware) -> tuple[str, ...]:
+    """The numbers that a forecast needs and the hardware lacks."""
+    moves = sharding.config.placement != "replicated"
+    sizes = sorted({group.plan.group_size if moves else 1 for group in sharding.groups})
+    return tuple(dict.fromkeys(lack for size in sizes for lack in hardware.lacking(size)))
 
 
-def _representatives(sharding: Sharding) -> Mapping[int, int]:
-    """For each layer the first one whose linears are alike: its steps take as long."""
-    kinds: dict[int, list[object]] = {}
-    for linear in sharding.model.linears(sharding.deployment):
-        kinds.setdefault(linear.layer_id, []).append((suffix_of(linear.prefix), linear.tensors))
-    first: dict[tuple[object, ...], int] = {}
-    return {layer_id: first.setdefault(tuple(kind), layer_id) for layer_id, kind in kinds.items()}
+def _break_even(forwards: Forwards, prefetch_step: int) -> int | None:
+    """The fewest prefill tokens a rank from which on the movement hides, by bisection.
+
+    What is added hardly depends on the tokens, while the compute grows with them: a first guess
+    from that, and its surroundings, narrow the search.
+    """
+    too_few, enough = 0, MAX_TOKENS
+
+    def slowdown(tokens: int) -> float:
+        nonlocal too_few, enough
+        found = forwards.run(prefill(tokens), prefetch_step).slowdown
+        if found > TOLERANCE:
+            too_few = max(too_few, tokens)
+            enough = enough if enough > too_few else MAX_TOKENS
+        elif tokens > too_few:
+            enough = min(enough, tokens)
+        return found
+
+    if slowdown(MAX_TOKENS) > TOLERANCE:
+        return None
+    guess = float(PREFILL_TOKENS)
+    for _ in range(3):
+        guess = min(max(1, guess * slowdown(round(guess)) / TOLERANCE), MAX_TOKENS)
+    for near in (guess * 0.99, guess * 1.01):
+        if too_few < round(near) < enough:
+            slowdown(round(near))
+    while enough - too_few > 1:
+        slowdown((too_few + enough) // 2)
+    return enough
 
 
-def _verdict(phases: tuple[Phase, ...], recommended: int, step: int, break_even: int | None) -> str:
-    first, second = phases
-    if not first.forward.fetch:
-        return "nothing moves: the placement is replicated"
-    if first.hidden:
-        said = f"hidden in prefill from {break_even:,} tokens a rank"
-    elif first.forward.link_bound:
-        said = (
-            f"not hidden in a prefill of {first.batch.tokens:,} tokens a rank, which slows by "
-            f"{first.slowdown:.0%}: the link is the bound and no prefetch_step helps"
-        )
-        said += (
-            f"; it hides from {break_even:,} tokens a rank"
-            if break_even is not None
-            else "; no number of tokens hides it"
-        )
-    else:
-        said = (
-            f"a prefill of {first.batch.tokens:,} tokens a rank slows by {first.slowdown:.1%} "
-            f"with prefetch_step {step}"
-        )
-        said += f"; {recommended} does better" if recommended != step else "; no step does better"
-    if second.hidden:
-        return f"{said}; hidden in decode at batch {second.batch.tokens}"
-    why = " (the link is the bound, no prefetch_step helps)" if second.forward.link_bound else ""
+def _movement_basis(sharding: Sharding, hardware: Hardware) -> Basis:
+    bases = {broadcast_basis(group.plan.group_size, hardware)[0] for group in sharding.groups}
+    return next((basis for basis in _WEAKEST_FIRST if basis in bases), "assumed")
+
+
+def _assumptions(
+    sharding: Sharding, hardware: Hardware, phases: tuple[Phase, ...]
+) -> tuple[str, ...]:
+    ranks = max(group.plan.group_size for group in sharding.groups)
+    tokens, sequences = phases[0].batch.tokens, phases[1].batch
+    memory = hardware.memory_slowdown
+    beside = (
+        f"memory traffic {memory.value:.0%} slower ({memory.basis})"
+        if memory is not None
+        else f"and takes {hardware.broadcast_traffic.value:g} bytes of memory traffic a byte from "
+        f"it ({hardware.broadcast_traffic.basis})"
+    )
     return (
-        f"{said}; decode at batch {second.batch.tokens} would slow by {second.slowdown:.0%}{why}: "
-        "do not enable it there"
+        f"a step of a layer reaches {hardware.compute_efficiency.value:g} of the compute rate or "
+        f"{hardware.memory_efficiency.value:g} of the memory bandwidth of {hardware.name}",
+        broadcast_basis(ranks, hardware)[1],
+        "a broadcast in flight makes products "
+        f"{hardware.product_slowdown.value:.0%} slower ({hardware.product_slowdown.basis}), "
+        f"{beside}",
+        "the all-to-all and all-reduce of the model itself are not counted, neither as time "
+        "nor as load on the link; nor is the host's time to launch a broadcast, which a server "
+        "without graphs pays in decode",
+        f"prefill: one prompt of {tokens:,} tokens a rank; decode: {sequences.tokens:,} "
+        f"sequences a rank after {sequences.context:,.0f} tokens each; experts evenly loaded",
     )

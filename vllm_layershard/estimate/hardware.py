@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from itertools import pairwise
+from typing import Final, Literal
 
 from vllm_layershard.errors import HardwareError
 
 Basis = Literal["exact", "formula", "measured", "assumed"]
 """What stands behind a number. `exact`: the bytes themselves; `formula`: follows from stated
 sizes; `measured`: on real hardware, by whom the source says; `assumed`: neither."""
+
+Topology = Literal["ring", "mesh"]
+"""How a broadcast goes within a node where no table says its time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,52 +27,169 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class BusTable:
-    """Bus bandwidth over message sizes: bytes ascending, bytes per second."""
+    """Bus bandwidth among `ranks` devices over message sizes: bytes ascending, bytes per second."""
 
+    ranks: int
     sizes: tuple[int, ...]
     bandwidths: tuple[float, ...]
     basis: Basis
     source: str
+
+    def __post_init__(self) -> None:
+        _check_table(self.sizes, self.bandwidths)
+
+
+@dataclass(frozen=True, slots=True)
+class TimeTable:
+    """Seconds of one whole broadcast among `ranks` devices over message sizes: bytes ascending."""
+
+    ranks: int
+    sizes: tuple[int, ...]
+    seconds: tuple[float, ...]
+    basis: Basis
+    source: str
+
+    def __post_init__(self) -> None:
+        _check_table(self.sizes, self.seconds)
+
+
+def _check_table(sizes: tuple[int, ...], values: tuple[float, ...]) -> None:
+    assert sizes, "a table has an entry"
+    assert len(sizes) == len(values), "a value for each size"
+    assert all(a < b for a, b in pairwise(sizes)), "sizes ascend"
+    assert min(*sizes, *values) > 0, "sizes and values are positive"
+
+
+_MSM_SHARE = "Ascend/msmodeling's defaults"
+
+_NONE_FOUND = "no measurement found; not counted"
 
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
     """One device. Rates are dense peaks in FLOP/s, bandwidths bytes per second one way.
 
-    `low_bit` is the fp8 rate, or the int8 one where there is no fp8; None: fp8 weights are
-    computed at the `bf16` rate. `node_size` devices share `intra_node`, further ones `inter_node`.
+    None: nobody says; an estimate that needs it abstains. `low_bit` is the fp8 rate, or the int8
+    one where there is no fp8; None: such weights are computed at the `bf16` rate. `node_size`
+    devices share `intra_node`, further ones `inter_node`.
+
+    The efficiencies are the shares of the peaks that are reached. While a broadcast is in flight,
+    products take `product_slowdown` longer, memory traffic `memory_slowdown` longer (None: as long
+    as it takes when the broadcast moves `broadcast_traffic` bytes of memory for each of its own),
+    and the broadcast itself `broadcast_slowdown` longer beside compute.
     """
 
     name: str
-    memory_bytes: Figure
-    memory_bandwidth: Figure
-    bf16: Figure
-    low_bit: Figure | None
-    intra_node: Figure
-    inter_node: Figure
-    node_size: int
-    bus: BusTable | None = None
+    memory_bytes: Figure | None = None
+    memory_bandwidth: Figure | None = None
+    bf16: Figure | None = None
+    low_bit: Figure | None = None
+    intra_node: Figure | None = None
+    inter_node: Figure | None = None
+    node_size: Figure = Figure(8, "assumed", "eight devices a node")
+    compute_efficiency: Figure = Figure(0.7, "assumed", _MSM_SHARE)
+    memory_efficiency: Figure = Figure(0.6, "assumed", _MSM_SHARE)
+    link_efficiency: Figure = Figure(0.7, "assumed", _MSM_SHARE)
+    latency: Figure = Figure(8.4e-6, "assumed", "NCCL, tuning.cc: the base of a ring")
+    latency_per_rank: Figure = Figure(
+        3e-6, "assumed", "NCCL, tuning.cc, has a few microseconds a rank"
+    )
+    product_slowdown: Figure = Figure(
+        0.35, "assumed", "matmuls beside NCCL measured 30-40 % slower, pytorch/pytorch issue 179937"
+    )
+    memory_slowdown: Figure | None = None
+    broadcast_traffic: Figure = Figure(
+        2,
+        "formula",
+        "a rank writes what it receives and reads it to pass it on: at least twice, "
+        "NVIDIA/nccl issue 1428",
+    )
+    broadcast_slowdown: Figure = Figure(0, "assumed", _NONE_FOUND)
+    topology: Topology = "ring"
+    bus: tuple[BusTable, ...] = ()
+    broadcast: tuple[TimeTable, ...] = ()
+
+    @property
+    def figures(self) -> dict[str, Figure | None]:
+        """Every number that stands alone, by its field."""
+        return {key: getattr(self, key) for key in LABELS}
 
     @property
     def sources(self) -> tuple[str, ...]:
         """Each number with its basis and source, a line each."""
-        figures = {
-            "memory": self.memory_bytes,
-            "memory bandwidth": self.memory_bandwidth,
-            "bf16 rate": self.bf16,
-            "fp8 or int8 rate": self.low_bit,
-            "link within a node": self.intra_node,
-            "link between nodes": self.inter_node,
-        }
-        lines = [f"{key}: {f.basis}, {f.source}" for key, f in figures.items() if f is not None]
-        if self.bus is not None:
-            lines.append(f"bus bandwidth: {self.bus.basis}, {self.bus.source}")
+        lines = [
+            f"{LABELS[key]}: {figure.basis}, {figure.source}"
+            for key, figure in self.figures.items()
+            if figure is not None
+        ]
+        lines += [f"bus bandwidth, {t.ranks} ranks: {t.basis}, {t.source}" for t in self.bus]
+        lines += [f"broadcast, {t.ranks} ranks: {t.basis}, {t.source}" for t in self.broadcast]
         return tuple(lines)
+
+    def lacking(self, ranks: int) -> tuple[str, ...]:
+        """The numbers that an estimate for groups of this many ranks needs and nobody gives.
+
+        One rank: nothing moves.
+        """
+        lacks = [LABELS[key] for key in ("memory_bandwidth", "bf16") if getattr(self, key) is None]
+        if ranks == 1 or any(table.ranks == ranks for table in self.broadcast):
+            return tuple(lacks)
+        between = ranks > self.node_size.value
+        if between and self.inter_node is None:
+            lacks.append(
+                f"{LABELS['inter_node']} ({ranks} ranks, {self.node_size.value:.0f} a node)"
+            )
+        measured = [table.ranks for table in self.bus]
+        within = min(ranks, int(self.node_size.value))
+        if len(measured) > 1 and within > max(measured):
+            lacks.append(f"bus bandwidth among {within} devices (measured up to {max(measured)})")
+        elif not measured and self.intra_node is None:
+            known = ", ".join(str(table.ranks) for table in self.broadcast)
+            lacks.append(
+                f"broadcast time over {ranks} ranks"
+                + (f" (measured over {known})" if known else "")
+            )
+        return tuple(lacks)
+
+
+LABELS: Final = {
+    "memory_bytes": "memory",
+    "memory_bandwidth": "memory bandwidth",
+    "bf16": "bf16 rate",
+    "low_bit": "fp8 or int8 rate",
+    "intra_node": "link within a node",
+    "inter_node": "link between nodes",
+    "node_size": "devices a node",
+    "compute_efficiency": "compute efficiency",
+    "memory_efficiency": "memory efficiency",
+    "link_efficiency": "link efficiency",
+    "latency": "broadcast latency",
+    "latency_per_rank": "broadcast latency a rank",
+    "product_slowdown": "slowdown of products beside a broadcast",
+    "memory_slowdown": "slowdown of memory beside a broadcast",
+    "broadcast_traffic": "memory traffic of a broadcast",
+    "broadcast_slowdown": "slowdown of a broadcast beside compute",
+}
+"""Field -> what a person calls it."""
+
+UNITS: Final = {
+    "memory_bytes": "bytes",
+    "memory_bandwidth": "bytes/s",
+    "bf16": "FLOP/s",
+    "low_bit": "FLOP/s",
+    "intra_node": "bytes/s",
+    "inter_node": "bytes/s",
+    "latency": "s",
+    "latency_per_rank": "s",
+    "broadcast_traffic": "bytes a byte",
+}
+"""Field -> its unit; the others are plain numbers."""
 
 
 def unknown_hardware(name: str, known: tuple[str, ...]) -> HardwareError:
     """The error for a device without a profile."""
     return HardwareError(
         f"--hardware {name}: there is no profile of that name, and its numbers are not guessed; "
-        f"known are {', '.join(known)}"
+        f"known are {', '.join(known)}; or give a profile FILE.json (layershard calibrate "
+        "writes one)"
     )

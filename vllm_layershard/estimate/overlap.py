@@ -1,14 +1,27 @@
 """Overlap: one forward, event by event, over the schedule that the plan really has.
 
-The link carries one broadcast at a time, in the order of the launches. A broadcast starts at the
-boundary that launches it, or when the link is free; the compute waits before a linear whose
-weight has not arrived. That a slot is free is implied by the boundary (see plan/schedule.py).
+All ranks of a group do the same at the same time, so one rank's forward is every rank's. The link
+carries one broadcast at a time, in the order of the launches, whatever series or group it is of. A
+broadcast starts at the boundary that launches it, or when the link is free; the compute waits
+before a linear whose weight has not arrived.
+
+Note [Contention]
+A broadcast and the compute also slow each other down, since they share memory, cores and links.
+While both run, a step of `seconds` proceeds at 1 / (1 + slowdown) of its speed, and the broadcast
+at 1 / (1 + hindrance) of its own. A stalled device leaves the link alone.
+
+Note [Slots]
+A launch writes a slot, which must have no reader left. It has none: the boundary of position p
+comes after the linear of p - 1 in the compute's order, and a transport starts after all compute
+given before (see plan/schedule.py). `simulate` asserts it for every launch.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from vllm_layershard.plan import Plan
 from vllm_layershard.plan.linear import suffix_of
@@ -16,10 +29,14 @@ from vllm_layershard.plan.linear import suffix_of
 
 @dataclass(frozen=True, slots=True)
 class TimedStep:
-    """One step of a layer: `suffix` names its linear within the layer, "" if it is none."""
+    """One step of a layer: `suffix` names its linear within the layer, "" if it is none.
+
+    It takes `seconds` alone and `seconds * (1 + slowdown)` while a broadcast is in flight.
+    """
 
     suffix: str
     seconds: float
+    slowdown: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,26 +49,61 @@ class TimedLayer:
 
 @dataclass(frozen=True, slots=True)
 class Movement:
-    """One position of one series: launched at a layer's boundary, waited for by a linear."""
+    """One position of one series: launched at a layer's boundary, waited for by a linear.
+
+    `buffer` is the series and the slot that it writes; `seconds` what it takes alone.
+    """
 
     layer_id: int
     suffix: str
     launch_layer: int
     seconds: float
+    buffer: tuple[str, int]
+
+
+Track = Literal["compute", "stall", "link"]
+"""What a span shows: a step on the device, its wait for a weight, or a broadcast on the link."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A piece of one forward's timeline, in seconds from its first layer's boundary.
+
+    `suffix` names the linear that is computed, waited for or moved; "" for a step that is none.
+    Steps and stalls follow one another without a gap.
+    """
+
+    track: Track
+    layer_id: int
+    suffix: str
+    start_s: float
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """Seconds of one forward: compute alone, the link's busy time, and the waiting."""
+    """Seconds of one forward: compute alone, the link's time alone, and what is added.
+
+    `exposed` is all by which the forward takes longer than the compute alone: waiting, and the
+    slower pace beside a broadcast. `stalled` is the waiting in it. `spans` is the timeline, where
+    one was asked for (`trace`).
+    """
 
     compute: float
     fetch: float
     exposed: float
+    stalled: float
+    spans: tuple[Span, ...] = ()
 
     @property
     def total(self) -> float:
         """What the forward takes."""
         return self.compute + self.exposed
+
+    @property
+    def slowdown(self) -> float:
+        """What is added, as a share of the compute."""
+        return self.exposed / self.compute if self.compute else 0.0
 
     @property
     def link_bound(self) -> bool:
@@ -68,35 +120,125 @@ def movements(
     """
     found: list[Movement] = []
     for series_plan, names in zip(plan.series, prefixes, strict=True):
-        layer_ids = series_plan.series.layer_ids
-        seconds = seconds_of(series_plan.series.layer_bytes)
-        for boundary, launched in enumerate(series_plan.schedule.launches):
-            found.extend(
-                Movement(
-                    layer_id=layer_ids[position],
-                    suffix=suffix_of(names[position]),
-                    launch_layer=layer_ids[boundary],
-                    seconds=seconds,
-                )
-                for position in launched
+        series, schedule = series_plan.series, series_plan.schedule
+        if not any(schedule.launches):
+            continue
+        seconds = seconds_of(series.layer_bytes)
+        found.extend(
+            Movement(
+                layer_id=series.layer_ids[position],
+                suffix=suffix_of(names[position]),
+                launch_layer=series.layer_ids[boundary],
+                seconds=seconds,
+                buffer=(f"{series.name} {series.tp_replicated}", schedule.slot[position]),
             )
+            for boundary, launched in enumerate(schedule.launches)
+            for position in launched
+        )
     return tuple(found)
 
 
-def simulate(layers: Sequence[TimedLayer], moves: Sequence[Movement]) -> Forward:
-    """Run one forward."""
-    launched_at: dict[int, list[Movement]] = {}
-    for move in moves:
-        launched_at.setdefault(move.launch_layer, []).append(move)
-    arrival: dict[tuple[int, str], float] = {}
-    now = link_free = compute = exposed = 0.0
-    for layer in layers:
-        for move in launched_at.get(layer.layer_id, ()):
-            link_free = max(link_free, now) + move.seconds
-            arrival[move.layer_id, move.suffix] = link_free
-        for step in layer.steps:
-            stall = max(0.0, arrival.get((layer.layer_id, step.suffix), 0.0) - now)
-            now += stall + step.seconds
-            exposed += stall
-            compute += step.seconds
-    return Forward(compute=compute, fetch=sum(move.seconds for move in moves), exposed=exposed)
+def simulate(
+    layers: Sequence[TimedLayer], moves: Sequence[Movement], hindrance: float = 0.0
+) -> Forward:
+    """Run one forward. `hindrance`: see the note [Contention]."""
+    return _Run(moves, hindrance, None).forward(layers)
+
+
+def trace(
+    layers: Sequence[TimedLayer], moves: Sequence[Movement], hindrance: float = 0.0
+) -> Forward:
+    """The same with its timeline."""
+    spans: list[Span] = []
+    forward = _Run(moves, hindrance, spans).forward(layers)
+    return replace(forward, spans=tuple(sorted(spans, key=lambda span: (span.start_s, span.track))))
+
+
+class _Run:
+    """The state of one forward: the clock, the link's queue, and who reads which slot."""
+
+    def __init__(
+        self, moves: Sequence[Movement], hindrance: float, spans: list[Span] | None
+    ) -> None:
+        self._launched_at: dict[int, list[Movement]] = {}
+        for move in moves:
+            self._launched_at.setdefault(move.launch_layer, []).append(move)
+        self._hinder = 1.0 + hindrance
+        self._spans = spans
+        self._queue: deque[Movement] = deque()
+        self._left = 0.0
+        """What the first in the queue still takes, alone."""
+        self._began = 0.0
+        self._now = 0.0
+        self._unread: dict[int, dict[str, list[Movement]]] = {}
+        """Launched and not yet awaited: by layer and the linear's suffix."""
+        self._taken: set[tuple[str, int]] = set()
+        self._fetch = sum(move.seconds for move in moves)
+
+    def forward(self, layers: Sequence[TimedLayer]) -> Forward:
+        """Run all layers; call it once."""
+        compute = stalled = 0.0
+        for layer in layers:
+            for move in self._launched_at.get(layer.layer_id, ()):
+                self._launch(move)
+            awaited_here = self._unread.pop(layer.layer_id, {})
+            for step in layer.steps:
+                awaited = awaited_here.pop(step.suffix, ()) if awaited_here else ()
+                for move in awaited:
+                    stalled += self._await(move)
+                start = self._now
+                if self._queue:
+                    self._compete(step)
+                else:
+                    self._now = start + step.seconds
+                compute += step.seconds
+                for move in awaited:
+                    self._taken.remove(move.buffer)
+                if self._spans is not None:
+                    took = self._now - start
+                    self._spans.append(Span("compute", layer.layer_id, step.suffix, start, took))
+            assert not awaited_here, f"layer {layer.layer_id} has no step for {[*awaited_here]}"
+        exposed = max(0.0, self._now - compute)
+        return Forward(compute=compute, fetch=self._fetch, exposed=exposed, stalled=stalled)
+
+    def _launch(self, move: Movement) -> None:
+        assert move.buffer not in self._taken, f"{move.buffer} is written while it is still read"
+        self._taken.add(move.buffer)
+        self._unread.setdefault(move.layer_id, {}).setdefault(move.suffix, []).append(move)
+        if not self._queue:
+            self._left, self._began = move.seconds, self._now
+        self._queue.append(move)
+
+    def _await(self, awaited: Movement) -> float:
+        """Stall until it has arrived; the link is alone meanwhile."""
+        start = self._now
+        while awaited in self._queue:
+            self._now += self._left
+            self._arrive()
+        waited = self._now - start
+        if waited and self._spans is not None:
+            self._spans.append(Span("stall", awaited.layer_id, awaited.suffix, start, waited))
+        return waited
+
+    def _compete(self, step: TimedStep) -> None:
+        """Run a step beside the link's queue."""
+        work, slow, hinder = step.seconds, 1.0 + step.slowdown, self._hinder
+        while self._queue:
+            until_done, until_free = work * slow, self._left * hinder
+            if until_done < until_free:
+                self._now += until_done
+                self._left -= until_done / hinder
+                return
+            self._now += until_free
+            work = max(0.0, work - until_free / slow)
+            self._arrive()
+        self._now += work
+
+    def _arrive(self) -> None:
+        """The first in the queue is there; the next one starts."""
+        move = self._queue.popleft()
+        if self._spans is not None:
+            took = self._now - self._began
+            self._spans.append(Span("link", move.layer_id, move.suffix, self._began, took))
+        if self._queue:
+            self._left, self._began = self._queue[0].seconds, self._now

@@ -2,21 +2,48 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from vllm_layershard.estimate.hardware import Hardware
 from vllm_layershard.models import Step
 
-COMPUTE_EFFICIENCY: Final = 0.7
-MEMORY_EFFICIENCY: Final = 0.6
-"""Shares of the peak that are reached; assumed, as Ascend/msmodeling does."""
 
+class Roofline:
+    """Times steps on one device, alone and beside broadcasts.
 
-def step_seconds(step: Step, hardware: Hardware) -> float:
-    """Seconds that one step takes on one device."""
-    rate = hardware.bf16.value
-    if step.precision == "fp8" and hardware.low_bit is not None:
-        rate = hardware.low_bit.value
-    products = step.flops / (rate * COMPUTE_EFFICIENCY)
-    memory = step.moved_bytes / (hardware.memory_bandwidth.value * MEMORY_EFFICIENCY)
-    return max(products, memory)
+    `broadcast_rate`: bytes per second of the broadcasts that may be in flight; their memory
+    traffic comes out of the bandwidth that the compute reaches (see `Hardware`).
+    """
+
+    def __init__(self, hardware: Hardware, broadcast_rate: float = 0.0) -> None:
+        assert hardware.bf16 is not None, "lacking() names it"
+        assert hardware.memory_bandwidth is not None, "lacking() names it"
+        reached = hardware.compute_efficiency.value
+        self._rate = hardware.bf16.value * reached
+        self._low_bit_rate = (hardware.low_bit or hardware.bf16).value * reached
+        self._bandwidth = hardware.memory_bandwidth.value * hardware.memory_efficiency.value
+        self._products_slower = 1 + hardware.product_slowdown.value
+        if hardware.memory_slowdown is not None:
+            self._memory_slower = 1 + hardware.memory_slowdown.value
+        else:
+            traffic = hardware.broadcast_traffic.value * broadcast_rate
+            # However fast the link, the memory's arbiter leaves the compute its half.
+            self._memory_slower = self._bandwidth / max(
+                self._bandwidth - traffic, self._bandwidth / 2
+            )
+
+    def seconds(self, step: Step) -> float:
+        """Seconds of one step alone."""
+        return max(self._products(step), self._memory(step))
+
+    def slowdown(self, step: Step) -> float:
+        """The share by which it takes longer while a broadcast is in flight."""
+        products, memory = self._products(step), self._memory(step)
+        alone = max(products, memory)
+        beside = max(products * self._products_slower, memory * self._memory_slower)
+        return beside / alone - 1 if alone else 0.0
+
+    def _products(self, step: Step) -> float:
+        low_bit = step.precision == "fp8"
+        return step.flops / (self._low_bit_rate if low_bit else self._rate)
+
+    def _memory(self, step: Step) -> float:
+        return step.moved_bytes / self._bandwidth

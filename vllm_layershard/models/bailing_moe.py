@@ -5,16 +5,9 @@ Source: vLLM 0.32, model_executor/models/bailing_moe.py.
 
 from __future__ import annotations
 
-from typing import Final
-
 from vllm_layershard.models.config_file import ConfigFile
 from vllm_layershard.models.gqa import GqaBlueprint, Router
 from vllm_layershard.models.gqa_config import MAX_LAYERS, norm_if, read_gqa, read_moe
-
-SERVES: Final[dict[str, frozenset[str]]] = {
-    "BailingMoeV2ForCausalLM": frozenset({"bailing_moe", "bailing_moe_v2"})
-}
-"""Architecture -> the model types that go with it."""
 
 _ROUTER_DTYPES = {None: None, "fp32": "float32", "bf16": "bfloat16"}
 

@@ -42,6 +42,9 @@ class Work:
 class Blueprint(Protocol):
     """Sizes and names of one model, from its config.json; all per-rank ones as vLLM builds them."""
 
+    def __hash__(self) -> int:
+        """Blueprints are frozen: what is derived from one is kept."""
+
     @property
     def layers(self) -> int:
         """Hidden layers, without draft (MTP) layers."""

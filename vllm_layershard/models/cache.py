@@ -22,6 +22,10 @@ _INDEXER_SCALE_BLOCK: Final = 128
 class LayerCache(Protocol):
     """The cache of one layer on one rank."""
 
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of each sequence, however long it is."""
+
     def bytes_per_token(self, kv_cache_dtype: str, dtype: str) -> int:
         """Bytes of one token; `dtype` is the model's, for `auto`.
 
@@ -41,6 +45,7 @@ class HeadsCache:
     key_dim: int
     value_dim: int
     window: int | None = None
+    state_bytes: int = 0
 
     def bytes_per_token(self, kv_cache_dtype: str, dtype: str) -> int:
         """Source: vLLM 0.32, v1/kv_cache_interface.py, `FullAttentionSpec.page_size_bytes`."""
@@ -60,6 +65,7 @@ class LatentCache:
     rope: int
     sparse: bool = False
     indexer_dim: int = 0
+    state_bytes: int = 0
 
     def bytes_per_token(self, kv_cache_dtype: str, dtype: str) -> int:
         """Source: vLLM 0.32, mla_attention.py and deepseek_v2.py, `get_kv_cache_spec`."""
@@ -75,12 +81,26 @@ class LatentCache:
 
 
 @dataclass(frozen=True, slots=True)
-class NoCache:
-    """A layer that keeps nothing of a token."""
+class StateCache:
+    """A layer that keeps nothing of a token, but a state of fixed size for each sequence."""
+
+    state_bytes: int
 
     def bytes_per_token(self, kv_cache_dtype: str, dtype: str) -> int:
         """None."""
         return 0
+
+
+@dataclass(frozen=True, slots=True)
+class Caches:
+    """Those of several attentions in one layer."""
+
+    parts: tuple[LayerCache, ...]
+    state_bytes: int = 0
+
+    def bytes_per_token(self, kv_cache_dtype: str, dtype: str) -> int:
+        """The sum."""
+        return sum(part.bytes_per_token(kv_cache_dtype, dtype) for part in self.parts)
 
 
 def _element_bytes(kv_cache_dtype: str, dtype: str, fp8: tuple[str, ...]) -> int:

@@ -5,8 +5,9 @@ Draft (MTP) layers are no part of it: vLLM loads them for speculation only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from vllm_layershard.errors import PlanError
@@ -134,6 +135,10 @@ class DecoderModel:
             for layer_id in layers
         )
 
+    def state_bytes_per_sequence(self, layers: Sequence[int], deployment: Deployment) -> int:
+        """Bytes that these layers keep of each sequence on one rank, however long it is."""
+        return sum(self.blueprint.cache(i, deployment).state_bytes for i in layers)
+
     def steps(self, layer_id: int, deployment: Deployment, batch: Batch) -> tuple[Step, ...]:
         """The work of one layer on one rank, in forward order.
 
@@ -141,31 +146,23 @@ class DecoderModel:
         uniformly at random. An absorbed linear is part of the attention's step.
         """
         steps: list[Step] = []
-        absorbed = [s for s in self._layer(layer_id, deployment) if s[0].absorbed]
+        absorbed: list[tuple[Shape, Linear]] = []
         for shape, linear in self._layer(layer_id, deployment):
-            if not shape.absorbed:
+            if shape.absorbed:
+                absorbed.append((shape, linear))
+            else:
                 whole = shape.split == "none" and ".mlp." in linear.prefix
                 tokens = batch.tokens / deployment.layout.tp if whole else batch.tokens
                 steps.append(self._product(shape, linear, tokens))
             if shape.after == "attention":
                 steps.append(self._attention(layer_id, deployment, batch, absorbed))
+                absorbed = []
             elif shape.after == "experts":
                 steps.append(self._routed(layer_id, deployment, batch))
         return tuple(steps)
 
-    def _layer(self, layer_id: int, deployment: Deployment) -> Iterator[tuple[Shape, Linear]]:
-        b, tp = self.blueprint, deployment.layout.tp
-        for shape in b.shapes(layer_id, deployment):
-            prefix = f"{b.stem}.{layer_id}.{shape.suffix}"
-            yield (
-                shape,
-                Linear(
-                    prefix=prefix,
-                    layer_id=layer_id,
-                    tp_replicated=tp == 1 or shape.split == "none",
-                    tensors=b.quantization.tensors(prefix, shape, b.dtype, tp),
-                ),
-            )
+    def _layer(self, layer_id: int, deployment: Deployment) -> tuple[tuple[Shape, Linear], ...]:
+        return _layer_of(self.blueprint, layer_id, deployment)
 
     def _experts(self, layer_id: int, deployment: Deployment, rank: int) -> tuple[TensorSpec, ...]:
         """The routed experts of one layer on a rank. Source: vLLM, `determine_expert_map`."""
@@ -216,7 +213,8 @@ class DecoderModel:
         """Routed experts, evenly loaded; all ranks' tokens together decide which are read."""
         b, moe, layout = self.blueprint, self.blueprint.moe, deployment.layout
         assert moe is not None, "only asked for in MoE layers"
-        together = batch.tokens * layout.dp * layout.pcp
+        # Prefill-context-parallel ranks share out a prompt, and all decode the same sequences.
+        together = batch.tokens * layout.dp * (1 if batch.decode else layout.pcp)
         touched = 1.0 - (1.0 - moe.topk / moe.experts) ** together
         pairs = batch.tokens * moe.topk / layout.tp
         held = self._experts(layer_id, deployment, rank=0)
@@ -226,6 +224,25 @@ class DecoderModel:
             moved_bytes=sum(t.nbytes for t in held) * touched + 2.0 * pairs * 2 * b.hidden,
             precision=b.quantization.precision(held),
         )
+
+
+@lru_cache(maxsize=1 << 13)  # a forecast asks for the same layers again and again
+def _layer_of(
+    blueprint: Blueprint, layer_id: int, deployment: Deployment
+) -> tuple[tuple[Shape, Linear], ...]:
+    """The linears of one layer on one rank, each with its shape."""
+    b, tp = blueprint, deployment.layout.tp
+    found = []
+    for shape in b.shapes(layer_id, deployment):
+        prefix = f"{b.stem}.{layer_id}.{shape.suffix}"
+        linear = Linear(
+            prefix=prefix,
+            layer_id=layer_id,
+            tp_replicated=tp == 1 or shape.split == "none",
+            tensors=b.quantization.tensors(prefix, shape, b.dtype, tp),
+        )
+        found.append((shape, linear))
+    return tuple(found)
 
 
 def _check_experts(moe: Moe, deployment: Deployment) -> None:

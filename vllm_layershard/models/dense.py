@@ -5,17 +5,9 @@ Source: vLLM 0.32, model_executor/models/llama.py and qwen3.py.
 
 from __future__ import annotations
 
-from typing import Final
-
 from vllm_layershard.models.config_file import ConfigFile
 from vllm_layershard.models.gqa import GqaBlueprint
 from vllm_layershard.models.gqa_config import read_gqa, require_activation, windows_of
-
-SERVES: Final[dict[str, frozenset[str]]] = {
-    "LlamaForCausalLM": frozenset({"llama"}),
-    "Qwen3ForCausalLM": frozenset({"qwen3"}),
-}
-"""Architecture -> the model types that go with it."""
 
 
 def build(architecture: str, config: ConfigFile) -> GqaBlueprint:

@@ -11,6 +11,9 @@ DTYPE_BYTES: Final[dict[str, int]] = {
     "float16": 2,
     "float32": 4,
     "float8_e4m3fn": 1,
+    "uint8": 1,
+    "int32": 4,
+    "int64": 8,
 }
 """Bytes of one element, by torch's name without the module."""
 

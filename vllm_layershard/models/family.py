@@ -114,5 +114,8 @@ class Model(Protocol):
     ) -> int:
         """Cache bytes of one token in these layers, on one rank."""
 
+    def state_bytes_per_sequence(self, layers: Sequence[int], deployment: Deployment) -> int:
+        """Bytes that these layers keep of each sequence on one rank, however long it is."""
+
     def steps(self, layer_id: int, deployment: Deployment, batch: Batch) -> tuple[Step, ...]:
         """The work of one layer, in forward order."""

@@ -27,7 +27,8 @@ from vllm_layershard.models.split import require_divisible
 class Attention:
     """Sizes and names of the attention; `windows` per layer in tokens, None where it is full.
 
-    `qk_norm`: a norm of one head's width for all heads, or of all heads together.
+    `qk_norm`: a norm of one head's width for all heads, or of all heads together. `gated`: the
+    queries' linear also makes a gate of the same width for the output.
     """
 
     heads: int
@@ -41,6 +42,7 @@ class Attention:
     out_bias: bool = False
     qk_norm: Literal["none", "head", "all"] = "none"
     sinks: bool = False
+    gated: bool = False
 
     def kv_heads_on_rank(self, tp: int) -> int:
         """Fewer heads than ranks are replicated. Source: vLLM, layers/linear.py."""
@@ -63,7 +65,8 @@ class GqaBlueprint:
     """A model of these families; implements `blueprint.Blueprint`.
 
     `intermediate` is the dense layers' width, `shared_intermediate` that of all shared experts
-    together, 0 without.
+    together, 0 without; `shared_gate`: a linear of one row weighs them; `shared_whole`: they are
+    whole on every rank under sequence-parallel MoE.
     """
 
     hidden: int
@@ -77,6 +80,9 @@ class GqaBlueprint:
     moe: Moe | None = None
     router: Router = Router()
     shared_intermediate: int = 0
+    shared_name: str = "shared_experts"
+    shared_gate: bool = False
+    shared_whole: bool = False
     notes: tuple[str, ...] = ()
     stem: str = "model.layers"
 
@@ -104,24 +110,40 @@ class GqaBlueprint:
 
     def shapes(self, layer_id: int, deployment: Deployment) -> Iterator[Shape]:
         """The linears of one layer in forward order."""
+        yield from self.attention_shapes(deployment)
+        yield from self.mlp_shapes(layer_id, deployment)
+
+    def attention_shapes(self, deployment: Deployment) -> Iterator[Shape]:
+        """Those of the attention."""
         a, tp = self.heads, deployment.layout.tp
         queries, keys = a.heads // tp * a.head_dim, a.kv_heads_on_rank(tp) * a.head_dim
         yield Shape(
             f"{a.name}.{a.qkv}",
-            (queries, keys, keys),
+            (queries * (2 if a.gated else 1), keys, keys),
             self.hidden,
             "out",
             bias=a.qkv_bias,
             after="attention",
         )
         yield Shape(f"{a.name}.{a.out}", (self.hidden,), queries, "in", bias=a.out_bias)
+
+    def mlp_shapes(self, layer_id: int, deployment: Deployment) -> Iterator[Shape]:
+        """Those of the dense MLP, or of the shared experts and the router."""
+        tp = deployment.layout.tp
         if self.moe is None or not self.moe.layers[layer_id]:
             yield from gated_mlp("mlp", self.hidden, self.intermediate, tp, bias=self.mlp_bias)
             return
+        block = self.moe.name.rpartition(".")[0]
+        if self.shared_gate:
+            yield Shape(f"{block}.shared_expert_gate", (1,), self.hidden, "none", quantisable=False)
         if self.shared_intermediate:
-            stem = f"{self.moe.name.rpartition('.')[0]}.shared_experts"
             yield from gated_mlp(
-                stem, self.hidden, self.shared_intermediate, tp, bias=self.mlp_bias
+                f"{block}.{self.shared_name}",
+                self.hidden,
+                self.shared_intermediate,
+                tp,
+                whole=self.shared_whole and deployment.sequence_parallel_moe,
+                bias=self.mlp_bias,
             )
         yield Shape(
             self.router.name,
@@ -136,8 +158,14 @@ class GqaBlueprint:
 
     def vectors(self, layer_id: int, deployment: Deployment) -> Iterator[Vector]:
         """Norms, sinks, and the router's correction bias."""
-        a, tp = self.heads, deployment.layout.tp
         yield Vector("norms", 2 * self.hidden, self.dtype)
+        yield from self.attention_vectors(deployment)
+        if self.router.correction_bias and self.moe is not None and self.moe.layers[layer_id]:
+            yield Vector("correction_bias", self.moe.experts, "float32")
+
+    def attention_vectors(self, deployment: Deployment) -> Iterator[Vector]:
+        """Norms of queries and keys, and sinks."""
+        a, tp = self.heads, deployment.layout.tp
         if a.qk_norm == "head":
             yield Vector("qk_norms", 2 * a.head_dim, self.dtype)
         elif a.qk_norm == "all":
@@ -145,8 +173,6 @@ class GqaBlueprint:
             yield Vector("qk_norms", on_rank * a.head_dim, self.dtype)
         if a.sinks:
             yield Vector("sinks", a.heads // tp, self.dtype)
-        if self.router.correction_bias and self.moe is not None and self.moe.layers[layer_id]:
-            yield Vector("correction_bias", self.moe.experts, "float32")
 
     def cache(self, layer_id: int, deployment: Deployment) -> HeadsCache:
         """Keys and values of the heads on this rank."""

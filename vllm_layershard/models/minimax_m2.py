@@ -5,14 +5,9 @@ Source: vLLM 0.32, model_executor/models/minimax_m2.py.
 
 from __future__ import annotations
 
-from typing import Final
-
 from vllm_layershard.models.config_file import ConfigFile
 from vllm_layershard.models.gqa import GqaBlueprint, Router
 from vllm_layershard.models.gqa_config import read_gqa, read_moe
-
-SERVES: Final[dict[str, frozenset[str]]] = {"MiniMaxM2ForCausalLM": frozenset({"minimax_m2"})}
-"""Architecture -> the model types that go with it."""
 
 
 def build(architecture: str, config: ConfigFile) -> GqaBlueprint:

@@ -1,4 +1,4 @@
-"""MLA: DeepSeek V2-Lite, V3, R1, V3.1, V3.2, Kimi-K2 and GLM-5, 5.1, 5.2.
+"""MLA: DeepSeek V2-Lite, V3, R1, V3.1, V3.2, Kimi-K2, K2.5's language model, GLM-5, 5.1, 5.2.
 
 Names, shapes and dtypes as vLLM 0.32 builds them: model_executor/models/deepseek_v2.py, and
 models/deepseek_v32/ for the architectures with sparse attention on CUDA. A test builds that
@@ -8,8 +8,7 @@ class and compares.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, replace
 
 from vllm_layershard.models.blueprint import Moe, Work
 from vllm_layershard.models.cache import LatentCache
@@ -23,13 +22,7 @@ from vllm_layershard.models.quantization import Quantization
 from vllm_layershard.models.shape import Shape, Vector
 from vllm_layershard.models.split import require_divisible
 
-SERVES: Final[dict[str, frozenset[str]]] = {
-    "DeepseekV2ForCausalLM": frozenset({"deepseek_v2"}),
-    "DeepseekV3ForCausalLM": frozenset({"deepseek_v3", "kimi_k2"}),
-    "DeepseekV32ForCausalLM": frozenset({"deepseek_v32"}),
-    "GlmMoeDsaForCausalLM": frozenset({"glm_moe_dsa"}),
-}
-"""Architecture -> the model types that go with it."""
+_TEXT_ONLY = "the vision tower's weights are not counted: the plan is for the language model"
 
 _SPARSE_CLASSES = ("DeepseekV32ForCausalLM", "GlmMoeDsaForCausalLM")
 """These have a class of their own on CUDA, which also keeps dense MLPs whole under
@@ -90,35 +83,44 @@ class MlaBlueprint:
 
     def shapes(self, layer_id: int, deployment: Deployment) -> Iterator[Shape]:
         """The linears of one layer in forward order."""
+        yield from self.attention_shapes("self_attn", layer_id, deployment)
+        yield from self._mlp_shapes(layer_id, deployment)
+
+    def attention_shapes(self, name: str, layer_id: int, deployment: Deployment) -> Iterator[Shape]:
+        """The linears of one attention, whose module in the layer is `name`."""
         c, tp = self.config, deployment.layout.tp
         heads = c.heads // tp
         qk, latent = c.nope + c.rope, c.kv_lora + c.rope
         if c.q_lora is not None:
-            yield Shape("self_attn.fused_qkv_a_proj", (c.q_lora, latent), c.hidden, "none")
-            yield Shape("self_attn.q_b_proj", (heads * qk,), c.q_lora, "out")
+            yield Shape(f"{name}.fused_qkv_a_proj", (c.q_lora, latent), c.hidden, "none")
+            yield Shape(f"{name}.q_b_proj", (heads * qk,), c.q_lora, "out")
         else:
-            yield Shape("self_attn.kv_a_proj_with_mqa", (latent,), c.hidden, "none")
-            yield Shape("self_attn.q_proj", (heads * qk,), c.hidden, "out")
+            yield Shape(f"{name}.kv_a_proj_with_mqa", (latent,), c.hidden, "none")
+            yield Shape(f"{name}.q_proj", (heads * qk,), c.hidden, "out")
         if c.indexer is not None and c.indexer.layers[layer_id]:
             assert c.q_lora is not None, "read_mla checks it"
             dim, index_heads = c.indexer.dim, c.indexer.heads
             yield Shape(
-                "self_attn.indexer.wk_weights_proj",
+                f"{name}.indexer.wk_weights_proj",
                 (dim, index_heads),
                 c.hidden,
                 "none",
                 quantisable=False,
             )
-            yield Shape("self_attn.indexer.wq_b", (index_heads * dim,), c.q_lora, "none")
+            yield Shape(f"{name}.indexer.wq_b", (index_heads * dim,), c.q_lora, "none")
         yield Shape(
-            "self_attn.kv_b_proj",
+            f"{name}.kv_b_proj",
             (heads * (c.nope + c.v),),
             c.kv_lora,
             "out",
             after="attention",
             absorbed=True,
         )
-        yield Shape("self_attn.o_proj", (c.hidden,), heads * c.v, "in")
+        yield Shape(f"{name}.o_proj", (c.hidden,), heads * c.v, "in")
+
+    def _mlp_shapes(self, layer_id: int, deployment: Deployment) -> Iterator[Shape]:
+        """Those of the dense MLP, or of the shared experts and the router."""
+        c, tp = self.config, deployment.layout.tp
         whole = deployment.sequence_parallel_moe
         if c.moe is None or not c.moe.layers[layer_id]:
             sparse = self.architecture in _SPARSE_CLASSES and deployment.layout.pp == 1
@@ -180,4 +182,14 @@ def build(architecture: str, config: ConfigFile) -> MlaBlueprint:
     Raises:
         ModelError: its config.json is broken or inconsistent.
     """
-    return MlaBlueprint(architecture=architecture, config=read_mla(config))
+    if architecture != "KimiK25ForConditionalGeneration":
+        return MlaBlueprint(architecture=architecture, config=read_mla(config))
+    text = config.section("text_config")
+    if text is None:
+        config.fail("text_config", "is missing; this architecture states its language model there")
+    read = read_mla(text)
+    return MlaBlueprint(
+        architecture=architecture,
+        config=replace(read, notes=(*read.notes, _TEXT_ONLY)),
+        stem="language_model.model.layers",
+    )

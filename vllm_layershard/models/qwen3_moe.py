@@ -5,8 +5,6 @@ Source: vLLM 0.32, model_executor/models/qwen3_moe.py.
 
 from __future__ import annotations
 
-from typing import Final
-
 from vllm_layershard.models.config_file import ConfigFile
 from vllm_layershard.models.gqa import GqaBlueprint, Router
 from vllm_layershard.models.gqa_config import (
@@ -15,9 +13,6 @@ from vllm_layershard.models.gqa_config import (
     read_moe,
     require_activation,
 )
-
-SERVES: Final[dict[str, frozenset[str]]] = {"Qwen3MoeForCausalLM": frozenset({"qwen3_moe"})}
-"""Architecture -> the model types that go with it."""
 
 
 def build(architecture: str, config: ConfigFile) -> GqaBlueprint:

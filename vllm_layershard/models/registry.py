@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from importlib import import_module
+from typing import Final
 
 from vllm_layershard.errors import UnknownModelError
-from vllm_layershard.models import (
-    bailing_moe,
-    dense,
-    glm4_moe,
-    gpt_oss,
-    minimax_m2,
-    mixtral,
-    mla,
-    qwen3_moe,
-)
-from vllm_layershard.models.blueprint import Blueprint
-from vllm_layershard.models.config_file import ConfigFile
 from vllm_layershard.models.decoder import DecoderModel
 from vllm_layershard.models.source import Found, find
 
-Builder = Callable[[str, ConfigFile], Blueprint]
-"""(architecture, config) -> the model's blueprint."""
-
-_FAMILIES: dict[str, tuple[frozenset[str], Builder]] = {
-    architecture: (model_types, family.build)
-    for family in (mla, dense, qwen3_moe, mixtral, glm4_moe, minimax_m2, bailing_moe, gpt_oss)
-    for architecture, model_types in family.SERVES.items()
+_FAMILIES: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
+    "DeepseekV2ForCausalLM": ("mla", ("deepseek_v2",)),
+    "DeepseekV3ForCausalLM": ("mla", ("deepseek_v3", "kimi_k2")),
+    "DeepseekV32ForCausalLM": ("mla", ("deepseek_v32",)),
+    "GlmMoeDsaForCausalLM": ("mla", ("glm_moe_dsa",)),
+    "LlamaForCausalLM": ("dense", ("llama",)),
+    "Qwen3ForCausalLM": ("dense", ("qwen3",)),
+    "Qwen3MoeForCausalLM": ("qwen3_moe", ("qwen3_moe",)),
+    "MixtralForCausalLM": ("mixtral", ("mixtral",)),
+    "Glm4MoeForCausalLM": ("glm4_moe", ("glm4_moe",)),
+    "MiniMaxM2ForCausalLM": ("minimax_m2", ("minimax_m2",)),
+    "BailingMoeV2ForCausalLM": ("bailing_moe", ("bailing_moe", "bailing_moe_v2")),
+    "KimiK25ForConditionalGeneration": ("mla", ("kimi_k25",)),
+    "LongcatFlashForCausalLM": ("longcat", ("longcat_flash",)),
+    "Qwen3NextForCausalLM": ("qwen3_next", ("qwen3_next",)),
+    "Qwen3_5MoeForCausalLM": ("qwen3_next", ("qwen3_5_moe_text",)),
+    "Qwen3_5MoeForConditionalGeneration": ("qwen3_next", ("qwen3_5_moe",)),
+    "GptOssForCausalLM": ("gpt_oss", ("gpt_oss",)),
 }
+"""Architecture -> the module whose `build(architecture, config)` reads it, imported only when it
+is asked for, and the model types that go with it."""
 
 
 def supported() -> tuple[str, ...]:
@@ -59,10 +61,11 @@ def model_of(found: Found) -> DecoderModel:
             f"{config.where}: architecture {architecture!r} (model_type {model_type!r}) is not "
             f"known to the planner, and its bytes are not guessed; supported are {known}"
         )
-    model_types, build = _FAMILIES[architecture]
+    family, model_types = _FAMILIES[architecture]
     if model_type not in model_types:
         raise UnknownModelError(
             f"{config.where}: model_type {model_type!r} with architecture {architecture!r} is not "
-            f"known to the planner; expected {' or '.join(sorted(model_types))}"
+            f"known to the planner; expected {' or '.join(model_types)}"
         )
+    build = import_module(f"vllm_layershard.models.{family}").build
     return DecoderModel(found.name, found.source, architecture, build(architecture, config))

@@ -17,6 +17,7 @@ class Shape:
     """One linear on one rank: `outs` are the rows of the parts fused along its output.
 
     `suffix` is its name within the layer. `absorbed`: its product is part of the attention's.
+    `convolution`: a one-dimensional one over `inner` tokens, which vLLM builds as a linear.
     """
 
     suffix: str
@@ -28,6 +29,7 @@ class Shape:
     dtype: str | None = None
     after: After = ""
     absorbed: bool = False
+    convolution: bool = False
 
     @property
     def rows(self) -> int:

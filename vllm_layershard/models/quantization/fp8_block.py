@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import gcd
 
 from vllm_layershard.errors import ModelError, PlanError
 from vllm_layershard.models.config_file import ConfigFile
@@ -20,6 +21,7 @@ from vllm_layershard.models.shape import Shape
 from vllm_layershard.plan import TensorSpec
 
 _MAX_BLOCK = 4096
+_LEAST_REFINED = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,8 @@ class Fp8Block:
         if not shape.quantisable or self._skips(prefix):
             return plain_linear(shape, dtype)
         self._check_blocks(prefix, shape, tp)
-        return (*self._pair("weight", (shape.rows, shape.inner)), *bias_of(shape, dtype))
+        weight = _pair("weight", (shape.rows, shape.inner), self.block)
+        return (*weight, *bias_of(shape, dtype))
 
     def experts(
         self, prefix: str, count: int, hidden: int, intermediate: int, bias: bool, dtype: str
@@ -51,14 +54,10 @@ class Fp8Block:
         # vLLM compares experts by substring.
         if any(prefix in name for name in self.skipped if "experts" in name):
             return plain_experts(count, hidden, intermediate, bias, dtype)
-        if intermediate % self.block[0]:
-            raise PlanError(
-                f"{prefix}: {intermediate:,} rows of each expert on a rank are not a multiple of "
-                f"the fp8 block of {self.block[0]}; use --ep or fewer ranks"
-            )
+        block = self._expert_block(prefix, hidden, intermediate)
         return (
-            *self._pair("w13_weight", (count, 2 * intermediate, hidden)),
-            *self._pair("w2_weight", (count, hidden, intermediate)),
+            *_pair("w13_weight", (count, 2 * intermediate, hidden), block),
+            *_pair("w2_weight", (count, hidden, intermediate), block),
             *expert_biases(count, hidden, intermediate, bias, dtype),
         )
 
@@ -66,13 +65,21 @@ class Fp8Block:
         """Products of float8 weights run at the low-bit rate."""
         return "fp8" if tensors[0].dtype == "float8_e4m3fn" else "bf16"
 
-    def _pair(self, name: str, shape: tuple[int, ...]) -> tuple[TensorSpec, TensorSpec]:
-        *stack, rows, columns = shape
-        scales = (*stack, -(-rows // self.block[0]), -(-columns // self.block[1]))
-        return (
-            tensor(name, shape, "float8_e4m3fn"),
-            tensor(f"{name}_scale_inv", scales, "float32"),
-        )
+    def _expert_block(self, prefix: str, hidden: int, intermediate: int) -> tuple[int, int]:
+        """The block of the experts' scales: refined where ranks split the checkpoint's.
+
+        Source: vLLM 0.32, fused_moe/oracle/fp8.py, `refine_fp8_moe_block_shape`.
+        """
+        if intermediate % self.block[0] == 0:
+            return self.block
+        refined = gcd(*self.block, intermediate, hidden)
+        if refined < _LEAST_REFINED:
+            raise PlanError(
+                f"{prefix}: {intermediate:,} rows of each expert on a rank share no block of at "
+                f"least {_LEAST_REFINED} with the fp8 block of {self.block[0]}; use --ep or fewer "
+                "ranks"
+            )
+        return refined, refined
 
     def _skips(self, prefix: str) -> bool:
         skips = is_skipped(prefix, self.skipped)
@@ -99,6 +106,19 @@ class Fp8Block:
                 f"{prefix}: {odd:,} on each of {tp} tensor-parallel ranks is not a multiple of the "
                 f"fp8 block of {unit}; choose another tp"
             )
+
+
+def _pair(
+    name: str, shape: tuple[int, ...], block: tuple[int, int]
+) -> tuple[TensorSpec, TensorSpec]:
+    """A weight, and its scales; a gate and an up projection have scales of their own."""
+    *stack, rows, columns = shape
+    halves = 2 if name == "w13_weight" else 1
+    scale_rows = halves * -(-(rows // halves) // block[0])
+    return (
+        tensor(name, shape, "float8_e4m3fn"),
+        tensor(f"{name}_scale_inv", (*stack, scale_rows, -(-columns // block[1])), "float32"),
+    )
 
 
 def read_fp8_block(section: ConfigFile) -> Fp8Block:

@@ -60,8 +60,8 @@ def plain_linear(shape: Shape, dtype: str) -> tuple[TensorSpec, ...]:
 
     Source: vLLM 0.32, layers/linear.py, `UnquantizedLinearMethod.create_weights`.
     """
-    weight = tensor("weight", (shape.rows, shape.inner), shape.dtype or dtype)
-    return (weight, *bias_of(shape, dtype))
+    sizes = (shape.rows, 1, shape.inner) if shape.convolution else (shape.rows, shape.inner)
+    return (tensor("weight", sizes, shape.dtype or dtype), *bias_of(shape, dtype))
 
 
 def bias_of(shape: Shape, dtype: str) -> tuple[TensorSpec, ...]:

@@ -1,0 +1,163 @@
+"""`layershard compare`: several layouts of one model side by side."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+from layershard_cli import options as flag
+from layershard_cli.output import emit, emit_json
+from layershard_cli.request import config_of
+from layershard_cli.units import size
+from vllm_layershard.errors import ConfigError, PlanError
+from vllm_layershard.estimate import DEFAULT, Hardware, profile
+from vllm_layershard.estimate.capacity import UTILIZATION, Capacity, capacity
+from vllm_layershard.models import Deployment, Model, load_model, plan_model
+from vllm_layershard.plan import ParallelLayout
+
+_PART = re.compile(r"(tp|dp|pp)([1-9]\d{0,3})", re.ASCII)
+_WORDS = ("ep", "shard")
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One layout as it was asked for."""
+
+    name: str
+    deployment: Deployment
+    sharded: bool
+
+
+def read_layout(text: str) -> Candidate:
+    """`tp8`, `dp8+ep`, `tp2dp4+ep+shard`.
+
+    Raises:
+        ConfigError: anything else.
+    """
+    sizes_text, *words = text.strip().lower().split("+")
+    parts = _PART.findall(sizes_text)
+    whole = "".join(name + size for name, size in parts) == sizes_text and bool(parts)
+    names = [name for name, _ in parts]
+    if not whole or len(set(names)) < len(names) or not set(words) <= set(_WORDS):
+        raise ConfigError(
+            f"--layout {text!r}: write sizes of tp, dp and pp, then +ep and +shard where wanted, "
+            "such as tp8, dp8+ep or tp2dp4+ep+shard"
+        )
+    sizes = {name: int(size) for name, size in parts}
+    layout = ParallelLayout(sizes.get("tp", 1), sizes.get("dp", 1), 1, sizes.get("pp", 1))
+    return Candidate(text, Deployment(layout, ep="ep" in words), "shard" in words)
+
+
+def compare_command(
+    model: flag.ModelName,
+    layout: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--layout",
+            help="A layout such as tp8, dp8+ep or tp2dp4+ep+shard; repeat it.  "
+            "[default: tp8, dp8+ep, dp8+ep+shard]",
+        ),
+    ] = None,
+    layers: flag.Layers = None,
+    prefetch_step: flag.PrefetchStep = None,
+    hardware: flag.HardwareName = None,
+    kv_cache_dtype: flag.KvCacheDtype = "auto",
+    as_json: flag.AsJson = False,
+) -> None:
+    """Which layout of a model holds the most KV-cache tokens.
+
+    Example: layershard compare --model DeepSeek-V3 --hardware H200
+    """
+    found = load_model(model)
+    device = profile(DEFAULT if hardware is None else hardware)
+    ep = "+ep" if found.is_moe else ""
+    asked = layout or ["tp8", f"dp8{ep}", *(["dp8+ep+shard"] if ep else [])]
+    candidates = [read_layout(text) for text in asked]
+    options = {"prefetch_step": prefetch_step}
+    counted: dict[str, Capacity | str] = {}
+    for candidate in candidates:
+        try:
+            saved = _saving(found, candidate, layers, options)
+            counted[candidate.name] = capacity(
+                found, candidate.deployment, device, saved, kv_cache_dtype
+            )
+        except PlanError as error:
+            if layout is not None:
+                raise
+            counted[candidate.name] = str(error)
+    notes = _notes(device, hardware is None)
+    if as_json:
+        emit_json(_document(found, device, counted, notes))
+    else:
+        _print(found, device, counted, notes)
+
+
+def _saving(
+    model: Model, candidate: Candidate, layers: list[str] | None, options: dict[str, int | None]
+) -> Callable[[int], int]:
+    """What sharding saves on each rank; nothing where it is not asked for."""
+    if not candidate.sharded:
+        return lambda rank: 0
+    config = config_of(layers, model, candidate.deployment, options)
+    return plan_model(model, candidate.deployment, config).saved_bytes.__getitem__
+
+
+def _notes(device: Hardware, assumed: bool) -> tuple[str, ...]:
+    return (
+        *([f"assumed {device.name} devices; give --hardware"] if assumed else []),
+        f"{UTILIZATION:.0%} of the memory is vLLM's (its default); activations, graphs and the "
+        "driver's share are not counted, so that a server holds somewhat fewer tokens",
+    )
+
+
+def _document(
+    model: Model, device: Hardware, counted: dict[str, Capacity | str], notes: tuple[str, ...]
+) -> dict[str, object]:
+    return {
+        "schema_version": 1,
+        "model": {"name": model.name, "source": model.source},
+        "hardware": device.name,
+        "layouts": [
+            {"layout": name, "refused": found}
+            if isinstance(found, str)
+            else {
+                "layout": name,
+                "fits": found.room_bytes > 0,
+                "weight_bytes": found.weight_bytes,
+                "room_bytes": found.room_bytes,
+                "engines": found.engines,
+                "engine_tokens": found.engine_tokens,
+                "tokens": found.tokens,
+            }
+            for name, found in counted.items()
+        ],
+        "warnings": list(notes),
+    }
+
+
+def _print(
+    model: Model, device: Hardware, counted: dict[str, Capacity | str], notes: tuple[str, ...]
+) -> None:
+    memory = device.memory_bytes
+    assert memory is not None, "capacity refuses a device without"
+    emit(f"{model.name} on {device.name} ({size(int(memory.value))} a device)")
+    width = max(len("layout"), *(len(name) for name in counted))
+    head = f"{'layout':{width}}  {'weights a rank':>14}  {'room for KV':>12}"
+    emit(f"{head}  {'tokens an engine':>16}  {'tokens in all':>13}")
+    most = max((c.tokens for c in counted.values() if isinstance(c, Capacity)), default=0)
+    for name, found in counted.items():
+        if isinstance(found, str):
+            emit(f"{name:{width}}  refused: {found}")
+            continue
+        room = size(found.room_bytes) if found.room_bytes > 0 else "does not fit"
+        best = "  <- most" if found.tokens == most and most else ""
+        emit(
+            f"{name:{width}}  {size(found.weight_bytes):>14}  {room:>12}  "
+            f"{found.engine_tokens:>16,}  {found.tokens:>13,}{best}"
+        )
+    for note in notes:
+        emit(f"note: {note}")

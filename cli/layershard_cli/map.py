@@ -1,0 +1,45 @@
+"""`layershard map`: which rank keeps which layer."""
+
+from __future__ import annotations
+
+from layershard_cli import options as flag
+from layershard_cli.document import map_document
+from layershard_cli.output import emit_json, show_progress
+from layershard_cli.remarks import remarks_on
+from layershard_cli.request import Layout, options_of, sharding_of
+from vllm_layershard.models import evidence_for, find
+
+
+def map_command(
+    model: flag.ModelName,
+    tp: flag.Tp = None,
+    dp: flag.Dp = None,
+    pcp: flag.Pcp = None,
+    pp: flag.Pp = None,
+    ep: flag.Ep = None,
+    layers: flag.Layers = None,
+    prefetch_step: flag.PrefetchStep = None,
+    layer_stride: flag.LayerStride = None,
+    placement: flag.PlacementName = None,
+    exact: flag.Exact = False,
+    as_json: flag.AsJson = False,
+) -> None:
+    """Which rank keeps which layer.
+
+    Example: layershard map --model DeepSeek-V3 --dp 8 --ep --layers o_proj
+    """
+    found = find(model)
+    sharding, assumed = sharding_of(
+        found,
+        Layout(tp, dp, pcp, pp, ep),
+        layers,
+        options_of(prefetch_step, layer_stride, placement),
+    )
+    evidence, notes = evidence_for(found, sharding.model, exact, show_progress)
+    warnings = (*assumed, *notes, *remarks_on(sharding, None))
+    if as_json:
+        emit_json(map_document(sharding, warnings, evidence))
+        return
+    from layershard_cli.tables import print_map
+
+    print_map(sharding, warnings, evidence)

@@ -1,0 +1,84 @@
+"""`layershard plan`: what sharding saves on each rank, and whether the movement hides."""
+
+from __future__ import annotations
+
+from layershard_cli import options as flag
+from layershard_cli.document import plan_document
+from layershard_cli.launch import launch_notes
+from layershard_cli.output import emit_json, show_progress
+from layershard_cli.remarks import remarks_on
+from layershard_cli.request import Conditions, Layout, Load, options_of, sharding_of
+from vllm_layershard.estimate import DEFAULT, forecast, profile
+from vllm_layershard.models import evidence_for, find
+
+
+def plan_command(
+    model: flag.ModelName,
+    tp: flag.Tp = None,
+    dp: flag.Dp = None,
+    pcp: flag.Pcp = None,
+    pp: flag.Pp = None,
+    ep: flag.Ep = None,
+    layers: flag.Layers = None,
+    prefetch_step: flag.PrefetchStep = None,
+    layer_stride: flag.LayerStride = None,
+    placement: flag.PlacementName = None,
+    hardware: flag.HardwareName = None,
+    tokens: flag.Tokens = None,
+    batch: flag.Sequences = None,
+    context: flag.Context = None,
+    hide_in: flag.HideIn = None,
+    kv_cache_dtype: flag.KvCacheDtype = "auto",
+    timeline: flag.Timeline = False,
+    ledger: flag.LedgerFlag = False,
+    html: flag.HtmlFile = None,
+    trace: flag.TraceFile = None,
+    check: flag.Check = False,
+    exact: flag.Exact = False,
+    as_json: flag.AsJson = False,
+) -> None:
+    """What sharding saves on each rank, and whether the movement hides.
+
+    Example: layershard plan --model DeepSeek-V3 --dp 8 --ep --layers o_proj,q_b_proj
+    """
+    device = profile(DEFAULT if hardware is None else hardware)
+    found = find(model)
+    load = Load(tokens, batch, context, hide_in if not check or layers == ["auto"] else None)
+    sharding, assumed = sharding_of(
+        found,
+        Layout(tp, dp, pcp, pp, ep),
+        layers,
+        options_of(prefetch_step, layer_stride, placement),
+        Conditions(device, load),
+    )
+    sharding.tokens_gained(kv_cache_dtype)  # refuses a dtype before anything is printed
+    if hardware is None:
+        assumed = (*assumed, f"assumed {device.name} devices for the times; give --hardware")
+    expected = forecast(sharding, device, **load.sizes)
+    evidence, notes = evidence_for(found, sharding.model, exact, show_progress)
+    warnings = (*assumed, *notes, *remarks_on(sharding, device), *launch_notes(sharding))
+    if html is not None or trace is not None:
+        from layershard_cli.files import write_html, write_trace
+
+        if html is not None:
+            write_html(html, sharding, expected, kv_cache_dtype, warnings)
+        if trace is not None:
+            write_trace(trace, expected)
+    if as_json:
+        emit_json(plan_document(sharding, expected, kv_cache_dtype, warnings, evidence))
+    else:
+        from layershard_cli.tables import print_plan
+
+        print_plan(
+            sharding,
+            expected,
+            kv_cache_dtype,
+            warnings,
+            evidence,
+            timeline=timeline,
+            ledger=ledger,
+        )
+    if check:
+        from layershard_cli.paying import require_paying
+
+        require_paying(sharding, expected, hide_in)

@@ -1,0 +1,154 @@
+"""Golden cases of the verdict, and the choice of what to shard."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from vllm_layershard.config import LayerShardConfig
+from vllm_layershard.errors import HardwareError, PlanError
+from vllm_layershard.estimate import Forecast, forecast, profile
+from vllm_layershard.estimate.choice import choose
+from vllm_layershard.estimate.forecast import prefill
+from vllm_layershard.estimate.forwards import Forwards
+from vllm_layershard.estimate.hardware import Figure
+from vllm_layershard.models import Deployment, Sharding, load_model, plan_model
+from vllm_layershard.plan import ParallelLayout
+
+
+def sharding_of(names: tuple[str, ...], deployment: Deployment, step: int = 1) -> Sharding:
+    config = LayerShardConfig(layers=names, prefetch_step=step)
+    return plan_model(load_model("DeepSeek-V3"), deployment, config)
+
+
+PCP4 = Deployment(ParallelLayout(pcp=4))
+
+
+def on_h20(sequences: int, context: int = 32768) -> Forecast:
+    return forecast(sharding_of(("o_proj",), PCP4), profile("H20"), 8192, sequences, context)
+
+
+@pytest.mark.parametrize(
+    ("sequences", "context"), [(1, 32768), (8, 32768), (16, 32768), (64, 4096)]
+)
+def test_o_proj_over_four_context_parallel_h20_hides_in_prefill_and_not_in_decode(
+    sequences: int, context: int
+) -> None:
+    """Published for 32,768 tokens over four ranks: TTFT +0.15 to +0.36 %, TPOT +4.9 to +7.5 %.
+
+    There at concurrency 1, 8 and 16, of a smaller model, whose decode moves no weights but
+    reduces activations: no constant here was fitted to it. Source: vLLM RFC 53714.
+    """
+    prefill, decode = on_h20(sequences, context).phases
+    assert prefill.forward is not None
+    assert decode.forward is not None
+    assert prefill.hidden
+    assert 0.0005 < prefill.forward.slowdown < 0.004
+    assert not decode.hidden
+    assert decode.forward.slowdown > 0.03
+
+
+def test_the_verdict_says_so_in_words() -> None:
+    verdict = on_h20(64).verdict
+    assert verdict.startswith("hidden in prefill from 1,")
+    assert verdict.endswith("do not enable it there")
+    assert "decode at batch 64 would slow by" in verdict
+    assert "the link is the bound, no prefetch_step helps" in on_h20(1).verdict
+
+
+def test_where_contention_is_not_counted_a_large_decode_would_seem_hidden() -> None:
+    """Reading the routed experts hides the waiting itself; the shared memory is what shows."""
+    decode = on_h20(64, 4096).phases[1].forward
+    assert decode is not None
+    assert decode.stalled == 0.0
+    assert decode.exposed > 0.03 * decode.compute
+
+
+def test_every_phase_has_a_step_of_its_own() -> None:
+    said = forecast(
+        sharding_of(("o_proj",), Deployment(ParallelLayout(dp=8), True)), profile("H20")
+    )
+    assert said.recommended_step == said.phases[0].recommended_step
+    for phase in said.phases:
+        assert phase.forward is not None
+        totals = {}
+        for step in (0, 1, 2, 3, 4, 6, 8):
+            other = forecast(
+                sharding_of(("o_proj",), Deployment(ParallelLayout(dp=8), True), step),
+                profile("H20"),
+            )
+            (forward,) = [p.forward for p in other.phases if p.name == phase.name]
+            assert forward is not None
+            totals[step] = forward.total
+        good = [step for step, total in totals.items() if total <= min(totals.values()) * 1.01]
+        assert phase.recommended_step == min(good)
+
+
+@pytest.mark.parametrize("hardware", ["A100", "H20", "B200", "L40S", "910B3", "910C"])
+@pytest.mark.parametrize("step", [0, 1, 3])
+def test_the_break_even_is_exact(hardware: str, step: int) -> None:
+    sharding = sharding_of(
+        ("o_proj", "q_b_proj"), Deployment(ParallelLayout(dp=4, pp=2), True), step
+    )
+    turn = forecast(sharding, profile(hardware)).break_even_tokens
+    assert turn is not None
+    forwards = Forwards(sharding, profile(hardware))
+    assert forwards.run(prefill(turn), step).slowdown <= 0.01
+    assert forwards.run(prefill(turn - 1), step).slowdown > 0.01
+
+
+def test_nothing_breaks_even_over_a_hopeless_link() -> None:
+    lame = replace(profile("H20"), intra_node=Figure(1e6, "assumed", "test"))
+    said = forecast(sharding_of(("o_proj",), PCP4), lame)
+    assert said.break_even_tokens is None
+    assert "the link is the bound, no prefetch_step helps; no number of tokens" in said.verdict
+
+
+def chosen(hardware: str, dp: int, *phases, stride: int | None = None, **load: int) -> Sharding:
+    def config(names: tuple[str, ...], layer_stride: int) -> LayerShardConfig:
+        return LayerShardConfig(layers=names, layer_stride=layer_stride)
+
+    return choose(
+        load_model("DeepSeek-V3"),
+        Deployment(ParallelLayout(dp=dp), True),
+        profile(hardware),
+        config,
+        phases,
+        stride,
+        **load,
+    )
+
+
+def test_auto_hides_what_it_takes_and_would_not_hide_one_more() -> None:
+    found = chosen("H200", 8, "prefill", tokens=16384)
+    assert found.config.layer_stride == 1
+    said = forecast(found, profile("H200"), 16384)
+    assert said.phases[0].hidden
+    everything = ("o_proj", "q_b_proj", "fused_qkv_a_proj", "down_proj")
+    assert min(found.saved_bytes) > min(sharding_of(("o_proj",), found.deployment).saved_bytes)
+    assert not set(found.config.layers) & {"kv_b_proj", "gate"}
+    assert found.config.layers[0].endswith("o_proj"), everything
+
+
+def test_auto_takes_a_larger_stride_where_every_layer_would_show() -> None:
+    """A shorter prefill: half of the layers hide where all do not."""
+    every = chosen("H200", 8, "prefill", stride=1, tokens=6144)
+    best = chosen("H200", 8, "prefill", tokens=6144)
+    assert best.config.layer_stride > 1
+    assert min(best.saved_bytes) > min(every.saved_bytes)
+    assert forecast(best, profile("H200"), 6144).phases[0].hidden
+
+
+def test_auto_hides_in_every_phase_that_is_named() -> None:
+    both = chosen("H20", 8, "prefill", "decode")
+    said = forecast(both, profile("H20"))
+    assert all(phase.hidden for phase in said.phases)
+    assert min(both.saved_bytes) < min(chosen("H20", 8, "prefill").saved_bytes)
+
+
+def test_auto_says_when_nothing_hides_or_a_number_is_lacking() -> None:
+    with pytest.raises(PlanError, match=r"no linear of .* stays hidden in prefill on L40S"):
+        chosen("L40S", 8, "prefill", tokens=16)
+    with pytest.raises(HardwareError, match="MI300X lacks link between nodes"):
+        chosen("MI300X", 16, "prefill")

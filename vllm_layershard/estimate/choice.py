@@ -1,0 +1,99 @@
+"""Choice: which linears to shard, and every how many layers, so that the movement stays hidden."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from vllm_layershard.config import LayerShardConfig, refusal_of
+from vllm_layershard.errors import HardwareError, PlanError
+from vllm_layershard.estimate.forecast import (
+    DECODE_CONTEXT,
+    DECODE_SEQUENCES,
+    PREFILL_TOKENS,
+    TOLERANCE,
+    PhaseName,
+    decode,
+    lacking_for,
+    prefill,
+)
+from vllm_layershard.estimate.forwards import Forwards
+from vllm_layershard.estimate.hardware import Hardware
+from vllm_layershard.models import Deployment, Model, Sharding, plan_model
+from vllm_layershard.plan.linear import suffix_of
+
+_STRIDES: Final = (1, 2, 3, 4, 6, 8)
+
+
+def choose(
+    model: Model,
+    deployment: Deployment,
+    hardware: Hardware,
+    config: Callable[[tuple[str, ...], int], LayerShardConfig],
+    phases: Sequence[PhaseName],
+    layer_stride: int | None = None,
+    tokens: int = PREFILL_TOKENS,
+    sequences: int = DECODE_SEQUENCES,
+    context: int = DECODE_CONTEXT,
+) -> Sharding:
+    """The linears and the smallest stride that save most while every one of `phases` hides them.
+
+    For each stride (or the one given), linears are taken in the order of what each saves, and kept
+    if the set still hides. `config(names, layer_stride)` makes a configuration.
+
+    Raises:
+        HardwareError: the hardware lacks a number that the choice needs.
+        PlanError: no linear stays hidden, whatever the stride.
+    """
+    batches = {"prefill": prefill(tokens), "decode": decode(sequences, context)}
+
+    def hides(sharding: Sharding) -> bool:
+        lacking = lacking_for(sharding, hardware)
+        if lacking:
+            raise HardwareError(
+                f"--layers auto: {hardware.name} lacks {'; '.join(lacking)}; name the linears, or "
+                "give the number in a profile (--hardware FILE.json)"
+            )
+        forwards = Forwards(sharding, hardware)
+        step = sharding.config.prefetch_step
+        return all(forwards.run(batches[phase], step).slowdown <= TOLERANCE for phase in phases)
+
+    best: Sharding | None = None
+    for stride in _STRIDES if layer_stride is None else (layer_stride,):
+        found: Sharding | None = None
+        for name in candidates(model, deployment, config, stride):
+            names = (*found.config.layers, name) if found is not None else (name,)
+            sharding = plan_model(model, deployment, config(names, stride))
+            if (found is None or _saved(sharding) > _saved(found)) and hides(sharding):
+                found = sharding
+        if found is not None and (best is None or _saved(found) > _saved(best)):
+            best = found
+    if best is None:
+        raise PlanError(
+            f"--layers auto: no linear of {model.name} saves anything and stays hidden in "
+            f"{' and '.join(phases)} on {hardware.name}; name the linears to see what each costs"
+        )
+    return best
+
+
+def _saved(sharding: Sharding) -> int:
+    return min(sharding.saved_bytes)
+
+
+def candidates(
+    model: Model,
+    deployment: Deployment,
+    config: Callable[[tuple[str, ...], int], LayerShardConfig],
+    stride: int,
+) -> list[str]:
+    """Names of linears that save something alone, those that save most first."""
+    suffixes = dict.fromkeys(suffix_of(x.prefix) for x in model.linears(deployment))
+    saved: dict[str, int] = {}
+    for name in suffixes:
+        if refusal_of(name) is not None:
+            continue
+        try:
+            saved[name] = _saved(plan_model(model, deployment, config((name,), stride)))
+        except PlanError:
+            continue  # too short a series for the step, no layer of it at this stride
+    return sorted((name for name in saved if saved[name] > 0), key=lambda name: -saved[name])

@@ -1,0 +1,171 @@
+"""Forwards: runs forwards of one sharding on one device, with any batch and prefetch step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Final
+
+from vllm_layershard.estimate.broadcast import broadcast_seconds
+from vllm_layershard.estimate.hardware import Hardware
+from vllm_layershard.estimate.overlap import (
+    Forward,
+    Movement,
+    TimedLayer,
+    TimedStep,
+    movements,
+    simulate,
+    trace,
+)
+from vllm_layershard.estimate.roofline import Roofline
+from vllm_layershard.models import Batch, Sharding
+from vllm_layershard.plan import build_plan, stage_layers
+from vllm_layershard.plan.linear import suffix_of
+
+_STEPS: Final = (0, 1, 2, 3, 4, 6, 8)
+"""The prefetch steps that are compared."""
+
+
+class Forwards:
+    """Every rank of a pipeline stage does the same; of the stages, the one that loses most counts.
+
+    The hardware lacks no number (`Hardware.lacking`).
+    """
+
+    def __init__(self, sharding: Sharding, hardware: Hardware) -> None:
+        self._sharding = sharding
+        self._hardware = hardware
+        self._stages = stage_layers(sharding.model.num_layers, sharding.deployment.layout.pp)
+        self._like = _representatives(sharding)
+        self._moves: dict[tuple[int, int], tuple[Movement, ...]] = {}
+        self._suffixes: dict[str, str] = {}
+        self._steps: dict[Batch, Mapping[int, tuple[TimedStep, ...]]] = {}
+        self._roofline = Roofline(hardware, self._broadcast_rate())
+        self._hindrance = hardware.broadcast_slowdown.value
+
+    def run(self, batch: Batch, prefetch_step: int) -> Forward:
+        """One forward."""
+        return max(
+            (
+                simulate(layers, moves, self._hindrance)
+                for layers, moves in self._timed(batch, prefetch_step)
+            ),
+            key=_loss,
+        )
+
+    def trace(self, batch: Batch, prefetch_step: int) -> Forward:
+        """One forward with its timeline."""
+        return max(
+            (
+                trace(layers, moves, self._hindrance)
+                for layers, moves in self._timed(batch, prefetch_step)
+            ),
+            key=_loss,
+        )
+
+    def best_step(self, batch: Batch, tolerance: float) -> int:
+        """The smallest prefetch step within `tolerance` of the fastest."""
+        most = min(
+            len(series.series) for group in self._sharding.groups for series in group.plan.series
+        )
+        totals: dict[int, float] = {}
+        for step in (step for step in _STEPS if step < most):
+            forward = self.run(batch, step)
+            totals[step] = forward.total
+            if forward.total <= (1 + tolerance) * max(forward.compute, forward.fetch):
+                break  # no forward is shorter than its compute, or than its broadcasts
+        best = min(totals.values())
+        return next(step for step, total in totals.items() if total <= best * (1 + tolerance))
+
+    def _timed(
+        self, batch: Batch, prefetch_step: int
+    ) -> Iterator[tuple[list[TimedLayer], tuple[Movement, ...]]]:
+        """What `simulate` wants, for each pipeline stage."""
+        timed = self._timed_steps(batch)
+        named = {like: {step.suffix for step in steps} for like, steps in timed.items()}
+        for stage, layer_ids in enumerate(self._stages):
+            layers = [TimedLayer(i, timed[self._like[i]]) for i in layer_ids]
+            yield (
+                layers,
+                tuple(
+                    # A weight that no step of its own reads is awaited by its layer's first step.
+                    move
+                    if move.suffix in named[self._like[move.layer_id]]
+                    else replace(move, suffix=timed[self._like[move.layer_id]][0].suffix)
+                    for move in self._stage_moves(stage, prefetch_step)
+                ),
+            )
+
+    def _timed_steps(self, batch: Batch) -> Mapping[int, tuple[TimedStep, ...]]:
+        """The steps of each kind of layer."""
+        if batch not in self._steps:
+            self._steps[batch] = {
+                like: tuple(
+                    TimedStep(
+                        self._suffix(step.linear),
+                        self._roofline.seconds(step),
+                        self._roofline.slowdown(step),
+                    )
+                    for step in self._sharding.model.steps(like, self._sharding.deployment, batch)
+                )
+                for like in set(self._like.values())
+            }
+        return self._steps[batch]
+
+    def _suffix(self, prefix: str) -> str:
+        if prefix not in self._suffixes:
+            self._suffixes[prefix] = suffix_of(prefix)
+        return self._suffixes[prefix]
+
+    def _stage_moves(self, stage: int, prefetch_step: int) -> tuple[Movement, ...]:
+        key = (stage, prefetch_step)
+        if key not in self._moves:
+            self._moves[key] = tuple(
+                move
+                for group in self._sharding.groups
+                if group.pp_stage == stage
+                for move in movements(
+                    group.plan
+                    if group.plan.prefetch_step == prefetch_step
+                    else build_plan(
+                        [series.series for series in group.plan.series],
+                        group.plan.group_size,
+                        prefetch_step,
+                        group.plan.placement,
+                        group.plan.layer_stride,
+                    ),
+                    group.prefixes,
+                    lambda nbytes, ranks=group.plan.group_size: broadcast_seconds(  # type: ignore[misc]
+                        nbytes, ranks, self._hardware
+                    ),
+                )
+            )
+        return self._moves[key]
+
+    def _broadcast_rate(self) -> float:
+        """Bytes per second of the fastest broadcast that this sharding has."""
+        return max(
+            (
+                series.series.layer_bytes
+                / broadcast_seconds(
+                    series.series.layer_bytes, group.plan.group_size, self._hardware
+                )
+                for group in self._sharding.groups
+                for series in group.plan.series
+                if any(series.schedule.launches)
+            ),
+            default=0.0,
+        )
+
+
+def _loss(forward: Forward) -> tuple[float, float]:
+    return forward.exposed, forward.compute
+
+
+def _representatives(sharding: Sharding) -> Mapping[int, int]:
+    """For each layer the first one whose linears are alike: its steps take as long."""
+    kinds: dict[int, list[object]] = {}
+    for linear in sharding.model.linears(sharding.deployment):
+        kinds.setdefault(linear.layer_id, []).append((suffix_of(linear.prefix), linear.tensors))
+    first: dict[tuple[object, ...], int] = {}
+    return {layer_id: first.setdefault(tuple(kind), layer_id) for layer_id, kind in kinds.items()}

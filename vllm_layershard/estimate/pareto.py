@@ -1,0 +1,72 @@
+"""Pareto: what can be saved for which price in time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from vllm_layershard.config import LayerShardConfig
+from vllm_layershard.errors import PlanError
+from vllm_layershard.estimate.choice import candidates
+from vllm_layershard.estimate.forecast import lacking_for
+from vllm_layershard.estimate.forwards import Forwards
+from vllm_layershard.estimate.hardware import Hardware
+from vllm_layershard.models import Batch, Deployment, Model, plan_model
+
+_STRIDES: Final = (1, 2, 4)
+_MOST_NAMES: Final = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One choice: bytes that the binding rank saves, and seconds that each batch takes longer."""
+
+    layers: tuple[str, ...]
+    layer_stride: int
+    saved_bytes: int
+    exposed: tuple[float, ...]
+
+
+def pareto(
+    model: Model,
+    deployment: Deployment,
+    hardware: Hardware,
+    config: Callable[[tuple[str, ...], int], LayerShardConfig],
+    batches: tuple[Batch, ...],
+) -> tuple[Point, ...]:
+    """Points for the linears that save most, one after the other, at a few strides.
+
+    Empty where the hardware lacks a number. `config(names, layer_stride)` makes a configuration.
+    """
+    points: list[Point] = []
+    for stride in _STRIDES:
+        names: tuple[str, ...] = ()
+        for name in candidates(model, deployment, config, stride)[:_MOST_NAMES]:
+            try:
+                sharding = plan_model(model, deployment, config((*names, name), stride))
+            except PlanError:
+                continue  # two names of one linear
+            names = (*names, name)
+            if lacking_for(sharding, hardware):
+                return ()
+            forwards = Forwards(sharding, hardware)
+            step = sharding.config.prefetch_step
+            points.append(
+                Point(
+                    layers=names,
+                    layer_stride=stride,
+                    saved_bytes=min(sharding.saved_bytes),
+                    exposed=tuple(forwards.run(batch, step).exposed for batch in batches),
+                )
+            )
+    return tuple(points)
+
+
+def frontier(points: Iterable[Point], batch: int) -> tuple[Point, ...]:
+    """The points that no other beats in both bytes and the time of one batch, by bytes."""
+    best: list[Point] = []
+    for point in sorted(points, key=lambda p: (-p.saved_bytes, p.exposed[batch])):
+        if not best or point.exposed[batch] < best[-1].exposed[batch]:
+            best.append(point)
+    return tuple(reversed(best))

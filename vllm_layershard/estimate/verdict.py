@@ -1,0 +1,53 @@
+"""Verdict: the forecast in plain words."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vllm_layershard.estimate.overlap import Forward
+
+if TYPE_CHECKING:
+    from vllm_layershard.estimate.forecast import Phase
+
+
+def verdict_on(phases: tuple[Phase, ...], step: int, break_even: int | None) -> str:
+    """Prefill, then decode. Both forwards are known."""
+    prefill, decode = (phase.forward for phase in phases)
+    assert prefill is not None, "an estimate without numbers has no verdict of its own"
+    assert decode is not None, "an estimate without numbers has no verdict of its own"
+    if not prefill.fetch:
+        return "nothing moves: the placement is replicated"
+    if phases[0].hidden:
+        said = f"hidden in prefill from {break_even:,} tokens a rank"
+    else:
+        said = (
+            f"a prefill of {phases[0].batch.tokens:,} tokens a rank slows by "
+            f"{percent(prefill.slowdown)}: {_why(prefill, step, phases[0].recommended_step)}"
+        )
+        said += (
+            f"; it hides from {break_even:,} tokens a rank"
+            if break_even is not None
+            else "; no number of tokens hides it"
+        )
+    if phases[1].hidden:
+        return f"{said}; hidden in decode at batch {phases[1].batch.tokens:,}"
+    return (
+        f"{said}; decode at batch {phases[1].batch.tokens:,} would slow by "
+        f"{percent(decode.slowdown)} ({_why(decode, step, phases[1].recommended_step)}): "
+        "do not enable it there"
+    )
+
+
+def percent(share: float) -> str:
+    """A slowdown for a person: one decimal below ten percent."""
+    return f"{share:.1%}" if share < 0.1 else f"{share:.0%}"
+
+
+def _why(forward: Forward, step: int, recommended: int | None) -> str:
+    if forward.link_bound:
+        return "the link is the bound, no prefetch_step helps"
+    if recommended is not None and recommended > step:
+        return f"prefetch_step {recommended} does better than {step}"
+    if forward.stalled < forward.exposed / 2:
+        return "broadcasts and compute share the memory and the cores, no prefetch_step helps"
+    return f"prefetch_step {step} waits, and no other does better"

@@ -1,0 +1,70 @@
+"""Schema: reads the value of the `layer_sharding` key, whatever JSON it holds, with pydantic.
+
+Apart from config.py, because the planner's flags need no schema and pydantic takes a while to
+import.
+"""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, fields
+from typing import Any, Final, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+
+from vllm_layershard.config import KEY, OPTIONS, REMEDIES, LayerShardConfig, short
+from vllm_layershard.errors import ConfigError
+
+_MAX_FAULTS: Final = 5
+"""More of them in one message help nobody."""
+
+_HINTS: Final = get_type_hints(LayerShardConfig)
+_FIELDS: Final[dict[str, Any]] = {
+    field.name: (_HINTS[field.name], ... if field.default is MISSING else field.default)
+    for field in fields(LayerShardConfig)
+}
+_Stated: Final[type[BaseModel]] = create_model(
+    "_Stated", __config__=ConfigDict(strict=True, extra="forbid"), **_FIELDS
+)
+"""The fields of LayerShardConfig, for values of any types."""
+
+
+def validated(value: Any) -> LayerShardConfig:
+    """A list of names, or an object with `layers` and options.
+
+    Raises:
+        ConfigError: the faults, each naming the key, the value and the remedy.
+    """
+    if isinstance(value, list):
+        value = {"layers": value}
+    if not isinstance(value, dict):
+        raise ConfigError(
+            f"{KEY} = {short(value)}: must be a list of names or an object; "
+            f'write for example {{"{KEY}": ["o_proj", "q_b_proj"]}}'
+        )
+    names = value.get("layers")
+    if isinstance(names, list):
+        value = value | {"layers": tuple(names)}
+    try:
+        stated = _Stated.model_validate(value)
+    except ValidationError as error:
+        faults = [_fault(detail, value) for detail in error.errors()]
+        more = [f"and {len(faults) - _MAX_FAULTS} more"] * (len(faults) > _MAX_FAULTS)
+        raise ConfigError("; ".join(faults[:_MAX_FAULTS] + more)) from None
+    return LayerShardConfig(**dict(stated))
+
+
+def _fault(detail: Any, value: dict[str, Any]) -> str:
+    """One fault as a sentence: key, value, remedy."""
+    path = [str(part) for part in detail["loc"] or [detail["input"]]]  # no loc: an odd key
+    key = path[0]
+    where = ".".join([KEY, *(part if _is_plain(part) else short(part) for part in path)])
+    if key not in OPTIONS:
+        return f"{where}: unknown key; the known ones are {', '.join(OPTIONS)}"
+    if detail["type"] == "missing":
+        return f"{where}: is missing; {REMEDIES[key]}"
+    what = str(detail["msg"]).removeprefix("Input ")
+    return f"{where} = {short(detail.get('input', value))}: {what}; {REMEDIES[key]}"
+
+
+def _is_plain(part: str) -> bool:
+    return part.replace("_", "").isalnum() and len(part) <= 80
