@@ -46,8 +46,8 @@ def config(data: bytes) -> bool:
     for deployment in LAYOUTS:
         try:
             linears = model.linears(deployment)
-            suffixes = dict.fromkeys(suffix_of(x.prefix) for x in linears)
-            names = [name for name in suffixes if refusal_of(name) is None][:1]
+            suffixes = (suffix_of(linear.prefix) for linear in reversed(linears))
+            names = [next(suffix for suffix in suffixes if refusal_of(suffix) is None)]
             sharding = plan_model(model, deployment, LayerShardConfig.parse(names))
             sharding.tokens_gained("auto")
             forecast(sharding, profile(DEFAULT), 512)

@@ -62,13 +62,16 @@ class Sharding:
         return self.model.kv_bytes_per_token(kv_cache_dtype, layers, self.deployment)
 
     def tokens_gained(self, kv_cache_dtype: str) -> int:
-        """Whole cache tokens that every rank can hold more: vLLM takes the minimum over ranks."""
-        return min(
-            int(saved / self.kv_bytes_per_token(kv_cache_dtype, rank))
-            if saved < 0
-            else saved // self.kv_bytes_per_token(kv_cache_dtype, rank)
-            for rank, saved in enumerate(self.saved_bytes)
-        )
+        """Whole cache tokens that every rank can hold more: vLLM takes the minimum over ranks.
+
+        A rank whose layers keep nothing of a token does not limit them; 0 if none keeps anything.
+        """
+        gained: list[int] = []
+        for rank, saved in enumerate(self.saved_bytes):
+            per_token = self.kv_bytes_per_token(kv_cache_dtype, rank)
+            if per_token:
+                gained.append(int(saved / per_token) if saved < 0 else saved // per_token)
+        return min(gained, default=0)
 
 
 def plan_model(model: Model, deployment: Deployment, config: LayerShardConfig) -> Sharding:
