@@ -3,12 +3,13 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup demo test test-fast fuzz lint format bench bench-cli clean
+.PHONY: help setup demo test test-fast test-matrix fuzz lint format bench bench-cli clean
 
 help:
 	@echo "make demo       plan, serve unsharded and sharded, compare the answers and the bytes"
 	@echo "make test       every test: unit, real ranks, real vLLM servers (under 25 minutes)"
 	@echo "make test-fast  the tests that start no server"
+	@echo "make test-matrix  vLLM's start-up against the plan, every model and layout (ten minutes)"
 	@echo "make fuzz       atheris on every reader of untrusted bytes (FUZZ_SECONDS=60 each)"
 	@echo "make lint       ruff, mypy, import-linter"
 	@echo "make bench      benchmarks (make bench-cli: the planner's start alone)"
@@ -31,12 +32,15 @@ test: $(READY)
 	$(BIN)/python -m pytest --durations=12
 
 test-fast: $(READY)
-	$(BIN)/python -m pytest -m "not serve"
+	$(BIN)/python -m pytest -m "not serve and not matrix"
+
+test-matrix: $(READY)
+	$(BIN)/python -m pytest -m matrix
 
 FUZZ_SECONDS ?= 60
 fuzz: $(READY)
 	$(BIN)/pip install --quiet atheris
-	for target in config additional file header weight_map directory; do \
+	for target in config additional file header weight_map description directory; do \
 		PYTHONPATH=tests $(BIN)/python -m fuzz $$target $(FUZZ_SECONDS) || exit 1; done
 
 lint: $(READY)

@@ -49,9 +49,13 @@ def plan_document(
             "saved_bytes": list(sharding.saved_bytes),
         },
         "kv_cache": {
-            "dtype": sharding.model.dtype if kv_cache_dtype == "auto" else kv_cache_dtype,
+            "dtype": sharding.model.cache_dtype(kv_cache_dtype),
             "bytes_per_token": max(
                 sharding.kv_bytes_per_token(kv_cache_dtype, r)
+                for r in range(sharding.deployment.layout.world_size)
+            ),
+            "state_bytes_per_sequence": max(
+                sharding.state_bytes_per_sequence(r)
                 for r in range(sharding.deployment.layout.world_size)
             ),
             "tokens_gained": sharding.tokens_gained(kv_cache_dtype),

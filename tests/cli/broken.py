@@ -102,6 +102,39 @@ CONTRADICTIONS: dict[str, tuple[str, dict[str, object]]] = {
         )
         for value in ([], [128], [128, 0], [128, -1], [128, 128, 128], ["128", 128], 128, [1e2, 1])
     },
+    **{
+        f"awq with {key} {value!r}": (
+            "Qwen/Qwen3-32B",
+            {
+                "quantization_config": {
+                    "quant_method": "awq",
+                    "bits": 4,
+                    "group_size": 128,
+                    key: value,
+                }
+            },
+        )
+        for key, value in (
+            ("bits", "4"),
+            ("group_size", -1),
+            ("group_size", 10**30),
+            ("modules_to_not_convert", {"a": 1}),
+            ("modules_to_not_convert", ["a"] * 4096),
+        )
+    },
+    **{
+        f"compressed-tensors with {key} {str(value)[:40]!r}": (
+            "Qwen/Qwen3-32B",
+            {"quantization_config": {"quant_method": "compressed-tensors", key: value}},
+        )
+        for key, value in (
+            ("config_groups", []),
+            ("config_groups", {"a": 1}),
+            ("config_groups", {"a": {"targets": "Linear"}}),
+            ("config_groups", {"a": {"targets": ["Linear"], "weights": {"symmetric": True}}}),
+            ("format", ["int-quantized"]),
+        )
+    },
     "skipped modules as a string": (
         V3,
         {

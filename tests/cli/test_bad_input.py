@@ -44,7 +44,7 @@ CONFIGS = {
     "float": ({"v_head_dim": 128.5}, "v_head_dim: 128.5 is not a whole number"),
     "huge": ({"vocab_size": 10**30}, "vocab_size: 10000"),
     "too many layers": ({"num_hidden_layers": 10**6}, "num_hidden_layers: 1000000 is not"),
-    "awq": ({"quantization_config": {"quant_method": "awq"}}, "'awq' is not supported yet"),
+    "quark": ({"quantization_config": {"quant_method": "quark"}}, '"quark" is not supported yet'),
     "quantisation": ({"quantization_config": [1]}, "quantization_config: [1] is not an object"),
     "dtype": ({"torch_dtype": "int4"}, "torch_dtype: 'int4' is not one of"),
     "activation": ({"hidden_act": "gelu"}, 'hidden_act: "gelu"'),

@@ -35,6 +35,8 @@ def seeds(target: str) -> list[bytes]:
         return [len(text).to_bytes(8, "little") + text + b"\0" * length for text, length in pairs]
     if target == "weight_map":
         return [b'{"metadata": {"total_size": 3}, "weight_map": {"a": "b.safetensors"}}']
+    if target == "description":
+        return [b'{"version": "1.0", "a.0.b.weight": "W8A8", "c.experts.1.d.weight": "FLOAT"}']
     return [b'{"layer_sharding": {"layers": ["o_proj"], "prefetch_step": 1}}']
 
 

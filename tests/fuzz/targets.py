@@ -17,6 +17,7 @@ from vllm_layershard.models import Deployment, Found, model_of, plan_model
 from vllm_layershard.models.checkpoint import compare
 from vllm_layershard.models.checkpoint_files import Checkpoint, read_checkpoint
 from vllm_layershard.models.config_file import parse_config
+from vllm_layershard.models.description import parse_description
 from vllm_layershard.models.safetensors import PREFIX_BYTES, header_bytes, parse_header
 from vllm_layershard.models.weight_map import INDEX, parse_weight_map
 from vllm_layershard.plan import Linear, ParallelLayout
@@ -112,6 +113,18 @@ def weight_map(data: bytes) -> bool:
     return True
 
 
+def description(data: bytes) -> bool:
+    """A quant_model_description.json; whether it could be read."""
+    try:
+        kinds = parse_description(data, "fuzz")
+    except LayerShardError as error:
+        _check(error)
+        return False
+    values = json.loads(data.decode())
+    assert all(values[f"{module}.weight"] == kind for module, kind in kinds.items())
+    return True
+
+
 def directory(data: bytes) -> bool:
     """A directory with an index and one file, both of these bytes; whether it could be read."""
     with tempfile.TemporaryDirectory() as place:
@@ -139,6 +152,7 @@ TARGETS: dict[str, Callable[[bytes], object]] = {
     "file": lambda data: file(data) is not None,
     "header": stored,
     "weight_map": weight_map,
+    "description": description,
     "directory": directory,
     "additional": additional,
 }

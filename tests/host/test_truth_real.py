@@ -1,6 +1,6 @@
 """Every bundled model, as it is published, on vLLM's own classes without memory: equal to the byte.
 
-docs/support.md has a table made from these cases.
+docs/support.md has a table made from these cases (truth_table.py).
 """
 
 import pytest

@@ -11,30 +11,72 @@ import json
 import math
 import sys
 import tempfile
+from importlib import import_module
 from unittest.mock import MagicMock
 
 import torch
-import vllm.model_executor.layers.quantization.fp8 as fp8
-import vllm.model_executor.layers.quantization.mxfp4 as mxfp4
 from transformers import AutoConfig, PretrainedConfig
 from vllm.config import set_current_vllm_config
 from vllm.distributed import init_distributed_environment, initialize_model_parallel, parallel_state
 from vllm.engine.arg_utils import EngineArgs
 from vllm.model_executor.layers.fused_moe.expert_map_manager import ExpertMapManager
 from vllm.model_executor.layers.fused_moe.oracle.fp8 import Fp8MoeBackend
+from vllm.model_executor.layers.fused_moe.oracle.int8 import Int8MoeBackend
 from vllm.model_executor.layers.fused_moe.oracle.int_wna16 import WNA16MoEBackend
 from vllm.model_executor.layers.fused_moe.oracle.mxfp4 import Mxfp4MoeBackend
+from vllm.model_executor.layers.fused_moe.oracle.nvfp4 import NvFp4MoeBackend
 from vllm.model_executor.layers.linear import LinearBase, ReplicatedLinear
-from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors_moe import (
-    compressed_tensors_moe_wna16 as wna16,
-)
 from vllm.model_executor.model_loader.utils import initialize_model
 from vllm.platforms import current_platform
 from vllm.utils.torch_utils import set_default_torch_dtype
 from vllm.v1.kv_cache_interface import MambaSpec
 
-CACHE_SCALES = ("q_scale", "k_scale", "v_scale", "prob_scale")
-"""vLLM deletes them after loading: layers/quantization/kv_cache.py."""
+CACHE_SCALES = (
+    *("q_scale", "k_scale", "v_scale", "prob_scale"),
+    *("q_zero_point", "k_zero_point", "v_zero_point"),
+)
+"""vLLM deletes them after loading (layers/quantization/kv_cache.py), but for 12 bytes a layer of
+zero points that compressed-tensors does not use."""
+
+QUANTIZATION = "vllm.model_executor.layers.quantization"
+MOE = "compressed_tensors.compressed_tensors_moe.compressed_tensors_moe"
+SCHEMES = "compressed_tensors.schemes.compressed_tensors"
+METHODS = (
+    "fp8",
+    "mxfp4",
+    "modelopt",
+    "auto_awq",
+    "auto_gptq",
+    f"{SCHEMES}_w8a8_fp8",
+    f"{SCHEMES}_w8a8_int8",
+    f"{SCHEMES}_w4a4_nvfp4",
+    f"{SCHEMES}_wNa16",
+    f"{MOE}_w8a8_fp8",
+    f"{MOE}_w8a8_int8",
+    f"{MOE}_w4a4_nvfp4",
+    f"{MOE}_wna16",
+)
+CHOICES = {
+    "init_fp8_linear_kernel": lambda **_: MagicMock(),
+    "init_int8_linear_kernel": lambda **_: MagicMock(),
+    "init_nvfp4_linear_kernel": lambda **_: MagicMock(),
+    "choose_mp_linear_kernel": lambda _: MagicMock(__name__="StandIn"),
+    "verify_marlin_supported": lambda **_: None,
+    "select_fp8_moe_backend": lambda **_: (Fp8MoeBackend.TRITON, MagicMock()),
+    "select_int8_moe_backend": lambda **_: (Int8MoeBackend.TRITON, MagicMock()),
+    "select_nvfp4_moe_backend": lambda **_: (NvFp4MoeBackend.MARLIN, MagicMock()),
+    "select_mxfp4_moe_backend": lambda *_, **__: (Mxfp4MoeBackend.MARLIN, MagicMock()),
+    "select_wna16_moe_backend": lambda *_, **__: (WNA16MoEBackend.MARLIN, MagicMock()),
+    "check_moe_marlin_supports_config": lambda *_, **__: True,
+    "check_moe_marlin_supports_layer": lambda *_, **__: True,
+}
+
+DROPPED = {
+    "AutoGPTQLinearMethod": {"qzeros"},
+    "AutoGPTQMoEMethod": {"w13_qzeros", "w2_qzeros", "w13_bias", "w2_bias"},
+}
+"""What a method creates and drops after loading: zero points of symmetric weights, and biases that
+no checkpoint had (auto_gptq.py; kernels/linear/mixed_precision/marlin.py)."""
 
 ROUTER_BIASES = ("e_score_correction_bias", "expert_bias")
 """Kept on the router's module, but no part of its product."""
@@ -88,11 +130,13 @@ def inventory(config: object, tp: int, dp: int, ep: bool) -> dict[str, object]:
 def stand_in_for_kernels() -> None:
     """Kernels are chosen when a linear is built and run in a forward: none is run here."""
     ExpertMapManager.get_compressed_map_string = lambda _: "for the log"  # there is nothing to read
-    fp8.init_fp8_linear_kernel = lambda **_: MagicMock()
-    fp8.select_fp8_moe_backend = lambda **_: (Fp8MoeBackend.TRITON, MagicMock())
-    mxfp4.select_mxfp4_moe_backend = lambda *_, **__: (Mxfp4MoeBackend.MARLIN, MagicMock())
-    wna16.select_wna16_moe_backend = lambda *_, **__: (WNA16MoEBackend.MARLIN, MagicMock())
-    wna16.check_moe_marlin_supports_config = lambda *_, **__: True
+    for name in METHODS:
+        module = import_module(f"{QUANTIZATION}.{name}")
+        for choice, stand_in in CHOICES.items():
+            if hasattr(module, choice):
+                setattr(module, choice, stand_in)
+    config = import_module(f"{QUANTIZATION}.compressed_tensors.compressed_tensors")
+    config.CompressedTensorsConfig._check_scheme_supported = staticmethod(lambda *_, **__: True)
     choose = current_platform.get_attn_backend_cls
 
     def dense(*args: object, attn_selector_config: object, **kwargs: object) -> str:
@@ -109,7 +153,7 @@ def linears_of(model: torch.nn.Module) -> dict[str, object]:
             "tp_replicated": module.tp_size == 1 or isinstance(module, ReplicatedLinear),
             "tensors": sorted(
                 [key, list(p.shape), str(p.dtype).removeprefix("torch."), list(p.stride())]
-                for key, p in module.named_parameters(recurse=False)
+                for key, p in kept(module)
                 if key not in ROUTER_BIASES
             ),
         }
@@ -118,12 +162,18 @@ def linears_of(model: torch.nn.Module) -> dict[str, object]:
     }
 
 
+def kept(module: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
+    """The parameters that a module still has after loading."""
+    dropped = DROPPED.get(type(getattr(module, "quant_method", None)).__name__, set())
+    return [
+        (name, p)
+        for name, p in module.named_parameters(recurse=False)
+        if name not in dropped and name not in CACHE_SCALES
+    ]
+
+
 def sums_of(model: torch.nn.Module, config: object) -> dict[str, int]:
-    parameters = {
-        id(p): p
-        for name, p in model.named_parameters()
-        if name.rpartition(".")[2] not in CACHE_SCALES
-    }.values()
+    parameters = {id(p): p for module in model.modules() for name, p in kept(module)}.values()
     specs = [
         layer.get_kv_cache_spec(config)
         for layer in config.compilation_config.static_forward_context.values()

@@ -95,7 +95,7 @@ def test_changed_bytes_are_refused_or_read_as_the_reference_reads_them(
 @UNHURRIED
 @given(st.binary(max_size=64))
 def test_any_bytes(data: bytes) -> None:
-    for target in ("file", "header", "weight_map", "additional"):
+    for target in ("file", "header", "weight_map", "description", "additional"):
         targets.TARGETS[target](data)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from vllm_layershard.models.checkpoint_files import Checkpoint
 from vllm_layershard.models.safetensors import Stored
 from vllm_layershard.models.transforms import (
+    COMPUTED,
     CONVERTED,
     DEQUANTISED,
     DRAFT,
@@ -129,6 +130,8 @@ def _differences(linear: Linear, on_disk: str, parts: tuple[Module, ...]) -> Ite
     total = sum(tensor.nbytes for part in parts for tensor in part.values())
     repacked = total == linear.large_bytes + linear.small_bytes
     for spec in linear.tensors:
+        if spec.name in COMPUTED:
+            continue
         name = f"{linear.prefix}.{spec.name}"
         stored = [part[spec.name] for part in parts if spec.name in part]
         if len(stored) < len(parts):
@@ -149,8 +152,10 @@ def _agree(spec: TensorSpec, stored: Sequence[Stored], dequantised: bool) -> boo
     """Whether the stored parts make up the planned tensor."""
     dtypes = {TORCH_DTYPES.get(t.dtype, t.dtype) for t in stored}
     if spec.name not in ("weight", "bias") or spec.dtype.startswith(("int", "uint")):
-        # Scales are cast and packed weights repacked: nobody keeps their shapes.
-        return sum(t.nbytes for t in stored) == spec.nbytes or _elements(stored) == _size(spec)
+        # Scales are cast, those of an activation shared, and packed weights repacked: nobody keeps
+        # their shapes.
+        as_many = sum(t.nbytes for t in stored) == spec.nbytes or _elements(stored) == _size(spec)
+        return as_many or _size(spec) == 1
     if dequantised:
         dtypes -= {"float8_e4m3fn"}
     if dtypes - {spec.dtype} and not ({spec.dtype} | dtypes) <= CONVERTED:

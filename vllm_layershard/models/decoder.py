@@ -27,12 +27,16 @@ _WHOLE: Final = Deployment(ParallelLayout())
 
 @dataclass(frozen=True, slots=True)
 class DecoderModel:
-    """A model on any deployment; see `family.Model` for what each member means."""
+    """A model on any deployment; see `family.Model` for what each member means.
+
+    `stored_cache_dtype`: the cache dtype that its checkpoint asks for, where nobody names one.
+    """
 
     name: str
     source: str
     architecture: str
     blueprint: Blueprint
+    stored_cache_dtype: str | None = None
 
     @property
     def num_layers(self) -> int:
@@ -48,6 +52,10 @@ class DecoderModel:
     def quantization(self) -> str:
         """`none` or the method."""
         return self.blueprint.quantization.name
+
+    def cache_dtype(self, kv_cache_dtype: str) -> str:
+        """What `auto` comes to; every other dtype as it is."""
+        return kv_cache_dtype if kv_cache_dtype != "auto" else self.stored_cache_dtype or self.dtype
 
     @property
     def is_moe(self) -> bool:
@@ -129,10 +137,9 @@ class DecoderModel:
         Raises:
             ConfigError: a cache dtype that is not known for this model.
         """
-        b = self.blueprint
+        b, dtype = self.blueprint, self.cache_dtype(kv_cache_dtype)
         return sum(
-            b.cache(layer_id, deployment).bytes_per_token(kv_cache_dtype, b.dtype)
-            for layer_id in layers
+            b.cache(layer_id, deployment).bytes_per_token(dtype, b.dtype) for layer_id in layers
         )
 
     def state_bytes_per_sequence(self, layers: Sequence[int], deployment: Deployment) -> int:

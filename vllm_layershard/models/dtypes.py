@@ -12,6 +12,7 @@ DTYPE_BYTES: Final[dict[str, int]] = {
     "float32": 4,
     "float8_e4m3fn": 1,
     "uint8": 1,
+    "int8": 1,
     "int32": 4,
     "int64": 8,
 }

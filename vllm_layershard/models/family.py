@@ -109,6 +109,9 @@ class Model(Protocol):
     def weight_bytes(self, deployment: Deployment, rank: int) -> WeightBytes:
         """Bytes of one global rank."""
 
+    def cache_dtype(self, kv_cache_dtype: str) -> str:
+        """What `auto` comes to; every other dtype as it is."""
+
     def kv_bytes_per_token(
         self, kv_cache_dtype: str, layers: Sequence[int], deployment: Deployment
     ) -> int:

@@ -19,6 +19,11 @@ from vllm_layershard.models.quantization import Quantization
 from vllm_layershard.models.shape import Shape, Vector
 from vllm_layershard.models.split import require_divisible
 
+_STATES = (
+    "the layers with linear attention keep a state of every sequence too, and vLLM pads both "
+    "caches to pages of one size: a server holds fewer tokens than bytes over bytes a token"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class DeltaNet:
@@ -101,7 +106,7 @@ class HybridBlueprint:
     @property
     def notes(self) -> tuple[str, ...]:
         """What had to be assumed."""
-        return self.full.notes
+        return (*self.full.notes, _STATES)
 
     def check_split(self, deployment: Deployment) -> None:
         """Heads of both kinds, and MLPs."""

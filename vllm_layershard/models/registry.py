@@ -7,6 +7,8 @@ from typing import Final
 
 from vllm_layershard.errors import UnknownModelError
 from vllm_layershard.models.decoder import DecoderModel
+from vllm_layershard.models.description import with_description
+from vllm_layershard.models.quantization import cache_dtype_of
 from vllm_layershard.models.source import Found, find
 
 _FAMILIES: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
@@ -31,6 +33,9 @@ _FAMILIES: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
 """Architecture -> the module whose `build(architecture, config)` reads it, imported only when it
 is asked for, and the model types that go with it."""
 
+_LATENT: Final = frozenset({"mla", "longcat"})
+"""Families whose attention is MLA."""
+
 
 def supported() -> tuple[str, ...]:
     """The architectures that can be planned."""
@@ -49,7 +54,7 @@ def load_model(name: str) -> DecoderModel:
 
 def model_of(found: Found) -> DecoderModel:
     """Read a model from a config that was found."""
-    config = found.config
+    config = with_description(found.config, found.directory)
     architectures = config.strings("architectures")
     model_type = config.string("model_type")
     known = ", ".join(supported())
@@ -68,4 +73,6 @@ def model_of(found: Found) -> DecoderModel:
             f"known to the planner; expected {' or '.join(model_types)}"
         )
     build = import_module(f"vllm_layershard.models.{family}").build
-    return DecoderModel(found.name, found.source, architecture, build(architecture, config))
+    blueprint = build(architecture, config)
+    asked = cache_dtype_of(config, latent=family in _LATENT)
+    return DecoderModel(found.name, found.source, architecture, blueprint, asked)

@@ -57,9 +57,12 @@ class Sharding:
 
     def kv_bytes_per_token(self, kv_cache_dtype: str, rank: int) -> int:
         """Cache bytes of one token on a global rank: of its stage's layers."""
-        layout = self.deployment.layout
-        layers = stage_layers(self.model.num_layers, layout.pp)[layout.stage_of(rank)]
+        layers = self._layers_of(rank)
         return self.model.kv_bytes_per_token(kv_cache_dtype, layers, self.deployment)
+
+    def state_bytes_per_sequence(self, rank: int) -> int:
+        """Bytes that a global rank keeps of each sequence, however long it is."""
+        return self.model.state_bytes_per_sequence(self._layers_of(rank), self.deployment)
 
     def tokens_gained(self, kv_cache_dtype: str) -> int:
         """Whole cache tokens that every rank can hold more: vLLM takes the minimum over ranks.
@@ -72,6 +75,10 @@ class Sharding:
             if per_token:
                 gained.append(int(saved / per_token) if saved < 0 else saved // per_token)
         return min(gained, default=0)
+
+    def _layers_of(self, rank: int) -> Sequence[int]:
+        layout = self.deployment.layout
+        return stage_layers(self.model.num_layers, layout.pp)[layout.stage_of(rank)]
 
 
 def plan_model(model: Model, deployment: Deployment, config: LayerShardConfig) -> Sharding:

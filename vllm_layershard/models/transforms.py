@@ -48,6 +48,21 @@ TRANSFORMS: Final = (
         "the kernel's packing; as many bytes",
     ),
     Transform(
+        "zero points of symmetric gptq",
+        "`qzeros`, all alike",
+        "dropped",
+    ),
+    Transform(
+        "one scale a tensor (fp8, nvfp4)",
+        "one for each part of a fused linear",
+        "one; counted as on disk, 4 bytes a part",
+    ),
+    Transform(
+        "Ascend W8A8",
+        "int8 rows with scales and offsets",
+        "NZ tiles; copies of the scales in float32 and int64",
+    ),
+    Transform(
         "draft (MTP) layers",
         "`layers.{num_hidden_layers}` and those after it, or `mtp.`",
         "not loaded by the model itself",
@@ -69,6 +84,16 @@ PARTS: Final = {**FUSED, "wk_weights_proj": ("wk", "weights_proj")}
 
 DEQUANTISED: Final = frozenset({"wk_weights_proj"})
 """Linears that vLLM keeps unquantised though a part of them may be quantised on disk."""
+
+COMPUTED: Final = frozenset(
+    {
+        "weight_scale_fp32",
+        "aclnn_input_scale",
+        "aclnn_input_scale_reciprocal",
+        "aclnn_input_offset",
+    }
+)
+"""Tensors that vllm-ascend makes while loading: no file has them."""
 
 RENAMED: Final = ((".attn.", ".self_attn."),)
 """Parts of a prefix that vLLM's weight mappers rename: (in vLLM, on disk). gpt-oss."""

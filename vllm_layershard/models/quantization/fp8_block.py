@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import gcd
 
-from vllm_layershard.errors import ModelError, PlanError
+from vllm_layershard.errors import PlanError
 from vllm_layershard.models.config_file import ConfigFile
 from vllm_layershard.models.family import Precision
+from vllm_layershard.models.quantization.ignored import Ignored
 from vllm_layershard.models.quantization.method import (
-    FUSED,
     bias_of,
     expert_biases,
-    is_skipped,
     plain_experts,
     plain_linear,
     tensor,
@@ -26,13 +25,17 @@ _LEAST_REFINED = 32
 
 @dataclass(frozen=True, slots=True)
 class Fp8Block:
-    """`block` is (rows, columns) of one scale; `skipped` are modules that stay unquantised.
+    """`block` is (rows, columns) of one scale, `scale` what its tensor is called.
+
+    `refines`: experts that ranks split within a block get smaller ones, not a refusal.
 
     Source: vLLM 0.32, layers/quantization/fp8.py, `Fp8LinearMethod` and `Fp8MoEMethod`.
     """
 
     block: tuple[int, int]
-    skipped: frozenset[str] = frozenset()
+    ignored: Ignored
+    scale: str = "weight_scale_inv"
+    refines: bool = True
 
     @property
     def name(self) -> str:
@@ -41,23 +44,22 @@ class Fp8Block:
 
     def tensors(self, prefix: str, shape: Shape, dtype: str, tp: int) -> tuple[TensorSpec, ...]:
         """The weight, its scales, and the bias if there is one."""
-        if not shape.quantisable or self._skips(prefix):
+        if not shape.quantisable or self.ignored.linear(prefix):
             return plain_linear(shape, dtype)
         self._check_blocks(prefix, shape, tp)
-        weight = _pair("weight", (shape.rows, shape.inner), self.block)
+        weight = self._pair("weight", (shape.rows, shape.inner), self.block)
         return (*weight, *bias_of(shape, dtype))
 
     def experts(
         self, prefix: str, count: int, hidden: int, intermediate: int, bias: bool, dtype: str
     ) -> tuple[TensorSpec, ...]:
         """The stacked weights and scales."""
-        # vLLM compares experts by substring.
-        if any(prefix in name for name in self.skipped if "experts" in name):
+        if self.ignored.experts(prefix):
             return plain_experts(count, hidden, intermediate, bias, dtype)
         block = self._expert_block(prefix, hidden, intermediate)
         return (
-            *_pair("w13_weight", (count, 2 * intermediate, hidden), block),
-            *_pair("w2_weight", (count, hidden, intermediate), block),
+            *self._pair("w13_weight", (count, 2 * intermediate, hidden), block),
+            *self._pair("w2_weight", (count, hidden, intermediate), block),
             *expert_biases(count, hidden, intermediate, bias, dtype),
         )
 
@@ -72,6 +74,11 @@ class Fp8Block:
         """
         if intermediate % self.block[0] == 0:
             return self.block
+        if not self.refines:
+            raise PlanError(
+                f"{prefix}: {intermediate:,} rows of each expert on a rank are not a multiple of "
+                f"the fp8 block of {self.block[0]}; use --ep or fewer ranks"
+            )
         refined = gcd(*self.block, intermediate, hidden)
         if refined < _LEAST_REFINED:
             raise PlanError(
@@ -80,16 +87,6 @@ class Fp8Block:
                 "ranks"
             )
         return refined, refined
-
-    def _skips(self, prefix: str) -> bool:
-        skips = is_skipped(prefix, self.skipped)
-        if skips is None:
-            parts = ", ".join(FUSED[prefix.rpartition(".")[2]])
-            raise ModelError(
-                f"{prefix}: modules_to_not_convert names some but not all of its parts ({parts}); "
-                "vLLM needs all of them in one precision"
-            )
-        return skips
 
     def _check_blocks(self, prefix: str, shape: Shape, tp: int) -> None:
         """Source: vLLM 0.32, quantization/utils/fp8_utils.py, `validate_fp8_block_shape`."""
@@ -107,29 +104,27 @@ class Fp8Block:
                 f"fp8 block of {unit}; choose another tp"
             )
 
+    def _pair(
+        self, name: str, shape: tuple[int, ...], block: tuple[int, int]
+    ) -> tuple[TensorSpec, TensorSpec]:
+        """A weight, and its scales; a gate and an up projection have scales of their own."""
+        *stack, rows, columns = shape
+        halves = 2 if name == "w13_weight" else 1
+        scale_rows = halves * -(-(rows // halves) // block[0])
+        scales = (*stack, scale_rows, -(-columns // block[1]))
+        return (
+            tensor(name, shape, "float8_e4m3fn"),
+            tensor(name.replace("weight", self.scale), scales, "float32"),
+        )
 
-def _pair(
-    name: str, shape: tuple[int, ...], block: tuple[int, int]
-) -> tuple[TensorSpec, TensorSpec]:
-    """A weight, and its scales; a gate and an up projection have scales of their own."""
-    *stack, rows, columns = shape
-    halves = 2 if name == "w13_weight" else 1
-    scale_rows = halves * -(-(rows // halves) // block[0])
-    return (
-        tensor(name, shape, "float8_e4m3fn"),
-        tensor(f"{name}_scale_inv", (*stack, scale_rows, -(-columns // block[1])), "float32"),
-    )
 
-
-def read_fp8_block(section: ConfigFile) -> Fp8Block:
-    """Read a `quantization_config` of method fp8 with `weight_block_size`.
+def read_block(section: ConfigFile, key: str) -> tuple[int, int]:
+    """Read rows and columns of a block.
 
     Raises:
-        ModelError: values that make no sense.
+        ModelError: not two whole numbers.
     """
-    block = section.get("weight_block_size")
-    if section.string("activation_scheme") != "dynamic":
-        section.fail("activation_scheme", "fp8 blocks are supported with 'dynamic' only")
+    block = section.get(key)
     if not (
         isinstance(block, list)
         and len(block) == 2
@@ -137,6 +132,5 @@ def read_fp8_block(section: ConfigFile) -> Fp8Block:
             isinstance(n, int) and not isinstance(n, bool) and 1 <= n <= _MAX_BLOCK for n in block
         )
     ):
-        section.fail("weight_block_size", "is not a list of two whole numbers from 1 to 4,096")
-    skipped = section.strings("ignored_layers") or section.strings("modules_to_not_convert")
-    return Fp8Block(block=(block[0], block[1]), skipped=frozenset(skipped))
+        section.fail(key, "is not a list of two whole numbers from 1 to 4,096")
+    return block[0], block[1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final, Protocol
 
+from vllm_layershard.errors import PlanError
 from vllm_layershard.models.dtypes import DTYPE_BYTES
 from vllm_layershard.models.family import Precision
 from vllm_layershard.models.shape import Shape
@@ -95,15 +96,27 @@ def expert_biases(
     )
 
 
-def is_skipped(prefix: str, skipped: frozenset[str]) -> bool | None:
-    """Whether a linear is named, or all parts of a fused one; None if only some parts are.
+def check_groups(prefix: str, columns: int, group: int) -> None:
+    """Refuse a layout that splits a group of columns with one scale over two ranks.
 
-    Source: vLLM 0.32, quantization/utils/quant_utils.py, `is_layer_skipped` (exact mode).
+    Raises:
+        PlanError: names the linear and the group.
     """
-    stem, _, last = prefix.rpartition(".")
-    if prefix in skipped:
-        return True
-    if last not in FUSED:
-        return False
-    parts = [f"{stem}.{part}" in skipped for part in FUSED[last]]
-    return None if any(parts) and not all(parts) else all(parts)
+    if columns % group:
+        raise PlanError(
+            f"{prefix}: {columns:,} columns on a rank are not a multiple of the group of {group}; "
+            "use fewer ranks, or --ep for routed experts"
+        )
+
+
+def check_packing(prefix: str, elements: int, pack: int) -> None:
+    """Refuse a layout that splits the elements of one int32 over two ranks.
+
+    Raises:
+        PlanError: names the linear.
+    """
+    if elements % pack:
+        raise PlanError(
+            f"{prefix}: {elements:,} elements on a rank are not a multiple of the {pack} that are "
+            "packed in an int32; use fewer ranks"
+        )

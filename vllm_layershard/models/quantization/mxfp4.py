@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from vllm_layershard.models.config_file import ConfigFile
 from vllm_layershard.models.family import Precision
 from vllm_layershard.models.quantization.method import plain_linear, tensor
 from vllm_layershard.models.shape import Shape
@@ -57,3 +58,8 @@ class Mxfp4:
 
 def _rounded_up(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
+
+
+def read_mxfp4(section: ConfigFile) -> Mxfp4:
+    """The method has no settings that vLLM reads."""
+    return Mxfp4()

@@ -1,0 +1,242 @@
+"""Quantisation: what is refused and how it is said; Ascend's description; the cache's dtype."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vllm_layershard.errors import LayerShardError, ModelError
+from vllm_layershard.models import Deployment, load_model
+from vllm_layershard.models.description import DESCRIPTION, MAX_DESCRIPTION_BYTES
+from vllm_layershard.models.source import _BUNDLED
+from vllm_layershard.plan import ParallelLayout
+
+ONE = Deployment(ParallelLayout())
+INT8 = {"num_bits": 8, "type": "int", "strategy": "channel", "symmetric": True}
+TOKENS = {"num_bits": 8, "type": "int", "strategy": "token", "dynamic": True}
+FP8 = {"num_bits": 8, "type": "float", "strategy": "channel", "symmetric": True}
+GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False, "sym": True}
+
+
+def compressed(form: str, weights: Any, inputs: Any = None, **more: Any) -> dict[str, Any]:
+    group = {"targets": ["Linear"], "weights": weights, "input_activations": inputs}
+    return {
+        "quant_method": "compressed-tensors",
+        "format": form,
+        "config_groups": {"0": group},
+    } | more
+
+
+def write(directory: Path, quantization: Any, model: str = "Qwen--Qwen3-32B", **more: Any) -> str:
+    config = json.loads((_BUNDLED / f"{model}.json").read_text())
+    config |= {"quantization_config": quantization, **more}
+    (directory / "config.json").write_text(json.dumps(config))
+    return str(directory)
+
+
+REFUSED = {
+    "no method": ({}, "quant_method null is not supported yet; supported are none, fp8, "),
+    "unknown": ({"quant_method": "quark"}, 'quant_method "quark" is not supported yet'),
+    "mxfp4 elsewhere": ({"quant_method": "mxfp4"}, "and gpt-oss's mxfp4"),
+    "fp8 without a scheme": ({"quant_method": "fp8"}, "activation_scheme: null is neither"),
+    "fp8 stored as mxfp4": ({"quant_method": "fp8", "store_dtype": "mxfp4"}, "store_dtype"),
+    "fp8 block": (
+        {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128]},
+        "weight_block_size: is not a list of two whole numbers",
+    ),
+    "static blocks": (
+        {"quant_method": "fp8", "activation_scheme": "static", "weight_block_size": [128, 128]},
+        "activation_scheme: fp8 blocks are supported with 'dynamic' only",
+    ),
+    "awq in eight bits": ({"quant_method": "awq", "bits": 8}, "bits: vLLM supports awq with 4"),
+    "awq group": ({"quant_method": "awq", "bits": 4}, "group_size: is missing"),
+    "gptq, not symmetric": (GPTQ | {"sym": False}, "sym: vLLM supports gptq with symmetric"),
+    "gptq with rules": (GPTQ | {"dynamic": {"-:.*": {}}}, "dynamic: precisions that differ"),
+    "gptq with an order": (GPTQ | {"desc_act": True}, "desc_act: vLLM no longer supports"),
+    "gptq in three bits": (GPTQ | {"bits": 3}, "bits: 3 is not 4 or 8"),
+    "modelopt": ({"quant_method": "modelopt"}, "quant_algo: null is not supported yet"),
+    "modelopt mixed": (
+        {"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION"},
+        'quant_algo: "MIXED_PRECISION" is not supported yet; supported are FP8 and NVFP4',
+    ),
+    "ascend without its file": ({"quant_method": "ascend"}, "needs quant_model_description.json"),
+    "no groups": (
+        {"quant_method": "compressed-tensors", "format": "int-quantized"},
+        "config_groups: exactly one group of linears is supported, not 0",
+    ),
+    "two groups": (
+        compressed("int-quantized", INT8) | {"config_groups": {"0": {}, "1": {}}},
+        "exactly one group of linears is supported, not 2",
+    ),
+    "no weights": (compressed("int-quantized", None), "weights: is missing"),
+    "static int8": (compressed("int-quantized", INT8), "strategy: supported are int8 rows"),
+    "int8 that is packed": (compressed("pack-quantized", INT8, TOKENS), "is not supported yet"),
+    "fp8 by group": (
+        compressed("float-quantized", FP8 | {"strategy": "group"}),
+        'strategy: "group" is not supported with fp8 weights',
+    ),
+    "unsigned": (
+        compressed("int-quantized", INT8 | {"symmetric": False}, TOKENS),
+        "symmetric: supported are symmetric weights",
+    ),
+    "a slow pattern": (
+        compressed("int-quantized", INT8, TOKENS, ignore=["re:(a+)+b"]),
+        "ignore: holds a pattern that is too long or repeats too much",
+    ),
+    "no pattern": (
+        compressed("int-quantized", INT8, TOKENS, ignore=["re:["]),
+        "ignore: holds '[', which is not a regular expression",
+    ),
+    "half a fused linear": (
+        compressed("int-quantized", INT8, TOKENS, ignore=["re:.*layers.3.self_attn.k_proj"]),
+        "model.layers.3.self_attn.qkv_proj: ignore names some but not all of its parts",
+    ),
+    "names without end": (
+        {"quant_method": "modelopt", "quant_algo": "FP8", "ignore": ["*"] * 5000},
+        "ignore: has 5,000 names; at most 2,048 are read",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused_with_the_key_and_the_reason(case: str, tmp_path: Path) -> None:
+    quantization, message = REFUSED[case]
+    with pytest.raises(ModelError) as error:
+        load_model(write(tmp_path, quantization)).linears(ONE)
+    assert message in str(error.value)
+    assert "None" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("quantization", "tp", "message"),
+    [
+        (compressed("pack-quantized", INT8 | {"strategy": "group", "group_size": 96}), 1, "group"),
+        (
+            {"quant_method": "awq", "bits": 4, "group_size": 2048},
+            8,
+            "a multiple of the group of 2048",
+        ),
+        (GPTQ | {"group_size": 2048}, 8, "are not a multiple of the group of 2048"),
+        (
+            compressed("float-quantized", FP8 | {"strategy": "block", "block_structure": [96, 96]}),
+            8,
+            "fp8 block",
+        ),
+    ],
+)
+def test_layouts_that_split_a_group_are_refused(
+    quantization: Any, tp: int, message: str, tmp_path: Path
+) -> None:
+    model = load_model(write(tmp_path, quantization))
+    with pytest.raises(LayerShardError) as error:
+        model.linears(Deployment(ParallelLayout(tp=tp)))
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("quantization", "dtype", "per_token"),
+    [
+        (None, "bfloat16", 262_144),
+        (
+            compressed("int-quantized", INT8, TOKENS, kv_cache_scheme={"num_bits": 8}),
+            "fp8",
+            131_072,
+        ),
+        (
+            {"quant_method": "modelopt", "quant_algo": "FP8", "kv_cache_quant_algo": "FP8"},
+            "fp8_e4m3",
+            131_072,
+        ),
+        ({"quant_method": "modelopt", "quant_algo": "FP8"}, "bfloat16", 262_144),
+    ],
+)
+def test_a_checkpoint_chooses_the_cache_where_nobody_else_does(
+    quantization: Any, dtype: str, per_token: int, tmp_path: Path
+) -> None:
+    model = load_model(write(tmp_path, quantization))
+    assert model.cache_dtype("auto") == dtype
+    assert model.kv_bytes_per_token("auto", range(64), ONE) == per_token
+    assert model.cache_dtype("bfloat16") == "bfloat16"
+    assert model.kv_bytes_per_token("bfloat16", range(64), ONE) == 262_144
+
+
+def described(kinds: dict[str, str]) -> dict[str, str]:
+    """The precision of every tensor of a one-layer Qwen3-MoE, as ModelSlim states it."""
+    modules = {
+        **{f"self_attn.{part}_proj": "W8A8" for part in "qkvo"},
+        **{
+            f"mlp.experts.{i}.{p}_proj": "W8A8_DYNAMIC"
+            for i in range(2)
+            for p in ("gate", "up", "down")
+        },
+        "mlp.gate": "FLOAT",
+    } | kinds
+    return {f"model.layers.0.{module}.weight": kind for module, kind in modules.items()}
+
+
+def ascend(directory: Path, description: bytes) -> str:
+    (directory / DESCRIPTION).write_bytes(description)
+    sizes = {"num_hidden_layers": 1, "num_experts": 2, "num_experts_per_tok": 1}
+    return write(directory, None, "Qwen--Qwen3-235B-A22B", **sizes)
+
+
+def test_ascends_w8a8_is_read_from_its_description(tmp_path: Path) -> None:
+    model = load_model(ascend(tmp_path, json.dumps({"version": "1.0"} | described({})).encode()))
+    assert model.quantization == "ascend_w8a8"
+    by_name = {linear.prefix: linear for linear in model.linears(ONE)}
+    o_proj = {t.name: t for t in by_name["model.layers.0.self_attn.o_proj"].tensors}
+    assert (o_proj["weight"].shape, o_proj["weight"].dtype) == ((4096, 8192), "int8")
+    assert o_proj["deq_scale"].dtype == "float32"
+    assert o_proj["aclnn_input_offset"].shape == (8192,)
+    (gate,) = by_name["model.layers.0.mlp.gate"].tensors
+    assert gate.dtype == "bfloat16"
+    rows = 2 * 1536 + 4096
+    experts = 2 * (3 * 1536 * 4096 + rows * (2 + 2 + 4 + 8))
+    assert model.weight_bytes(ONE, 0).experts == experts
+
+
+@pytest.mark.parametrize(
+    ("description", "message"),
+    [
+        (
+            described({"self_attn.o_proj": "W4A8"}),
+            "o_proj: quant_model_description.json states W4A8",
+        ),
+        (
+            described({"self_attn.k_proj": "FLOAT"}),
+            "qkv_proj: quant_model_description.json states several",
+        ),
+        (
+            {},
+            "states no precision for model.layers.0.mlp.experts.0.gate_proj",
+        ),
+        (
+            described({"mlp.experts.0.gate_proj": "W8A8"}),
+            "vllm-ascend has no experts with precision W8A8",
+        ),
+    ],
+)
+def test_descriptions_that_do_not_fit(
+    description: dict[str, str], message: str, tmp_path: Path
+) -> None:
+    model = load_model(ascend(tmp_path, json.dumps(description).encode()))
+    with pytest.raises(ModelError) as error:
+        model.weight_bytes(ONE, 0)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [b"", b"[]", b"{", b"\xff", b'{"a": ' + b"[" * 50_000, b" " * (MAX_DESCRIPTION_BYTES + 1)],
+)
+def test_a_broken_description_is_one_message(raw: bytes, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=DESCRIPTION):
+        load_model(ascend(tmp_path, raw))
+
+
+def test_a_description_beside_a_stated_method_is_not_looked_at(tmp_path: Path) -> None:
+    (tmp_path / DESCRIPTION).write_bytes(b"broken")
+    assert load_model(write(tmp_path, GPTQ)).quantization == "gptq_int4_g128"

@@ -1,0 +1,66 @@
+"""Description: `quant_model_description.json`, where ModelSlim states every weight's precision."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from vllm_layershard.errors import ModelError
+from vllm_layershard.models.config_file import ConfigFile
+from vllm_layershard.models.scanner import Scanner, decoded
+
+DESCRIPTION: Final = "quant_model_description.json"
+KINDS: Final = "kinds"
+"""The key under which what was read stands in a config's `quantization_config`."""
+
+MAX_DESCRIPTION_BYTES: Final = 24 << 20
+"""DeepSeek-V3's 58 layers of 256 experts make some 12 MB."""
+
+_LATER_EXPERT = re.compile(r"\.experts\.[1-9]")
+
+
+def with_description(config: ConfigFile, directory: Path | None) -> ConfigFile:
+    """The config with what the file beside it says, where it states no method of its own.
+
+    Raises:
+        ModelError: the file cannot be read, or is not a description.
+    """
+    section = config.get("quantization_config")
+    stated = section.get("quant_method") if isinstance(section, dict) else section
+    if directory is None or stated not in (None, "ascend"):
+        return config
+    path = directory / DESCRIPTION
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_DESCRIPTION_BYTES + 1)
+    except FileNotFoundError:
+        return config
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from None
+    read = {"quant_method": "ascend", KINDS: parse_description(raw, str(path))}
+    return replace(config, values={**config.values, "quantization_config": read})
+
+
+def parse_description(raw: bytes, where: str) -> Mapping[str, str]:
+    """Module -> precision of its weight, without experts beyond the first of each layer.
+
+    Raises:
+        ModelError: too large, not JSON, or not an object.
+    """
+    if len(raw) > MAX_DESCRIPTION_BYTES:
+        raise ModelError(f"{where}: is larger than {MAX_DESCRIPTION_BYTES:,} bytes")
+    scanner = Scanner(decoded(raw, where), where)
+    del raw
+    kinds: dict[str, str] = {}
+    for name in scanner.names():
+        if scanner.peek() != '"':
+            scanner.skip()
+            continue
+        kind = scanner.string()
+        if name.endswith(".weight") and not _LATER_EXPERT.search(name):
+            kinds[name.removesuffix(".weight")] = kind
+    scanner.end()
+    return kinds

@@ -1,0 +1,98 @@
+"""Awq: four-bit integers, packed along the output, with a scale and a zero point a group."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from vllm_layershard.models.config_file import ConfigFile
+from vllm_layershard.models.family import Precision
+from vllm_layershard.models.quantization.ignored import Ignored, read_ignored
+from vllm_layershard.models.quantization.method import (
+    bias_of,
+    check_groups,
+    check_packing,
+    plain_experts,
+    plain_linear,
+    tensor,
+)
+from vllm_layershard.models.shape import Shape
+from vllm_layershard.plan import TensorSpec
+
+_PACK: Final = 8
+"""Elements in an int32."""
+
+
+@dataclass(frozen=True, slots=True)
+class Awq:
+    """Zero points are kept also where the kernel takes none.
+
+    Source: vLLM 0.32, quantization/auto_awq.py, `AutoAWQMarlinLinearMethod` and `AutoAWQMoEMethod`.
+    """
+
+    group: int
+    ignored: Ignored
+
+    @property
+    def name(self) -> str:
+        """For example `awq_int4_g128`."""
+        return f"awq_int4_g{self.group}"
+
+    def tensors(self, prefix: str, shape: Shape, dtype: str, tp: int) -> tuple[TensorSpec, ...]:
+        """Packed weight, packed zero points, scales, and the bias if there is one.
+
+        Raises:
+            PlanError: a group or an int32 would be split over two ranks.
+        """
+        if not shape.quantisable or self.ignored.linear(prefix):
+            return plain_linear(shape, dtype)
+        check_groups(prefix, shape.inner, self.group)
+        check_packing(prefix, shape.rows, _PACK)
+        groups = shape.inner // self.group
+        return (
+            tensor("qweight", (shape.inner, shape.rows // _PACK), "int32"),
+            tensor("qzeros", (groups, shape.rows // _PACK), "int32"),
+            tensor("scales", (groups, shape.rows), dtype),
+            *bias_of(shape, dtype),
+        )
+
+    def experts(
+        self, prefix: str, count: int, hidden: int, intermediate: int, bias: bool, dtype: str
+    ) -> tuple[TensorSpec, ...]:
+        """Stacked in the same way, without biases.
+
+        Raises:
+            PlanError: a group would be split over two ranks.
+        """
+        if self.ignored.experts(prefix):
+            return plain_experts(count, hidden, intermediate, bias, dtype)
+        tensors = []
+        for name, inner, rows in (("w13", hidden, 2 * intermediate), ("w2", intermediate, hidden)):
+            check_groups(prefix, inner, self.group)
+            groups = inner // self.group
+            tensors += [
+                tensor(f"{name}_qweight", (count, inner, rows // _PACK), "int32"),
+                tensor(f"{name}_qzeros", (count, groups, rows // _PACK), "int32"),
+                tensor(f"{name}_scales", (count, groups, rows), dtype),
+            ]
+        return tuple(tensors)
+
+    def precision(self, tensors: tuple[TensorSpec, ...]) -> Precision:
+        """Products are computed in the model's dtype."""
+        return "bf16"
+
+
+def read_awq(section: ConfigFile) -> Awq:
+    """Read a `quantization_config` of method awq.
+
+    Raises:
+        ModelError: values that make no sense, or that vLLM refuses.
+    """
+    bits = "w_bit" if section.get("w_bit") is not None else "bits"
+    if section.integer(bits, high=64) != 4:
+        section.fail(bits, "vLLM supports awq with 4 bits only")
+    group = "q_group_size" if section.get("q_group_size") is not None else "group_size"
+    return Awq(
+        group=section.integer(group, low=16, high=1 << 16),
+        ignored=read_ignored(section, ("modules_to_not_convert",), "inside"),
+    )

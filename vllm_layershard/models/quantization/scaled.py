@@ -1,0 +1,71 @@
+"""Scaled: eight-bit weights, float or integer, with one float32 scale a tensor or a row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from vllm_layershard.models.family import Precision
+from vllm_layershard.models.quantization.ignored import Ignored
+from vllm_layershard.models.quantization.method import (
+    bias_of,
+    expert_biases,
+    plain_experts,
+    plain_linear,
+    tensor,
+)
+from vllm_layershard.models.shape import Shape
+from vllm_layershard.plan import TensorSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Scaled:
+    """`by_row`: a scale for each output row, else one for each part of a fused linear.
+
+    `static`: activations have scales too, which the checkpoint stores.
+
+    Source: vLLM 0.32, quantization/fp8.py, `Fp8LinearMethod` and `Fp8MoEMethod`; modelopt.py,
+    `KFp8StaticTensor` and `ModelOptFp8MoEMethod`; compressed_tensors/schemes and
+    compressed_tensors_moe, w8a8_fp8 and w8a8_int8.
+    """
+
+    name: str
+    dtype: Literal["float8_e4m3fn", "int8"]
+    by_row: bool
+    static: bool
+    ignored: Ignored
+
+    def tensors(self, prefix: str, shape: Shape, dtype: str, tp: int) -> tuple[TensorSpec, ...]:
+        """The weight, its scales, the activation's, and the bias if there is one."""
+        if not shape.quantisable or self.ignored.linear(prefix):
+            return plain_linear(shape, dtype)
+        parts = len(shape.outs)
+        scale = (shape.rows, 1) if self.by_row else (parts,)
+        return (
+            tensor("weight", (shape.rows, shape.inner), self.dtype),
+            tensor("weight_scale", scale, "float32"),
+            *((tensor("input_scale", (parts,), "float32"),) if self.static else ()),
+            *bias_of(shape, dtype),
+        )
+
+    def experts(
+        self, prefix: str, count: int, hidden: int, intermediate: int, bias: bool, dtype: str
+    ) -> tuple[TensorSpec, ...]:
+        """The stacked weights and scales, and one scale an expert for static activations."""
+        if self.ignored.experts(prefix):
+            return plain_experts(count, hidden, intermediate, bias, dtype)
+        rows = 2 * intermediate
+        names = ("w13", "w2")
+        by_row, by_tensor = ((count, rows, 1), (count, hidden, 1)), ((count, 2), (count,))
+        scales = zip(names, by_row if self.by_row else by_tensor, strict=True)
+        return (
+            tensor("w13_weight", (count, rows, hidden), self.dtype),
+            tensor("w2_weight", (count, hidden, intermediate), self.dtype),
+            *(tensor(f"{name}_weight_scale", scale, "float32") for name, scale in scales),
+            *(tensor(f"{n}_input_scale", (count,), "float32") for n in names if self.static),
+            *expert_biases(count, hidden, intermediate, bias, dtype),
+        )
+
+    def precision(self, tensors: tuple[TensorSpec, ...]) -> Precision:
+        """Products of eight-bit weights run at the low-bit rate."""
+        return "fp8" if tensors[0].dtype == self.dtype else "bf16"
