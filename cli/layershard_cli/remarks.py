@@ -10,8 +10,12 @@ from vllm_layershard.plan import SeriesPlan
 
 
 def remarks_on(sharding: Sharding, hardware: Hardware | None) -> tuple[str, ...]:
-    """Series that save nothing, owners out of balance, weights that do not fit."""
-    return (*_on_series(sharding), *_on_memory(sharding, hardware))
+    """Series that save nothing, owners out of balance, weights that a device cannot take."""
+    return (
+        *_on_series(sharding),
+        *_on_memory(sharding, hardware),
+        *_on_format(sharding, hardware),
+    )
 
 
 def _on_series(sharding: Sharding) -> Iterator[str]:
@@ -51,4 +55,14 @@ def _on_memory(sharding: Sharding, hardware: Hardware | None) -> Iterator[str]:
         yield (
             f"the weights of one rank ({most / 2**30:,.1f} GiB without sharding) exceed the memory "
             f"of {hardware.name} ({hardware.memory_bytes.value / 2**30:,.1f} GiB)"
+        )
+
+
+def _on_format(sharding: Sharding, hardware: Hardware | None) -> Iterator[str]:
+    if hardware is None or hardware.low_bit_format == "fp8":
+        return
+    if "fp8" in sharding.model.quantization:
+        yield (
+            f"{hardware.name} computes in int8, not in fp8: it serves the W8A8 checkpoint of this "
+            "model, with as many bytes a weight but other scales; give its path for exact bytes"
         )

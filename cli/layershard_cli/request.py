@@ -12,7 +12,7 @@ from vllm_layershard.estimate import Hardware
 from vllm_layershard.models import Deployment, Found, Model, Sharding, model_of, plan_model
 from vllm_layershard.plan import ParallelLayout
 
-DEFAULT_LAYERS = ("o_proj", "q_b_proj")
+DEFAULT_LAYERS = ("o_proj", "q_b_proj", "attention.dense")
 NODE = 8
 """Data-parallel ranks that are assumed where no parallel flag is given."""
 

@@ -12,6 +12,7 @@ from layershard_cli.launch import launch_command
 from layershard_cli.output import emit, leave_closed_pipe, printable
 from layershard_cli.units import milliseconds, size, span
 from vllm_layershard.estimate import Forecast, Phase
+from vllm_layershard.estimate.verdict import percent
 from vllm_layershard.models import Evidence, GroupPlan, Sharding
 from vllm_layershard.plan import EVERY_RANK
 
@@ -209,7 +210,7 @@ def _times(phase: Phase) -> str:
         return "not estimated"
     return (
         f"compute {milliseconds(forward.compute)}, movement {milliseconds(forward.fetch)}, "
-        f"exposed {milliseconds(forward.exposed)} ({forward.slowdown:.1%})"
+        f"exposed {milliseconds(forward.exposed)} ({percent(forward.slowdown)})"
     )
 
 

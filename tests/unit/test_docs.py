@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -41,20 +42,45 @@ def test_no_other_programs_are_shown_than_those_tested_here():
     assert shown == {"make", "pip", "layershard", "vllm"}
 
 
-@pytest.mark.parametrize("command", sorted(set(commands("layershard"))))
-def test_the_planners_commands_run(command, tmp_path):
+def printed(command: str, directory: Path) -> str:
+    """What a command of the planner prints, its words a space apart."""
     program, *arguments = shlex.split(command)
-    script = Path(sys.executable).with_name(program)
     finished = subprocess.run(
-        [str(script), *arguments],
+        [str(Path(sys.executable).with_name(program)), *arguments],
         capture_output=True,
         text=True,
         timeout=240,  # calibrate measures
         check=False,
-        cwd=tmp_path,
+        cwd=directory,
+        env=os.environ | {"COLUMNS": "200"},
     )
     assert finished.returncode == 0, finished.stderr
-    assert finished.stdout
+    return " ".join(finished.stdout.split())
+
+
+def shown_outputs() -> list[tuple[str, str]]:
+    """Every planner's command with a ```text block right behind it, and that block."""
+    pairs = re.compile(r"```bash\n(layershard [^\n]*)\n```\n\n```text\n(.*?)```", re.DOTALL)
+    return [pair for page in PAGES for pair in pairs.findall(page.read_text())]
+
+
+@pytest.mark.parametrize(
+    "command", sorted(set(commands("layershard")) - {command for command, _ in shown_outputs()})
+)
+def test_the_planners_commands_run(command, tmp_path):
+    assert printed(command, tmp_path)
+
+
+@pytest.mark.parametrize(("command", "shown"), shown_outputs())
+def test_figures_that_are_shown_are_those_that_are_printed(command, shown, tmp_path):
+    output = printed(command, tmp_path)
+    for line in shown.splitlines():
+        assert " ".join(line.split()) in output, line
+
+
+def test_the_page_on_whether_it_pays_shows_its_figures():
+    page = (ROOT / "docs" / "paying.md").read_text()
+    assert page.count("```text") == len([c for c, _ in shown_outputs() if c in page]) >= 8
 
 
 def test_the_servers_commands_are_those_that_the_serve_tests_run():

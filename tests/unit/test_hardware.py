@@ -229,4 +229,6 @@ def test_a_broadcast_takes_memory_traffic_from_what_is_bound_by_memory() -> None
 
 
 def test_every_figure_has_a_name() -> None:
-    assert set(LABELS) | {"name", "topology", "bus", "broadcast"} == set(Hardware.__slots__)
+    assert set(LABELS) | {"name", "topology", "low_bit_format", "bus", "broadcast"} == set(
+        Hardware.__slots__
+    )

@@ -14,7 +14,7 @@ from vllm_layershard.plan import (
     select,
     series_of,
 )
-from vllm_layershard.plan.linear import suffix_of
+from vllm_layershard.plan.linear import short_names, suffix_of
 
 
 def linear(prefix: str, *nbytes: int, layer_id: int | None = None, tp_replicated: bool = False):
@@ -144,3 +144,9 @@ def test_layers_are_put_in_order_by_number_not_by_name():
     assert [member.layer_id for member in selected["o_proj"]] == [2, 9, 10]
     (series,) = series_of({"o_proj": linears})
     assert series.layer_ids == (2, 9, 10)
+
+
+def test_short_names_name_one_kind_each():
+    kinds = ["self_attn.o_proj", "mlp.down_proj", "mlp.shared_experts.down_proj"]
+    linears = [linear(f"model.layers.{i}.{kind}", 2048) for i in range(2) for kind in kinds]
+    assert short_names(linears) == ["o_proj", "mlp.down_proj", "shared_experts.down_proj"]

@@ -20,7 +20,7 @@ from vllm_layershard.estimate.forecast import (
 from vllm_layershard.estimate.forwards import Forwards
 from vllm_layershard.estimate.hardware import Hardware
 from vllm_layershard.models import Deployment, Model, Sharding, plan_model
-from vllm_layershard.plan.linear import suffix_of
+from vllm_layershard.plan.linear import short_names
 
 _STRIDES: Final = (1, 2, 3, 4, 6, 8)
 
@@ -87,9 +87,8 @@ def candidates(
     stride: int,
 ) -> list[str]:
     """Names of linears that save something alone, those that save most first."""
-    suffixes = dict.fromkeys(suffix_of(x.prefix) for x in model.linears(deployment))
     saved: dict[str, int] = {}
-    for name in suffixes:
+    for name in short_names(model.linears(deployment)):
         if refusal_of(name) is not None:
             continue
         try:

@@ -15,6 +15,9 @@ sizes; `measured`: on real hardware, by whom the source says; `assumed`: neither
 Topology = Literal["ring", "mesh"]
 """How a broadcast goes within a node where no table says its time."""
 
+LowBitFormat = Literal["fp8", "int8"]
+"""The eight-bit format that a device computes in."""
+
 
 @dataclass(frozen=True, slots=True)
 class Figure:
@@ -106,6 +109,7 @@ class Hardware:
     )
     broadcast_slowdown: Figure = Figure(0, "assumed", _NONE_FOUND)
     topology: Topology = "ring"
+    low_bit_format: LowBitFormat = "fp8"
     bus: tuple[BusTable, ...] = ()
     broadcast: tuple[TimeTable, ...] = ()
 

@@ -9,6 +9,7 @@ from vllm_layershard.estimate.hardware import (
     BusTable,
     Figure,
     Hardware,
+    LowBitFormat,
     Topology,
     unknown_hardware,
 )
@@ -42,6 +43,7 @@ def _device(
     bf16_source: str | None = None,
     node: Figure | None = None,
     topology: Topology = "ring",
+    low_bit_format: LowBitFormat = "fp8",
     bus: tuple[BusTable, ...] = (),
 ) -> Hardware:
     """Memory in bytes, bandwidth in bytes/s, rates in TFLOP/s, links in GB/s one way.
@@ -58,6 +60,7 @@ def _device(
         inter_node=_stated(between, _GB, source),
         node_size=node or Figure(8, "assumed", source),
         topology=topology,
+        low_bit_format=low_bit_format,
         bus=bus,
     )
 
@@ -125,23 +128,23 @@ _ALL: Final = {
         ),
         _device(
             "910B1", _PRESETS, memory=64 * _GIB, bandwidth=1.6 * _TIB, bf16=379, low_bit=758,
-            link=196, between=25, bf16_source=_DISPUTED, topology="mesh",
+            link=196, between=25, bf16_source=_DISPUTED, topology="mesh", low_bit_format="int8",
         ),
         _device(
             "910B2", _MSM, memory=64 * _GIB, bandwidth=1.6 * _TIB, bf16=353.9, low_bit=752,
-            link=196, between=25, topology="mesh",
+            link=196, between=25, topology="mesh", low_bit_format="int8",
         ),
         _device(
             "910B3", _MSM, memory=64 * _GIB, bandwidth=1.6 * _TIB, bf16=294.9, low_bit=626,
-            link=196, between=25, topology="mesh",
+            link=196, between=25, topology="mesh", low_bit_format="int8",
         ),
         _device(
             "910B4", _MSM, memory=32 * _GIB, bandwidth=0.8 * _TIB, bf16=245.8, low_bit=560,
-            link=64, between=None,
+            link=64, between=None, low_bit_format="int8",
         ),
         _device(
             "910C", _MSM, memory=64 * _GIB, bandwidth=1.6 * _TIB, bf16=353.9, low_bit=752,
-            link=196, between=196, node=_SUPERNODE,
+            link=196, between=196, node=_SUPERNODE, low_bit_format="int8",
         ),
     )
 }  # fmt: skip

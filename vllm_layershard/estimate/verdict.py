@@ -39,8 +39,8 @@ def verdict_on(phases: tuple[Phase, ...], step: int, break_even: int | None) -> 
 
 
 def percent(share: float) -> str:
-    """A slowdown for a person: one decimal below ten percent."""
-    return f"{share:.1%}" if share < 0.1 else f"{share:.0%}"
+    """A slowdown for a person: finer where 1 % is what decides."""
+    return f"{share:.2%}" if share < 0.02 else f"{share:.1%}" if share < 0.1 else f"{share:.0%}"
 
 
 def _why(forward: Forward, step: int, recommended: int | None) -> str:

@@ -77,6 +77,18 @@ def suffix_of(prefix: str) -> str:
     return ".".join(parts[indices[0] + 1 :]) if indices else prefix
 
 
+def short_names(linears: Iterable[Linear]) -> list[str]:
+    """For each kind of linear the shortest suffix that names it and no other, in forward order."""
+    suffixes = list(dict.fromkeys(suffix_of(linear.prefix) for linear in linears))
+    names = []
+    for suffix in suffixes:
+        parts = suffix.split(".")
+        tails = [".".join(parts[i:]) for i in reversed(range(len(parts)))]
+        named = (sum(f".{other}".endswith(f".{tail}") for other in suffixes) for tail in tails)
+        names.append(next((tail for tail, n in zip(tails, named, strict=True) if n == 1), suffix))
+    return names
+
+
 def no_match(name: str, linears: Iterable[Linear]) -> PlanError:
     """The error for a configured name that matches no linear: lists what the model has."""
     return PlanError(
