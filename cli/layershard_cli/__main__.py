@@ -1,5 +1,16 @@
-"""`python -m layershard_cli`."""
+"""The console script, and `python -m layershard_cli`."""
 
-from layershard_cli.main import run
+import gc
 
-run()
+
+def run() -> None:
+    """Run the command, and end the process with its exit code."""
+    # A short process leaves little behind; looking for it as often as a server does takes 10 ms.
+    gc.set_threshold(200_000, 20, 20)
+    from layershard_cli import main
+
+    main.run()
+
+
+if __name__ == "__main__":
+    run()

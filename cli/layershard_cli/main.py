@@ -84,7 +84,3 @@ def run() -> None:
         complain(f"stdout cannot be written: {error.strerror}")
         discard_stdout()
         sys.exit(2)
-
-
-if __name__ == "__main__":
-    run()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from vllm_layershard.config import LayerShardConfig
 from vllm_layershard.errors import ConfigError
@@ -17,8 +16,7 @@ NODE = 8
 """Data-parallel ranks that are assumed where no parallel flag is given."""
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
+class Layout(NamedTuple):
     """The parallel flags as given; None where not."""
 
     tp: int | None
@@ -28,8 +26,7 @@ class Layout:
     ep: bool | None
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
+class Load(NamedTuple):
     """The flags on what a rank computes; None where not given."""
 
     tokens: int | None = None
@@ -44,8 +41,7 @@ class Load:
         return {key: value for key, value in given.items() if value is not None}
 
 
-@dataclass(frozen=True, slots=True)
-class Conditions:
+class Conditions(NamedTuple):
     """What `--layers auto` decides for."""
 
     hardware: Hardware

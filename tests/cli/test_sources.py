@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import subprocess
@@ -10,13 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 from typer.testing import CliRunner
 
 from checkpoints import deepseek, header_of, small_config, write
-from layershard_cli import tables
 from layershard_cli.main import application
 from layershard_cli.output import printable
+from layershard_cli.rich_sheet import RichSheet
+from layershard_cli.sheet import PlainSheet
 
 RUNNER = CliRunner()
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -159,11 +158,18 @@ def test_brackets_backslashes_and_control_characters_are_shown(tmp_path: Path) -
 @pytest.mark.parametrize(
     "text", ["a\\[b]c", "x\\", "\\\\[red]", "[/]", "[1]", "a[link=x]b", "\\[", "[bold]x\\[/bold]"]
 )
-def test_text_is_shown_as_it_is(text: str) -> None:
-    file = io.StringIO()
-    console = Console(width=80, file=file)
-    tables._print_warnings(console, (text,))
-    assert file.getvalue().strip() == f"note: {text}"
+@pytest.mark.parametrize("kind", [PlainSheet, RichSheet])
+def test_text_is_shown_as_it_is(
+    kind: type[PlainSheet | RichSheet], text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kind().note(text)
+    assert capsys.readouterr().out.strip() == f"note: {text}"
+    kind().line(text)
+    assert capsys.readouterr().out.strip() == text
+    kind().table("title", ["series", "layers"], [[text, "1"]])
+    assert text in capsys.readouterr().out
+    kind().pairs([("name", text)])
+    assert capsys.readouterr().out.split() == ["name", *text.split()]
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import re
 import shutil
 import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -239,3 +241,42 @@ def test_narrow_terminals_and_no_color(columns: str, monkeypatch: pytest.MonkeyP
     launch = shown.splitlines()[-1]
     assert launch.startswith("vllm serve ")
     assert max(len(line) for line in shown.splitlines()[:-1]) <= int(columns)
+
+
+@pytest.mark.parametrize("columns", [50, 120])
+def test_a_terminal_gets_frames_that_fit(columns: int) -> None:
+    terminal, ours = pty.openpty()
+    words = [sys.executable, "-m", "layershard_cli", "plan", "--model", "DeepSeek-V3", "--timeline"]
+    size = {"COLUMNS": str(columns), "LINES": "60", "TERM": "xterm-256color"}
+    unset = ("NO_COLOR", "FORCE_COLOR")
+    environment = {k: v for k, v in os.environ.items() if k not in unset} | size
+    process = subprocess.Popen(words, stdout=ours, stderr=ours, env=environment)
+    os.close(ours)
+    raw = b""
+    while True:
+        try:
+            part = os.read(terminal, 1 << 16)
+        except OSError:  # how Linux says that the other end is closed
+            break
+        if not part:
+            break
+        raw += part
+    os.close(terminal)
+    assert process.wait() == 0
+    text = raw.decode()
+    assert "\x1b[" in text
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    lines = [line for line in plain.splitlines() if not line.startswith("vllm serve")]
+    assert max(map(len, lines)) <= columns
+    assert "┏" in plain
+    assert "█" in plain
+    assert "…" not in plain
+
+
+def test_a_pipe_gets_lines_that_nobody_wrapped() -> None:
+    words = [sys.executable, "-m", "layershard_cli", "plan", "--model", "DeepSeek-V3"]
+    environment = {k: v for k, v in os.environ.items() if k != "COLUMNS"}
+    found = subprocess.run(words, capture_output=True, text=True, env=environment, check=True)
+    assert "\x1b" not in found.stdout
+    (verdict,) = (line for line in found.stdout.splitlines() if line.startswith("verdict"))
+    assert verdict.endswith("do not enable it there (estimate for H200)")

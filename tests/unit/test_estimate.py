@@ -1,7 +1,5 @@
 """The overlap against literal events and a second, slower simulator; times; verdicts."""
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -81,7 +79,7 @@ def test_both_slow_down_while_both_run() -> None:
 
 def test_a_slot_that_is_still_read_must_not_be_written() -> None:
     first, second = moves_of(2, 0, 1.0)
-    early = replace(second, launch_layer=0)
+    early = second._replace(launch_layer=0)
     with pytest.raises(AssertionError, match="written while it is still read"):
         simulate(layers_of([1.0, 1.0]), [first, early])
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from vllm_layershard.estimate.broadcast import broadcast_basis
 from vllm_layershard.estimate.forwards import Forwards
@@ -29,8 +28,7 @@ _WEAKEST_FIRST: Final[tuple[Basis, ...]] = ("assumed", "formula", "measured", "e
 PhaseName = Literal["prefill", "decode"]
 
 
-@dataclass(frozen=True, slots=True)
-class Phase:
+class Phase(NamedTuple):
     """One kind of forward, with its timeline, of the pipeline stage that loses most.
 
     `forward` and `recommended_step` (the smallest step within TOLERANCE of the fastest) are None
@@ -48,8 +46,7 @@ class Phase:
         return self.forward is not None and self.forward.slowdown <= TOLERANCE
 
 
-@dataclass(frozen=True, slots=True)
-class Forecast:
+class Forecast(NamedTuple):
     """The phases, and what follows from them.
 
     `recommended_step` is that of the prefill; `break_even_tokens` the fewest prefill tokens a rank

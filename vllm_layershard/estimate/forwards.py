@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import Final
 
 from vllm_layershard.estimate.broadcast import broadcast_seconds
@@ -82,19 +81,9 @@ class Forwards:
     ) -> Iterator[tuple[list[TimedLayer], tuple[Movement, ...]]]:
         """What `simulate` wants, for each pipeline stage."""
         timed = self._timed_steps(batch)
-        named = {like: {step.suffix for step in steps} for like, steps in timed.items()}
         for stage, layer_ids in enumerate(self._stages):
             layers = [TimedLayer(i, timed[self._like[i]]) for i in layer_ids]
-            yield (
-                layers,
-                tuple(
-                    # A weight that no step of its own reads is awaited by its layer's first step.
-                    move
-                    if move.suffix in named[self._like[move.layer_id]]
-                    else replace(move, suffix=timed[self._like[move.layer_id]][0].suffix)
-                    for move in self._stage_moves(stage, prefetch_step)
-                ),
-            )
+            yield layers, self._stage_moves(stage, prefetch_step, timed)
 
     def _timed_steps(self, batch: Batch) -> Mapping[int, tuple[TimedStep, ...]]:
         """The steps of each kind of layer."""
@@ -117,11 +106,14 @@ class Forwards:
             self._suffixes[prefix] = suffix_of(prefix)
         return self._suffixes[prefix]
 
-    def _stage_moves(self, stage: int, prefetch_step: int) -> tuple[Movement, ...]:
+    def _stage_moves(
+        self, stage: int, prefetch_step: int, timed: Mapping[int, tuple[TimedStep, ...]]
+    ) -> tuple[Movement, ...]:
+        """The movements of a stage; `timed` has any batch's steps, which have the same names."""
         key = (stage, prefetch_step)
         if key not in self._moves:
             self._moves[key] = tuple(
-                move
+                self._awaited(move, timed[self._like[move.layer_id]])
                 for group in self._sharding.groups
                 if group.pp_stage == stage
                 for move in movements(
@@ -141,6 +133,12 @@ class Forwards:
                 )
             )
         return self._moves[key]
+
+    def _awaited(self, move: Movement, steps: tuple[TimedStep, ...]) -> Movement:
+        """A weight that no step of its own reads is awaited by its layer's first step."""
+        if any(step.suffix == move.suffix for step in steps):
+            return move
+        return move._replace(suffix=steps[0].suffix)
 
     def _broadcast_rate(self) -> float:
         """Bytes per second of the fastest broadcast that this sharding has."""

@@ -20,15 +20,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from vllm_layershard.plan import Plan
 from vllm_layershard.plan.linear import suffix_of
 
 
-@dataclass(frozen=True, slots=True)
-class TimedStep:
+class TimedStep(NamedTuple):
     """One step of a layer: `suffix` names its linear within the layer, "" if it is none.
 
     It takes `seconds` alone and `seconds * (1 + slowdown)` while a broadcast is in flight.
@@ -39,16 +37,14 @@ class TimedStep:
     slowdown: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class TimedLayer:
+class TimedLayer(NamedTuple):
     """One decoder layer's steps in forward order."""
 
     layer_id: int
     steps: tuple[TimedStep, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Movement:
+class Movement(NamedTuple):
     """One position of one series: launched at a layer's boundary, waited for by a linear.
 
     `buffer` is the series and the slot that it writes; `seconds` what it takes alone.
@@ -65,8 +61,7 @@ Track = Literal["compute", "stall", "link"]
 """What a span shows: a step on the device, its wait for a weight, or a broadcast on the link."""
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(NamedTuple):
     """A piece of one forward's timeline, in seconds from its first layer's boundary.
 
     `suffix` names the linear that is computed, waited for or moved; "" for a step that is none.
@@ -80,8 +75,7 @@ class Span:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class Forward:
+class Forward(NamedTuple):
     """Seconds of one forward: compute alone, the link's time alone, and what is added.
 
     `exposed` is all by which the forward takes longer than the compute alone: waiting, and the
@@ -151,7 +145,7 @@ def trace(
     """The same with its timeline."""
     spans: list[Span] = []
     forward = _Run(moves, hindrance, spans).forward(layers)
-    return replace(forward, spans=tuple(sorted(spans, key=lambda span: (span.start_s, span.track))))
+    return forward._replace(spans=tuple(sorted(spans, key=lambda span: (span.start_s, span.track))))
 
 
 class _Run:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from vllm_layershard.models.cache import LayerCache
 from vllm_layershard.models.deployment import Deployment
@@ -13,8 +12,7 @@ from vllm_layershard.models.quantization import Quantization
 from vllm_layershard.models.shape import Shape, Vector
 
 
-@dataclass(frozen=True, slots=True)
-class Moe:
+class Moe(NamedTuple):
     """The routed experts of every layer that `layers` marks: gated MLPs, up, gate and down.
 
     `name` is their module's within the layer, `bias` whether their products have one.
@@ -28,8 +26,7 @@ class Moe:
     bias: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
+class Work(NamedTuple):
     """What attention costs in one layer on one rank: products, and bytes of cache and activations.
 
     `flops` counts a multiply-add as two.

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from vllm_layershard.errors import ConfigError
 from vllm_layershard.models.dtypes import DTYPE_BYTES
@@ -34,8 +33,7 @@ class LayerCache(Protocol):
         """
 
 
-@dataclass(frozen=True, slots=True)
-class HeadsCache:
+class HeadsCache(NamedTuple):
     """Keys and values of the heads that are on one rank; sizes in elements.
 
     `window`: tokens that the layer looks back at, None for all.
@@ -53,8 +51,7 @@ class HeadsCache:
         return self.heads * (self.key_dim + self.value_dim) * element
 
 
-@dataclass(frozen=True, slots=True)
-class LatentCache:
+class LatentCache(NamedTuple):
     """MLA: one compressed key-value and one rope key for all heads, whole on every rank.
 
     `indexer_dim`: elements of the sparse indexer's key; 0 where the layer has none. `sparse`:
@@ -80,8 +77,7 @@ class LatentCache:
         return per_token + self.indexer_dim + scales
 
 
-@dataclass(frozen=True, slots=True)
-class StateCache:
+class StateCache(NamedTuple):
     """A layer that keeps nothing of a token, but a state of fixed size for each sequence."""
 
     state_bytes: int
@@ -91,8 +87,7 @@ class StateCache:
         return 0
 
 
-@dataclass(frozen=True, slots=True)
-class Caches:
+class Caches(NamedTuple):
     """Those of several attentions in one layer."""
 
     parts: tuple[LayerCache, ...]

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from vllm_layershard.errors import ModelError, UnknownModelError
 
@@ -14,8 +13,7 @@ MAX_FILE_BYTES = 1 << 20
 """The largest config.json known is under 200 kB; json makes up to thirty times its size of it."""
 
 
-@dataclass(frozen=True, slots=True)
-class ConfigFile:
+class ConfigFile(NamedTuple):
     """The top-level object of a config.json, with where it came from for the messages."""
 
     where: str

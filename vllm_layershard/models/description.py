@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -41,7 +40,7 @@ def with_description(config: ConfigFile, directory: Path | None) -> ConfigFile:
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from None
     read = {"quant_method": "ascend", KINDS: parse_description(raw, str(path))}
-    return replace(config, values={**config.values, "quantization_config": read})
+    return config._replace(values={**config.values, "quantization_config": read})
 
 
 def parse_description(raw: bytes, where: str) -> Mapping[str, str]:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 from vllm_layershard.errors import UnknownModelError
-from vllm_layershard.models.checkpoint import Comparison, compare
-from vllm_layershard.models.checkpoint_files import Checkpoint, MissingFilesError, read_checkpoint
 from vllm_layershard.models.deployment import Deployment
 from vllm_layershard.models.family import Model
 from vllm_layershard.models.source import Found
 from vllm_layershard.plan import ParallelLayout
 
+if TYPE_CHECKING:
+    from vllm_layershard.models.checkpoint import Comparison
+    from vllm_layershard.models.checkpoint_files import Checkpoint
 
-@dataclass(frozen=True, slots=True)
-class Evidence:
+
+class Evidence(NamedTuple):
     """How well a model is known: the revision of its config, and its stored tensors.
 
     `headers` says where safetensors headers came from; it and `comparison` are None where there
@@ -38,6 +39,11 @@ def evidence_for(
         UnknownModelError: `exact`, and the headers are nowhere or cannot be reached.
         ModelError: a header is broken.
     """
+    if found.directory is None and not exact:
+        return Evidence(found.revision), ()
+    from vllm_layershard.models.checkpoint import compare
+    from vllm_layershard.models.checkpoint_files import MissingFilesError, read_checkpoint
+
     notes: tuple[str, ...] = ()
     checkpoint: Checkpoint | None = None
     headers = found.source

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from vllm_layershard.models.deployment import Deployment
 from vllm_layershard.plan import Linear
@@ -13,8 +12,7 @@ Precision = Literal["fp8", "bf16"]
 """In which of a device's two rates a step computes (float16 counts as bf16)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(NamedTuple):
     """One piece of a decoder layer's forward on one rank, in forward order.
 
     `linear` is the prefix of the linear that it runs, "" for what is none (attention, experts).
@@ -28,8 +26,7 @@ class Step:
     precision: Precision
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(NamedTuple):
     """What one rank computes in one forward.
 
     `tokens` new ones, each of which attends to `context` tokens on average. `decode`: one new
@@ -41,8 +38,7 @@ class Batch:
     decode: bool
 
 
-@dataclass(frozen=True, slots=True)
-class WeightBytes:
+class WeightBytes(NamedTuple):
     """Bytes that one rank holds after loading, without layer sharding."""
 
     embedding: int

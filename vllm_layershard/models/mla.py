@@ -8,7 +8,7 @@ class and compares.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from vllm_layershard.models.blueprint import Moe, Work
 from vllm_layershard.models.cache import LatentCache
@@ -190,6 +190,6 @@ def build(architecture: str, config: ConfigFile) -> MlaBlueprint:
     read = read_mla(text)
     return MlaBlueprint(
         architecture=architecture,
-        config=replace(read, notes=(*read.notes, _TEXT_ONLY)),
+        config=read._replace(notes=(*read.notes, _TEXT_ONLY)),
         stem="language_model.model.layers",
     )

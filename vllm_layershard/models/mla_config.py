@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from vllm_layershard.models.blueprint import Moe
 from vllm_layershard.models.config_file import ConfigFile, shown
@@ -12,8 +12,7 @@ from vllm_layershard.models.quantization import Quantization, quantization_of
 MAX_LAYERS = 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Indexer:
+class Indexer(NamedTuple):
     """The sparse-attention indexer (DSA): `layers` says which layers have one of their own."""
 
     heads: int
@@ -22,8 +21,7 @@ class Indexer:
     layers: tuple[bool, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class MlaConfig:
+class MlaConfig(NamedTuple):
     """Sizes in elements, named as in config.json without the common words."""
 
     layers: int

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Split = Literal["out", "in", "none"]
 """Along which side tensor parallelism splits a linear; `none`: every rank holds all of it."""
@@ -12,8 +11,7 @@ After = Literal["", "attention", "experts"]
 """What runs after a linear that is none itself."""
 
 
-@dataclass(frozen=True, slots=True)
-class Shape:
+class Shape(NamedTuple):
     """One linear on one rank: `outs` are the rows of the parts fused along its output.
 
     `suffix` is its name within the layer. `absorbed`: its product is part of the attention's.
@@ -42,8 +40,7 @@ class Shape:
         return self.rows * (self.inner + self.bias)
 
 
-@dataclass(frozen=True, slots=True)
-class Vector:
+class Vector(NamedTuple):
     """Parameters that are no linear's: norms, sinks, correction biases, convolutions."""
 
     name: str

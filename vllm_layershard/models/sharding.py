@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 from vllm_layershard.config import LayerShardConfig
 from vllm_layershard.errors import PlanError
@@ -23,8 +24,7 @@ from vllm_layershard.plan import (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class GroupPlan:
+class GroupPlan(NamedTuple):
     """The plan that every group of one kind in one pipeline stage obeys.
 
     `ranks[g]` are the global ranks of group g in group-rank order. `prefixes[s][p]` is the linear
@@ -38,8 +38,7 @@ class GroupPlan:
     prefixes: tuple[tuple[str, ...], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Sharding:
+class Sharding(NamedTuple):
     """Everything that is decided before launch; all tuples are indexed by global rank."""
 
     model: Model

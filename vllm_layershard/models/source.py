@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from vllm_layershard.errors import UnknownModelError
 from vllm_layershard.models.config_file import ConfigFile, read_config
@@ -20,8 +20,7 @@ _BUNDLED = Path(__file__).parent / "configs"
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(NamedTuple):
     """A config.json with the name to call the model by and the place it was found in.
 
     `revision`: the commit of what came from a cache or the Hub; where a bundled config was taken

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -63,6 +62,8 @@ class Plan:
     def digest(self) -> str:
         """SHA-256 of the document: equal digests mean equal launches on every rank."""
         canonical = json.dumps(self.document(), sort_keys=True, separators=(",", ":"))
+        import hashlib  # loads OpenSSL, which the planner does not need
+
         return hashlib.sha256(canonical.encode()).hexdigest()
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import gcd
+from typing import NamedTuple
 
 from vllm_layershard.errors import PlanError
 from vllm_layershard.models.config_file import ConfigFile
@@ -23,8 +23,7 @@ _MAX_BLOCK = 4096
 _LEAST_REFINED = 32
 
 
-@dataclass(frozen=True, slots=True)
-class Fp8Block:
+class Fp8Block(NamedTuple):
     """`block` is (rows, columns) of one scale, `scale` what its tensor is called.
 
     `refines`: experts that ranks split within a block get smaller ones, not a refusal.

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from fnmatch import translate
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from vllm_layershard.errors import ModelError
 from vllm_layershard.models.config_file import ConfigFile
@@ -23,8 +22,7 @@ _MAX_REPEATS: Final = 6
 """More repetitions than any real pattern has: each multiplies the time that a match may take."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ignored:
+class Ignored(NamedTuple):
     """`key`: where the names stand in config.json, for the messages."""
 
     key: str = "modules_to_not_convert"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from vllm_layershard.models.family import Precision
 from vllm_layershard.models.quantization.method import plain_experts, plain_linear
@@ -10,8 +10,7 @@ from vllm_layershard.models.shape import Shape
 from vllm_layershard.plan import TensorSpec
 
 
-@dataclass(frozen=True, slots=True)
-class Unquantized:
+class Unquantized(NamedTuple):
     """Everything in the model's dtype."""
 
     name: str = "none"
