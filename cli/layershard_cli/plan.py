@@ -54,7 +54,8 @@ def plan_command(
     sharding.tokens_gained(kv_cache_dtype)  # refuses a dtype before anything is printed
     if hardware is None:
         assumed = (*assumed, f"assumed {device.name} devices for the times; give --hardware")
-    expected = forecast(sharding, device, **load.sizes)
+    traced = timeline or html is not None or trace is not None
+    expected = forecast(sharding, device, **load.sizes, traced=traced)
     evidence, notes = evidence_for(found, sharding.model, exact, show_progress)
     warnings = (*assumed, *notes, *remarks_on(sharding, device), *launch_notes(sharding))
     if html is not None or trace is not None:

@@ -1,7 +1,9 @@
 """The planner's cache bytes are those of the line that vLLM logs when it starts.
 
-Every family that the CPU backend can run, with empty weights of small sizes. The other line, "Model
-loading took", is printed by vLLM's GPU runners only; its bytes are held by the truth tests.
+Every family that the CPU backend can run, with empty weights of small sizes. Not gpt-oss and the
+hybrids: of layers with windows or states, vLLM's line depends on the longest sequence that it is
+told of. The other line, "Model loading took", is printed by vLLM's GPU runners only; its bytes are
+held by the truth tests.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ PLAIN = {"quantization_config": None}
 """The CPU backend has no kernels for most quantised weights; they have no say in the cache."""
 
 MODELS = {
-    **{n: GROUPED[n] for n in ("llama", "qwen3", "qwen3-moe", "mixtral", "glm-4.7", "gpt-oss")},
+    **{n: GROUPED[n] for n in ("llama", "qwen3", "qwen3-moe", "mixtral", "glm-4.7")},
     "minimax-m2": replace(GROUPED["minimax-m2"], changes=GROUPED["minimax-m2"].changes | PLAIN),
     **{n: MLA[n] for n in ("v3-bf16", "v2-lite")},
     "kimi-k2": replace(MLA["kimi-k2"], changes=MLA["kimi-k2"].changes | PLAIN),

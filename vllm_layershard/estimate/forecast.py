@@ -82,8 +82,13 @@ def forecast(
     tokens: int = PREFILL_TOKENS,
     sequences: int = DECODE_SEQUENCES,
     context: int = DECODE_CONTEXT,
+    *,
+    traced: bool = True,
 ) -> Forecast:
-    """Simulate a prefill of `tokens` on each rank, and a decode of `sequences` on each rank."""
+    """Simulate a prefill of `tokens` on each rank, and a decode of `sequences` on each rank.
+
+    `traced`: with their timelines.
+    """
     batches: tuple[tuple[PhaseName, Batch], ...] = (
         ("prefill", prefill(tokens)),
         ("decode", decode(sequences, context)),
@@ -102,8 +107,9 @@ def forecast(
         )
     forwards = Forwards(sharding, hardware)
     step = sharding.config.prefetch_step
+    run = forwards.trace if traced else forwards.run
     phases = tuple(
-        Phase(name, batch, forwards.trace(batch, step), forwards.best_step(batch, TOLERANCE))
+        Phase(name, batch, run(batch, step), forwards.best_step(batch, TOLERANCE))
         for name, batch in batches
     )
     break_even = _break_even(forwards, step)

@@ -38,19 +38,23 @@ class Forwards:
         self._like = _representatives(sharding)
         self._moves: dict[tuple[int, int], tuple[Movement, ...]] = {}
         self._suffixes: dict[str, str] = {}
+        self._run: dict[tuple[Batch, int], Forward] = {}
         self._steps: dict[Batch, Mapping[int, tuple[TimedStep, ...]]] = {}
         self._roofline = Roofline(hardware, self._broadcast_rate())
         self._hindrance = hardware.broadcast_slowdown.value
 
     def run(self, batch: Batch, prefetch_step: int) -> Forward:
         """One forward."""
-        return max(
-            (
-                simulate(layers, moves, self._hindrance)
-                for layers, moves in self._timed(batch, prefetch_step)
-            ),
-            key=_loss,
-        )
+        key = (batch, prefetch_step)
+        if key not in self._run:
+            self._run[key] = max(
+                (
+                    simulate(layers, moves, self._hindrance)
+                    for layers, moves in self._timed(batch, prefetch_step)
+                ),
+                key=_loss,
+            )
+        return self._run[key]
 
     def trace(self, batch: Batch, prefetch_step: int) -> Forward:
         """One forward with its timeline."""

@@ -18,8 +18,12 @@ def build(architecture: str, config: ConfigFile) -> GqaBlueprint:
     """
     c = read_gqa(config)
     window = config.integer("sliding_window", high=1 << 30)
+    note = (
+        f"every other layer looks back at {window:,} tokens and keeps no more of a sequence: long "
+        "ones take as little as half of the bytes of a token"
+    )
     return GqaBlueprint(
-        **c.common,
+        **(c.common | {"notes": (*c.notes, note)}),
         heads=c.attention(
             name="attn",
             qkv_bias=True,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from vllm_layershard.models.config_file import ConfigFile
 from vllm_layershard.models.family import Precision
@@ -23,8 +22,7 @@ _PACK: Final = 8
 """Elements in an int32."""
 
 
-@dataclass(frozen=True, slots=True)
-class Awq:
+class Awq(NamedTuple):
     """Zero points are kept also where the kernel takes none.
 
     Source: vLLM 0.32, quantization/auto_awq.py, `AutoAWQMarlinLinearMethod` and `AutoAWQMoEMethod`.

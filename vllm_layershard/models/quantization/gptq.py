@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from vllm_layershard.models.config_file import ConfigFile
 from vllm_layershard.models.family import Precision
@@ -18,8 +18,7 @@ from vllm_layershard.models.shape import Shape
 from vllm_layershard.plan import TensorSpec
 
 
-@dataclass(frozen=True, slots=True)
-class Gptq:
+class Gptq(NamedTuple):
     """Symmetric: the zero points that a checkpoint stores are dropped when it is loaded.
 
     `group` is None where all columns of a row have one scale. Which linears a checkpoint leaves

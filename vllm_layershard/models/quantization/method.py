@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Final, Protocol
 
 from vllm_layershard.errors import PlanError
@@ -47,6 +48,7 @@ class Quantization(Protocol):
         """The rate at which a product with these tensors runs."""
 
 
+@lru_cache(maxsize=1 << 12)  # layers are alike, and each asks for the same few
 def tensor(name: str, shape: tuple[int, ...], dtype: str) -> TensorSpec:
     """A contiguous tensor."""
     strides = [1]

@@ -5,8 +5,7 @@ Linears stay as they are: vLLM has no such kernel for them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from vllm_layershard.models.config_file import ConfigFile
 from vllm_layershard.models.family import Precision
@@ -21,8 +20,7 @@ _HIDDEN_MULTIPLE: Final = 256
 Source: vLLM 0.32, fused_moe/oracle/mxfp4.py, `mxfp4_round_up_hidden_size_and_intermediate_size`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Mxfp4:
+class Mxfp4(NamedTuple):
     """Source: vLLM 0.32, layers/quantization/mxfp4.py, `GptOssMxfp4MoEMethod.create_weights`."""
 
     name: str = "mxfp4"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from vllm_layershard.models.family import Precision
 from vllm_layershard.models.quantization.ignored import Ignored
@@ -17,8 +17,7 @@ from vllm_layershard.models.shape import Shape
 from vllm_layershard.plan import TensorSpec
 
 
-@dataclass(frozen=True, slots=True)
-class Nvfp4:
+class Nvfp4(NamedTuple):
     """`weight`, `total` and `inputs` are what two packers call the same tensors.
 
     Source: vLLM 0.32, quantization/modelopt.py, `KNvfp4Static`, `KNvfp4Dynamic` and

@@ -5,7 +5,7 @@ The `pack-quantized` format of compressed-tensors, as Kimi-K2.5's experts have i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from vllm_layershard.models.family import Precision
 from vllm_layershard.models.quantization.ignored import Ignored
@@ -21,8 +21,7 @@ from vllm_layershard.models.shape import Shape
 from vllm_layershard.plan import TensorSpec
 
 
-@dataclass(frozen=True, slots=True)
-class Packed:
+class Packed(NamedTuple):
     """Symmetric, without activation order.
 
     Source: vLLM 0.32, quantization/compressed_tensors/, `CompressedTensorsWNA16.create_weights`

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from vllm_layershard.models.family import Precision
 from vllm_layershard.models.quantization.ignored import Ignored
@@ -18,8 +17,7 @@ from vllm_layershard.models.shape import Shape
 from vllm_layershard.plan import TensorSpec
 
 
-@dataclass(frozen=True, slots=True)
-class Scaled:
+class Scaled(NamedTuple):
     """`by_row`: a scale for each output row, else one for each part of a fused linear.
 
     `static`: activations have scales too, which the checkpoint stores.
