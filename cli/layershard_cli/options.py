@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from layershard_cli.completion import complete_hardware, complete_model
+
 _SUFFIXES = {
     "k": 10**3,
     "m": 10**6,
@@ -37,6 +39,7 @@ ModelName = Annotated[
     typer.Option(
         "--model",
         "-m",
+        autocompletion=complete_model,
         help="A model directory, a config.json, a bundled name (DeepSeek-V3) or a Hub name.",
         show_default=False,
     ),
@@ -57,7 +60,7 @@ Layers = Annotated[
         "--layers",
         help="Linears to shard, by dotted suffix; repeat or separate by commas. `auto`: those, "
         "with the smallest stride, that save most and stay hidden (--hide-in).  "
-        "[default: o_proj,q_b_proj where the model has them]",
+        "[default: o_proj, q_b_proj and attention.dense, where the model has them]",
     ),
 ]
 PrefetchStep = Annotated[
@@ -75,6 +78,7 @@ HardwareName = Annotated[
     str | None,
     typer.Option(
         "--hardware",
+        autocompletion=complete_hardware,
         help="The device to estimate for: a name that `layershard hardware` lists, or a "
         "FILE.json.  [default: H200, assumed]",
     ),

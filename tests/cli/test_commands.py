@@ -1,6 +1,7 @@
 """`map`, `check`, tables, help, and what the command may import."""
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -122,3 +123,34 @@ def test_check_says_when_vllm_would_not_see_the_value() -> None:
         ["check", '{"layer_sharding": ["o_proj"]}', *["--model", "DeepSeek-V3", "--dp", "8"]],
     )
     assert "alone" not in whole.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("layershard co", ["compare"]),
+        ("layershard plan --hi", ["--hide-in"]),
+        ("layershard plan --model Mixtral", ["Mixtral-8x22B-v0.1"]),
+        ("layershard plan --hardware 910B", ["910B1", "910B2", "910B3", "910B4"]),
+        ("layershard plan --model con", ["config.json", "configs/"]),
+        ("layershard plan --model /no/such/pla", []),
+    ],
+)
+def test_a_shell_completes(words: str, offered: list[str], tmp_path: Path) -> None:
+    (tmp_path / "config.json").touch()
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "con.txt").touch()
+    asked = {
+        "_LAYERSHARD_COMPLETE": "complete_bash",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(len(words.split()) - 1),
+    }
+    found = subprocess.run(
+        [str(Path(sys.executable).with_name("layershard"))],
+        capture_output=True,
+        text=True,
+        env=os.environ | asked,
+        cwd=tmp_path,
+        check=True,
+    )
+    assert found.stdout.split() == offered
