@@ -43,10 +43,12 @@ def test_a_calibrated_profile_is_complete_and_planned_with(tmp_path: Path) -> No
     assert table.basis == "measured"
     assert list(table.seconds) == sorted(table.seconds)
     assert 1e-6 < broadcast_seconds(MIB, 2, device) < 1
-    for key in ("bf16", "memory_bandwidth", "product_slowdown", "broadcast_slowdown"):
+    measured = ("bf16", "memory_bandwidth", "memory_efficiency", "product_slowdown")
+    for key in (*measured, "broadcast_slowdown"):
         figure = device.figures[key]
         assert figure is not None
         assert figure.basis == "measured"
+    assert 0 < device.memory_efficiency.value <= 1
     plan = layershard(
         "plan", "--model", "DeepSeek-V2-Lite", "--dp", "2", "--ep", "--hardware", str(path), "--json"
     )

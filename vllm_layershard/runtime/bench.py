@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -66,6 +66,11 @@ class Bench:
         self._pieces += 1
         torch.nn.functional.linear(self._x, self._weights[self._pieces % len(self._weights)])
 
+    def narrow_product(self) -> None:
+        """One product of a single row: what it takes is the reading of the weight."""
+        self._pieces += 1
+        torch.nn.functional.linear(self._x[:1], self._weights[self._pieces % len(self._weights)])
+
     def copy(self) -> None:
         """One copy of a piece of the memory."""
         self._pieces += 1
@@ -87,18 +92,25 @@ class Bench:
 
         Of a train of them, each waited for, as a forward has them; each rank is the source in turn.
         """
-        tensor = torch.ones(nbytes, dtype=torch.uint8, device=self._device)
-        self._train(tensor, 2)
-        length = int(min(_MAX_TRAIN, max(2, self.effort.seconds / 40 / self._train(tensor, 1))))
-        return min(self._train(tensor, length) for _ in range(self.effort.rounds))
+        stack = self._stack(nbytes)
+        self._train(stack, 2)
+        length = int(min(_MAX_TRAIN, max(2, self.effort.seconds / 40 / self._train(stack, 1))))
+        return min(self._train(stack, length) for _ in range(self.effort.rounds))
 
-    def _train(self, tensor: torch.Tensor, length: int) -> float:
+    def _train(self, stack: Sequence[torch.Tensor], length: int) -> float:
         length = int(self._slowest(length))
         started = time.perf_counter()
         for turn in range(length):
-            self._start(tensor, turn).wait()
+            self._start(stack, turn).wait()
             self._synchronize()
         return self._slowest((time.perf_counter() - started) / length)
+
+    def _stack(self, nbytes: int) -> list[torch.Tensor]:
+        """Two slots, and weights behind them: more than a cache holds, as layers have."""
+        weights = max(1, min(_MAX_TRAIN, self.effort.copy_bytes // nbytes))
+        return [
+            torch.ones(nbytes, dtype=torch.uint8, device=self._device) for _ in range(2 + weights)
+        ]
 
     def together(
         self, piece: Callable[[], None], piece_s: float, nbytes: int, broadcast_s: float
@@ -107,18 +119,16 @@ class Bench:
 
         Broadcasts follow one another, and between two looks at one a piece is computed.
         """
-        tensor = torch.ones(nbytes, dtype=torch.uint8, device=self._device)
+        stack = self._stack(nbytes)
         count = int(self._slowest(max(3, self.effort.seconds / 8 / broadcast_s)))
-        windows = [
-            self._window(piece, piece_s, tensor, count, broadcast_s) for _ in range(_WINDOWS)
-        ]
+        windows = [self._window(piece, piece_s, stack, count, broadcast_s) for _ in range(_WINDOWS)]
         return min(windows, key=sum)
 
     def _window(
         self,
         piece: Callable[[], None],
         piece_s: float,
-        tensor: torch.Tensor,
+        stack: Sequence[torch.Tensor],
         count: int,
         broadcast_s: float,
     ) -> tuple[float, float]:
@@ -126,7 +136,7 @@ class Bench:
         pieces = 0
         started = time.perf_counter()
         for turn in range(count):
-            work = self._start(tensor, turn)
+            work = self._start(stack, turn)
             while not work.is_completed():
                 piece()
                 self._synchronize()
@@ -138,8 +148,12 @@ class Bench:
         slower_broadcast = took / (count * broadcast_s) - 1
         return self._slowest(max(0.0, slower_piece)), self._slowest(max(0.0, slower_broadcast))
 
-    def _start(self, tensor: torch.Tensor, turn: int) -> Any:
-        return dist.broadcast(tensor, src=turn % dist.get_world_size(), async_op=True)
+    def _start(self, stack: Sequence[torch.Tensor], turn: int) -> Any:
+        """From a weight of the rank whose turn it is, into a slot of each other."""
+        owner = turn % dist.get_world_size()
+        weight = 2 + turn % (len(stack) - 2)
+        tensor = stack[weight if dist.get_rank() == owner else turn % 2]
+        return dist.broadcast(tensor, src=owner, async_op=True)
 
     def _timed(self, piece: Callable[[], None], count: int) -> float:
         self._synchronize()
@@ -167,6 +181,7 @@ class Found:
     """Seconds, and the shares by which each side takes longer beside the other."""
 
     product_s: float
+    narrow_product_s: float
     copy_s: float
     broadcast_s: tuple[float, ...]
     product_beside: tuple[float, float]
@@ -188,6 +203,7 @@ def _pass(bench: Bench, rank: int, turn: int) -> Found:
 
     say("products and copies")
     product_s, copy_s = bench.alone(bench.product), bench.alone(bench.copy)
+    narrow_product_s = bench.alone(bench.narrow_product)
     broadcast_s = []
     for nbytes in sizes:
         say(f"broadcasts of {nbytes:,} bytes")
@@ -196,6 +212,7 @@ def _pass(bench: Bench, rank: int, turn: int) -> Found:
     largest = (sizes[-1], broadcast_s[-1])
     return Found(
         product_s,
+        narrow_product_s,
         copy_s,
         tuple(broadcast_s),
         bench.together(bench.product, product_s, *largest),
@@ -208,6 +225,7 @@ def _merged(passes: list[Found]) -> Found:
     least = [min(times) for times in zip(*(one.broadcast_s for one in passes), strict=True)]
     return Found(
         min(one.product_s for one in passes),
+        min(one.narrow_product_s for one in passes),
         min(one.copy_s for one in passes),
         tuple(min(least[i:]) for i in range(len(least))),
         min((one.product_beside for one in passes), key=sum),

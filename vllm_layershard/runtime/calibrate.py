@@ -56,14 +56,17 @@ def measure(rank: int, ranks: int, backend: str, effort: Effort, name: str, fold
             return {"value": float(f"{value:.6g}"), "basis": "measured", "source": source}
 
         reached = {"value": 1, "basis": "measured", "source": "the rates are what was reached"}
+        copied = 2 * (effort.copy_bytes // 8) / found.copy_s
+        read = 2 * effort.width**2 / found.narrow_product_s
         profile = {
             "name": name,
             "memory_bytes": figure(_memory_bytes(device)),
-            "memory_bandwidth": figure(2 * (effort.copy_bytes // 8) / found.copy_s),
+            "memory_bandwidth": figure(max(copied, read)),
             "bf16": figure(2 * effort.tokens * effort.width**2 / found.product_s),
             "node_size": figure(ranks),
             "compute_efficiency": reached,
-            "memory_efficiency": reached,
+            # Of copies, the share that a product of one row reaches: it is bound by its weight.
+            "memory_efficiency": figure(read / max(copied, read)),
             "product_slowdown": figure(found.product_beside[0]),
             "memory_slowdown": figure(found.copy_beside[0]),
             "broadcast_slowdown": figure(found.product_beside[1]),
