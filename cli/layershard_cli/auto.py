@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any
 
+from layershard_cli.phases import phases_of
 from layershard_cli.request import Conditions
 from vllm_layershard.config import LayerShardConfig
-from vllm_layershard.errors import ConfigError
-from vllm_layershard.estimate import PhaseName
 from vllm_layershard.estimate.choice import choose
 from vllm_layershard.models import Deployment, Model, Sharding
 
@@ -41,17 +40,3 @@ def auto_sharding(
         f"it saves most of what stays hidden in {' and '.join(phases)} on "
         f"{conditions.hardware.name}"
     )
-
-
-def phases_of(hide_in: str | None) -> tuple[PhaseName, ...]:
-    """The phases that `--hide-in` names; prefill by default.
-
-    Raises:
-        ConfigError: another name.
-    """
-    named = [name.strip() for name in ("prefill" if hide_in is None else hide_in).split(",")]
-    known: tuple[PhaseName, ...] = get_args(PhaseName)
-    for name in named:
-        if name not in known:
-            raise ConfigError(f"--hide-in: {name!r} is not one of {', '.join(known)}")
-    return tuple(phase for phase in known if phase in named)

@@ -16,7 +16,7 @@ from layershard_cli.units import size
 from vllm_layershard.errors import ConfigError, PlanError
 from vllm_layershard.estimate import DEFAULT, Hardware, profile
 from vllm_layershard.estimate.capacity import UTILIZATION, Capacity, capacity
-from vllm_layershard.models import Deployment, Model, load_model, plan_model
+from vllm_layershard.models import Deployment, Model, load_model, plan_model, require_experts
 from vllm_layershard.plan import ParallelLayout
 
 _PART = re.compile(r"(tp|dp|pp)([1-9]\d{0,3})", re.ASCII)
@@ -81,6 +81,7 @@ def compare_command(
     counted: dict[str, Capacity | str] = {}
     for candidate in candidates:
         try:
+            require_experts(found, candidate.deployment)
             saved = _saving(found, candidate, layers, options)
             counted[candidate.name] = capacity(
                 found, candidate.deployment, device, saved, kv_cache_dtype

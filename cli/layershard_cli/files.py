@@ -54,6 +54,8 @@ def write_trace(path: str, forecast: Forecast) -> None:
 
 
 def _write(flag: str, path: str, text: str) -> None:
+    if not path:
+        raise ConfigError(f"{flag} is empty; give the name of a file")
     try:
         Path(path).write_text(text, encoding="utf-8")
     except (OSError, ValueError) as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from layershard_cli.auto import phases_of
+from layershard_cli.phases import phases_of
 from vllm_layershard.estimate import Forecast
 from vllm_layershard.models import Sharding
 

@@ -6,6 +6,7 @@ from layershard_cli import options as flag
 from layershard_cli.document import plan_document
 from layershard_cli.launch import launch_notes
 from layershard_cli.output import emit_json, show_progress
+from layershard_cli.phases import phases_of
 from layershard_cli.remarks import remarks_on
 from layershard_cli.request import Conditions, Layout, Load, options_of, sharding_of
 from vllm_layershard.estimate import DEFAULT, forecast, profile
@@ -41,6 +42,7 @@ def plan_command(
 
     Example: layershard plan --model DeepSeek-V3 --dp 8 --ep --layers o_proj,q_b_proj
     """
+    phases_of(hide_in)  # refuses a name before anything is printed
     device = profile(DEFAULT if hardware is None else hardware)
     found = find(model)
     load = Load(tokens, batch, context, hide_in if not check or layers == ["auto"] else None)

@@ -140,6 +140,10 @@ FLAGS = {
     "not a number": (2, "--dp", "--model DeepSeek-V3 --dp two"),
     "unknown flag": (2, "--foo", "--model DeepSeek-V3 --foo"),
     "no model": (2, "--model", "--dp 2"),
+    "experts of a dense model": (2, "--ep: Qwen/Qwen3-32B", "--model Qwen3-32B --pcp 2 --ep"),
+    "a phase nobody knows": (2, "'foo' is not one of", "--model Qwen3-32B --pcp 2 --hide-in foo"),
+    "a checked phase": (2, "'foo'", "--model DeepSeek-V3 --hide-in foo --check"),
+    "a trace without a name": (2, "--trace is empty", "--model DeepSeek-V3 --trace "),
 }
 
 

@@ -80,13 +80,27 @@ class Sharding(NamedTuple):
         return stage_layers(self.model.num_layers, layout.pp)[layout.stage_of(rank)]
 
 
+def require_experts(model: Model, deployment: Deployment) -> None:
+    """Refuse expert parallelism of a dense model, as vLLM does.
+
+    Source: vLLM 0.32, config/model.py, `_verify_with_expert_parallelism`.
+
+    Raises:
+        PlanError: it has no experts.
+    """
+    if deployment.ep and not model.is_moe:
+        raise PlanError(f"--ep: {model.name} is a dense model without experts; leave it out")
+
+
 def plan_model(model: Model, deployment: Deployment, config: LayerShardConfig) -> Sharding:
     """Plan the sharding of a model.
 
     Raises:
         PlanError: a name matches nothing, a layout that cannot split the model, a group of one
-            rank, data-parallel replicas that are not in lockstep, or too large a prefetch_step.
+            rank, data-parallel replicas that are not in lockstep, expert parallelism without
+            experts, or too large a prefetch_step.
     """
+    require_experts(model, deployment)
     layout = replace(deployment.layout, dp_lockstep=model.is_moe)
     layout.require_peers()
     deployment = replace(deployment, layout=layout)
