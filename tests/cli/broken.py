@@ -479,6 +479,9 @@ INDICES: dict[str, Callable[[str], str]] = {
         {"weight_map": {f"t{i}": f"{i}.safetensors" for i in range(5000)}}
     ),
     "is deep": lambda text: '{"metadata": ' + DEEP,
+    "has a number with a leading zero": lambda text: text.replace(
+        "{", '{"metadata": {"to": 03}, ', 1
+    ),
     "is cut short": lambda text: text[:-20],
     "is 25 megabytes": lambda text: '{"weight_map": {' + " " * (25 << 20),
     "has lists for 24 megabytes": lambda text: '{"metadata": [' + "[]," * 8_000_000,

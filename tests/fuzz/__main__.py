@@ -19,6 +19,9 @@ with atheris.instrument_imports(include=["vllm_layershard", "layershard_cli"]):
 
 from checkpoints import deepseek, header_of, small_config
 
+FINDINGS = Path(".cache/fuzz")
+"""Where an input that was found is kept."""
+
 
 def seeds(target: str) -> list[bytes]:
     """Inputs that are fine."""
@@ -47,6 +50,8 @@ def main() -> None:
             (Path(corpus) / str(i)).write_bytes(seed)
         run = TARGETS[target]
         flags = [f"-max_total_time={seconds}", "-max_len=8192", "-timeout=10", "-rss_limit_mb=600"]
+        FINDINGS.mkdir(parents=True, exist_ok=True)
+        flags.append(f"-artifact_prefix={FINDINGS}/")
         atheris.Setup([sys.argv[0], *flags, corpus], lambda data: run(data) and None)
         atheris.Fuzz()
 
