@@ -9,6 +9,7 @@ from __future__ import annotations
 import pytest
 
 from servers.answers import ask
+from servers.layout import Layout
 from servers.server import Server
 
 pytestmark = pytest.mark.serve
@@ -17,6 +18,6 @@ NO_PLUGINS = {"VLLM_PLUGINS": ""}
 
 
 def test_one_rank_says_what_transformers_says(model, prompts, reference, tmp_path):
-    with Server(model, tmp_path / "log", ranks=1, environment=NO_PLUGINS) as server:
+    with Server(model, tmp_path / "log", layout=Layout(), environment=NO_PLUGINS) as server:
         answers = ask(server, prompts)
     assert [answer.token_ids for answer in answers] == reference

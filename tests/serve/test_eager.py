@@ -2,52 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import time
 from pathlib import Path
 
 import pytest
 
 from servers.answers import ask, compare
-from servers.plan import planned_series
+from servers.reports import check_reports
 from servers.server import Server
 
 pytestmark = pytest.mark.serve
 
 FOUR = ["o_proj", "q_b_proj", "shared_experts.down_proj", "mlp.gate_up_proj"]
-
-
-def reports(directory: Path) -> list[dict]:
-    """Both ranks' reports, written after the last forward: they follow it within a second."""
-    deadline = time.monotonic() + 30
-    while True:
-        files = [directory / f"layershard-rank{rank}.json" for rank in (0, 1)]
-        found = [json.loads(file.read_text()) for file in files]
-        series = [s for report in found for s in report["series"]]
-        at_rest = all(s["waits"] == s["forwards"] * len(s["layer_ids"]) > 0 for s in series)
-        if at_rest or time.monotonic() > deadline:
-            return found
-        time.sleep(0.5)
-
-
-def check_reports(directory: Path, model: Path, layers: list[str], prefetch_step: int) -> None:
-    """Bytes measured by each rank equal, to the byte, those that the planner says."""
-    planned = planned_series(model, layers, prefetch_step)
-    for rank, report in enumerate(reports(directory)):
-        assert [s["name"] for s in report["series"]] == layers
-        for series in report["series"]:
-            plan = planned[series["name"]]
-            assert series["group_ranks"] == [0, 1]
-            assert series["layer_ids"] == plan["layer_ids"]
-            assert series["replicated_bytes"] == plan["replicated_bytes"]
-            assert series["resident_bytes"] == plan["resident_bytes"][rank]
-            assert series["slot_bytes"] == plan["slot_bytes"]
-            owned = [i for i, owner in zip(plan["layer_ids"], plan["owner"], strict=True)
-                     if owner == rank]  # fmt: skip
-            assert series["owned_layers"] == owned
-            assert series["forwards"] > 0
-            moved = series["forwards"] * len(plan["layer_ids"])
-            assert series["launches"] == series["waits"] == moved
 
 
 def test_the_unsharded_server_says_what_transformers_says(plain_eager, reference):

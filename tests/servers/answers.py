@@ -45,14 +45,14 @@ class Difference:
 
 
 def ask(server: Server, prompts: Sequence[list[int]], *, rank: int | None = None) -> list[Answer]:
-    """Ask with the OpenAI client, eight at a time; prompt i goes to `rank`, or to i % ranks."""
+    """Ask with the OpenAI client, eight at a time; prompt i goes to `rank`, or to i % engines."""
     with (
         OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client,
         ThreadPoolExecutor(CONCURRENCY) as pool,
     ):
 
         def one(i: int) -> Answer:
-            to = i % server.ranks if rank is None else rank
+            to = i % server.engines if rank is None else rank
             completion = client.completions.create(
                 model="model",
                 prompt=prompts[i],

@@ -8,12 +8,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from servers.layout import Layout
 
-def planned(model: Path, layers: list[str], prefetch_step: int) -> dict[str, Any]:
-    """The document of `layershard plan --json` for the layout that the servers have."""
+
+def planned(
+    model: Path, layers: list[str], prefetch_step: int, layout: Layout = Layout(dp=2)
+) -> dict[str, Any]:
+    """The document of `layershard plan --json` for the layout that a server has."""
     command = [
         str(Path(sys.executable).with_name("layershard")), "plan", "--model", str(model),
-        "--tp", "1", "--dp", "2", "--no-ep", "--layers", ",".join(layers),
+        *layout.planning, "--layers", ",".join(layers),
         "--prefetch-step", str(prefetch_step), "--json",
     ]  # fmt: skip
     finished = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -13,7 +13,9 @@ import urllib.error
 import urllib.request
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+from servers.layout import Layout
 
 START_TIMEOUT_S = 400
 STOP_TIMEOUT_S = 20
@@ -50,22 +52,21 @@ class Server:
         model: Path,
         log: Path,
         *,
-        ranks: int = 2,
+        layout: Layout = Layout(dp=2),
         eager: bool = True,
         sharding: Any = None,
         arguments: tuple[str, ...] = (),
         environment: dict[str, str] | None = None,
     ) -> None:
         self.model = model
-        self.ranks = ranks
+        self.engines = layout.dp
         self.port = _free_port()
         self._log = log
         self._environment = {**os.environ, **ENVIRONMENT, **(environment or {})}
         self.command = [
             str(Path(sys.executable).with_name("vllm")), "serve", str(model),
-            "--port", str(self.port),
             "--served-model-name", "model",
-            "--data-parallel-size", str(ranks),
+            *layout.serving,
             "--max-model-len", "256",
             "--max-num-seqs", "8",
             "--seed", "0",
@@ -74,21 +75,18 @@ class Server:
             *_asking_for(sharding),
             *arguments,
         ]  # fmt: skip
+        self.nodes = _nodes(layout, ("--port", str(self.port)))
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
     def __enter__(self) -> Server:
-        with self._log.open("w") as log:
-            self._process = subprocess.Popen(
-                self.command,
-                env=self._environment,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        self._processes = []
         try:
+            with self._log.open("w") as log:
+                for options in self.nodes:
+                    self._processes.append(self._start(options, log))
             self._wait_until_ready()
         except BaseException:
             self.stop()
@@ -109,24 +107,36 @@ class Server:
     def stop(self) -> None:
         """End the server and everything that it started."""
         try:
-            if self._process.poll() is None:
-                self._process.send_signal(signal.SIGTERM)
+            for process in self._processes:
+                process.send_signal(signal.SIGTERM)
+            for process in self._processes:
                 with suppress(subprocess.TimeoutExpired):
-                    self._process.wait(STOP_TIMEOUT_S)
+                    process.wait(STOP_TIMEOUT_S)
         finally:
-            with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+            for process in self._processes:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
 
     def log_text(self) -> str:
         return self._log.read_text(errors="replace")
 
+    def _start(self, options: tuple[str, ...], log: IO[str]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [*self.command, *options],
+            env=self._environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline:
-            if self._process.poll() is not None:
-                reason = f"the server ended with {self._process.returncode}"
-                raise ServerError(reason, self.log_text(), self._process.returncode)
+            for process in self._processes:
+                if process.poll() is not None:
+                    reason = f"the server ended with {process.returncode}"
+                    raise ServerError(reason, self.log_text(), process.returncode)
             try:
                 with urllib.request.urlopen(f"{self.url}/health", timeout=5):
                     return
@@ -139,6 +149,24 @@ def _asking_for(sharding: Any) -> tuple[str, ...]:
     if sharding is None:
         return ()
     return ("--additional-config", json.dumps({"layer_sharding": sharding}))
+
+
+def _nodes(layout: Layout, serving: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """What each node's command adds: the first one serves, the others are headless."""
+    if layout.nodes == 1:
+        return [serving]
+    local, rest = divmod(layout.dp, layout.nodes)
+    assert rest == 0, f"{layout.dp} data-parallel ranks on {layout.nodes} nodes"
+    meeting = (
+        "--data-parallel-address", "127.0.0.1",
+        "--data-parallel-rpc-port", str(_free_port()),
+        "--data-parallel-size-local", str(local),
+    )  # fmt: skip
+    headless = [
+        (*meeting, "--headless", "--data-parallel-start-rank", str(node * local))
+        for node in range(1, layout.nodes)
+    ]
+    return [(*meeting, *serving), *headless]
 
 
 def _free_port() -> int:

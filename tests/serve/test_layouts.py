@@ -1,0 +1,38 @@
+"""Every layout that the CPU serves: equal to the unsharded server of the same layout.
+
+Eager ones to the bit; pipeline stages only compiled, because vLLM 0.32 cannot run them eagerly on
+the CPU. Groups, owners and bytes are the plan's.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from servers.answers import ask, compare
+from servers.layout import Layout
+from servers.reports import check_reports
+from servers.server import Server
+
+pytestmark = pytest.mark.serve
+
+LAYOUTS = {
+    "tp2": (Layout(tp=2), ["fused_qkv_a_proj"]),
+    "dp2-tp2": (Layout(dp=2, tp=2), ["fused_qkv_a_proj", "o_proj", "q_b_proj"]),
+    "two-nodes": (Layout(dp=2, nodes=2), ["o_proj", "q_b_proj"]),
+}
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_eager(name, model, prompts, reference, tmp_path):
+    layout, layers = LAYOUTS[name]
+    with Server(model, tmp_path / "plain", layout=layout) as server:
+        plain = ask(server, prompts)
+    assert [answer.token_ids for answer in plain] == reference
+
+    sharding = {"layers": layers, "verify": True, "report_dir": str(tmp_path / "reports")}
+    with Server(model, tmp_path / "sharded", layout=layout, sharding=sharding) as server:
+        difference = compare(ask(server, prompts), plain)
+        check_reports(tmp_path / "reports", model, layers, layout=layout)
+    assert difference.same_tokens == difference.of == 32
+    assert difference.identical_logprobs
