@@ -21,6 +21,13 @@ LAYOUTS = {
     "two-nodes": (Layout(dp=2, nodes=2), ["o_proj", "q_b_proj"]),
 }
 
+COMPILED = {
+    "dp2-pp2": (Layout(dp=2, pp=2), ["o_proj", "q_b_proj"]),
+}
+"""Nine layers on two stages: the second begins at layer 5."""
+
+ROUNDING = 0.05
+
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -36,3 +43,31 @@ def test_eager(name, model, prompts, reference, tmp_path):
         check_reports(tmp_path / "reports", model, layers, layout=layout)
     assert difference.same_tokens == difference.of == 32
     assert difference.identical_logprobs
+
+
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("name", COMPILED)
+def test_compiled(name, model, prompts, reference, tmp_path):
+    layout, layers = COMPILED[name]
+
+    def answers_of(case, sharding):
+        with Server(
+            model, tmp_path / case, layout=layout, eager=False, sharding=sharding
+        ) as server:
+            answers = ask(server, prompts)
+            if case == "sharded":
+                check_reports(tmp_path / "reports", model, layers, layout=layout)
+            return answers
+
+    plain = answers_of("plain", None)
+    assert [answer.token_ids for answer in plain] == reference
+    sharding = {"layers": layers, "verify": True, "report_dir": str(tmp_path / "reports")}
+    sharded = answers_of("sharded", sharding)
+    control = answers_of("control", {"layers": layers, "placement": "replicated"})
+    against_control = compare(sharded, control)
+    assert against_control.same_tokens == against_control.of == 32
+    assert against_control.identical_logprobs
+    against_plain = compare(sharded, plain)
+    assert against_plain.same_tokens == against_plain.of == 32
+    assert against_plain.largest_logprob_gap <= ROUNDING
+    assert against_plain.largest_rival_probability_gap <= ROUNDING
