@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from safetensors.torch import load_file
 
 from host.engines import load, run_engines
 from recital import model_path
+from servers.weights import with_other_weights
 
 LAYERS = range(9)
 
@@ -24,17 +27,11 @@ def life_of_o_proj(rank: int, config) -> dict:
         constructed["loaders"] = [hasattr(weight, "weight_loader") for weight in weights]
 
     model = load(config, between)
-    from vllm_layershard.errors import HostError
     from vllm_layershard.runtime.ops import bound_series
 
     (series,) = bound_series()
     checkpoint = load_file(f"{config.model_config.model}/model.safetensors")
     owned = list(series.plan.owned_layers(rank))
-    try:
-        linear_of(model, 0).quant_method.process_weights_after_loading(linear_of(model, 0))
-        reload = "accepted"
-    except HostError as error:
-        reload = str(error)
     return {
         **constructed,
         "owned": owned,
@@ -52,7 +49,6 @@ def life_of_o_proj(rank: int, config) -> dict:
             if layer not in owned
         ],
         "num_slots": len(series.slots.tensors),
-        "reload": reload,
         "method": type(linear_of(model, 0).quant_method).__name__,
         "unsharded": type(
             model.get_submodule("model.layers.0.self_attn.q_b_proj").quant_method
@@ -71,7 +67,6 @@ def test_others_hold_and_load_nothing_and_read_two_slots():
         assert all(seen["right"])
         assert all(seen["in_their_slots"])
         assert seen["num_slots"] == 2
-        assert "cannot be reloaded into a running server" in seen["reload"]
         assert seen["method"] == "ShardedLinearMethod"
         assert seen["unsharded"] == "UnquantizedLinearMethod"
 
@@ -96,3 +91,42 @@ def test_a_stride_that_leaves_nothing_is_refused_on_every_rank():
     sharding = {"layers": ["shared_experts.down_proj"], "layer_stride": 9}
     for seen in run_engines(model_path(), sharding, owned_with_stride):
         assert seen.startswith("PlanError: layer_stride 9 leaves no layer of ")
+
+
+def reloaded(rank: int, config, other: str) -> dict:
+    model = load(config, lambda model: None)
+    from vllm.model_executor.model_loader.reload.inplace import reload_weights
+
+    from vllm_layershard.runtime.ops import bound_series
+
+    (series,) = bound_series()
+    addresses = [linear_of(model, layer).weight.data_ptr() for layer in LAYERS]
+    with torch.inference_mode(), torch.device("cpu"):
+        reload_weights(config, model, None, other, is_checkpoint_format=True)
+    checkpoint = load_file(f"{other}/model.safetensors")
+    return {
+        "same addresses": addresses == [linear_of(model, i).weight.data_ptr() for i in LAYERS],
+        "new": [
+            torch.equal(
+                series.resident[layer]["weight"],
+                checkpoint[f"model.layers.{layer}.self_attn.o_proj.weight"],
+            )
+            for layer in series.plan.owned_layers(rank)
+        ],
+        "read from where they are served": all(
+            linear_of(model, layer).weight.data_ptr() == series.weights(layer)["weight"].data_ptr()
+            for layer in LAYERS
+        ),
+    }
+
+
+def test_a_reload_renews_what_is_owned_where_it_is(tmp_path):
+    other = with_other_weights(model_path(), tmp_path / "other", ("o_proj",))
+    sharding = {"layers": ["o_proj"], "verify": True}
+    found = run_engines(model_path(), sharding, functools.partial(reloaded, other=str(other)))
+    for seen in found:
+        assert not isinstance(seen, str), seen
+        assert seen["same addresses"]
+        assert seen["new"]
+        assert all(seen["new"])
+        assert seen["read from where they are served"]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from servers import probe
 from servers.answers import ask, compare
 from servers.reports import check_reports
 from servers.server import Server
@@ -43,13 +44,12 @@ def test_four_names(model, prompts, plain_eager, tmp_path, prefetch_step):
 def test_two_names_and_that_the_bytes_really_travel(model, prompts, plain_eager, tmp_path):
     """One server: first as it is, then with its slots poisoned and an owner's weight changed."""
     few = prompts[:8]
-    probe = {"PYTHONPATH": str(Path(__file__).parents[1]), "VLLM_SERVER_DEV_MODE": "1"}
     with Server(
         model,
         tmp_path / "log",
         sharding=asking(TWO, 1, tmp_path),
-        arguments=("--worker-extension-cls", "servers.probe.Probe"),
-        environment=probe,
+        arguments=probe.ARGUMENTS,
+        environment=probe.ENVIRONMENT,
     ) as server:
         difference = compare(ask(server, prompts), plain_eager)
         check_reports(tmp_path / "reports", model, TWO, 1)

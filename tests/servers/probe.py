@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
+
+ARGUMENTS = ("--worker-extension-cls", "servers.probe.Probe")
+ENVIRONMENT = {
+    "PYTHONPATH": f"{Path(__file__).parents[1]}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+    "VLLM_SERVER_DEV_MODE": "1",
+}
+"""What a server needs to be probed."""
 
 
 class Probe:
-    """Mixed into vLLM's worker (`--worker-extension-cls servers.probe.Probe`)."""
+    """Mixed into vLLM's worker."""
+
+    model_runner: Any
+    vllm_config: Any
 
     def poison_slots(self) -> int:
         """Fill every slot with NaN; how many series were poisoned."""
@@ -32,6 +44,17 @@ class Probe:
                     tensor.neg_()
                 changed.append(series.name)
         return changed
+
+    def reload_some(self, directory: str, suffixes: list[str]) -> int:
+        """Reload the weights of these names from a checkpoint, as vLLM reloads all; how many."""
+        from vllm.config import set_current_vllm_config
+
+        from servers.weights import weights_of
+
+        some = weights_of(Path(directory), tuple(suffixes))
+        with set_current_vllm_config(self.vllm_config):
+            self.model_runner.reload_weights(weights_iterator=iter(some.items()))
+        return len(some)
 
     def addresses(self) -> dict[str, list[int]]:
         """Where each series' weights are read from, by position."""

@@ -28,12 +28,16 @@ class ShardedLinearMethod(LinearMethodBase):  # type: ignore[misc]
         self._inner.create_weights(*args, **kwargs)
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
-        """Receive the owner's parameters, process them as usual, and hand them over. Collective.
+        """Process the weights as usual and hand them over.
 
-        Raises:
-            HostError: a second time, when vLLM reloads weights into a running model.
+        While the model is loaded this is collective: the others receive the owner's parameters
+        first. In a reload it is not: vLLM has given the layer its new weights on every rank, in the
+        order of the checkpoint.
         """
-        self._linear.refuse_reload()
+        if self._linear.is_served():
+            self._inner.process_weights_after_loading(layer)
+            self._linear.renew()
+            return
         self._linear.receive()
         self._inner.process_weights_after_loading(layer)
         self._linear.adopt()

@@ -115,13 +115,13 @@ class ShardedLinear:
         self._place = place
         self._model = model
 
-    def refuse_reload(self) -> None:
-        """Raise if the layer is being served already: its slots would be taken for weights."""
-        if self._place.series.state is State.READY:
-            raise HostError(
-                f"{KEY}: weights of {self.key} cannot be reloaded into a running server by this "
-                "version; restart the server with the new weights"
-            )
+    def is_served(self) -> bool:
+        """Whether loading is over, so that other weights can only come from a reload."""
+        return self._place.series.state is State.READY
+
+    def renew(self) -> None:
+        """After a reload on every rank: serve the newly processed weights."""
+        self._place.series.renew(self._place.position, self.module)
 
     def receive(self) -> None:
         """Fill the parameters from the owner's. Collective."""

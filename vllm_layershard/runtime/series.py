@@ -125,6 +125,20 @@ class ShardedSeries:
                 self._first_arrivals = FirstArrivals(self.group, self.name, plan, resident)
         self.state = State.READY
 
+    def renew(self, position: int, module: nn.Module) -> None:
+        """Between two forwards: serve what the module's tensors hold now. No address changes.
+
+        Not collective: the owner copies them into the memory that it serves from, and every rank
+        lets the module read from where it did before; the next forward moves the new bytes.
+        """
+        assert self.state is State.READY, f"series {self.name!r} is still loading"
+        for name, served in self.weights(position).items():
+            if self.owns(position):
+                served.copy_(held(module)[name])
+            point(module, name, served)
+        if self._first_arrivals is not None:
+            self._first_arrivals.forget(position)
+
     def reach(self, position: int) -> None:
         """At the boundary of `position`: launch what the plan launches there."""
         assert self.state is State.READY, f"series {self.name!r} is not loaded"

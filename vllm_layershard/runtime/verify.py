@@ -37,6 +37,10 @@ class FirstArrivals:
         self._plan = plan
         self._expected = {p: crc for rank in group.gather(mine) for p, crc in rank.items()}
 
+    def forget(self, position: int) -> None:
+        """Its owner has another weight now, whose checksum nobody has told."""
+        self._expected.pop(position, None)
+
     def check(self, position: int, arrived: Sequence[torch.Tensor]) -> None:
         """Compare the first arrival of `position`.
 
