@@ -114,6 +114,43 @@ def test_verify_names_the_layer_that_arrived_wrong(tmp_path):
         run_ranks(2, corrupt_a_slot, tmp_path)
 
 
+def through_sleep(rank: int, level: int) -> list[bool]:
+    """What a sleeping server's allocator does: bytes go, addresses stay.
+
+    At level 1 the weights come back from the host, at level 2 a reload brings them.
+    """
+    stack, plain = Stack(5, seed=7), Stack(5, seed=7 if level == 1 else 8)
+    series = shard(stack, prefetch_step=1, verify=True)
+    x = torch.ones(2, WIDTH)
+    with torch.inference_mode():
+        stack.sharded_forward(x)
+        owned = [t for tensors in series.resident.values() for t in tensors.values()]
+        kept = [tensor.clone() for tensor in owned]
+        addresses = [linear.weight.data_ptr() for linear in stack.linears]
+        series.slots.poison()
+        for tensor in owned:
+            tensor.fill_(torch.nan)
+        if level == 1:
+            for tensor, saved in zip(owned, kept, strict=True):
+                tensor.copy_(saved)
+        else:
+            for position, linear in enumerate(plain.linears):
+                new = stack.linears[position]
+                new.weight = nn.Parameter(linear.weight.clone())
+                new.bias.copy_(linear.bias)
+                series.renew(position, new)
+        return [
+            torch.equal(stack.sharded_forward(x), plain(x)),
+            torch.equal(stack.sharded_forward(x), plain(x)),
+            addresses == [linear.weight.data_ptr() for linear in stack.linears],
+        ]
+
+
+@pytest.mark.parametrize("level", [1, 2])
+def test_nothing_stale_is_served_after_sleep(tmp_path, level):
+    assert run_ranks(2, through_sleep, tmp_path, level) == [[True] * 3] * 2
+
+
 def other_layers(rank: int) -> None:
     shard(Stack(4 + rank, seed=7), prefetch_step=1)
 

@@ -31,7 +31,7 @@ def _config(rank: int, port: int, model: str, sharding: Any) -> Any:
         model=model,
         data_parallel_size=RANKS,
         enforce_eager=True,
-        additional_config={"layer_sharding": sharding},
+        additional_config={} if sharding is None else {"layer_sharding": sharding},
     ).create_engine_config()
     parallel = config.parallel_config
     parallel.data_parallel_rank = rank

@@ -44,8 +44,17 @@ class Difference:
     largest_rival_probability_gap: float
 
 
-def ask(server: Server, prompts: Sequence[list[int]], *, rank: int | None = None) -> list[Answer]:
-    """Ask with the OpenAI client, eight at a time; prompt i goes to `rank`, or to i % engines."""
+def ask(
+    server: Server,
+    prompts: Sequence[list[int]],
+    *,
+    rank: int | None = None,
+    model: str = "model",
+) -> list[Answer]:
+    """Ask `model` (or an adapter of it) with the OpenAI client, eight prompts at a time.
+
+    Prompt i goes to `rank`, or to i % engines.
+    """
     with (
         OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client,
         ThreadPoolExecutor(CONCURRENCY) as pool,
@@ -54,7 +63,7 @@ def ask(server: Server, prompts: Sequence[list[int]], *, rank: int | None = None
         def one(i: int) -> Answer:
             to = i % server.engines if rank is None else rank
             completion = client.completions.create(
-                model="model",
+                model=model,
                 prompt=prompts[i],
                 max_tokens=MAX_TOKENS,
                 temperature=0.0,

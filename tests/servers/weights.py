@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -22,6 +23,44 @@ def with_other_weights(model: Path, directory: Path, suffixes: tuple[str, ...]) 
             noise = torch.randn(tensor.shape, generator=generator) * tensor.float().std()
             tensors[name] = (SCALE * tensor.float() + (1 - SCALE) * noise).to(tensor.dtype)
     save_file(tensors, directory / FILE, metadata={"format": "pt"})
+    return directory
+
+
+def with_draft_layer(model: Path, directory: Path) -> Path:
+    """A copy of `model` in `directory` with a layer for multi-token prediction: its last, again."""
+    shutil.copytree(model, directory)
+    config = json.loads((model / "config.json").read_text())
+    last, draft = config["num_hidden_layers"] - 1, config["num_hidden_layers"]
+    tensors = load_file(model / FILE)
+    prefix = f"model.layers.{draft}."
+    for name, tensor in list(tensors.items()):
+        if name.startswith(f"model.layers.{last}."):
+            tensors[name.replace(f"layers.{last}.", f"layers.{draft}.")] = tensor.clone()
+    hidden = config["hidden_size"]
+    norm = tensors["model.norm.weight"]
+    halves = torch.eye(hidden, dtype=norm.dtype) / 2
+    tensors |= {
+        f"{prefix}enorm.weight": norm.clone(),
+        f"{prefix}hnorm.weight": norm.clone(),
+        f"{prefix}eh_proj.weight": torch.cat([halves, halves], dim=1),
+        f"{prefix}shared_head.norm.weight": norm.clone(),
+        f"{prefix}shared_head.head.weight": tensors["lm_head.weight"].clone(),
+        f"{prefix}embed_tokens.weight": tensors["model.embed_tokens.weight"].clone(),
+    }
+    save_file(tensors, directory / FILE, metadata={"format": "pt"})
+    (directory / "config.json").write_text(json.dumps(config | {"num_nextn_predict_layers": 1}))
+    return directory
+
+
+def first_layers(model: Path, directory: Path, num_layers: int) -> Path:
+    """A copy of `model` in `directory` that ends after its first layers, all of them dense."""
+    shutil.copytree(model, directory)
+    config = json.loads((model / "config.json").read_text())
+    assert num_layers <= config["first_k_dense_replace"]
+    gone = tuple(f"model.layers.{i}." for i in range(num_layers, config["num_hidden_layers"]))
+    tensors = {n: t for n, t in load_file(model / FILE).items() if not n.startswith(gone)}
+    save_file(tensors, directory / FILE, metadata={"format": "pt"})
+    (directory / "config.json").write_text(json.dumps(config | {"num_hidden_layers": num_layers}))
     return directory
 
 

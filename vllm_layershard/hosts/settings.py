@@ -111,7 +111,6 @@ def _check_execution(vllm_config: VllmConfig) -> None:
     excluded = {
         "dual batch overlap (--enable-dbo)": parallel.use_ubatching,
         "elastic expert parallelism": parallel.enable_elastic_ep,
-        "sleep mode (--enable-sleep-mode)": vllm_config.model_config.enable_sleep_mode,
         "weight offloading (--cpu-offload-gb)": offload.uva.cpu_offload_gb > 0,
         "weight offloading (--offload-group-size)": offload.prefetch.offload_group_size > 0,
     }
