@@ -9,7 +9,7 @@ help:
 	@echo "make demo       plan, serve unsharded and sharded, compare the answers and the bytes"
 	@echo "make test       every test: unit, real ranks, real vLLM servers (under 25 minutes)"
 	@echo "make test-fast  the tests that start no server"
-	@echo "make test-matrix  vLLM's start-up against the plan, every model and layout (ten minutes)"
+	@echo "make test-matrix  every layout, mode and model: servers and start-ups (under an hour)"
 	@echo "make fuzz       atheris on every reader of untrusted bytes (FUZZ_SECONDS=60 each)"
 	@echo "make lint       ruff, mypy, import-linter"
 	@echo "make bench      benchmarks (make bench-cli: the planner's start alone)"

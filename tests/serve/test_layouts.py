@@ -13,7 +13,7 @@ from servers.layout import Layout
 from servers.reports import check_reports
 from servers.server import Server
 
-pytestmark = pytest.mark.serve
+pytestmark = [pytest.mark.serve, pytest.mark.matrix]
 
 LAYOUTS = {
     "tp2": (Layout(tp=2), ["fused_qkv_a_proj"]),

@@ -35,3 +35,6 @@ class Layout:
     def stage_of(self, rank: int) -> int:
         """The pipeline stage of a global rank; vLLM's order is DP x PP x TP."""
         return rank // self.tp % self.pp
+
+
+TWO_RANKS = Layout(dp=2)

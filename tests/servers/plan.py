@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from servers.layout import Layout
+from servers.layout import TWO_RANKS, Layout
 
 
 def planned(
-    model: Path, layers: list[str], prefetch_step: int, layout: Layout = Layout(dp=2)
+    model: Path, layers: list[str], prefetch_step: int, layout: Layout = TWO_RANKS
 ) -> dict[str, Any]:
     """The document of `layershard plan --json` for the layout that a server has."""
     command = [

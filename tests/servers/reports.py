@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from servers.layout import Layout
+from servers.layout import TWO_RANKS, Layout
 from servers.plan import planned
 
 DEADLINE_S = 30
@@ -32,7 +32,7 @@ def check_reports(
     model: Path,
     layers: list[str],
     prefetch_step: int = 1,
-    layout: Layout = Layout(dp=2),
+    layout: Layout = TWO_RANKS,
 ) -> None:
     """Owners and bytes measured by each rank equal, to the byte, those that the planner says."""
     plan = planned(model, layers, prefetch_step, layout)["series"]

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from servers.layout import Layout
+from servers.layout import TWO_RANKS, Layout
 
 START_TIMEOUT_S = 400
 STOP_TIMEOUT_S = 20
@@ -52,7 +52,7 @@ class Server:
         model: Path,
         log: Path,
         *,
-        layout: Layout = Layout(dp=2),
+        layout: Layout = TWO_RANKS,
         eager: bool = True,
         sharding: Any = None,
         arguments: tuple[str, ...] = (),
