@@ -44,7 +44,7 @@ result = {
 """
 SHARDING = {
     "vllm.config.vllm.VllmConfig.__post_init__",
-    "vllm.model_executor.model_loader.base_loader.BaseModelLoader.create_model",
+    "vllm.model_executor.model_loader.base_loader.initialize_model",
 }
 
 

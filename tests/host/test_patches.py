@@ -41,19 +41,17 @@ def test_installed_twice_is_installed_once_and_inert_without_the_key():
     assert run_child(
         """
 from vllm_layershard.hosts.install import PATCHES, install
-originals = [getattr(p._owner(), p.attribute) for p in PATCHES]
-install(); install()
-from vllm.config import VllmConfig
-config = VllmConfig(additional_config={"other": 1})
-from vllm.model_executor.model_loader.base_loader import BaseModelLoader
-import types
 calls = []
-def initialize_model(**kwargs):
+def initialize_model(vllm_config, **kwargs):
     calls.append(sorted(kwargs)); return "a model"
 import vllm.model_executor.model_loader.base_loader as loader
 loader.initialize_model = initialize_model
 loader.log_online_quantization = loader.log_model_inspection = lambda *a: None
-model = BaseModelLoader.create_model(None, config, config.model_config)
+originals = [getattr(p._owner(), p.attribute) for p in PATCHES]
+install(); install()
+from vllm.config import VllmConfig
+config = VllmConfig(additional_config={"other": 1})
+model = loader.BaseModelLoader.create_model(None, config, config.model_config)
 import sys
 result = {
     "wrapped_once": [
@@ -67,7 +65,7 @@ result = {
 """
     ) == {
         "wrapped_once": [True, True],
-        "calls": [["model_config", "prefix", "vllm_config"]],
+        "calls": [["model_config", "prefix"]],
         "model": "a model",
         "sharding_imported": False,
     }

@@ -25,6 +25,8 @@ from servers.server import ENVIRONMENT
 from vllm_layershard.models import Deployment, load_model
 from vllm_layershard.plan import ParallelLayout
 
+pytestmark = pytest.mark.serve
+
 SCRIPT = Path(__file__).parents[1] / "servers" / "startup.py"
 CACHE_BYTES = int(ENVIRONMENT["VLLM_CPU_KVCACHE_SPACE"]) << 30
 BLOCK_TOKENS = 128

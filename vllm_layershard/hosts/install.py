@@ -19,24 +19,22 @@ def _checking_config(original: Callable[..., None]) -> Callable[..., None]:
 
 
 def _sharding_model(original: Callable[..., Any]) -> Callable[..., Any]:
-    def create_model(
-        self: Any, vllm_config: Any, model_config: Any, *args: Any, **kwargs: Any
-    ) -> Any:
+    def initialize_model(vllm_config: Any, *, model_config: Any = None, **kwargs: Any) -> Any:
         from vllm_layershard.hosts.settings import is_served_model, requested
 
         config = requested(vllm_config)
         is_main = model_config is vllm_config.model_config
         if config is None or not is_main or not is_served_model(model_config):
-            return original(self, vllm_config, model_config, *args, **kwargs)
+            return original(vllm_config, model_config=model_config, **kwargs)
         from vllm_layershard.hosts.model import build
 
         return build(
             config,
             vllm_config,
-            lambda: original(self, vllm_config, model_config, *args, **kwargs),
+            lambda: original(vllm_config, model_config=model_config, **kwargs),
         )
 
-    return create_model
+    return initialize_model
 
 
 PATCHES = (
@@ -52,8 +50,8 @@ PATCHES = (
     ),
     Patch(
         module="vllm.model_executor.model_loader.base_loader",
-        owner="BaseModelLoader",
-        attribute="create_model",
+        owner="",
+        attribute="initialize_model",
         versions="0.29 to 0.33",
         reason="the model's linears must be known, planned and released between their "
         "construction and the loading of weights",

@@ -15,7 +15,10 @@ _ORIGINAL = "__layershard_original__"
 
 @dataclass(frozen=True, slots=True)
 class Patch:
-    """Replace `module.owner.attribute` by `wrap(original)`; once, however often it is installed."""
+    """Replace `module.owner.attribute` by `wrap(original)`; once, however often it is installed.
+
+    `owner` is a class, or empty for a function of the module itself.
+    """
 
     module: str
     owner: str
@@ -28,7 +31,7 @@ class Patch:
     @property
     def symbol(self) -> str:
         """The dotted name of what is replaced."""
-        return f"{self.module}.{self.owner}.{self.attribute}"
+        return ".".join(filter(None, (self.module, self.owner, self.attribute)))
 
     def install(self) -> None:
         """Replace the symbol; nothing happens if it is replaced already.
@@ -55,7 +58,8 @@ class Patch:
 
     def _owner(self) -> Any:
         try:
-            return getattr(importlib.import_module(self.module), self.owner)
+            module = importlib.import_module(self.module)
+            return getattr(module, self.owner) if self.owner else module
         except (ImportError, AttributeError):
             raise HostError(
                 f"vllm has no {self.module}.{self.owner}: this version of vllm-layershard was "

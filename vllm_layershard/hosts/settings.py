@@ -33,7 +33,8 @@ def requested(vllm_config: VllmConfig) -> LayerShardConfig | None:
 
 def is_served_model(model_config: Any) -> bool:
     """Whether this is the model that is served: neither a part of one nor a draft model."""
-    return not model_config.is_submodel_config and model_config.runner_type != "draft"
+    part = getattr(model_config, "is_submodel_config", False)  # vLLM 0.31 and later
+    return not part and model_config.runner_type != "draft"
 
 
 def layout_of(vllm_config: VllmConfig) -> ParallelLayout:
