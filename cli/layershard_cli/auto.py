@@ -7,6 +7,7 @@ from typing import Any
 from layershard_cli.phases import phases_of
 from layershard_cli.request import Conditions
 from vllm_layershard.config import LayerShardConfig
+from vllm_layershard.errors import ConfigError
 from vllm_layershard.estimate.choice import choose
 from vllm_layershard.models import Deployment, Model, Sharding
 
@@ -30,6 +31,10 @@ def auto_sharding(
     def config(names: tuple[str, ...], layer_stride: int) -> LayerShardConfig:
         return LayerShardConfig(layers=names, layer_stride=layer_stride, **given)
 
+    if given.get("placement") == "replicated":
+        raise ConfigError(
+            "--layers auto chooses what to move, and --placement replicated moves none"
+        )
     config(("o_proj",), stride if stride is not None else 1)  # refuses a flag before any search
     sharding = choose(
         model, deployment, conditions.hardware, config, phases, stride, **conditions.load.sizes

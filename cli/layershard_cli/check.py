@@ -36,18 +36,21 @@ def check_command(
     Example: layershard check '{"layer_sharding": ["o_proj"]}' --model DeepSeek-V3 --dp 8 --ep
     """
     config, alone = read_additional(additional_config)
-    deployment, assumed = deployment_of(Layout(tp, dp, pcp, pp, ep))
     found = find(model)
     planned = model_of(found)
+    deployment, assumed = deployment_of(Layout(tp, dp, pcp, pp, ep), planned)
     sharding = plan_model(planned, deployment, config)
     evidence, notes = evidence_for(found, planned, exact, show_progress)
     warnings = (*alone, *assumed, *planned.notes, *notes, *remarks_on(sharding, None))
     if as_json:
         emit_json(map_document(sharding, warnings, evidence))
         return
+    least = min(sharding.saved_bytes)
+    gains = least > 0 or config.placement == "replicated"
     emit(
-        f"ok: {printable(planned.name)} on {deployment.layout.world_size} ranks shards "
-        f"{', '.join(config.layers)} and saves at least {min(sharding.saved_bytes):,} bytes a rank"
+        f"{'ok' if gains else 'valid, but do not enable it'}: {printable(planned.name)} on "
+        f"{deployment.layout.world_size} ranks shards {', '.join(config.layers)} and "
+        + (f"saves at least {least:,} bytes a rank" if gains else f"a rank saves {least:,} bytes")
     )
     revision = "" if found.revision is None else f", revision {found.revision}"
     emit(printable(f"  config: {found.source}{revision}"))

@@ -62,7 +62,7 @@ def compare_command(
             "[default: tp8, dp8+ep, dp8+ep+shard]",
         ),
     ] = None,
-    layers: flag.Layers = None,
+    layers: flag.LayersNamed = None,
     prefetch_step: flag.PrefetchStep = None,
     hardware: flag.HardwareName = None,
     kv_cache_dtype: flag.KvCacheDtype = "auto",

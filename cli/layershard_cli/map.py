@@ -17,7 +17,7 @@ def map_command(
     pcp: flag.Pcp = None,
     pp: flag.Pp = None,
     ep: flag.Ep = None,
-    layers: flag.Layers = None,
+    layers: flag.LayersNamed = None,
     prefetch_step: flag.PrefetchStep = None,
     layer_stride: flag.LayerStride = None,
     placement: flag.PlacementName = None,

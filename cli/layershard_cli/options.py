@@ -63,6 +63,14 @@ Layers = Annotated[
         "[default: o_proj, q_b_proj and attention.dense, where the model has them]",
     ),
 ]
+LayersNamed = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--layers",
+        help="Linears to shard, by dotted suffix; repeat or separate by commas.  "
+        "[default: o_proj, q_b_proj and attention.dense, where the model has them]",
+    ),
+]
 PrefetchStep = Annotated[
     int | None,
     typer.Option("--prefetch-step", help="How many positions ahead a weight moves.  [default: 1]"),
@@ -106,10 +114,11 @@ Context = Annotated[
     ),
 ]
 HideIn = Annotated[
-    str | None,
+    list[str] | None,
     typer.Option(
         "--hide-in",
-        help="With --layers auto: the phases that must not slow down, of prefill, decode.  "
+        help="With --layers auto or --check: the phases that must not slow down, of prefill, "
+        "decode; repeat or separate by commas.  "
         "[default: prefill]",
     ),
 ]

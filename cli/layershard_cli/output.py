@@ -23,7 +23,7 @@ def emit(text: str) -> None:
 
 def emit_json(document: dict[str, Any]) -> None:
     """Write a JSON document to stdout."""
-    emit(json.dumps(document, indent=2))
+    emit(json.dumps(document, indent=2, allow_nan=False))
 
 
 def printable(text: str) -> str:

@@ -7,8 +7,9 @@ from layershard_cli.document import plan_document
 from layershard_cli.launch import launch_notes
 from layershard_cli.output import emit_json, show_progress
 from layershard_cli.phases import phases_of
-from layershard_cli.remarks import remarks_on
+from layershard_cli.remarks import remarks_on, remarks_on_load
 from layershard_cli.request import Conditions, Layout, Load, options_of, sharding_of
+from vllm_layershard.errors import ConfigError
 from vllm_layershard.estimate import DEFAULT, forecast, profile
 from vllm_layershard.models import evidence_for, find
 
@@ -42,10 +43,13 @@ def plan_command(
 
     Example: layershard plan --model DeepSeek-V3 --dp 8 --ep --layers o_proj,q_b_proj
     """
-    phases_of(hide_in)  # refuses a name before anything is printed
+    hidden_in = None if hide_in is None else ",".join(hide_in)
+    phases_of(hidden_in)  # refuses a name before anything is printed
+    if html is not None and html == trace:
+        raise ConfigError(f"--html and --trace both name {html!r}; give each a file of its own")
     device = profile(DEFAULT if hardware is None else hardware)
     found = find(model)
-    load = Load(tokens, batch, context, hide_in if not check or layers == ["auto"] else None)
+    load = Load(tokens, batch, context, hidden_in if not check or layers == ["auto"] else None)
     sharding, assumed = sharding_of(
         found,
         Layout(tp, dp, pcp, pp, ep),
@@ -59,7 +63,13 @@ def plan_command(
     traced = timeline or html is not None or trace is not None
     expected = forecast(sharding, device, **load.sizes, traced=traced)
     evidence, notes = evidence_for(found, sharding.model, exact, show_progress)
-    warnings = (*assumed, *notes, *remarks_on(sharding, device), *launch_notes(sharding))
+    warnings = (
+        *assumed,
+        *notes,
+        *remarks_on(sharding, device),
+        *remarks_on_load(sharding, device, expected.phases[1].batch, kv_cache_dtype),
+        *launch_notes(sharding),
+    )
     if html is not None or trace is not None:
         from layershard_cli.files import write_html, write_trace
 
@@ -84,4 +94,4 @@ def plan_command(
     if check:
         from layershard_cli.paying import require_paying
 
-        require_paying(sharding, expected, hide_in)
+        require_paying(sharding, expected, hidden_in)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vllm_layershard.estimate import Hardware
-from vllm_layershard.models import Sharding
-from vllm_layershard.plan import SeriesPlan
+from vllm_layershard.estimate.capacity import UTILIZATION
+from vllm_layershard.models import Batch, Sharding
+from vllm_layershard.plan import Plan, SeriesPlan
 
 
 def remarks_on(sharding: Sharding, hardware: Hardware | None) -> tuple[str, ...]:
@@ -15,6 +16,7 @@ def remarks_on(sharding: Sharding, hardware: Hardware | None) -> tuple[str, ...]
         *_on_series(sharding),
         *_on_memory(sharding, hardware),
         *_on_format(sharding, hardware),
+        *_on_context(sharding),
     )
 
 
@@ -31,9 +33,21 @@ def _on_series(sharding: Sharding) -> Iterator[str]:
                 yield (
                     f"series {name} saves nothing on some rank ({least:,} bytes): it has "
                     f"{len(series_plan.series)} layers and every rank keeps "
-                    f"{series_plan.schedule.num_slots} slots; lower --prefetch-step or leave it out"
+                    f"{_slots(series_plan.schedule.num_slots)}; {_remedy(group.plan)}"
                 )
             yield from _on_balance(name, series_plan, group.plan.group_size)
+
+
+def _slots(num_slots: int) -> str:
+    return "1 slot" if num_slots == 1 else f"{num_slots} slots"
+
+
+def _remedy(plan: Plan) -> str:
+    lower = [
+        *(["lower prefetch_step"] if plan.prefetch_step else []),
+        *(["lower layer_stride"] if plan.layer_stride > 1 else []),
+    ]
+    return " or ".join([*lower, "leave it out"])
 
 
 def _on_balance(name: str, series_plan: SeriesPlan, group_size: int) -> Iterator[str]:
@@ -50,11 +64,51 @@ def _on_balance(name: str, series_plan: SeriesPlan, group_size: int) -> Iterator
 def _on_memory(sharding: Sharding, hardware: Hardware | None) -> Iterator[str]:
     if hardware is None or hardware.memory_bytes is None:
         return
-    most = max(held.total for held in sharding.weight_bytes)
-    if most > hardware.memory_bytes.value:
+    before = [held.total for held in sharding.weight_bytes]
+    after = [held - saved for held, saved in zip(before, sharding.saved_bytes, strict=True)]
+    budget = hardware.memory_bytes.value * UTILIZATION
+    room = (
+        f"the {budget / 2**30:,.1f} GiB that vLLM takes on {hardware.name} "
+        f"({UTILIZATION:.0%} of its memory)"
+    )
+    if max(after) > budget:
         yield (
-            f"the weights of one rank ({most / 2**30:,.1f} GiB without sharding) exceed the memory "
-            f"of {hardware.name} ({hardware.memory_bytes.value / 2**30:,.1f} GiB)"
+            f"it does not fit: the weights of one rank ({max(before) / 2**30:,.1f} GiB, sharded "
+            f"{max(after) / 2**30:,.1f} GiB) exceed {room}"
+        )
+    elif max(before) > budget:
+        yield (
+            f"without sharding it does not fit: the weights of one rank "
+            f"({max(before) / 2**30:,.1f} GiB, sharded {max(after) / 2**30:,.1f} GiB) exceed {room}"
+        )
+
+
+def remarks_on_load(
+    sharding: Sharding, hardware: Hardware, decode: Batch, kv_cache_dtype: str
+) -> tuple[str, ...]:
+    """A decode whose sequences no rank has room for."""
+    if hardware.memory_bytes is None:
+        return ()
+    rank = sharding.binding_rank
+    held = sharding.weight_bytes[rank].total - sharding.saved_bytes[rank]
+    room = int(hardware.memory_bytes.value * UTILIZATION) - held
+    per_token = sharding.kv_bytes_per_token(kv_cache_dtype, rank)
+    asked = decode.tokens * int(decode.context)
+    if room <= 0 or asked * per_token <= room:
+        return ()
+    return (
+        f"a decode of {decode.tokens:,} sequences after {int(decode.context):,} tokens each asks "
+        f"for {asked:,} tokens of cache; {hardware.name} has room for {room // per_token:,}",
+    )
+
+
+def _on_context(sharding: Sharding) -> Iterator[str]:
+    linears = sharding.model.linears(sharding.deployment)
+    latent = any(linear.is_named("kv_b_proj") for linear in linears)
+    if sharding.deployment.layout.pcp > 1 and not latent:
+        yield (
+            "prefill-context parallelism: the attention backends of vLLM 0.32 itself have it for "
+            "multi-head latent attention (MLA) only, which this model has not"
         )
 
 

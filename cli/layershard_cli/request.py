@@ -9,7 +9,8 @@ from vllm_layershard.config import LayerShardConfig
 from vllm_layershard.errors import ConfigError
 from vllm_layershard.estimate import Hardware
 from vllm_layershard.models import Deployment, Found, Model, Sharding, model_of, plan_model
-from vllm_layershard.plan import ParallelLayout
+from vllm_layershard.plan import Linear, ParallelLayout
+from vllm_layershard.plan.linear import short_names
 
 DEFAULT_LAYERS = ("o_proj", "q_b_proj", "attention.dense")
 NODE = 8
@@ -48,18 +49,19 @@ class Conditions(NamedTuple):
     load: Load
 
 
-def deployment_of(flags: Layout) -> tuple[Deployment, tuple[str, ...]]:
-    """The deployment, and what was assumed for it.
+def deployment_of(flags: Layout, model: Model) -> tuple[Deployment, tuple[str, ...]]:
+    """The deployment, and what was assumed for it: experts are parallel where there are some.
 
     Raises:
         PlanError: a size below one, or too many ranks.
     """
     if (flags.tp, flags.dp, flags.pcp, flags.pp, flags.ep) == (None,) * 5:
+        experts = " with expert parallelism" if model.is_moe else ""
         note = (
-            f"assumed one node of {NODE} data-parallel ranks with expert parallelism; "
+            f"assumed one node of {NODE} data-parallel ranks{experts}; "
             "give --tp, --dp, --pcp, --pp or --ep to plan another layout"
         )
-        return Deployment(ParallelLayout(dp=NODE), ep=True), (note,)
+        return Deployment(ParallelLayout(dp=NODE), ep=model.is_moe), (note,)
     tp, dp, pcp, pp = (1 if n is None else n for n in (flags.tp, flags.dp, flags.pcp, flags.pp))
     return Deployment(ParallelLayout(tp=tp, dp=dp, pcp=pcp, pp=pp), ep=bool(flags.ep)), ()
 
@@ -67,6 +69,18 @@ def deployment_of(flags: Layout) -> tuple[Deployment, tuple[str, ...]]:
 def names_of(layers: Sequence[str] | None) -> list[str]:
     """What `--layers` lists."""
     return [name.strip() for given in layers or () for name in given.split(",")]
+
+
+def default_names(linears: Sequence[Linear]) -> list[str]:
+    """Those of DEFAULT_LAYERS that the model has; where a layer has two of a name, both."""
+    names = []
+    for default in DEFAULT_LAYERS:
+        layers = [linear.layer_id for linear in linears if linear.is_named(default)]
+        if len(layers) > len(set(layers)):
+            names += [name for name in short_names(linears) if name.endswith(f".{default}")]
+        elif layers:
+            names.append(default)
+    return names
 
 
 def config_of(
@@ -78,12 +92,16 @@ def config_of(
     """The sharding that the flags ask for; options that are None take the default.
 
     Raises:
-        ConfigError: a flag's value is not valid.
+        ConfigError: a flag's value is not valid, or `auto` where nothing can be chosen.
     """
     names = names_of(layers)
+    if "auto" in names:
+        raise ConfigError(
+            "--layers auto stands alone, and goes with `layershard plan` only; name the linears "
+            "that it found"
+        )
     if not layers:
-        linears = model.linears(deployment)
-        names = [name for name in DEFAULT_LAYERS if any(x.is_named(name) for x in linears)]
+        names = default_names(model.linears(deployment))
         if not names:
             raise ConfigError(
                 f"{model.name} has none of {', '.join(DEFAULT_LAYERS)}: give --layers"
@@ -104,8 +122,8 @@ def sharding_of(
     Raises:
         ConfigError: `auto` without conditions or beside other names, or --hide-in without it.
     """
-    deployment, assumed = deployment_of(flags)
     model = model_of(found)
+    deployment, assumed = deployment_of(flags, model)
     if conditions is not None and (names_of(layers) == ["auto"]):
         from layershard_cli.auto import auto_sharding
 
@@ -113,11 +131,6 @@ def sharding_of(
         return sharding, (*assumed, *model.notes, note)
     if conditions is not None and conditions.load.hide_in is not None:
         raise ConfigError("--hide-in goes with --layers auto only")
-    if "auto" in names_of(layers):
-        raise ConfigError(
-            "--layers auto stands alone, and goes with `layershard plan` only; name the linears "
-            "that it found"
-        )
     config = config_of(layers, model, deployment, options)
     return plan_model(model, deployment, config), (*assumed, *model.notes)
 

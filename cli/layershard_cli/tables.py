@@ -55,14 +55,19 @@ def print_plan(
         if phase.recommended_step is not None
     )
     stepped = f"{sharding.config.prefetch_step}" + (f"; best {recommended}" if recommended else "")
+    estimated = f" (estimate for {forecast.hardware.name})"
     page.pairs(
         [
             ("weights per rank", f"{size(held.total)} -> {size(held.total - saved_bytes)}"),
             ("saved per rank", f"at least {size(saved_bytes)} ({saved_bytes:,} bytes)"),
-            ("KV cache", f"{gained:,} more tokens, at {per_token:,} bytes a token"),
+            (
+                "KV cache",
+                f"{abs(gained):,} {'more' if gained >= 0 else 'fewer'} tokens, "
+                f"at {per_token:,} bytes a token",
+            ),
             *((f"{p.name}, {p.batch.tokens:,} tokens", _times(p)) for p in forecast.phases),
             ("prefetch_step", stepped),
-            ("verdict", f"{forecast.verdict} (estimate for {forecast.hardware.name})"),
+            ("verdict", forecast.verdict + ("" if forecast.lacking else estimated)),
         ]
     )
     if timeline:

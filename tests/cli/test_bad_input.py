@@ -143,6 +143,13 @@ FLAGS = {
     "experts of a dense model": (2, "--ep: Qwen/Qwen3-32B", "--model Qwen3-32B --pcp 2 --ep"),
     "a phase nobody knows": (2, "'foo' is not one of", "--model Qwen3-32B --pcp 2 --hide-in foo"),
     "a checked phase": (2, "'foo'", "--model DeepSeek-V3 --hide-in foo --check"),
+    "one file for two": (2, "both name 'x'", "--model DeepSeek-V3 --html x --trace x"),
+    "auto with nothing to move": (
+        2,
+        "--placement replicated moves none",
+        "--model DeepSeek-V3 --layers auto --placement replicated",
+    ),
+    "replicas of a dense model, assumed": (2, "engines of their own", "--model Qwen3-32B"),
     "a trace without a name": (2, "--trace is empty", "--model DeepSeek-V3 --trace "),
 }
 

@@ -92,7 +92,7 @@ def test_a_profile_file_is_planned_with(tmp_path: Path) -> None:
 
 def test_a_lacking_number_leaves_nulls_and_a_reason() -> None:
     plan = planned("--dp", "16", "--ep", "--hardware", "MI300X")["prefetch"]
-    assert plan["lacking"] == ["link between nodes (16 ranks, 8 a node)"]
+    assert plan["lacking"] == ["link between nodes (16 ranks on 2 nodes of 8)"]
     assert plan["recommended_step"] is plan["break_even_tokens"] is None
     for phase in plan["phases"]:
         assert phase["compute_us"] is phase["fetch_us"] is phase["exposed_us"] is None

@@ -15,6 +15,7 @@ from vllm_layershard.estimate import forecast, profile, profile_names
 from vllm_layershard.estimate.broadcast import broadcast_basis, broadcast_seconds
 from vllm_layershard.estimate.hardware import LABELS, Figure, Hardware
 from vllm_layershard.estimate.roofline import Roofline
+from vllm_layershard.estimate.spread import Spread, packed, widest
 from vllm_layershard.models import Deployment, Step, load_model, plan_model
 from vllm_layershard.plan import ParallelLayout
 
@@ -37,16 +38,20 @@ def test_a_full_mesh_scatters_and_gathers() -> None:
     """T = 2 alpha + (2 / p) S / b_link: eight 910B at 0.7 of 28 GB/s move 78 GB/s."""
     device = profile("910B3")
     alpha = 8.4e-6 + 8 * 3e-6
-    seconds = broadcast_seconds(512 * MIB, 8, device)
+    seconds = broadcast_seconds(512 * MIB, packed(8, 8), device)
     assert seconds == pytest.approx(2 * alpha + 2 / 8 * 512 * MIB / (0.7 * 28e9))
     assert 512 * MIB / seconds == pytest.approx(72e9, rel=0.1), "what others inferred"
-    assert "full mesh" in broadcast_basis(8, device)[1]
-    assert broadcast_seconds(512 * MIB, 16, device) > 512 * MIB / 25e9, "RoCE bounds it beyond"
+    assert "full mesh" in broadcast_basis(packed(8, 8), device)[1]
+    assert broadcast_seconds(512 * MIB, packed(16, 8), device) > 512 * MIB / 25e9, (
+        "RoCE bounds it beyond"
+    )
 
 
 def test_pcie_collapses_with_the_number_of_devices() -> None:
     device = profile("L40S")
-    two, four, eight = (512 * MIB / broadcast_seconds(512 * MIB, n, device) for n in (2, 4, 8))
+    two, four, eight = (
+        512 * MIB / broadcast_seconds(512 * MIB, packed(n, 8), device) for n in (2, 4, 8)
+    )
     assert (two, eight) == (pytest.approx(19.6e9, rel=0.01), pytest.approx(1.2e9, rel=0.01))
     assert four == pytest.approx((19.6e9 * 1.2e9) ** 0.5, rel=0.01)
 
@@ -55,15 +60,45 @@ def test_pcie_collapses_with_the_number_of_devices() -> None:
     ("name", "ranks", "lacks"),
     [
         ("MI300X", 8, ()),
-        ("MI300X", 16, ("link between nodes (16 ranks, 8 a node)",)),
+        ("MI300X", 16, ("link between nodes (16 ranks on 2 nodes of 8)",)),
         ("L40S", 8, ()),
-        ("L40S", 16, ("link between nodes (16 ranks, 8 a node)",)),
-        ("910B4", 9, ("link between nodes (9 ranks, 8 a node)",)),
+        ("L40S", 16, ("link between nodes (16 ranks on 2 nodes of 8)",)),
+        ("910B4", 9, ("link between nodes (9 ranks on 2 nodes of 8)",)),
         ("H200", 64, ()),
     ],
 )
 def test_what_is_lacking(name: str, ranks: int, lacks: tuple[str, ...]) -> None:
-    assert profile(name).lacking(ranks) == lacks
+    assert profile(name).lacking(packed(ranks, 8)) == lacks
+
+
+def test_groups_lie_on_the_nodes_that_their_ranks_lie_on() -> None:
+    def spread(layout: ParallelLayout, tp_replicated: bool = False) -> Spread:
+        return widest(layout.groups(tp_replicated), 8)
+
+    assert spread(ParallelLayout(dp=8)) == packed(8, 8) == Spread(8, 1, 8)
+    assert spread(ParallelLayout(dp=16)) == packed(16, 8) == Spread(16, 2, 8)
+    assert spread(ParallelLayout(tp=8, dp=2)) == Spread(2, 2, 1)
+    assert spread(ParallelLayout(tp=8, dp=2), tp_replicated=True) == Spread(16, 2, 8)
+    assert spread(ParallelLayout(tp=2, dp=8)) == Spread(8, 2, 4)
+    assert spread(ParallelLayout(dp=8, pp=2)) == Spread(8, 2, 4)
+    assert spread(ParallelLayout(dp=2, pcp=4, pp=2)) == Spread(8, 2, 4)
+
+
+@pytest.mark.parametrize("layout", [{"tp": 8, "dp": 2}, {"tp": 2, "dp": 8}, {"dp": 8, "pp": 2}])
+def test_no_broadcast_is_faster_than_a_link_on_its_way(layout: dict[str, int]) -> None:
+    device = profile("H200")
+    assert device.inter_node is not None
+    config = LayerShardConfig(layers=("o_proj",))
+    deployment = Deployment(ParallelLayout(**layout), ep=True)
+    sharding = plan_model(load_model("Kimi-K2-Instruct"), deployment, config)
+    forward = forecast(sharding, device).phases[0].forward
+    assert forward is not None
+    series = sharding.groups[0].plan.series[0].series
+    moved = len(series) * series.layer_bytes
+    assert forward.fetch > moved / device.inter_node.value
+    lacking = forecast(sharding, profile("MI300X"))
+    assert lacking.lacking, "beyond a node nothing is known of it"
+    assert "calibrate" not in lacking.verdict, "it measures one machine"
 
 
 def test_nothing_is_estimated_where_a_number_is_lacking() -> None:
@@ -82,7 +117,7 @@ def test_no_link_is_needed_where_nothing_moves() -> None:
     sharding = plan_model(load_model("DeepSeek-V3"), deployment, config)
     device = replace(profile("MI300X"), intra_node=None)
     said = forecast(sharding, device)
-    assert said.lacking == device.lacking(1) == ()
+    assert said.lacking == device.lacking(packed(1, 8)) == ()
     assert said.verdict == "nothing moves: the placement is replicated"
     assert all(phase.forward and phase.forward.exposed == 0 for phase in said.phases)
 
@@ -109,12 +144,12 @@ def test_a_file_overrides_a_bundled_profile(tmp_path: Path) -> None:
     assert device.inter_node.basis == "assumed"
     assert "given in" in device.inter_node.source
     assert device.low_bit is None
-    assert broadcast_seconds(128 * MIB, 8, device) == 4e-4
-    assert broadcast_seconds(66 * MIB, 8, device) == pytest.approx(2.45e-4)
-    assert broadcast_seconds(1, 8, device) == 9e-5
-    assert broadcast_seconds(256 * MIB, 8, device) == 8e-4
-    assert broadcast_seconds(128 * MIB, 4, device) == broadcast_seconds(
-        128 * MIB, 4, profile("H20")
+    assert broadcast_seconds(128 * MIB, packed(8, 8), device) == 4e-4
+    assert broadcast_seconds(66 * MIB, packed(8, 8), device) == pytest.approx(2.45e-4)
+    assert broadcast_seconds(1, packed(8, 8), device) == 9e-5
+    assert broadcast_seconds(256 * MIB, packed(8, 8), device) == 8e-4
+    assert broadcast_seconds(128 * MIB, packed(4, 8), device) == broadcast_seconds(
+        128 * MIB, packed(4, 8), profile("H20")
     )
 
 
@@ -123,14 +158,14 @@ def test_the_profile_in_the_documentation_is_valid(tmp_path: Path) -> None:
     (shown,) = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
     device = profile(written(tmp_path, shown))
     assert device.name == "our H20"
-    assert device.lacking(8) == ()
+    assert device.lacking(packed(8, 8)) == ()
 
 
 def test_a_file_alone_lacks_what_it_does_not_say(tmp_path: Path) -> None:
     table = {"ranks": 2, "sizes": [MIB], "seconds": [1e-3]}
     device = profile(written(tmp_path, {"bf16": 1e12, "broadcast": [table]}))
-    assert device.lacking(2) == ("memory bandwidth",)
-    assert device.lacking(4) == (
+    assert device.lacking(packed(2, 8)) == ("memory bandwidth",)
+    assert device.lacking(packed(4, 8)) == (
         "memory bandwidth",
         "broadcast time over 4 ranks (measured over 2)",
     )
@@ -142,6 +177,13 @@ BAD = {
     "deep": ("[" * 100_000, "nested too deeply"),
     "unknown key": ({"flops": 1}, '"flops": no such key; known are base, bf16'),
     "negative": ({"bf16": -1}, "bf16: -1 is not a number above 0 to 1e+18"),
+    "next to nothing": ({"memory_bandwidth": 1e-300}, "memory_bandwidth: 1e-300 is below 1000"),
+    "a slip of the unit": ({"bf16": 989}, "bf16: 989 is below 1e+06 FLOP/s: no device's"),
+    "no share": ({"link_efficiency": 1e-9}, "link_efficiency: 1e-09 is a share: from 0.001 to 1"),
+    "a table at a standstill": (
+        {"bus": [{"ranks": 2, "sizes": [1], "bandwidths": [1e-9]}]},
+        "bus: bandwidths: 1e-09 is below 1000: no device's",
+    ),
     "zero": ({"memory_bandwidth": 0}, "memory_bandwidth: 0 is not a number above 0"),
     "NaN": ('{"bf16": NaN}', "bf16: NaN is not a number"),
     "infinite": ('{"bf16": Infinity}', "bf16: Infinity is not a number"),
@@ -149,8 +191,8 @@ BAD = {
     "boolean": ({"bf16": True}, "bf16: true is not a number"),
     "text": ({"bf16": "fast"}, 'bf16: "fast" is not a number'),
     "null": ({"latency": None}, "latency: null is not a number from 0"),
-    "share": ({"link_efficiency": 1.5}, "link_efficiency: 1.5 is a share: at most 1"),
-    "basis": ({"bf16": {"value": 1, "basis": "sure"}}, 'bf16: basis "sure" is not one of exact'),
+    "share": ({"link_efficiency": 1.5}, "link_efficiency: 1.5 is a share: from 0.001 to 1"),
+    "basis": ({"bf16": {"value": 1e12, "basis": "sure"}}, 'bf16: basis "sure" is not one of exact'),
     "object": ({"bf16": {"basis": "exact"}}, "bf16: an object has value, basis and source"),
     "base": ({"base": "H21"}, 'base: "H21" is no bundled profile; those are A100'),
     "name": ({"name": "a\x1b[31mb"}, "name: "),

@@ -7,44 +7,45 @@ from itertools import pairwise
 from math import exp, log
 
 from vllm_layershard.estimate.hardware import Basis, BusTable, Hardware, TimeTable
+from vllm_layershard.estimate.spread import Spread
 
 
-def broadcast_seconds(nbytes: int, ranks: int, hardware: Hardware) -> float:
-    """Seconds for `nbytes` from one of `ranks` devices to all others.
+def broadcast_seconds(nbytes: int, spread: Spread, hardware: Hardware) -> float:
+    """Seconds for `nbytes` from one device of the group to all others.
 
     The best that is known, in this order: a table of broadcast times over as many ranks; the bus
     bandwidth of a table, as a ring has it, T = alpha + S / B; the link's rate x its efficiency, as
     a ring, or over a full mesh (HCCL: scatter, then all-gather) T = 2 alpha + (2 / p) S / b_link,
-    b_link the rate to one peer. Beyond a node's size the link between nodes bounds a ring.
+    b_link the rate to one peer. On several nodes the link between them bounds a ring.
 
-    The caller has seen that `hardware.lacking(ranks)` is empty. Other traffic is not counted.
+    The caller has seen that `hardware.lacking(spread)` is empty. Other traffic is not counted.
     """
-    if ranks == 1 or nbytes == 0:
+    if spread.ranks == 1 or nbytes == 0:
         return 0.0
     for table in hardware.broadcast:
-        if table.ranks == ranks:
+        if hardware.timed_by(table, spread):
             return _seconds(table, nbytes)
-    alpha = hardware.latency.value + hardware.latency_per_rank.value * ranks
-    if _over_mesh(ranks, hardware):
+    alpha = hardware.latency.value + hardware.latency_per_rank.value * spread.ranks
+    if _over_mesh(spread, hardware):
         assert hardware.intra_node is not None, "lacking() names it"
         peers = hardware.node_size.value - 1
         link = hardware.intra_node.value * hardware.link_efficiency.value / peers
-        return 2 * alpha + 2 / ranks * nbytes / link
-    return alpha + nbytes / _ring_bandwidth(nbytes, ranks, hardware)
+        return 2 * alpha + 2 / spread.ranks * nbytes / link
+    return alpha + nbytes / _ring_bandwidth(nbytes, spread, hardware)
 
 
-def broadcast_basis(ranks: int, hardware: Hardware) -> tuple[Basis, str]:
+def broadcast_basis(spread: Spread, hardware: Hardware) -> tuple[Basis, str]:
     """What stands behind the time of a broadcast, for the output."""
     for table in hardware.broadcast:
-        if table.ranks == ranks:
-            return table.basis, f"broadcast times over {ranks} ranks from {table.source}"
+        if hardware.timed_by(table, spread):
+            return table.basis, f"broadcast times over {spread.ranks} ranks from {table.source}"
     share = hardware.link_efficiency.value
-    if ranks > hardware.node_size.value:
+    if spread.nodes > 1:
         return "assumed", (
-            f"broadcast over {ranks} ranks, {hardware.node_size.value:.0f} a node: "
-            f"{share} of the link between nodes"
+            f"broadcast over {spread.ranks} ranks on {spread.nodes} nodes of "
+            f"{hardware.node_size.value:.0f}: {share} of the link between nodes"
         )
-    if _over_mesh(ranks, hardware):
+    if _over_mesh(spread, hardware):
         return "assumed", (
             f"broadcast over a full mesh: scatter and all-gather at {share} of each peer's link"
         )
@@ -56,24 +57,24 @@ def broadcast_basis(ranks: int, hardware: Hardware) -> tuple[Basis, str]:
     )
 
 
-def _over_mesh(ranks: int, hardware: Hardware) -> bool:
-    within = ranks <= hardware.node_size.value
-    return hardware.topology == "mesh" and not hardware.bus and within
+def _over_mesh(spread: Spread, hardware: Hardware) -> bool:
+    return hardware.topology == "mesh" and not hardware.bus and spread.nodes == 1
 
 
-def _ring_bandwidth(nbytes: int, ranks: int, hardware: Hardware) -> float:
+def _ring_bandwidth(nbytes: int, spread: Spread, hardware: Hardware) -> float:
+    """That of the slowest link on the ring's way."""
     share = hardware.link_efficiency.value
-    between = ranks > hardware.node_size.value
-    within = min(ranks, int(hardware.node_size.value))
-    if hardware.bus:
-        bandwidth = _among(hardware.bus, within, nbytes)
-    else:
-        assert hardware.intra_node is not None, "lacking() names it"
-        bandwidth = hardware.intra_node.value * share
-    if between:
+    links = []
+    if spread.on_a_node > 1:
+        if hardware.bus:
+            links.append(_among(hardware.bus, spread.on_a_node, nbytes))
+        else:
+            assert hardware.intra_node is not None, "lacking() names it"
+            links.append(hardware.intra_node.value * share)
+    if spread.nodes > 1:
         assert hardware.inter_node is not None, "lacking() names it"
-        bandwidth = min(bandwidth, hardware.inter_node.value * share)
-    return bandwidth
+        links.append(hardware.inter_node.value * share)
+    return min(links)
 
 
 def _among(tables: tuple[BusTable, ...], ranks: int, nbytes: int) -> float:

@@ -45,7 +45,10 @@ def choose(
         HardwareError: the hardware lacks a number that the choice needs.
         PlanError: no linear stays hidden, whatever the stride.
     """
-    batches = {"prefill": prefill(tokens), "decode": decode(sequences, context)}
+    batches = {
+        "prefill": prefill(tokens, deployment.layout.pcp),
+        "decode": decode(sequences, context),
+    }
 
     def hides(sharding: Sharding) -> bool:
         lacking = lacking_for(sharding, hardware)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Final, Literal, NamedTuple
 
 from vllm_layershard.estimate.broadcast import broadcast_basis
-from vllm_layershard.estimate.forwards import Forwards
-from vllm_layershard.estimate.hardware import Basis, Hardware
+from vllm_layershard.estimate.forwards import Forwards, spread_of
+from vllm_layershard.estimate.hardware import LABELS, Basis, Hardware
 from vllm_layershard.estimate.overlap import Forward
+from vllm_layershard.estimate.spread import packed
 from vllm_layershard.estimate.verdict import verdict_on
 from vllm_layershard.models import Batch, Sharding
 
@@ -32,13 +33,14 @@ class Phase(NamedTuple):
     """One kind of forward, with its timeline, of the pipeline stage that loses most.
 
     `forward` and `recommended_step` (the smallest step within TOLERANCE of the fastest) are None
-    where a number is lacking.
+    where a number is lacking; `recommended_s` are the seconds of a forward with that step.
     """
 
     name: PhaseName
     batch: Batch
     forward: Forward | None
     recommended_step: int | None
+    recommended_s: float = 0.0
 
     @property
     def hidden(self) -> bool:
@@ -66,9 +68,13 @@ class Forecast(NamedTuple):
     what a step reaches."""
 
 
-def prefill(tokens: int) -> Batch:
-    """One prompt of this many tokens on each rank: a token attends to half of it on average."""
-    return Batch(tokens=tokens, context=tokens / 2, decode=False)
+def prefill(tokens: int, pcp: int = 1) -> Batch:
+    """One prompt of this many tokens on each of its context-parallel ranks.
+
+    A token attends to half of the whole prompt on average: vLLM gives every rank tokens from its
+    front and its back.
+    """
+    return Batch(tokens=tokens, context=tokens * pcp / 2, decode=False)
 
 
 def decode(sequences: int, context: int) -> Batch:
@@ -89,8 +95,9 @@ def forecast(
 
     `traced`: with their timelines.
     """
+    pcp = sharding.deployment.layout.pcp
     batches: tuple[tuple[PhaseName, Batch], ...] = (
-        ("prefill", prefill(tokens)),
+        ("prefill", prefill(tokens, pcp)),
         ("decode", decode(sequences, context)),
     )
     lacking = lacking_for(sharding, hardware)
@@ -100,38 +107,61 @@ def forecast(
             phases=tuple(Phase(name, batch, None, None) for name, batch in batches),
             recommended_step=None,
             break_even_tokens=None,
-            verdict=f"no estimate: {hardware.name} lacks {'; '.join(lacking)}. Give it in a "
-            "profile (--hardware FILE.json); layershard calibrate measures one",
+            verdict=_warned(sharding, _abstention(hardware, lacking)),
             assumptions=(),
             lacking=lacking,
         )
     forwards = Forwards(sharding, hardware)
     step = sharding.config.prefetch_step
     run = forwards.trace if traced else forwards.run
+    best = {batch: forwards.best_step(batch, TOLERANCE) for _, batch in batches}
     phases = tuple(
-        Phase(name, batch, run(batch, step), forwards.best_step(batch, TOLERANCE))
+        Phase(name, batch, run(batch, step), best[batch], forwards.run(batch, best[batch]).total)
         for name, batch in batches
     )
-    break_even = _break_even(forwards, step)
+    break_even = _break_even(forwards, step, pcp)
     return Forecast(
         hardware=hardware,
         phases=phases,
         recommended_step=phases[0].recommended_step,
         break_even_tokens=break_even,
-        verdict=verdict_on(phases, step, break_even),
+        verdict=_warned(sharding, verdict_on(phases, step, break_even)),
         assumptions=_assumptions(sharding, hardware, phases),
         movement_basis=_movement_basis(sharding, hardware),
+    )
+
+
+def _warned(sharding: Sharding, verdict: str) -> str:
+    """The verdict, behind what comes first: whether there is anything to gain."""
+    least = min(sharding.saved_bytes)
+    if least > 0 or sharding.config.placement == "replicated":
+        return verdict
+    return f"do not enable it: a rank saves nothing ({least:,} bytes); {verdict}"
+
+
+def _on(sharding: Sharding) -> str:
+    pcp = sharding.deployment.layout.pcp
+    return "a rank" if pcp == 1 else f"on each of its {pcp} context-parallel ranks"
+
+
+def _abstention(hardware: Hardware, lacking: tuple[str, ...]) -> str:
+    across = any(lack.startswith(LABELS["inter_node"]) for lack in lacking)
+    return (
+        f"no estimate: {hardware.name} lacks {'; '.join(lacking)}. Give it in a profile "
+        "(--hardware FILE.json)" + ("" if across else "; layershard calibrate measures one")
     )
 
 
 def lacking_for(sharding: Sharding, hardware: Hardware) -> tuple[str, ...]:
     """The numbers that a forecast needs and the hardware lacks."""
     moves = sharding.config.placement != "replicated"
-    sizes = sorted({group.plan.group_size if moves else 1 for group in sharding.groups})
-    return tuple(dict.fromkeys(lack for size in sizes for lack in hardware.lacking(size)))
+    spreads = sorted(
+        {spread_of(group, hardware) if moves else packed(1, 1) for group in sharding.groups}
+    )
+    return tuple(dict.fromkeys(lack for spread in spreads for lack in hardware.lacking(spread)))
 
 
-def _break_even(forwards: Forwards, prefetch_step: int) -> int | None:
+def _break_even(forwards: Forwards, prefetch_step: int, pcp: int) -> int | None:
     """The fewest prefill tokens a rank from which on the movement hides, by bisection.
 
     What is added hardly depends on the tokens, while the compute grows with them: a first guess
@@ -141,7 +171,7 @@ def _break_even(forwards: Forwards, prefetch_step: int) -> int | None:
 
     def slowdown(tokens: int) -> float:
         nonlocal too_few, enough
-        found = forwards.run(prefill(tokens), prefetch_step).slowdown
+        found = forwards.run(prefill(tokens, pcp), prefetch_step).slowdown
         if found > TOLERANCE:
             too_few = max(too_few, tokens)
             enough = enough if enough > too_few else MAX_TOKENS
@@ -163,14 +193,14 @@ def _break_even(forwards: Forwards, prefetch_step: int) -> int | None:
 
 
 def _movement_basis(sharding: Sharding, hardware: Hardware) -> Basis:
-    bases = {broadcast_basis(group.plan.group_size, hardware)[0] for group in sharding.groups}
+    bases = {broadcast_basis(spread_of(g, hardware), hardware)[0] for g in sharding.groups}
     return next((basis for basis in _WEAKEST_FIRST if basis in bases), "assumed")
 
 
 def _assumptions(
     sharding: Sharding, hardware: Hardware, phases: tuple[Phase, ...]
 ) -> tuple[str, ...]:
-    ranks = max(group.plan.group_size for group in sharding.groups)
+    spread = max(spread_of(group, hardware) for group in sharding.groups)
     tokens, sequences = phases[0].batch.tokens, phases[1].batch
     memory = hardware.memory_slowdown
     beside = (
@@ -182,13 +212,13 @@ def _assumptions(
     return (
         f"a step of a layer reaches {hardware.compute_efficiency.value:g} of the compute rate or "
         f"{hardware.memory_efficiency.value:g} of the memory bandwidth of {hardware.name}",
-        broadcast_basis(ranks, hardware)[1],
+        broadcast_basis(spread, hardware)[1],
         "a broadcast in flight makes products "
         f"{hardware.product_slowdown.value:.0%} slower ({hardware.product_slowdown.basis}), "
         f"{beside}",
         "the all-to-all and all-reduce of the model itself are not counted, neither as time "
         "nor as load on the link; nor is the host's time to launch a broadcast, which a server "
         "without graphs pays in decode",
-        f"prefill: one prompt of {tokens:,} tokens a rank; decode: {sequences.tokens:,} "
+        f"prefill: one prompt of {tokens:,} tokens {_on(sharding)}; decode: {sequences.tokens:,} "
         f"sequences a rank after {sequences.context:,.0f} tokens each; experts evenly loaded",
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Final
 
 from vllm_layershard.estimate.broadcast import broadcast_seconds
@@ -17,7 +18,8 @@ from vllm_layershard.estimate.overlap import (
     trace,
 )
 from vllm_layershard.estimate.roofline import Roofline
-from vllm_layershard.models import Batch, Sharding
+from vllm_layershard.estimate.spread import Spread, widest
+from vllm_layershard.models import Batch, GroupPlan, Sharding
 from vllm_layershard.plan import build_plan, stage_layers
 from vllm_layershard.plan.linear import suffix_of
 
@@ -131,8 +133,10 @@ class Forwards:
                         group.plan.layer_stride,
                     ),
                     group.prefixes,
-                    lambda nbytes, ranks=group.plan.group_size: broadcast_seconds(  # type: ignore[misc]
-                        nbytes, ranks, self._hardware
+                    partial(
+                        broadcast_seconds,
+                        spread=spread_of(group, self._hardware),
+                        hardware=self._hardware,
                     ),
                 )
             )
@@ -150,7 +154,7 @@ class Forwards:
             (
                 series.series.layer_bytes
                 / broadcast_seconds(
-                    series.series.layer_bytes, group.plan.group_size, self._hardware
+                    series.series.layer_bytes, spread_of(group, self._hardware), self._hardware
                 )
                 for group in self._sharding.groups
                 for series in group.plan.series
@@ -158,6 +162,11 @@ class Forwards:
             ),
             default=0.0,
         )
+
+
+def spread_of(group: GroupPlan, hardware: Hardware) -> Spread:
+    """How the groups of a plan lie on nodes of this hardware."""
+    return widest(group.ranks, int(hardware.node_size.value))
 
 
 def _loss(forward: Forward) -> tuple[float, float]:

@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Final, Literal
 
 from vllm_layershard.errors import HardwareError
+from vllm_layershard.estimate.spread import Spread
 
 Basis = Literal["exact", "formula", "measured", "assumed"]
 """What stands behind a number. `exact`: the bytes themselves; `formula`: follows from stated
@@ -130,24 +131,29 @@ class Hardware:
         lines += [f"broadcast, {t.ranks} ranks: {t.basis}, {t.source}" for t in self.broadcast]
         return tuple(lines)
 
-    def lacking(self, ranks: int) -> tuple[str, ...]:
-        """The numbers that an estimate for groups of this many ranks needs and nobody gives.
+    def timed_by(self, table: TimeTable, spread: Spread) -> bool:
+        """Whether a table of broadcast times says that of a group: one of a node not of several."""
+        alike = spread.nodes == 1 or table.ranks > self.node_size.value
+        return table.ranks == spread.ranks and alike
+
+    def lacking(self, spread: Spread) -> tuple[str, ...]:
+        """The numbers that an estimate for groups that lie so needs and nobody gives.
 
         One rank: nothing moves.
         """
         lacks = [LABELS[key] for key in ("memory_bandwidth", "bf16") if getattr(self, key) is None]
-        if ranks == 1 or any(table.ranks == ranks for table in self.broadcast):
+        ranks, within = spread.ranks, spread.on_a_node
+        if ranks == 1 or any(self.timed_by(table, spread) for table in self.broadcast):
             return tuple(lacks)
-        between = ranks > self.node_size.value
-        if between and self.inter_node is None:
+        if spread.nodes > 1 and self.inter_node is None:
             lacks.append(
-                f"{LABELS['inter_node']} ({ranks} ranks, {self.node_size.value:.0f} a node)"
+                f"{LABELS['inter_node']} ({ranks} ranks on {spread.nodes} nodes of "
+                f"{self.node_size.value:.0f})"
             )
         measured = [table.ranks for table in self.bus]
-        within = min(ranks, int(self.node_size.value))
         if len(measured) > 1 and within > max(measured):
             lacks.append(f"bus bandwidth among {within} devices (measured up to {max(measured)})")
-        elif not measured and self.intra_node is None:
+        elif within > 1 and not measured and self.intra_node is None:
             known = ", ".join(str(table.ranks) for table in self.broadcast)
             lacks.append(
                 f"broadcast time over {ranks} ranks"

@@ -22,6 +22,7 @@ from typing import Any, Final, NoReturn, get_args
 from vllm_layershard.errors import HardwareError
 from vllm_layershard.estimate.hardware import (
     LABELS,
+    UNITS,
     Basis,
     BusTable,
     Figure,
@@ -34,6 +35,11 @@ _MAX_BYTES: Final = 1 << 20
 _MAX_ENTRIES: Final = 256
 _MAX_TEXT: Final = 200
 _MAX_VALUE: Final = 1e18
+
+_LEAST: Final = {"bytes/s": 1e3, "FLOP/s": 1e6}
+"""Less than this is a slip of the unit, and times would leave the range of numbers."""
+_LEAST_SHARE: Final = 1e-3
+_LEAST_SECONDS: Final = 1e-9
 
 _SHARES: Final = ("compute_efficiency", "memory_efficiency", "link_efficiency")
 _MAY_BE_ZERO: Final = (
@@ -157,9 +163,19 @@ class _Reader:
         ):
             above = "from 0" if least else "above 0"
             self._refuse(f"{key}: {_shown(value)} is not a number {above} to {_MAX_VALUE:.0e}")
-        if key in _SHARES and value > 1:
-            self._refuse(f"{key}: {_shown(value)} is a share: at most 1")
+        if key in _SHARES and not _LEAST_SHARE <= value <= 1:
+            self._refuse(f"{key}: {_shown(value)} is a share: from {_LEAST_SHARE} to 1")
+        unit = UNITS.get(key, "")
+        if value < _LEAST.get(unit, 0):
+            self._refuse(f"{key}: {_shown(value)} is below {_LEAST[unit]:g} {unit}: no device's")
         return float(value)
+
+    def _rates(self, key: str, column: str, values: list[Any]) -> tuple[float, ...]:
+        least = _LEAST["bytes/s"] if column == "bandwidths" else _LEAST_SECONDS
+        rates = tuple(self._number(f"{key}: {column}", value) for value in values)
+        if min(rates) < least:
+            self._refuse(f"{key}: {column}: {_shown(min(rates))} is below {least:g}: no device's")
+        return rates
 
     def _tables(self, key: str, value: Any, column: str, table: Callable[..., Any]) -> Any:
         if not isinstance(value, list) or len(value) > _MAX_ENTRIES:
@@ -186,7 +202,7 @@ class _Reader:
             self._number(f"{key}: sizes", n)
         if any(a >= b for a, b in pairwise(sizes)):
             self._refuse(f"{key}: sizes must ascend")
-        rates = tuple(self._number(f"{key}: {column}", number) for number in values)
+        rates = self._rates(key, column, values)
         return table(ranks, tuple(sizes), rates, *self._standing(key, value))
 
     def _text(self, key: str, value: Any) -> str:

@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from vllm_layershard.estimate.forecast import Phase
 
 
+_BETTER = 0.999
+
+
 def verdict_on(phases: tuple[Phase, ...], step: int, break_even: int | None) -> str:
     """Prefill, then decode. Both forwards are known."""
     prefill, decode = (phase.forward for phase in phases)
@@ -22,7 +25,7 @@ def verdict_on(phases: tuple[Phase, ...], step: int, break_even: int | None) -> 
     else:
         said = (
             f"a prefill of {phases[0].batch.tokens:,} tokens a rank slows by "
-            f"{percent(prefill.slowdown)}: {_why(prefill, step, phases[0].recommended_step)}"
+            f"{percent(prefill.slowdown)}: {_why(phases[0], prefill, step)}"
         )
         said += (
             f"; it hides from {break_even:,} tokens a rank"
@@ -33,20 +36,24 @@ def verdict_on(phases: tuple[Phase, ...], step: int, break_even: int | None) -> 
         return f"{said}; hidden in decode at batch {phases[1].batch.tokens:,}"
     return (
         f"{said}; decode at batch {phases[1].batch.tokens:,} would slow by "
-        f"{percent(decode.slowdown)} ({_why(decode, step, phases[1].recommended_step)}): "
+        f"{percent(decode.slowdown)} ({_why(phases[1], decode, step)}): "
         "do not enable it there"
     )
 
 
 def percent(share: float) -> str:
-    """A slowdown for a person: finer where 1 % is what decides."""
+    """A slowdown for a person: finer around the 1 % that decides, and finest just above it."""
+    if 0.01 < share < 0.0101:
+        return f"{share:.4%}"
     return f"{share:.2%}" if share < 0.02 else f"{share:.1%}" if share < 0.1 else f"{share:.0%}"
 
 
-def _why(forward: Forward, step: int, recommended: int | None) -> str:
+def _why(phase: Phase, forward: Forward, step: int) -> str:
     if forward.link_bound:
         return "the link is the bound, no prefetch_step helps"
-    if recommended is not None and recommended > step:
+    recommended = phase.recommended_step
+    assert recommended is not None, "its forward is known"
+    if recommended > step or phase.recommended_s < _BETTER * forward.total:
         return f"prefetch_step {recommended} does better than {step}"
     if forward.stalled < forward.exposed / 2:
         return "broadcasts and compute share the memory and the cores, no prefetch_step helps"

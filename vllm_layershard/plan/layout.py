@@ -51,7 +51,8 @@ class ParallelLayout:
             raise PlanError(
                 f"{KEY}: the {self.dp} data-parallel ranks of a dense model are engines of their "
                 "own, which never wait for each other, and the broadcast transport needs lockstep; "
-                "shard a mixture-of-experts model, or use tensor or prefill-context parallelism"
+                "shard a mixture-of-experts model, or use prefill-context parallelism where the "
+                "model's attention has it"
             )
         raise PlanError(
             f"{KEY}: a group of one rank has nobody to share with; use data, prefill-context or "

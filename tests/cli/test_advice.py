@@ -1,0 +1,94 @@
+"""What a plan advises, remarks and refuses is true, and follows from its own numbers."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from layershard_cli.main import application
+from vllm_layershard.errors import ConfigError
+
+RUNNER = CliRunner()
+
+
+def said(*arguments: str) -> str:
+    result = RUNNER.invoke(application(), list(arguments), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def plan(*arguments: str) -> dict[str, Any]:
+    return json.loads(said("plan", "--model", "DeepSeek-V3", *arguments, "--json"))
+
+
+@pytest.mark.parametrize("step", [20, 60])
+def test_a_step_that_is_too_large_is_called_so(step: int) -> None:
+    verdict = plan("--prefetch-step", str(step))["prefetch"]["verdict"]
+    assert verdict.count(f"prefetch_step 1 does better than {step}") == 2
+
+
+def test_a_plan_that_loses_memory_says_so_first() -> None:
+    losing = ("--dp", "8", "--ep", "--layers", "o_proj", "--layer-stride", "31")
+    document = plan(*losing)
+    assert document["memory"]["saved_bytes_min"] < 0
+    assert document["prefetch"]["verdict"].startswith("do not enable it: a rank saves nothing")
+    (note,) = [text for text in document["warnings"] if "saves nothing on some rank" in text]
+    assert note.endswith("lower prefetch_step or lower layer_stride or leave it out")
+    (note,) = [
+        text
+        for text in plan(*losing, "--prefetch-step", "0")["warnings"]
+        if "saves nothing on some rank" in text
+    ]
+    assert note.endswith("1 slot; lower layer_stride or leave it out")
+    config = '{"layer_sharding": {"layers": ["o_proj"], "layer_stride": 31}}'
+    checked = said("check", config, "--model", "DeepSeek-V3", "--dp", "8", "--ep")
+    assert checked.startswith("valid, but do not enable it: ")
+
+
+def test_phases_may_be_given_one_by_one() -> None:
+    flags = ["plan", "--model", "DeepSeek-V3", "--dp", "8", "--ep", "--tokens", "16K", "--check"]
+    for given in (["decode", "prefill"], ["prefill", "decode"], ["decode,prefill"]):
+        named = [word for name in given for word in ("--hide-in", name)]
+        assert RUNNER.invoke(application(), [*flags, *named]).exit_code == 1
+    assert RUNNER.invoke(application(), [*flags, "--hide-in", "prefill"]).exit_code == 0
+
+
+def test_what_does_not_fit_is_said_as_compare_says_it() -> None:
+    notes = " ".join(plan("--dp", "8", "--ep", "--hardware", "H20")["warnings"])
+    assert (
+        "it does not fit: the weights of one rank (95.8 GiB, sharded 88.5 GiB) exceed the" in notes
+    )
+    notes = " ".join(plan("--dp", "8", "--ep")["warnings"])
+    assert "does not fit" not in notes
+    assert "tokens of cache" not in notes
+    notes = " ".join(plan("--dp", "8", "--ep", "--batch", "512", "--context", "16K")["warnings"])
+    assert "asks for 8,388,608 tokens of cache; H200 has room for" in notes
+
+
+def test_a_context_parallel_prefill_attends_to_the_whole_prompt() -> None:
+    alone = plan("--dp", "4", "--ep", "--layers", "o_proj")["prefetch"]["phases"][0]
+    shared = plan("--pcp", "4", "--ep", "--layers", "o_proj")["prefetch"]["phases"][0]
+    assert shared["context"] == 4 * alone["context"] == 4 * 4096
+    assert shared["compute_us"] > alone["compute_us"]
+
+
+def test_a_layer_with_two_of_a_name_has_defaults_too() -> None:
+    text = said("plan", "--model", "LongCat-Flash-Chat")
+    for name in ("0.o_proj", "1.o_proj", "0.q_b_proj", "1.q_b_proj"):
+        assert f"\n{name} " in text
+    assert "refused" not in said("compare", "--model", "LongCat-Flash-Chat")
+
+
+def test_context_parallelism_without_mla_is_remarked_on() -> None:
+    assert "multi-head latent attention" in said("plan", "--model", "Qwen3-32B", "--pcp", "4")
+    assert "multi-head latent attention" not in said("plan", "--model", "DeepSeek-V3", "--pcp", "4")
+
+
+def test_auto_goes_with_plan_only() -> None:
+    for command in ("map", "compare"):
+        with pytest.raises(ConfigError, match="`layershard plan` only"):
+            said(command, "--model", "DeepSeek-V3", "--layers", "auto")
+        assert "--hide-in" not in said(command, "--help")

@@ -1,0 +1,33 @@
+"""Spread: how a group of ranks lies on nodes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+
+class Spread(NamedTuple):
+    """A group of `ranks` on `nodes` nodes, at most `on_a_node` of them on one."""
+
+    ranks: int
+    nodes: int
+    on_a_node: int
+
+
+def packed(ranks: int, node_size: int) -> Spread:
+    """Neighbouring ranks that fill one node after the other."""
+    return Spread(ranks, -(-ranks // node_size), min(ranks, node_size))
+
+
+def widest(groups: Iterable[Sequence[int]], node_size: int) -> Spread:
+    """That of the groups, given by global ranks, which lies on most nodes.
+
+    Rank r lies on node r // node_size: vLLM numbers the ranks of a node one after the other.
+    """
+    return max((_spread(ranks, node_size) for ranks in groups), key=lambda spread: spread.nodes)
+
+
+def _spread(ranks: Sequence[int], node_size: int) -> Spread:
+    nodes = Counter(rank // node_size for rank in ranks)
+    return Spread(len(ranks), len(nodes), max(nodes.values()))
