@@ -8,6 +8,7 @@ LayerShardError
 +-- HardwareError       no such hardware profile
 +-- HostError           this host, or this host's configuration, cannot shard layers
 +-- MismatchError       ranks of one group do not agree, or received wrong bytes
++-- TransportError      a weight did not arrive: a rank died or stalled
 
 The message always says what is wrong, where, and the remedy. Bugs are `assert`s, not these. None
 is a ValueError: pydantic would wrap one that is raised while vLLM builds its configuration.
@@ -44,3 +45,7 @@ class HostError(LayerShardError):
 
 class MismatchError(LayerShardError):
     """The ranks of a group disagree on the plan, or a weight arrived with other bytes."""
+
+
+class TransportError(LayerShardError):
+    """A weight did not arrive, because a rank of the group died, stalled or left."""

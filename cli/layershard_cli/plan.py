@@ -75,7 +75,9 @@ def plan_command(
 
         if html is not None:
             write_html(html, sharding, expected, kv_cache_dtype, warnings)
-        if trace is not None:
+        if trace is not None and expected.lacking:
+            warnings = (*warnings, f"{trace} was not written: nothing is estimated")
+        elif trace is not None:
             write_trace(trace, expected)
     if as_json:
         emit_json(plan_document(sharding, expected, kv_cache_dtype, warnings, evidence))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from layershard_cli.units import slots
 from vllm_layershard.estimate import Hardware
 from vllm_layershard.estimate.capacity import UTILIZATION
 from vllm_layershard.models import Batch, Sharding
@@ -33,13 +34,9 @@ def _on_series(sharding: Sharding) -> Iterator[str]:
                 yield (
                     f"series {name} saves nothing on some rank ({least:,} bytes): it has "
                     f"{len(series_plan.series)} layers and every rank keeps "
-                    f"{_slots(series_plan.schedule.num_slots)}; {_remedy(group.plan)}"
+                    f"{slots(series_plan.schedule.num_slots)}; {_remedy(group.plan)}"
                 )
             yield from _on_balance(name, series_plan, group.plan.group_size)
-
-
-def _slots(num_slots: int) -> str:
-    return "1 slot" if num_slots == 1 else f"{num_slots} slots"
 
 
 def _remedy(plan: Plan) -> str:

@@ -9,7 +9,7 @@ from layershard_cli.output import emit, printable
 from layershard_cli.sheet import Sheet, sheet
 from layershard_cli.units import milliseconds, size, span
 from vllm_layershard.estimate import Forecast, Phase
-from vllm_layershard.estimate.verdict import percent
+from vllm_layershard.estimate.verdict import percent, tokens
 from vllm_layershard.models import Evidence, GroupPlan, Sharding
 from vllm_layershard.plan import EVERY_RANK
 
@@ -65,7 +65,7 @@ def print_plan(
                 f"{abs(gained):,} {'more' if gained >= 0 else 'fewer'} tokens, "
                 f"at {per_token:,} bytes a token",
             ),
-            *((f"{p.name}, {p.batch.tokens:,} tokens", _times(p)) for p in forecast.phases),
+            *((f"{p.name}, {tokens(p.batch.tokens)}", _times(p)) for p in forecast.phases),
             ("prefetch_step", stepped),
             ("verdict", forecast.verdict + ("" if forecast.lacking else estimated)),
         ]

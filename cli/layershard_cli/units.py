@@ -17,6 +17,11 @@ def span(low: int, high: int) -> str:
     return size(low) if low == high else f"{size(low)} - {size(high)}"
 
 
+def slots(count: int) -> str:
+    """So many slots."""
+    return "1 slot" if count == 1 else f"{count} slots"
+
+
 def milliseconds(seconds: float) -> str:
     """A time for a person."""
     return f"{seconds * 1e3:,.2f} ms"

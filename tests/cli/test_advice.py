@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -85,6 +86,19 @@ def test_a_layer_with_two_of_a_name_has_defaults_too() -> None:
 def test_context_parallelism_without_mla_is_remarked_on() -> None:
     assert "multi-head latent attention" in said("plan", "--model", "Qwen3-32B", "--pcp", "4")
     assert "multi-head latent attention" not in said("plan", "--model", "DeepSeek-V3", "--pcp", "4")
+
+
+def test_a_trace_of_nothing_is_not_written(tmp_path: Path) -> None:
+    trace = tmp_path / "trace.json"
+    document = plan("--dp", "16", "--ep", "--hardware", "MI300X", "--trace", str(trace))
+    assert f"{trace} was not written: nothing is estimated" in document["warnings"]
+    assert not trace.exists()
+
+
+def test_one_is_singular() -> None:
+    text = said("plan", "--model", "DeepSeek-V3", "--tokens", "1", "--batch", "1")
+    assert "prefill, 1 token " in text
+    assert "1 tokens" not in text
 
 
 def test_auto_goes_with_plan_only() -> None:

@@ -9,7 +9,7 @@ from vllm_layershard.estimate.forwards import Forwards, spread_of
 from vllm_layershard.estimate.hardware import LABELS, Basis, Hardware
 from vllm_layershard.estimate.overlap import Forward
 from vllm_layershard.estimate.spread import packed
-from vllm_layershard.estimate.verdict import verdict_on
+from vllm_layershard.estimate.verdict import tokens, verdict_on
 from vllm_layershard.models import Batch, Sharding
 
 PREFILL_TOKENS: Final = 8192
@@ -201,7 +201,7 @@ def _assumptions(
     sharding: Sharding, hardware: Hardware, phases: tuple[Phase, ...]
 ) -> tuple[str, ...]:
     spread = max(spread_of(group, hardware) for group in sharding.groups)
-    tokens, sequences = phases[0].batch.tokens, phases[1].batch
+    prompt, sequences = phases[0].batch.tokens, phases[1].batch
     memory = hardware.memory_slowdown
     beside = (
         f"memory traffic {memory.value:.0%} slower ({memory.basis})"
@@ -219,6 +219,6 @@ def _assumptions(
         "the all-to-all and all-reduce of the model itself are not counted, neither as time "
         "nor as load on the link; nor is the host's time to launch a broadcast, which a server "
         "without graphs pays in decode",
-        f"prefill: one prompt of {tokens:,} tokens {_on(sharding)}; decode: {sequences.tokens:,} "
+        f"prefill: one prompt of {tokens(prompt)} {_on(sharding)}; decode: {sequences.tokens:,} "
         f"sequences a rank after {sequences.context:,.0f} tokens each; experts evenly loaded",
     )

@@ -21,14 +21,16 @@ def verdict_on(phases: tuple[Phase, ...], step: int, break_even: int | None) -> 
     if not prefill.fetch:
         return "nothing moves: the placement is replicated"
     if phases[0].hidden:
-        said = f"hidden in prefill from {break_even:,} tokens a rank"
+        said = "hidden in prefill"
+        if break_even is not None:
+            said += f" from {tokens(break_even)} a rank"
     else:
         said = (
-            f"a prefill of {phases[0].batch.tokens:,} tokens a rank slows by "
+            f"a prefill of {tokens(phases[0].batch.tokens)} a rank slows by "
             f"{percent(prefill.slowdown)}: {_why(phases[0], prefill, step)}"
         )
         said += (
-            f"; it hides from {break_even:,} tokens a rank"
+            f"; it hides from {tokens(break_even)} a rank"
             if break_even is not None
             else "; no number of tokens hides it"
         )
@@ -39,6 +41,11 @@ def verdict_on(phases: tuple[Phase, ...], step: int, break_even: int | None) -> 
         f"{percent(decode.slowdown)} ({_why(phases[1], decode, step)}): "
         "do not enable it there"
     )
+
+
+def tokens(count: int) -> str:
+    """So many tokens, for a person."""
+    return "1 token" if count == 1 else f"{count:,} tokens"
 
 
 def percent(share: float) -> str:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from vllm_layershard.errors import TransportError
+
 
 @dataclass(frozen=True, slots=True)
 class RankGroup:
@@ -28,14 +30,29 @@ class RankGroup:
         return len(self.ranks)
 
     def gather(self, value: Any) -> list[Any]:
-        """Every rank's value, by group rank. Collective; blocks until all have called it."""
+        """Every rank's value, by group rank. Collective; blocks until all have called it.
+
+        Raises:
+            TransportError: a rank did not, within the process group's timeout.
+        """
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value, group=self.control)
+        try:
+            dist.all_gather_object(values, value, group=self.control)
+        except RuntimeError as error:
+            raise self.lost("the ranks could not compare what they hold", error) from error
         return values
 
     def broadcast(self, tensor: torch.Tensor, owner: int) -> None:
         """Fill `tensor` on every rank with the bytes of group rank `owner`'s. Collective."""
         dist.broadcast(tensor, src=self.ranks[owner], group=self.data)
+
+    def lost(self, what: str, error: RuntimeError) -> TransportError:
+        """What to raise where a collective failed under this rank."""
+        said = str(error).strip().split("\n")[0]
+        return TransportError(
+            f"rank {self.ranks[self.group_rank]}: {what}: a rank of the group {list(self.ranks)} "
+            f"died or stalled; see that rank's log, then restart the server ({said})"
+        )
 
 
 def create_groups(groups: Sequence[tuple[int, ...]], backend: str) -> dict[int, RankGroup]:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import nn
 
+from vllm_layershard.errors import TransportError
 from vllm_layershard.plan import SeriesPlan
 from vllm_layershard.runtime.device import Device
 from vllm_layershard.runtime.group import RankGroup
@@ -74,7 +75,10 @@ class ShardedSeries:
             materialise(module, self.device.torch_device, leave=leave)
         for name, param in sorted(module._parameters.items()):
             if param is not None and name not in leave:
-                self.group.broadcast(flat(param), self.plan.owner[position])
+                try:
+                    self.group.broadcast(flat(param), self.plan.owner[position])
+                except RuntimeError as error:
+                    raise self._lost(position, error) from error
 
     def adopt(self, position: int, module: nn.Module, names: tuple[str, ...]) -> None:
         """Take over the module's large tensors `names`, in their final form.
@@ -140,7 +144,11 @@ class ShardedSeries:
             self._first_arrivals.forget(position)
 
     def reach(self, position: int) -> None:
-        """At the boundary of `position`: launch what the plan launches there."""
+        """At the boundary of `position`: launch what the plan launches there.
+
+        Raises:
+            TransportError: a rank of the group is gone.
+        """
         assert self.state is State.READY, f"series {self.name!r} is not loaded"
         if position == 0:
             self.counters.forwards += 1
@@ -150,13 +158,21 @@ class ShardedSeries:
             if unread is not None:
                 # A forward that skips a linear (vllm-ascend's dummy batches) leaves its ticket:
                 # two movements into one slot must not overlap.
-                unread.wait()
-            self._tickets[slot] = self._transport.start(ahead, slot)
+                self._arrive(unread, position)
+            try:
+                self._tickets[slot] = self._transport.start(ahead, slot)
+            except RuntimeError as error:
+                raise self._lost(ahead, error) from error
             self.slots.occupant[slot] = ahead
             self.counters.launches += 1
 
     def wait(self, position: int) -> None:
-        """Before the linear of `position` reads its weight: wait until it is there."""
+        """Before the linear of `position` reads its weight: wait until it is there.
+
+        Raises:
+            TransportError: it did not arrive within the process group's timeout.
+            MismatchError: with `verify`, it arrived for the first time and with other bytes.
+        """
         if self._moves:
             slot = self.plan.schedule.slot[position]
             assert self.slots.occupant[slot] == position, (
@@ -165,7 +181,7 @@ class ShardedSeries:
             ticket = self._tickets[slot]
             if ticket is not None:
                 started = time.perf_counter_ns()
-                ticket.wait()
+                self._arrive(ticket, position)
                 self.counters.waited_us += (time.perf_counter_ns() - started) / 1000
                 self._tickets[slot] = None
                 if self._first_arrivals is not None and not self.owns(position):
@@ -173,6 +189,20 @@ class ShardedSeries:
         self.counters.waits += 1
         if position == len(self.plan.series) - 1:
             self.on_forward_end()
+
+    def _arrive(self, ticket: Ticket, position: int) -> None:
+        try:
+            ticket.wait()
+        except RuntimeError as error:
+            raise self._lost(position, error) from error
+
+    def _lost(self, position: int, error: RuntimeError) -> TransportError:
+        owner = self.group.ranks[self.plan.owner[position]]
+        layer_id = self.plan.series.layer_ids[position]
+        return self.group.lost(
+            f"layer {layer_id} of series {self.name!r}, owned by rank {owner}, could not be moved",
+            error,
+        )
 
     def weights(self, position: int) -> Mapping[str, torch.Tensor]:
         """The tensors that `position`'s linear reads on this rank, by attribute name."""
