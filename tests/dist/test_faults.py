@@ -75,6 +75,8 @@ def one_rank(rank: int, schedule: Schedule, place: str) -> None:
         world_size=schedule.size,
         timeout=datetime.timedelta(seconds=TIMEOUT_S),
     )
+    dist.barrier()
+    time.sleep(0.1)  # nobody dies while another is still leaving the barrier
     try:
         came = forwards(rank, schedule)
     except (MismatchError, TransportError) as error:

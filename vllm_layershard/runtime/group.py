@@ -48,23 +48,33 @@ class RankGroup:
 
     def lost(self, what: str, error: RuntimeError) -> TransportError:
         """What to raise where a collective failed under this rank."""
-        said = str(error).strip().split("\n")[0]
-        return TransportError(
-            f"rank {self.ranks[self.group_rank]}: {what}: a rank of the group {list(self.ranks)} "
-            f"died or stalled; see that rank's log, then restart the server ({said})"
-        )
+        return _lost(self.ranks[self.group_rank], what, self.ranks, error)
+
+
+def _lost(rank: int, what: str, ranks: tuple[int, ...], error: RuntimeError) -> TransportError:
+    said = str(error).strip().split("\n")[0]
+    return TransportError(
+        f"rank {rank}: {what}: a rank of the group {list(ranks)} died or stalled; see that rank's "
+        f"log, then restart the server ({said})"
+    )
 
 
 def create_groups(groups: Sequence[tuple[int, ...]], backend: str) -> dict[int, RankGroup]:
     """Create private process groups; collective over the whole world, same order everywhere.
 
     Returns this rank's groups, keyed by their index in `groups`.
+
+    Raises:
+        TransportError: a rank did not take part, within torch.distributed's timeout.
     """
     rank = dist.get_rank()
     mine: dict[int, RankGroup] = {}
     for index, ranks in enumerate(groups):
-        data = dist.new_group(list(ranks), backend=backend)
-        control = dist.new_group(list(ranks), backend="gloo")
+        try:
+            data = dist.new_group(list(ranks), backend=backend)
+            control = dist.new_group(list(ranks), backend="gloo")
+        except RuntimeError as error:
+            raise _lost(rank, "no private groups could be formed", ranks, error) from error
         if rank in ranks:
             mine[index] = RankGroup(ranks, ranks.index(rank), data, control)
     return mine
