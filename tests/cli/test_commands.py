@@ -48,7 +48,7 @@ def test_check_takes_the_whole_object_or_the_value(text: str) -> None:
 def test_check_reads_a_file(tmp_path: Path) -> None:
     path = tmp_path / "additional.json"
     path.write_text('{"layer_sharding": {"layers": ["o_proj"], "prefetch_step": 0}}')
-    assert "1 slots" in said("check", f"@{path}", *["--model", "DeepSeek-V3", "--dp", "8"])
+    assert "1 slot," in said("check", f"@{path}", *["--model", "DeepSeek-V3", "--dp", "8"])
 
 
 def test_the_launch_command_passes_its_own_check() -> None:
