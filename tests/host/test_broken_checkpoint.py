@@ -55,10 +55,8 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize(
-    "case",
-    ["a row less", *(pytest.param(c, marks=pytest.mark.matrix) for c in ("missing", "cut short"))],
-)
+@pytest.mark.matrix
+@pytest.mark.parametrize("case", CASES)
 def test_the_error_is_the_same_as_without_sharding(case, tmp_path):
     model = CASES[case](tmp_path / "model")
     plain, sharded = (
