@@ -179,6 +179,7 @@ BAD = {
     "negative": ({"bf16": -1}, "bf16: -1 is not a number above 0 to 1e+18"),
     "next to nothing": ({"memory_bandwidth": 1e-300}, "memory_bandwidth: 1e-300 is below 1000"),
     "a slip of the unit": ({"bf16": 989}, "bf16: 989 is below 1e+06 FLOP/s: no device's"),
+    "half a device": ({"node_size": 0.5}, "node_size: 0.5 is not a whole number of devices"),
     "no share": ({"link_efficiency": 1e-9}, "link_efficiency: 1e-09 is a share: from 0.001 to 1"),
     "a table at a standstill": (
         {"bus": [{"ranks": 2, "sizes": [1], "bandwidths": [1e-9]}]},

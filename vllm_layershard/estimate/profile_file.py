@@ -165,6 +165,8 @@ class _Reader:
             self._refuse(f"{key}: {_shown(value)} is not a number {above} to {_MAX_VALUE:.0e}")
         if key in _SHARES and not _LEAST_SHARE <= value <= 1:
             self._refuse(f"{key}: {_shown(value)} is a share: from {_LEAST_SHARE} to 1")
+        if key == "node_size" and value != max(1, int(value)):
+            self._refuse(f"{key}: {_shown(value)} is not a whole number of devices")
         unit = UNITS.get(key, "")
         if value < _LEAST.get(unit, 0):
             self._refuse(f"{key}: {_shown(value)} is below {_LEAST[unit]:g} {unit}: no device's")
