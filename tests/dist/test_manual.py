@@ -114,6 +114,23 @@ def test_verify_names_the_layer_that_arrived_wrong(tmp_path):
         run_ranks(2, corrupt_a_slot, tmp_path)
 
 
+def renewed_before_its_first_arrival(rank: int) -> list[bool]:
+    stack, other = Stack(4, seed=7), Stack(4, seed=8)
+    series = shard(stack, prefetch_step=1, verify=True)
+    with torch.inference_mode():
+        for position, linear in enumerate(other.linears):
+            new = stack.linears[position]
+            new.weight = nn.Parameter(linear.weight.clone())
+            new.bias.copy_(linear.bias)
+            series.renew(position, new)
+        x = torch.ones(2, WIDTH)
+        return [torch.equal(stack.sharded_forward(x), other(x))]
+
+
+def test_verify_takes_no_new_weight_for_a_fault(tmp_path):
+    assert run_ranks(2, renewed_before_its_first_arrival, tmp_path) == [[True]] * 2
+
+
 def through_sleep(rank: int, level: int) -> list[bool]:
     """What a sleeping server's allocator does: bytes go, addresses stay.
 
