@@ -25,7 +25,7 @@ from vllm_layershard.estimate.hardware import Hardware
 from vllm_layershard.estimate.overlap import Forward, TimedLayer, TimedStep, movements, simulate
 from vllm_layershard.estimate.profile_file import read_profile
 from vllm_layershard.estimate.roofline import Roofline
-from vllm_layershard.estimate.spread import packed
+from vllm_layershard.estimate.spread import Spread
 from vllm_layershard.models import Step
 from vllm_layershard.plan import Series, build_plan
 from vllm_layershard.runtime.manual import finish_loading, reach_layer, register_layer, wait_layer
@@ -51,7 +51,7 @@ REGIMES = (Regime("hidden", 128, 2), Regime("link-bound", 1, 0))
 def predicted(hardware: Hardware, regime: Regime) -> Forward:
     tokens = regime.tokens
     layer_bytes = WIDTH * WIDTH * 2
-    seconds = broadcast_seconds(layer_bytes, packed(RANKS, RANKS), hardware)
+    seconds = broadcast_seconds(layer_bytes, Spread(RANKS, nodes=1, on_a_node=RANKS), hardware)
     roofline = Roofline(hardware, layer_bytes / seconds)
     moved = layer_bytes + 2.0 * tokens * 2 * WIDTH
     step = Step("linear", 2.0 * tokens * WIDTH**2, moved, "bf16")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from layershard_cli.phases import phases_of
+from layershard_cli.phases import PREFILL
 from layershard_cli.request import Conditions
 from vllm_layershard.config import LayerShardConfig
 from vllm_layershard.errors import ConfigError
@@ -22,7 +22,7 @@ def auto_sharding(
         HardwareError: the hardware lacks a number that the choice needs.
         PlanError: nothing stays hidden.
     """
-    phases = phases_of(conditions.load.hide_in)
+    phases = conditions.hide_in or PREFILL
     stride = options.get("layer_stride")
     given = {
         key: value for key, value in options.items() if value is not None and key != "layer_stride"

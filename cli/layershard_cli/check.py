@@ -47,11 +47,10 @@ def check_command(
         emit_json(map_document(sharding, warnings, evidence))
         return
     least = min(sharding.saved_bytes)
-    gains = least > 0 or config.placement == "replicated"
+    judged = "valid, but do not enable it" if sharding.loses else "ok"
     emit(
-        f"{'ok' if gains else 'valid, but do not enable it'}: {printable(planned.name)} on "
-        f"{deployment.layout.world_size} ranks shards {', '.join(config.layers)} and "
-        + (f"saves at least {least:,} bytes a rank" if gains else f"a rank saves {least:,} bytes")
+        f"{judged}: {printable(planned.name)} on {deployment.layout.world_size} ranks shards "
+        f"{', '.join(config.layers)} and saves at least {least:,} bytes a rank"
     )
     revision = "" if found.revision is None else f", revision {found.revision}"
     emit(printable(f"  config: {found.source}{revision}"))

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from collections.abc import Sequence
+from typing import Final, get_args
 
 from vllm_layershard.errors import ConfigError
 from vllm_layershard.estimate import PhaseName
 
+PREFILL: Final[tuple[PhaseName, ...]] = ("prefill",)
+"""What has to hide where nobody says."""
 
-def phases_of(hide_in: str | None) -> tuple[PhaseName, ...]:
-    """The phases that `--hide-in` names; prefill by default.
+
+def phases_of(given: Sequence[str] | None) -> tuple[PhaseName, ...] | None:
+    """The phases that `--hide-in` names, in one value or in several; None if it was not given.
 
     Raises:
         ConfigError: another name.
     """
-    named = [name.strip() for name in ("prefill" if hide_in is None else hide_in).split(",")]
+    if given is None:
+        return None
+    named = [name.strip() for value in given for name in value.split(",")]
     known: tuple[PhaseName, ...] = get_args(PhaseName)
     for name in named:
         if name not in known:

@@ -6,7 +6,7 @@ from layershard_cli import options as flag
 from layershard_cli.document import plan_document
 from layershard_cli.launch import launch_notes
 from layershard_cli.output import emit_json, show_progress
-from layershard_cli.phases import phases_of
+from layershard_cli.phases import PREFILL, phases_of
 from layershard_cli.remarks import remarks_on, remarks_on_load
 from layershard_cli.request import Conditions, Layout, Load, options_of, sharding_of
 from vllm_layershard.errors import ConfigError
@@ -43,19 +43,18 @@ def plan_command(
 
     Example: layershard plan --model DeepSeek-V3 --dp 8 --ep --layers o_proj,q_b_proj
     """
-    hidden_in = None if hide_in is None else ",".join(hide_in)
-    phases_of(hidden_in)  # refuses a name before anything is printed
+    phases = phases_of(hide_in)
     if html is not None and html == trace:
         raise ConfigError(f"--html and --trace both name {html!r}; give each a file of its own")
     device = profile(DEFAULT if hardware is None else hardware)
     found = find(model)
-    load = Load(tokens, batch, context, hidden_in if not check or layers == ["auto"] else None)
+    load = Load(tokens, batch, context)
     sharding, assumed = sharding_of(
         found,
         Layout(tp, dp, pcp, pp, ep),
         layers,
         options_of(prefetch_step, layer_stride, placement),
-        Conditions(device, load),
+        Conditions(device, load, phases, checked=check),
     )
     sharding.tokens_gained(kv_cache_dtype)  # refuses a dtype before anything is printed
     if hardware is None:
@@ -96,4 +95,4 @@ def plan_command(
     if check:
         from layershard_cli.paying import require_paying
 
-        require_paying(sharding, expected, hidden_in)
+        require_paying(sharding, expected, phases or PREFILL)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from vllm_layershard.config import LayerShardConfig
 from vllm_layershard.errors import ConfigError
-from vllm_layershard.estimate import Hardware
+from vllm_layershard.estimate import Hardware, PhaseName
 from vllm_layershard.models import Deployment, Found, Model, Sharding, model_of, plan_model
 from vllm_layershard.plan import Linear, ParallelLayout
 from vllm_layershard.plan.linear import short_names
@@ -33,7 +33,6 @@ class Load(NamedTuple):
     tokens: int | None = None
     sequences: int | None = None
     context: int | None = None
-    hide_in: str | None = None
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -43,10 +42,12 @@ class Load(NamedTuple):
 
 
 class Conditions(NamedTuple):
-    """What `--layers auto` decides for."""
+    """What `--layers auto` decides for; `hide_in` are the phases as given, None where not."""
 
     hardware: Hardware
     load: Load
+    hide_in: tuple[PhaseName, ...] | None
+    checked: bool
 
 
 def deployment_of(flags: Layout, model: Model) -> tuple[Deployment, tuple[str, ...]]:
@@ -129,8 +130,8 @@ def sharding_of(
 
         sharding, note = auto_sharding(model, deployment, options, conditions)
         return sharding, (*assumed, *model.notes, note)
-    if conditions is not None and conditions.load.hide_in is not None:
-        raise ConfigError("--hide-in goes with --layers auto only")
+    if conditions is not None and conditions.hide_in is not None and not conditions.checked:
+        raise ConfigError("--hide-in goes with --layers auto or --check")
     config = config_of(layers, model, deployment, options)
     return plan_model(model, deployment, config), (*assumed, *model.notes)
 

@@ -121,7 +121,7 @@ def test_auto_names_its_choice() -> None:
 @pytest.mark.parametrize(
     ("flags", "code", "expected"),
     [
-        (["--hide-in", "decode"], 2, "--hide-in goes with --layers auto only"),
+        (["--hide-in", "decode"], 2, "--hide-in goes with --layers auto or --check"),
         (["--layers", "auto,o_proj"], 2, "--layers auto stands alone"),
         (
             ["--layers", "auto", "--hide-in", "both"],

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vllm_layershard.estimate import profile
 from vllm_layershard.estimate.broadcast import broadcast_seconds
-from vllm_layershard.estimate.spread import packed
+from vllm_layershard.estimate.spread import widest
 
 MIB = 1 << 20
 
@@ -37,13 +37,13 @@ def test_a_calibrated_profile_is_complete_and_planned_with(tmp_path: Path) -> No
     assert "calibrate: 3/3: broadcasts of 8,388,608 bytes" in done.stderr
     device = profile(str(path))
     assert device.name == "this machine"
-    assert device.lacking(packed(2, 2)) == ()
-    assert device.lacking(packed(3, 2)) == ("link between nodes (3 ranks on 2 nodes of 2)",
+    assert device.lacking(widest([range(2)], 2)) == ()
+    assert device.lacking(widest([range(3)], 2)) == ("link between nodes (3 ranks on 2 nodes of 2)",
         "broadcast time over 3 ranks (measured over 2)")  # fmt: skip
     (table,) = device.broadcast
     assert table.basis == "measured"
     assert list(table.seconds) == sorted(table.seconds)
-    assert 1e-6 < broadcast_seconds(MIB, packed(2, 2), device) < 1
+    assert 1e-6 < broadcast_seconds(MIB, widest([range(2)], 2), device) < 1
     measured = ("bf16", "memory_bandwidth", "memory_efficiency", "product_slowdown")
     for key in (*measured, "broadcast_slowdown"):
         figure = device.figures[key]

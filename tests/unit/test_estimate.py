@@ -17,7 +17,7 @@ from vllm_layershard.estimate.overlap import (
     simulate,
     trace,
 )
-from vllm_layershard.estimate.spread import packed
+from vllm_layershard.estimate.spread import widest
 from vllm_layershard.models import Deployment, load_model, plan_model
 from vllm_layershard.plan import ParallelLayout, Series, build_plan
 
@@ -137,30 +137,32 @@ def ticked(compute: list[int], fetch: int, step: int) -> int:
 def test_broadcast_times_follow_the_table() -> None:
     h200 = profile("h200")
     alpha = 8.4e-6 + 8 * 3e-6
-    assert broadcast_seconds(128 * MIB, packed(8, 8), h200) == pytest.approx(
+    assert broadcast_seconds(128 * MIB, widest([range(8)], 8), h200) == pytest.approx(
         alpha + 128 * MIB / 309e9
     )
-    between = broadcast_seconds(64 * MIB, packed(8, 8), h200) - alpha
+    between = broadcast_seconds(64 * MIB, widest([range(8)], 8), h200) - alpha
     assert 64 * MIB / 309e9 < between < 64 * MIB / 238e9
-    assert broadcast_seconds(1 << 40, packed(8, 8), h200) == pytest.approx(
+    assert broadcast_seconds(1 << 40, widest([range(8)], 8), h200) == pytest.approx(
         alpha + (1 << 40) / 337e9
     )
-    assert broadcast_seconds(1024, packed(8, 8), h200) == pytest.approx(alpha + 1024 / 89e9)
-    assert broadcast_seconds(128 * MIB, packed(1, 8), h200) == 0.0
+    assert broadcast_seconds(1024, widest([range(8)], 8), h200) == pytest.approx(
+        alpha + 1024 / 89e9
+    )
+    assert broadcast_seconds(128 * MIB, widest([range(1)], 8), h200) == 0.0
 
 
 def test_beyond_a_node_the_link_between_nodes_bounds() -> None:
     h200 = profile("H200")
-    assert broadcast_seconds(128 * MIB, packed(16, 8), h200) > 128 * MIB / 50e9
+    assert broadcast_seconds(128 * MIB, widest([range(16)], 8), h200) > 128 * MIB / 50e9
 
 
 @given(small=st.integers(1, 1 << 32), more=st.integers(1, 1 << 32))
 def test_more_bytes_take_longer(small: int, more: int) -> None:
     for name in profile_names():
         hardware = profile(name)
-        assert broadcast_seconds(small + more, packed(8, 8), hardware) >= broadcast_seconds(
-            small, packed(8, 8), hardware
-        )
+        assert broadcast_seconds(
+            small + more, widest([range(8)], 8), hardware
+        ) >= broadcast_seconds(small, widest([range(8)], 8), hardware)
 
 
 def test_every_number_of_a_profile_has_a_source() -> None:

@@ -15,7 +15,7 @@ from vllm_layershard.estimate import forecast, profile, profile_names
 from vllm_layershard.estimate.broadcast import broadcast_basis, broadcast_seconds
 from vllm_layershard.estimate.hardware import LABELS, Figure, Hardware
 from vllm_layershard.estimate.roofline import Roofline
-from vllm_layershard.estimate.spread import Spread, packed, widest
+from vllm_layershard.estimate.spread import Spread, widest
 from vllm_layershard.models import Deployment, Step, load_model, plan_model
 from vllm_layershard.plan import ParallelLayout
 
@@ -38,11 +38,11 @@ def test_a_full_mesh_scatters_and_gathers() -> None:
     """T = 2 alpha + (2 / p) S / b_link: eight 910B at 0.7 of 28 GB/s move 78 GB/s."""
     device = profile("910B3")
     alpha = 8.4e-6 + 8 * 3e-6
-    seconds = broadcast_seconds(512 * MIB, packed(8, 8), device)
+    seconds = broadcast_seconds(512 * MIB, widest([range(8)], 8), device)
     assert seconds == pytest.approx(2 * alpha + 2 / 8 * 512 * MIB / (0.7 * 28e9))
     assert 512 * MIB / seconds == pytest.approx(72e9, rel=0.1), "what others inferred"
-    assert "full mesh" in broadcast_basis(packed(8, 8), device)[1]
-    assert broadcast_seconds(512 * MIB, packed(16, 8), device) > 512 * MIB / 25e9, (
+    assert "full mesh" in broadcast_basis(widest([range(8)], 8), device)[1]
+    assert broadcast_seconds(512 * MIB, widest([range(16)], 8), device) > 512 * MIB / 25e9, (
         "RoCE bounds it beyond"
     )
 
@@ -50,7 +50,7 @@ def test_a_full_mesh_scatters_and_gathers() -> None:
 def test_pcie_collapses_with_the_number_of_devices() -> None:
     device = profile("L40S")
     two, four, eight = (
-        512 * MIB / broadcast_seconds(512 * MIB, packed(n, 8), device) for n in (2, 4, 8)
+        512 * MIB / broadcast_seconds(512 * MIB, widest([range(n)], 8), device) for n in (2, 4, 8)
     )
     assert (two, eight) == (pytest.approx(19.6e9, rel=0.01), pytest.approx(1.2e9, rel=0.01))
     assert four == pytest.approx((19.6e9 * 1.2e9) ** 0.5, rel=0.01)
@@ -68,15 +68,15 @@ def test_pcie_collapses_with_the_number_of_devices() -> None:
     ],
 )
 def test_what_is_lacking(name: str, ranks: int, lacks: tuple[str, ...]) -> None:
-    assert profile(name).lacking(packed(ranks, 8)) == lacks
+    assert profile(name).lacking(widest([range(ranks)], 8)) == lacks
 
 
 def test_groups_lie_on_the_nodes_that_their_ranks_lie_on() -> None:
     def spread(layout: ParallelLayout, tp_replicated: bool = False) -> Spread:
         return widest(layout.groups(tp_replicated), 8)
 
-    assert spread(ParallelLayout(dp=8)) == packed(8, 8) == Spread(8, 1, 8)
-    assert spread(ParallelLayout(dp=16)) == packed(16, 8) == Spread(16, 2, 8)
+    assert spread(ParallelLayout(dp=8)) == widest([range(8)], 8) == Spread(8, 1, 8)
+    assert spread(ParallelLayout(dp=16)) == widest([range(16)], 8) == Spread(16, 2, 8)
     assert spread(ParallelLayout(tp=8, dp=2)) == Spread(2, 2, 1)
     assert spread(ParallelLayout(tp=8, dp=2), tp_replicated=True) == Spread(16, 2, 8)
     assert spread(ParallelLayout(tp=2, dp=8)) == Spread(8, 2, 4)
@@ -117,7 +117,7 @@ def test_no_link_is_needed_where_nothing_moves() -> None:
     sharding = plan_model(load_model("DeepSeek-V3"), deployment, config)
     device = replace(profile("MI300X"), intra_node=None)
     said = forecast(sharding, device)
-    assert said.lacking == device.lacking(packed(1, 8)) == ()
+    assert said.lacking == device.lacking(widest([range(1)], 8)) == ()
     assert said.verdict == "nothing moves: the placement is replicated"
     assert all(phase.forward and phase.forward.exposed == 0 for phase in said.phases)
 
@@ -144,12 +144,12 @@ def test_a_file_overrides_a_bundled_profile(tmp_path: Path) -> None:
     assert device.inter_node.basis == "assumed"
     assert "given in" in device.inter_node.source
     assert device.low_bit is None
-    assert broadcast_seconds(128 * MIB, packed(8, 8), device) == 4e-4
-    assert broadcast_seconds(66 * MIB, packed(8, 8), device) == pytest.approx(2.45e-4)
-    assert broadcast_seconds(1, packed(8, 8), device) == 9e-5
-    assert broadcast_seconds(256 * MIB, packed(8, 8), device) == 8e-4
-    assert broadcast_seconds(128 * MIB, packed(4, 8), device) == broadcast_seconds(
-        128 * MIB, packed(4, 8), profile("H20")
+    assert broadcast_seconds(128 * MIB, widest([range(8)], 8), device) == 4e-4
+    assert broadcast_seconds(66 * MIB, widest([range(8)], 8), device) == pytest.approx(2.45e-4)
+    assert broadcast_seconds(1, widest([range(8)], 8), device) == 9e-5
+    assert broadcast_seconds(256 * MIB, widest([range(8)], 8), device) == 8e-4
+    assert broadcast_seconds(128 * MIB, widest([range(4)], 8), device) == broadcast_seconds(
+        128 * MIB, widest([range(4)], 8), profile("H20")
     )
 
 
@@ -158,14 +158,14 @@ def test_the_profile_in_the_documentation_is_valid(tmp_path: Path) -> None:
     (shown,) = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
     device = profile(written(tmp_path, shown))
     assert device.name == "our H20"
-    assert device.lacking(packed(8, 8)) == ()
+    assert device.lacking(widest([range(8)], 8)) == ()
 
 
 def test_a_file_alone_lacks_what_it_does_not_say(tmp_path: Path) -> None:
     table = {"ranks": 2, "sizes": [MIB], "seconds": [1e-3]}
     device = profile(written(tmp_path, {"bf16": 1e12, "broadcast": [table]}))
-    assert device.lacking(packed(2, 8)) == ("memory bandwidth",)
-    assert device.lacking(packed(4, 8)) == (
+    assert device.lacking(widest([range(2)], 8)) == ("memory bandwidth",)
+    assert device.lacking(widest([range(4)], 8)) == (
         "memory bandwidth",
         "broadcast time over 4 ranks (measured over 2)",
     )

@@ -8,7 +8,7 @@ from vllm_layershard.estimate.broadcast import broadcast_basis
 from vllm_layershard.estimate.forwards import Forwards, spread_of
 from vllm_layershard.estimate.hardware import LABELS, Basis, Hardware
 from vllm_layershard.estimate.overlap import Forward
-from vllm_layershard.estimate.spread import packed
+from vllm_layershard.estimate.spread import ALONE
 from vllm_layershard.estimate.verdict import tokens, verdict_on
 from vllm_layershard.models import Batch, Sharding
 
@@ -133,13 +133,13 @@ def forecast(
 
 def _warned(sharding: Sharding, verdict: str) -> str:
     """The verdict, behind what comes first: whether there is anything to gain."""
-    least = min(sharding.saved_bytes)
-    if least > 0 or sharding.config.placement == "replicated":
+    if not sharding.loses:
         return verdict
+    least = min(sharding.saved_bytes)
     return f"do not enable it: a rank saves nothing ({least:,} bytes); {verdict}"
 
 
-def _on(sharding: Sharding) -> str:
+def _prompt_ranks(sharding: Sharding) -> str:
     pcp = sharding.deployment.layout.pcp
     return "a rank" if pcp == 1 else f"on each of its {pcp} context-parallel ranks"
 
@@ -155,9 +155,7 @@ def _abstention(hardware: Hardware, lacking: tuple[str, ...]) -> str:
 def lacking_for(sharding: Sharding, hardware: Hardware) -> tuple[str, ...]:
     """The numbers that a forecast needs and the hardware lacks."""
     moves = sharding.config.placement != "replicated"
-    spreads = sorted(
-        {spread_of(group, hardware) if moves else packed(1, 1) for group in sharding.groups}
-    )
+    spreads = sorted({spread_of(group, hardware) if moves else ALONE for group in sharding.groups})
     return tuple(dict.fromkeys(lack for spread in spreads for lack in hardware.lacking(spread)))
 
 
@@ -219,6 +217,7 @@ def _assumptions(
         "the all-to-all and all-reduce of the model itself are not counted, neither as time "
         "nor as load on the link; nor is the host's time to launch a broadcast, which a server "
         "without graphs pays in decode",
-        f"prefill: one prompt of {tokens(prompt)} {_on(sharding)}; decode: {sequences.tokens:,} "
-        f"sequences a rank after {sequences.context:,.0f} tokens each; experts evenly loaded",
+        f"prefill: one prompt of {tokens(prompt)} {_prompt_ranks(sharding)}; decode: "
+        f"{sequences.tokens:,} sequences a rank after {sequences.context:,.0f} tokens each; "
+        "experts evenly loaded",
     )

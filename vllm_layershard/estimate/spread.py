@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 
 class Spread(NamedTuple):
@@ -15,9 +15,8 @@ class Spread(NamedTuple):
     on_a_node: int
 
 
-def packed(ranks: int, node_size: int) -> Spread:
-    """Neighbouring ranks that fill one node after the other."""
-    return Spread(ranks, -(-ranks // node_size), min(ranks, node_size))
+ALONE: Final = Spread(ranks=1, nodes=1, on_a_node=1)
+"""One rank: nothing moves."""
 
 
 def widest(groups: Iterable[Sequence[int]], node_size: int) -> Spread:

@@ -54,6 +54,11 @@ class Sharding(NamedTuple):
         ranks = range(len(self.saved_bytes))
         return min(ranks, key=lambda r: (self.saved_bytes[r], -self.weight_bytes[r].total))
 
+    @property
+    def loses(self) -> bool:
+        """Whether it moves weights and yet leaves some rank with no more memory than before."""
+        return self.config.placement != "replicated" and min(self.saved_bytes) <= 0
+
     def kv_bytes_per_token(self, kv_cache_dtype: str, rank: int) -> int:
         """Cache bytes of one token on a global rank: of its stage's layers."""
         layers = self._layers_of(rank)
