@@ -129,6 +129,8 @@ def load_source() -> dict[str, object]:
     return dict(find("DeepSeek-V3").config.values)
 
 
+# A browser is no dependency of this project; where the suite runs before a landing, one is
+# installed, so that this is skipped on a developer's machine at most.
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
 def test_a_real_browser_draws_it(page: Path, tmp_path: Path) -> None:
     shot = tmp_path / "page.png"

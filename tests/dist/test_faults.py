@@ -26,7 +26,7 @@ from vllm_layershard.runtime.series import ShardedSeries
 from vllm_layershard.runtime.transport import Ticket
 
 TIMEOUT_S = 2.0
-STALL_S = 4 * TIMEOUT_S
+STALL_S = 2 * TIMEOUT_S
 PATIENCE_S = 30.0
 FORWARDS = 3
 WHILE_LOADING = -1

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import pytest
 
-from servers.answers import ask, compare
+from servers.answers import ROUNDING, ask, check_identical, check_to_rounding, compare
 from servers.server import Server
 
 pytestmark = pytest.mark.serve
 
 LAYERS = ["o_proj", "q_b_proj", "shared_experts.down_proj"]
-ROUNDING = 0.05
 FLOAT32 = ("--dtype", "float32")
 
 
@@ -31,15 +30,8 @@ def test_compiled_answers(model, prompts, reference, tmp_path):
     control = answers_of(
         model, prompts, tmp_path / "control", {"layers": LAYERS, "placement": "replicated"}
     )
-    against_control = compare(sharded, control)
-    assert against_control.same_tokens == against_control.of == 32
-    assert against_control.identical_logprobs
-
-    against_plain = compare(sharded, plain)
-    assert against_plain.same_tokens == against_plain.of == 32
-    assert against_plain.largest_logprob_gap <= ROUNDING
-    assert against_plain.largest_rival_probability_gap <= ROUNDING
-    print(f"compiled, sharded against plain: {against_plain}")
+    check_identical(sharded, control)
+    check_to_rounding(sharded, plain)
 
 
 @pytest.mark.timeout(1000)

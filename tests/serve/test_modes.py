@@ -7,7 +7,7 @@ import re
 import pytest
 
 from servers.adapter import adapter_for
-from servers.answers import Answer, ask, compare
+from servers.answers import ask, check_identical
 from servers.layout import Layout
 from servers.reports import check_reports
 from servers.server import Server
@@ -16,12 +16,6 @@ from servers.weights import first_layers, with_draft_layer
 pytestmark = [pytest.mark.serve, pytest.mark.matrix, pytest.mark.timeout(900)]
 
 LAYERS = ["o_proj", "q_b_proj"]
-
-
-def check_equal(one: list[Answer], other: list[Answer]) -> None:
-    difference = compare(one, other)
-    assert difference.same_tokens == difference.of == 32
-    assert difference.identical_logprobs
 
 
 def asking(tmp_path) -> dict:
@@ -38,8 +32,8 @@ def test_prefix_caching_and_chunked_prefill(model, prompts, reference, tmp_path)
             if asked is not None:
                 check_reports(tmp_path / "reports", model, LAYERS)
     assert [answer.token_ids for answer in answers["plain"][0]] == reference
-    check_equal(answers["sharded"][0], answers["plain"][0])
-    check_equal(answers["sharded"][1], answers["plain"][1])
+    check_identical(answers["sharded"][0], answers["plain"][0])
+    check_identical(answers["sharded"][1], answers["plain"][1])
 
 
 def test_lora_on_a_sharded_linear(model, prompts, tmp_path):
@@ -59,8 +53,8 @@ def test_lora_on_a_sharded_linear(model, prompts, tmp_path):
                 check_reports(tmp_path / "reports", dense, layers, layout=layout)
     base, adapted = answers["plain"]
     assert sum(a.token_ids != b.token_ids for a, b in zip(base, adapted, strict=True)) > 16
-    check_equal(answers["sharded"][0], base)
-    check_equal(answers["sharded"][1], adapted)
+    check_identical(answers["sharded"][0], base)
+    check_identical(answers["sharded"][1], adapted)
 
 
 def test_drafting_with_an_mtp_layer(model, prompts, reference, tmp_path):
@@ -73,6 +67,6 @@ def test_drafting_with_an_mtp_layer(model, prompts, reference, tmp_path):
             if asked is not None:
                 check_reports(tmp_path / "reports", drafting, LAYERS)
     assert [answer.token_ids for answer in answers["plain"]] == reference
-    check_equal(answers["sharded"], answers["plain"])
+    check_identical(answers["sharded"], answers["plain"])
     layers = re.findall(r"series (\S+), (\d+) layers", (tmp_path / "sharded").read_text())
     assert set(layers) == {("o_proj", "9"), ("q_b_proj", "9")}, "the draft layer stays out"

@@ -16,6 +16,9 @@ from servers.server import Server
 MAX_TOKENS = 24
 CONCURRENCY = 8
 
+ROUNDING = 0.05
+"""How far a compiled server may be from the plain one; docs/adr/0005-to-rounding.md."""
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -108,6 +111,22 @@ def compare(one: Sequence[Answer], other: Sequence[Answer]) -> Difference:
         largest_rival_gap=max(rivals),
         largest_rival_probability_gap=max(probabilities),
     )
+
+
+def check_identical(one: Sequence[Answer], other: Sequence[Answer]) -> None:
+    """The same tokens, and every logprob equal to the bit."""
+    difference = compare(one, other)
+    assert difference.same_tokens == difference.of > 0
+    assert difference.identical_logprobs
+
+
+def check_to_rounding(compiled: Sequence[Answer], plain: Sequence[Answer]) -> None:
+    """The same tokens, and what was said and its rivals as probable as in the plain server."""
+    difference = compare(compiled, plain)
+    assert difference.same_tokens == difference.of > 0
+    assert difference.largest_logprob_gap <= ROUNDING
+    assert difference.largest_rival_probability_gap <= ROUNDING
+    print(f"compiled, sharded against plain: {difference}")
 
 
 def transformers_says(model: Path, prompts: Sequence[list[int]]) -> list[tuple[int, ...]]:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 
 _BETTER = 0.999
+"""A step is better than another from a thousandth of a forward on: less is no reason to change."""
 
 
 def verdict_on(phases: tuple[Phase, ...], step: int, break_even: int | None) -> str:
