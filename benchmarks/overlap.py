@@ -1,148 +1,207 @@
-"""Predicted and measured time of a sharded stack of plain torch linears, over gloo.
+"""How much of the movement hides: a stack of layers on real ranks, against the ideal bound.
 
-Calibrates this machine, predicts a forward where the movement hides and one where the link is the
-bound, and then runs both on two ranks of one thread each: the quickest of several forwards, as
-calibrate takes the quickest round. Run: python benchmarks/overlap.py
+The device's compute is slept on a CPU, which leaves the cores to the ranks' gloo, and real GEMMs
+on GPUs. For each ratio of fetch to compute, everybody runs in turn, round after round; a step is
+the slowest rank's. Measured in the same rounds: the compute without movement, and the movement
+without compute (four layers in flight). The bound is the longer one of the two; "predicted" is
+what the planner's simulation says of the two. Run: python benchmarks/overlap.py
 """
 
 from __future__ import annotations
 
-import json
-import subprocess
+import argparse
+import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from contestants import CONTESTANTS, Contestant, LayerSharding, Sampled, Unsharded
+from result import Times, publish
 from torch.multiprocessing.spawn import spawn
 
-from vllm_layershard.estimate.broadcast import broadcast_seconds
-from vllm_layershard.estimate.hardware import Hardware
-from vllm_layershard.estimate.overlap import Forward, TimedLayer, TimedStep, movements, simulate
-from vllm_layershard.estimate.profile_file import read_profile
-from vllm_layershard.estimate.roofline import Roofline
-from vllm_layershard.estimate.spread import Spread
-from vllm_layershard.models import Step
+from vllm_layershard.estimate.overlap import TimedLayer, TimedStep, movements, simulate
 from vllm_layershard.plan import Series, build_plan
-from vllm_layershard.runtime.manual import finish_loading, reach_layer, register_layer, wait_layer
 
-RANKS = 2
-WIDTH = 1024
-LAYERS = 12
-FORWARDS = 40
+RATIOS = (0.25, 0.5, 1.0, 2.0)
+STEPS = (0, 1, 2, 3)
+WITHIN = 1.05
 
 
 @dataclass(frozen=True, slots=True)
-class Regime:
-    """`dense`: linears of a layer that stay on every rank, ahead of the one that is sharded."""
+class Race:
+    """One run: `layers` of `layer_bytes` each, everybody `rounds` times at each ratio."""
 
-    name: str
-    tokens: int
-    dense: int
-
-
-REGIMES = (Regime("hidden", 128, 2), Regime("link-bound", 1, 0))
-
-
-def predicted(hardware: Hardware, regime: Regime) -> Forward:
-    tokens = regime.tokens
-    layer_bytes = WIDTH * WIDTH * 2
-    seconds = broadcast_seconds(layer_bytes, Spread(RANKS, nodes=1, on_a_node=RANKS), hardware)
-    roofline = Roofline(hardware, layer_bytes / seconds)
-    moved = layer_bytes + 2.0 * tokens * 2 * WIDTH
-    step = Step("linear", 2.0 * tokens * WIDTH**2, moved, "bf16")
-    alone, slowdown = roofline.seconds(step), roofline.slowdown(step)
-    dense = (TimedStep("", alone, slowdown),) * regime.dense
-    layers = [TimedLayer(i, (*dense, TimedStep("linear", alone, slowdown))) for i in range(LAYERS)]
-    series = Series("linear", tuple(range(LAYERS)), layer_bytes)
-    plan = build_plan([series], RANKS, prefetch_step=1)
-    prefixes = [[f"layers.{i}.linear" for i in range(LAYERS)]]
-    moves = movements(plan, prefixes, lambda _: seconds)
-    return simulate(layers, moves, hardware.broadcast_slowdown.value)
+    ranks: int
+    layers: int
+    layer_bytes: int
+    rounds: int
+    ratios: tuple[float, ...] = RATIOS
+    steps: tuple[int, ...] = STEPS
 
 
-def rank_main(rank: int, folder: str) -> None:
+RACES = (Race(2, 24, 8 << 20, 5), Race(4, 24, 4 << 20, 5))
+SMOKE = (Race(2, 6, 1 << 20, 1, ratios=(1.0,), steps=(0, 1)),)
+
+
+def rank_main(rank: int, race: Race, folder: str) -> None:
     torch.set_num_threads(1)
+    on_gpu = torch.cuda.device_count() >= race.ranks
+    device = torch.device("cuda", rank) if on_gpu else torch.device("cpu")
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS
+        "nccl" if on_gpu else "gloo",
+        init_method=f"file://{folder}/store",
+        rank=rank,
+        world_size=race.ranks,
     )
+    if on_gpu:
+        torch.cuda.set_device(device)
 
-    def linear() -> nn.Linear:
-        return nn.Linear(WIDTH, WIDTH, bias=False, dtype=torch.bfloat16)
+    def stack() -> list[Sampled]:
+        return [Sampled(i, race.layer_bytes, device) for i in range(race.layers)]
 
-    most = max(regime.dense for regime in REGIMES)
-    layers = [([linear() for _ in range(most)], linear()) for _ in range(LAYERS)]
-    for layer_id, (_, sharded) in enumerate(layers):
-        register_layer(sharded, series="linear", layer_id=layer_id, prefetch_step=1)
-    finish_loading("linear")
-    times: dict[str, list[float]] = {regime.name: [] for regime in REGIMES}
-    with torch.inference_mode():
-        for turn in range(FORWARDS + 3):
-            for regime in REGIMES:
-                x = torch.randn(regime.tokens, WIDTH, dtype=torch.bfloat16)
-                dist.barrier()
-                started = time.perf_counter()
-                for dense, sharded in layers:
-                    reach_layer(sharded)
-                    for one in dense[: regime.dense]:
-                        one(x)
-                    wait_layer(sharded)
-                    sharded(x)
-                took = torch.tensor([time.perf_counter() - started], dtype=torch.float64)
-                dist.all_reduce(took, op=dist.ReduceOp.MAX)
-                if turn >= 3:
-                    times[regime.name].append(took.item())
+    unsharded = Unsharded("compute", 0, stack())
+    link = LayerSharding("fetch", 3 if race.layers > 3 else 1, stack())
+    others = [kind(n, step, stack()) for n, kind in CONTESTANTS.items() for step in race.steps]
+    with torch.no_grad():
+        expected = unsharded.forward(lambda: None).item()
+        for one in (link, *others):
+            for _ in range(2):
+                found = one.forward(lambda: None).item()
+                assert found == expected, f"{one.name}, step {one.step}: {found}, not {expected}"
+        fetch_s = statistics.median(timed(link, lambda: None) for _ in range(9)) / race.layers
+        times: dict[tuple[float, str, int], list[float]] = {}
+        for ratio in race.ratios:
+            half = halves(fetch_s / ratio, device)
+            turns: list[tuple[Contestant, Callable[[], None]]] = [(unsharded, half)]
+            turns += [(link, lambda: None)] * 3
+            turns += [(one, half) for one in others]
+            for _ in range(race.rounds):
+                for one, compute in turns:
+                    seconds = timed(one, compute)
+                    times.setdefault((ratio, one.name, one.step), []).append(seconds)
     if rank == 0:
-        quickest = {name: min(seconds) for name, seconds in times.items()}
-        Path(folder, "measured.json").write_text(json.dumps(quickest))
+        torch.save(times, f"{folder}/times")
     dist.barrier()
     dist.destroy_process_group()
 
 
-def measured() -> dict[str, float]:
-    """Seconds of the quickest forward of each regime."""
+def halves(layer_s: float, device: torch.device) -> Callable[[], None]:
+    """Half of a layer's compute, `layer_s / 2` of the device's time."""
+    if device.type == "cpu":
+        return lambda: time.sleep(layer_s / 2)
+    a = torch.randn(2048, 2048, dtype=torch.bfloat16, device=device)
+
+    def gemms(count: int) -> None:
+        for _ in range(count):
+            torch.mm(a, a)
+
+    gemms(10)
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    gemms(200)
+    torch.cuda.synchronize()
+    count = max(1, round(layer_s / 2 / ((time.perf_counter() - started) / 200)))
+    return lambda: gemms(count)
+
+
+def timed(contestant: Contestant, compute: Callable[[], None]) -> float:
+    """Seconds of one forward on the slowest rank. Collective."""
+    device = contestant.x.device
+    dist.barrier()
+    started = time.perf_counter()
+    contestant.forward(compute)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    took = torch.tensor([time.perf_counter() - started], dtype=torch.float64, device=device)
+    dist.all_reduce(took, op=dist.ReduceOp.MAX)
+    return took.item()
+
+
+def predicted(race: Race, step: int, compute_s: float, fetch_s: float) -> float:
+    """What the planner's simulation says of a stack that takes these seconds, each alone."""
+    series = Series("linear", tuple(range(race.layers)), race.layer_bytes)
+    plan = build_plan([series], race.ranks, prefetch_step=step)
+    names = [[f"layers.{i}.linear" for i in range(race.layers)]]
+    half = TimedStep("", compute_s / race.layers / 2)
+    layers = [TimedLayer(i, (half, TimedStep("linear", 0.0), half)) for i in range(race.layers)]
+    return simulate(layers, movements(plan, names, lambda _: fetch_s / race.layers)).total
+
+
+def raced(race: Race) -> list[dict[str, Any]]:
+    """A row for each ratio, contestant and step."""
     with tempfile.TemporaryDirectory() as folder:
-        spawn(rank_main, (folder,), nprocs=RANKS)
-        found: dict[str, float] = json.loads(Path(folder, "measured.json").read_text())
+        spawn(rank_main, (race, folder), nprocs=race.ranks)
+        times = torch.load(f"{folder}/times")
+    rows = []
+    for (ratio, name, step), seconds in times.items():
+        alone = {
+            one: statistics.median(values)
+            for (at, one, _), values in times.items()
+            if at == ratio and one in ("compute", "fetch")
+        }
+        bound = max(alone.values())
+        found = Times.of(seconds)
+        ours = name == "layer sharding"
+        guess = predicted(race, step, alone["compute"], alone["fetch"]) if ours else None
+        rows.append(
+            {
+                "ranks": race.ranks,
+                "fetch/compute": ratio,
+                "who": name,
+                "step": step,
+                "step_ms": round(found.median * 1e3, 2),
+                "low_ms": round(found.low * 1e3, 2),
+                "high_ms": round(found.high * 1e3, 2),
+                "over_bound": round(found.median / bound, 3),
+                "predicted_ms": None if guess is None else round(guess * 1e3, 2),
+                "rounds": found.rounds,
+            }
+        )
+    return rows
+
+
+def misses(rows: list[dict[str, Any]]) -> list[str]:
+    """Where layer sharding, at its best step, is not what it promises."""
+    found = []
+    for ranks, ratio in sorted({(row["ranks"], row["fetch/compute"]) for row in rows}):
+        best = {
+            who: min(
+                row["over_bound"]
+                for row in rows
+                if (row["ranks"], row["fetch/compute"], row["who"]) == (ranks, ratio, who)
+            )
+            for who in CONTESTANTS
+        }
+        where = f"{ranks} ranks, fetch/compute {ratio}"
+        ours = best.pop("layer sharding")
+        if ours > WITHIN:
+            found.append(f"{where}: {ours} of the bound")
+        if ratio < 1:
+            found += [f"{where}: {who} at {it}, {ours}" for who, it in best.items() if it < ours]
     return found
 
 
-def calibrated() -> Hardware:
-    command = [sys.executable, "-m", "vllm_layershard.runtime.calibrate"]
-    command += ["--ranks", str(RANKS), "--backend", "gloo"]
-    with tempfile.TemporaryDirectory() as folder:
-        profile = Path(folder, "here.json")
-        profile.write_bytes(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
-        return read_profile(str(profile))
-
-
-def main() -> None:
-    before = measured()
-    hardware = calibrated()
-    after = measured()
-    for regime in REGIMES:
-        forward = predicted(hardware, regime)
-        seconds = min(before[regime.name], after[regime.name])
-        print(
-            json.dumps(
-                {
-                    "benchmark": "overlap",
-                    "regime": regime.name,
-                    "tokens": regime.tokens,
-                    "compute_ms": round(forward.compute * 1e3, 2),
-                    "fetch_ms": round(forward.fetch * 1e3, 2),
-                    "stalled_ms": round(forward.stalled * 1e3, 2),
-                    "predicted_ms": round(forward.total * 1e3, 2),
-                    "measured_ms": round(seconds * 1e3, 2),
-                    "off": f"{forward.total / seconds - 1:+.0%}",
-                }
-            )
-        )
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path, help="write everything measured to this file")
+    parser.add_argument("--smoke", action="store_true", help="seconds instead of minutes")
+    parser.add_argument("--check", action="store_true", help="fail where a promise is missed")
+    options = parser.parse_args()
+    rows = [row for race in (SMOKE if options.smoke else RACES) for row in raced(race)]
+    columns = ("ranks", "fetch/compute", "who", "step", "step_ms", "low_ms", "high_ms",
+               "over_bound", "predicted_ms")  # fmt: skip
+    publish("overlap", "A forward against the ideal bound", columns, rows, options.json)
+    missed = misses(rows)
+    for miss in missed:
+        print(f"missed: {miss}")
+    return 1 if options.check and missed else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -64,6 +64,16 @@ def test_bad_values_are_refused_with_one_message_and_good_ones_pass(tmp_path):
         assert "\n" not in verdict
 
 
+def test_vllm_has_no_sleep_mode_here_sharded_or_not(tmp_path):
+    """Hence the runtime's sleep on plain modules, in tests/dist/test_manual.py."""
+    model = write_config(tmp_path / "model", CONFIG)
+    plain, sharded = verdicts(
+        model, [{"enable_sleep_mode": True}, O_PROJ | {"enable_sleep_mode": True}]
+    )
+    assert "Sleep mode is not supported on current platform" in plain
+    assert sharded == plain
+
+
 def test_replicas_of_a_dense_model_are_refused_with_the_reason(tmp_path):
     model = write_config(tmp_path / "model", DENSE)
     (verdict,) = verdicts(model, [O_PROJ])

@@ -22,6 +22,7 @@ LAYOUTS = {
 }
 
 COMPILED = {
+    **LAYOUTS,
     "dp2-pp2": (Layout(dp=2, pp=2), ["o_proj", "q_b_proj"]),
 }
 """Nine layers on two stages: the second begins at layer 5."""

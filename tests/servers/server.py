@@ -19,6 +19,7 @@ from servers.layout import TWO_RANKS, Layout
 
 START_TIMEOUT_S = 400
 STOP_TIMEOUT_S = 20
+END_TIMEOUT_S = 120
 
 ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -81,6 +82,11 @@ class Server:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    @property
+    def groups(self) -> list[int]:
+        """The process groups of its nodes, while it runs and after."""
+        return [process.pid for process in self._processes]
+
     def __enter__(self) -> Server:
         self._processes = []
         try:
@@ -117,6 +123,12 @@ class Server:
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
+
+    def end(self) -> list[int]:
+        """Ask it to end, and give it time; the exit codes of its nodes' first processes."""
+        for process in self._processes:
+            process.send_signal(signal.SIGTERM)
+        return [process.wait(END_TIMEOUT_S) for process in self._processes]
 
     def log_text(self) -> str:
         return self._log.read_text(errors="replace")

@@ -1,0 +1,152 @@
+"""Who moves a stack's weights, and how: layer sharding, its first version, FSDP2, nobody.
+
+Each runs the same stack: in every layer half of the compute, the linear, the other half. A linear
+here samples its weight, so that a wrong byte changes the result and the compute is what is given.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+
+from vllm_layershard.runtime.manual import finish_loading, reach_layer, register_layer, wait_layer
+
+SAMPLED = 4093
+
+
+class Sampled(nn.Module):
+    """Stands for a linear of `layer_bytes`: adds samples of its weight, by layer, to the input."""
+
+    def __init__(self, layer_id: int, layer_bytes: int, device: torch.device) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(layer_id)
+        values = torch.randint(-64, 64, (layer_bytes // 4096, 1024), generator=generator)
+        self.weight = nn.Parameter(values.float().to(device), requires_grad=False)
+        self.scale = layer_id + 1
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.weight.flatten()[::SAMPLED].sum() * self.scale
+
+
+class Contestant(ABC):
+    """A stack of layers and a way to have their weights there in time."""
+
+    def __init__(self, name: str, step: int, linears: list[Sampled]) -> None:
+        self.name = name
+        self.step = step
+        self.linears = linears
+        self.x = torch.zeros((), device=linears[0].weight.device)
+
+    @abstractmethod
+    def forward(self, half: Callable[[], None]) -> torch.Tensor:
+        """One forward; `half` is half a layer's compute. Returns the sum of all samples."""
+
+
+class Unsharded(Contestant):
+    """Every rank has every weight: what the compute takes alone."""
+
+    def forward(self, half: Callable[[], None]) -> torch.Tensor:
+        x = self.x
+        for linear in self.linears:
+            half()
+            x = linear(x)
+            half()
+        return x
+
+
+class LayerSharding(Contestant):
+    """This project's runtime, through its manual API."""
+
+    def __init__(self, name: str, step: int, linears: list[Sampled]) -> None:
+        super().__init__(name, step, linears)
+        for layer_id, linear in enumerate(linears):
+            register_layer(linear, series=name, layer_id=layer_id, prefetch_step=step)
+        finish_loading(name)
+
+    def forward(self, half: Callable[[], None]) -> torch.Tensor:
+        x = self.x
+        for linear in self.linears:
+            reach_layer(linear)
+            half()
+            wait_layer(linear)
+            x = linear(x)
+            half()
+        return x
+
+
+class FirstVersion(Contestant):
+    """vllm-ascend's first version, from its description (it was removed in July 2026).
+
+    `step + 1` windows and a pointer that rolls on from forward to forward: reaching layer i, every
+    rank starts to broadcast layer (i + step) % n into the next window, so that the first layers of
+    the next forward are under way at the end of this one. A layer has no window of its own.
+    """
+
+    def __init__(self, name: str, step: int, linears: list[Sampled]) -> None:
+        super().__init__(name, step, linears)
+        size, rank = dist.get_world_size(), dist.get_rank()
+        self.windows = [torch.empty_like(linears[0].weight) for _ in range(step + 1)]
+        self.works: dict[int, dist.Work] = {}
+        self.offset = 0
+        self.size, self.rank = size, rank
+        for layer_id in range(step):
+            self.fetch(layer_id)
+
+    def fetch(self, layer_id: int) -> None:
+        linear, owner = self.linears[layer_id], layer_id % self.size
+        if owner != self.rank:
+            linear.weight = nn.Parameter(self.windows[self.offset], requires_grad=False)
+        self.offset = (self.offset + 1) % len(self.windows)
+        self.works[layer_id] = dist.broadcast(linear.weight.data, src=owner, async_op=True)
+
+    def forward(self, half: Callable[[], None]) -> torch.Tensor:
+        x = self.x
+        for layer_id, linear in enumerate(self.linears):
+            self.fetch((layer_id + self.step) % len(self.linears))
+            half()
+            self.works.pop(layer_id).wait()
+            x = linear(x)
+            half()
+        return x
+
+
+class FullyShard(Contestant):
+    """FSDP2: 1/K of every weight on every rank, all-gathered `step` linears ahead.
+
+    Its collectives are made asynchronous, as on a GPU, and the first one starts with the forward.
+    """
+
+    def __init__(self, name: str, step: int, linears: list[Sampled]) -> None:
+        super().__init__(name, step, linears)
+        stack = nn.Sequential(*linears)
+        for linear in linears:
+            fully_shard(linear)
+        fully_shard(stack)
+        stack._set_unshard_async_op(True)  # type: ignore[operator]
+        for layer_id, linear in enumerate(linears):
+            ahead = linears[layer_id + 1 : layer_id + 1 + step]
+            linear.set_modules_to_forward_prefetch(ahead)  # type: ignore[operator]
+        with torch.no_grad():
+            stack(self.x)  # the root finds its parts
+
+    def forward(self, half: Callable[[], None]) -> torch.Tensor:
+        x = self.x
+        if self.step:
+            self.linears[0].unshard(async_op=True)  # type: ignore[operator]
+        for linear in self.linears:
+            half()
+            x = linear(x)
+            half()
+        return x
+
+
+CONTESTANTS: dict[str, type[Contestant]] = {
+    "layer sharding": LayerSharding,
+    "first version": FirstVersion,
+    "FSDP2": FullyShard,
+}
