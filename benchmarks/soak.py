@@ -35,6 +35,9 @@ WARM_UP = 0.2
 FEW_BLOCKS = ("--num-gpu-blocks-override", "40")
 """A small KV cache is touched whole in the warm-up; the pages of a large one grow for long."""
 
+NO_KERNEL_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "0", "LRU_CACHE_CAPACITY": "1"}
+"""oneDNN keeps a kernel for each shape that it meets: a growth of its own, sharded or not."""
+
 GROWN_SHARE = 0.01
 GROWN_BYTES = 8 << 20
 """Memory has grown if both are exceeded; files and shared memory, if they grew at all."""
@@ -106,11 +109,16 @@ def main() -> int:
     options = parser.parse_args()
     model = model_path()
     prompts = questions(model)
-    with (
-        tempfile.TemporaryDirectory() as scratch,
-        Server(model, Path(scratch, "log"), sharding=SHARDING, arguments=FEW_BLOCKS) as server,
-    ):
-        samples, answers = soak(server, prompts, options.minutes * 60)
+    with tempfile.TemporaryDirectory() as scratch:
+        server = Server(
+            model,
+            Path(scratch, "log"),
+            sharding=SHARDING,
+            arguments=FEW_BLOCKS,
+            environment=NO_KERNEL_CACHES,
+        )
+        with server:
+            samples, answers = soak(server, prompts, options.minutes * 60)
     found = growths(samples)
     print(f"{answers} answers in {options.minutes:g} minutes, all equal; {len(samples)} samples")
     for growth in found:
