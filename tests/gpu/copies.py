@@ -1,0 +1,97 @@
+"""One GPU plays rank 0 of two: what rank 1 owns is copied from elsewhere in the device's memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from vllm_layershard.plan import Series, build_plan
+from vllm_layershard.runtime import ops
+from vllm_layershard.runtime.device import Device
+from vllm_layershard.runtime.group import RankGroup
+from vllm_layershard.runtime.series import ShardedSeries
+from vllm_layershard.runtime.transport import Ticket, Transport
+from vllm_layershard.runtime.transport.broadcast import BroadcastTicket
+
+WIDTH = 512
+
+
+class Copies(Transport):
+    """Moves as Broadcast does on a device, with a copy in the place of the collective."""
+
+    def __init__(self, device: Device, series: ShardedSeries, source: Sequence[torch.Tensor]):
+        self.device = device
+        self.series = series
+        self.source = source
+        self.link_delay_cycles = 0
+        self.ordered = True
+
+    def start(self, position: int, slot: int) -> Ticket:
+        if self.series.owns(position):
+            return BroadcastTicket(self.device, (), self.device.record())
+        side = self.device.fork() if self.ordered else torch.cuda.stream(torch.cuda.Stream())
+        with side:
+            delay(self.link_delay_cycles)
+            (target,) = self.series.slots.tensors[slot]
+            target.copy_(self.source[position])
+            return BroadcastTicket(self.device, (), self.device.record())
+
+
+class OneOfTwo(nn.Module):
+    """A sharded stack as rank 0 sees it, and the same stack with all weights."""
+
+    def __init__(self, device: Device, num_layers: int, prefetch_step: int) -> None:
+        super().__init__()
+        torch.manual_seed(7)
+        place = device.torch_device
+        self.compute_delay_cycles = 0
+        self.whole = [torch.randn(WIDTH, WIDTH, device=place) / 16 for _ in range(num_layers)]
+        self.linears = nn.ModuleList(
+            nn.Linear(WIDTH, WIDTH, bias=False, device=place) for _ in range(num_layers)
+        )
+        layout = Series("linear", tuple(range(num_layers)), WIDTH * WIDTH * 4)
+        (plan,) = build_plan([layout], 2, prefetch_step).series
+        group = RankGroup((0, 1), 0, data=None, control=None)  # type: ignore[arg-type]
+        self.series = ShardedSeries(plan, group, device)
+        ops.unbind([f"gpu.{i}" for i in range(num_layers)])
+        with torch.no_grad():
+            for i, linear in enumerate(self.linears):
+                linear.weight.copy_(self.whole[i])
+                self.series.adopt(i, linear, ("weight",))
+                ops.bind(f"gpu.{i}", f"gpu.{i}.linear", ops.Place(self.series, i))
+        self.series.finish(plan)
+        self.transport = Copies(device, self.series, self.whole)
+        self.series._transport = self.transport
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for i, linear in enumerate(self.linears):
+            torch.ops.layershard.reach(x, f"gpu.{i}")
+            torch.ops.layershard.wait(x, f"gpu.{i}.linear")
+            delay(self.compute_delay_cycles)
+            x = torch.tanh(linear(x))
+        return x
+
+    def unsharded(self, x: torch.Tensor) -> torch.Tensor:
+        """What every rank would say with all weights."""
+        for weight in self.whole:
+            x = torch.tanh(nn.functional.linear(x, weight))
+        return x
+
+    def change_weights(self) -> None:
+        """Other weights, in the same memory: rank 0's own and those that it fetches."""
+        for position, weight in enumerate(self.whole):
+            weight.neg_()
+            if self.series.owns(position):
+                self.series.resident[position]["weight"].copy_(weight)
+
+    def addresses(self) -> list[int]:
+        """Where the linears read."""
+        return [linear.weight.data_ptr() for linear in self.linears]
+
+
+def delay(cycles: int) -> None:
+    """Keep the current stream busy."""
+    if cycles:
+        torch.cuda._sleep(cycles)

@@ -1,0 +1,75 @@
+"""The runtime on real streams: slow links, slow readers, and captured graphs. Needs one GPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from gpu.copies import WIDTH, OneOfTwo
+from vllm_layershard.runtime.device import device_of
+
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="needs a CUDA device: streams, events and graphs"
+)
+
+LONG_CYCLES = 20_000_000
+"""About ten milliseconds: far longer than a copy or a GEMM here."""
+
+SHAPES = [(5, 1), (5, 0), (7, 3), (2, 1)]
+
+
+def one_of_two(num_layers: int, prefetch_step: int) -> OneOfTwo:
+    return OneOfTwo(device_of(torch.device("cuda", 0)), num_layers, prefetch_step)
+
+
+def batch(forward: int) -> torch.Tensor:
+    generator = torch.Generator(device="cuda").manual_seed(forward)
+    return torch.randn(4, WIDTH, device="cuda", generator=generator)
+
+
+@pytest.mark.parametrize(("num_layers", "prefetch_step"), SHAPES)
+@pytest.mark.parametrize("slow", ["neither", "link", "compute"])
+@torch.inference_mode()
+def test_a_delay_on_either_stream_changes_nothing(num_layers, prefetch_step, slow):
+    stack = one_of_two(num_layers, prefetch_step)
+    stack.transport.link_delay_cycles = LONG_CYCLES if slow == "link" else 0
+    stack.compute_delay_cycles = LONG_CYCLES if slow == "compute" else 0
+    for forward in range(3):
+        stack.series.slots.poison()
+        assert torch.equal(stack(batch(forward)), stack.unsharded(batch(forward)))
+
+
+@torch.inference_mode()
+def test_the_delays_find_a_race():
+    """A transport that does not wait for a slot's last reader overwrites what is being read."""
+    stack = one_of_two(7, 1)
+    stack.compute_delay_cycles = LONG_CYCLES
+    stack.transport.ordered = False
+    torch.cuda.synchronize()
+    assert not torch.equal(stack(batch(0)), stack.unsharded(batch(0)))
+    torch.cuda.synchronize()
+
+
+@pytest.mark.parametrize(("num_layers", "prefetch_step"), SHAPES)
+@pytest.mark.parametrize("slow", ["neither", "link", "compute"])
+@torch.inference_mode()
+def test_a_captured_forward_replays_with_the_weights_of_the_day(num_layers, prefetch_step, slow):
+    stack = one_of_two(num_layers, prefetch_step)
+    stack.transport.link_delay_cycles = LONG_CYCLES if slow == "link" else 0
+    stack.compute_delay_cycles = LONG_CYCLES if slow == "compute" else 0
+    x = batch(0).clone()
+    stack(x)  # outside: libraries set themselves up
+    torch.cuda.synchronize()
+    addresses = stack.addresses()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        said = stack(x)
+    for forward in range(3):
+        x.copy_(batch(forward))
+        stack.series.slots.poison()
+        stack.change_weights()
+        graph.replay()
+        assert torch.equal(said, stack.unsharded(x))
+        assert torch.equal(stack(batch(9)), stack.unsharded(batch(9))), "eager between replays"
+    assert stack.addresses() == addresses
+    assert [ticket for ticket in stack.series._tickets if ticket is not None] == []
