@@ -39,6 +39,16 @@ def alive(groups: Iterable[int]) -> list[int]:
     return [pid for pid, group, state in _processes() if group in wanted and state != "Z"]
 
 
+def named(title: str, groups: Iterable[int]) -> list[int]:
+    """The processes of these process groups that bear this title."""
+    found = []
+    for pid in alive(groups):
+        with suppress(OSError):
+            if Path(f"/proc/{pid}/cmdline").read_bytes().decode().startswith(title):
+                found.append(pid)
+    return found
+
+
 def shared_memory() -> dict[str, int]:
     """The named shared memory of this machine: bytes by name."""
     found = {}

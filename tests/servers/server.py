@@ -46,6 +46,7 @@ class Server:
     """A context: ready on entry, gone with all its processes on exit.
 
     `sharding` is the value of the key `layer_sharding`, or None for a server without the key.
+    `elsewhere` are arguments of the nodes beside the first, which overrule the others.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Server:
         sharding: Any = None,
         arguments: tuple[str, ...] = (),
         environment: dict[str, str] | None = None,
+        elsewhere: tuple[str, ...] = (),
     ) -> None:
         self.model = model
         self.engines = layout.dp
@@ -76,7 +78,8 @@ class Server:
             *_asking_for(sharding),
             *arguments,
         ]  # fmt: skip
-        self.nodes = _nodes(layout, ("--port", str(self.port)))
+        first, *others = _nodes(layout, ("--port", str(self.port)))
+        self.nodes = [first, *((*options, *elsewhere) for options in others)]
 
     @property
     def url(self) -> str:
@@ -88,11 +91,8 @@ class Server:
         return [process.pid for process in self._processes]
 
     def __enter__(self) -> Server:
-        self._processes = []
         try:
-            with self._log.open("w") as log:
-                for options in self.nodes:
-                    self._processes.append(self._start(options, log))
+            self.start()
             self._wait_until_ready()
         except BaseException:
             self.stop()
@@ -101,6 +101,13 @@ class Server:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+    def start(self) -> None:
+        """Start its nodes, and leave them to themselves."""
+        self._processes = []
+        with self._log.open("w") as log:
+            for options in self.nodes:
+                self._processes.append(self._start(options, log))
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
         """POST JSON to an endpoint of the server; its JSON answer, or None if it is empty."""
@@ -123,6 +130,15 @@ class Server:
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
+
+    def wait_for_end(self, seconds: float) -> list[int]:
+        """The exit codes of its nodes, once all have ended of themselves.
+
+        Raises:
+            subprocess.TimeoutExpired: one has not, within `seconds`.
+        """
+        deadline = time.monotonic() + seconds
+        return [process.wait(max(0.1, deadline - time.monotonic())) for process in self._processes]
 
     def end(self) -> list[int]:
         """Ask it to end, and give it time; the exit codes of its nodes' first processes."""
