@@ -77,6 +77,7 @@ class Server:
             *arguments,
         ]  # fmt: skip
         self.nodes = _nodes(layout, ("--port", str(self.port)))
+        self._processes: list[subprocess.Popen[bytes]] = []
 
     @property
     def url(self) -> str:
