@@ -51,15 +51,7 @@ def test_a_calibrated_profile_is_complete_and_planned_with(tmp_path: Path) -> No
         assert figure.basis == "measured"
     assert 0 < device.memory_efficiency.value <= 1
     plan = layershard(
-        "plan",
-        "--model",
-        "DeepSeek-V2-Lite",
-        "--dp",
-        "2",
-        "--ep",
-        "--hardware",
-        str(path),
-        "--json",
+        "plan", "--model", "DeepSeek-V2-Lite", "--dp", "2", "--ep", "--hardware", str(path), "--json"
     )
     assert plan.returncode == 0, plan.stderr
     planned = json.loads(plan.stdout)
