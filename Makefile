@@ -7,7 +7,7 @@ OLDEST_VLLM := 0.29.0
 OLDEST := .venv-oldest/bin
 OLDEST_READY := .venv-oldest/.ready
 
-.PHONY: help setup demo test test-fast test-matrix fuzz soak lint format bench bench-cli clean
+.PHONY: help setup demo test test-fast test-matrix fuzz soak lint format bench bench-cli bench-servers clean
 
 help:
 	@echo "make demo       plan, serve unsharded and sharded, compare the answers and the bytes"
@@ -18,6 +18,7 @@ help:
 	@echo "make soak       a server under load for MINUTES=20: nothing may grow"
 	@echo "make lint       ruff, mypy, import-linter"
 	@echo "make bench      benchmarks (make bench-cli: the planner's start alone)"
+	@echo "make bench-servers  start-up and serving beside the replicated server (half an hour)"
 
 setup: $(READY)
 
@@ -73,11 +74,16 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 
 bench: bench-cli
-	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/overhead.py --check
 	$(BIN)/python benchmarks/overlap.py
+	$(BIN)/python benchmarks/prediction.py
 
 bench-cli: $(READY)
 	$(BIN)/python benchmarks/cli_start.py
+
+bench-servers: $(READY)
+	PYTHONPATH=tests $(BIN)/python benchmarks/load.py
+	PYTHONPATH=tests $(BIN)/python benchmarks/serve.py
 
 clean:
 	rm -rf .venv .venv-oldest .cache

@@ -46,6 +46,10 @@ class Contestant(ABC):
     def forward(self, half: Callable[[], None]) -> torch.Tensor:
         """One forward; `half` is half a layer's compute. Returns the sum of all samples."""
 
+    def settle(self) -> None:
+        """Wait for what is in flight when a forward has ended."""
+        return
+
 
 class Unsharded(Contestant):
     """Every rank has every weight: what the compute takes alone."""
@@ -84,7 +88,8 @@ class FirstVersion(Contestant):
 
     `step + 1` windows and a pointer that rolls on from forward to forward: reaching layer i, every
     rank starts to broadcast layer (i + step) % n into the next window, so that the first layers of
-    the next forward are under way at the end of this one. A layer has no window of its own.
+    the next forward are under way at the end of this one. A layer has no window of its own. It is
+    given the best place to reach a layer, its boundary; it stood in the attention.
     """
 
     def __init__(self, name: str, step: int, linears: list[Sampled]) -> None:
@@ -109,10 +114,19 @@ class FirstVersion(Contestant):
         for layer_id, linear in enumerate(self.linears):
             self.fetch((layer_id + self.step) % len(self.linears))
             half()
-            self.works.pop(layer_id).wait()
+            self._arrive(layer_id)
             x = linear(x)
             half()
         return x
+
+    def settle(self) -> None:
+        for layer_id in tuple(self.works):
+            self._arrive(layer_id)
+
+    def _arrive(self, layer_id: int) -> None:
+        work = self.works.pop(layer_id, None)
+        if work is not None:  # else it arrived after the forward before
+            work.wait()
 
 
 class FullyShard(Contestant):

@@ -5,12 +5,13 @@ Run: python benchmarks/overhead.py
 
 from __future__ import annotations
 
-import json
-import platform
-import statistics
+import argparse
+import sys
 import time
+from pathlib import Path
 
 import torch
+from result import Times, publish
 
 from vllm_layershard.plan import Series, build_plan
 from vllm_layershard.runtime import ops
@@ -22,6 +23,7 @@ from vllm_layershard.runtime.transport import Ticket, Transport
 LAYERS = 61
 ROUNDS = 9
 FORWARDS = 200
+MOST_US = 15.0
 
 
 class Arrived(Ticket):
@@ -34,7 +36,13 @@ class Nowhere(Transport):
         return Arrived()
 
 
-def main() -> None:
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path, help="write everything measured to this file")
+    parser.add_argument("--smoke", action="store_true", help="a moment instead of seconds")
+    parser.add_argument("--check", action="store_true", help="fail where the promise is missed")
+    options = parser.parse_args()
+    forwards = 2 if options.smoke else FORWARDS
     layer = Series("o_proj", tuple(range(LAYERS)), layer_bytes=4)
     (plan,) = build_plan([layer], group_size=2, prefetch_step=1).series
     device = CpuDevice(torch.device("cpu"))
@@ -51,25 +59,24 @@ def main() -> None:
     rounds_us = []
     for _ in range(ROUNDS):
         started = time.perf_counter_ns()
-        for _ in range(FORWARDS):
+        for _ in range(forwards):
             for layer_key, linear_key in keys:
                 torch.ops.layershard.reach(x, layer_key)
                 torch.ops.layershard.wait(x, linear_key)
-        rounds_us.append((time.perf_counter_ns() - started) / 1000 / FORWARDS / LAYERS)
-    print(
-        json.dumps(
-            {
-                "benchmark": "overhead",
-                "pair_us_median": round(statistics.median(rounds_us), 2),
-                "pair_us_min": round(min(rounds_us), 2),
-                "pair_us_max": round(max(rounds_us), 2),
-                "torch": torch.__version__,
-                "python": platform.python_version(),
-                "machine": platform.processor() or platform.machine(),
-            }
-        )
-    )
+        rounds_us.append((time.perf_counter_ns() - started) / 1000 / forwards / LAYERS)
+    times = Times.of(rounds_us)
+    row = {
+        "pair_us": round(times.median, 2),
+        "low_us": round(times.low, 2),
+        "high_us": round(times.high, 2),
+        "rounds": times.rounds,
+    }
+    publish("overhead", "A reach-and-wait pair on the host", tuple(row), [row], options.json)
+    missed = times.median > MOST_US
+    if missed:
+        print(f"missed: {times.median:.1f} us a pair, at most {MOST_US:g}")
+    return 1 if options.check and missed else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

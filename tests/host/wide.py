@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -19,8 +20,8 @@ LAYERS = range(9)
 LAYER_BYTES = 2 << 20
 
 
-def wide_model(directory: Path) -> Path:
-    """Write config.json and model.safetensors to `directory`; 60 MB."""
+def wide_model(directory: Path, changes: Mapping[str, int] | None = None) -> Path:
+    """Write config.json and model.safetensors to `directory`; 60 MB without `changes`."""
     config = copy.copy(shape())
     changed = {
         "hidden_size": 512,
@@ -30,6 +31,7 @@ def wide_model(directory: Path) -> Path:
         "qk_nope_head_dim": 64,
         "v_head_dim": 128,
         "n_routed_experts": 4,
+        **(changes or {}),
     }
     for key, value in changed.items():
         setattr(config, key, value)

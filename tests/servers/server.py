@@ -80,6 +80,7 @@ class Server:
         ]  # fmt: skip
         first, *others = _nodes(layout, ("--port", str(self.port)))
         self.nodes = [first, *((*options, *elsewhere) for options in others)]
+        self._processes: list[subprocess.Popen[bytes]] = []
 
     @property
     def url(self) -> str:
