@@ -52,6 +52,7 @@ CASES = {
     "report_dir = ": sharding({"layers": ["o_proj"], "report_dir": __file__}),
     "a group of one rank": O_PROJ | {"data_parallel_size": 1},
     "load format 'sharded_state'": O_PROJ | {"load_format": "sharded_state"},
+    "quantization 'fp8_per_tensor' quantises": O_PROJ | {"quantization": "fp8_per_tensor"},
     "weight offloading (--cpu-offload-gb)": O_PROJ | {"cpu_offload_gb": 1.0},
 }
 
@@ -62,6 +63,33 @@ def test_bad_values_are_refused_with_one_message_and_good_ones_pass(tmp_path):
     for expected, verdict in zip(CASES, found, strict=True):
         assert expected in verdict, f"{expected!r} is not in {verdict!r}"
         assert "\n" not in verdict
+
+
+QUANTISED = {
+    "compressed-tensors": {
+        "format": "pack-quantized",
+        "config_groups": {
+            "all": {
+                "targets": ["Linear"],
+                "weights": {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32},
+            }
+        },
+        "ignore": [],
+    },
+    "gptq": {"bits": 4, "group_size": 32, "desc_act": False, "sym": True},
+}
+
+
+def test_quantised_checkpoints_are_judged_by_what_their_processing_leaves(tmp_path):
+    cases = [
+        O_PROJ | {"model": str(write_config(tmp_path / name, CONFIG | of_method(name, quantised)))}
+        for name, quantised in QUANTISED.items()
+    ]
+    assert verdicts(tmp_path, cases) == ["accepted", "accepted"]
+
+
+def of_method(name: str, quantised: dict) -> dict:
+    return {"quantization_config": {"quant_method": name} | quantised}
 
 
 def test_replicas_of_a_dense_model_are_refused_with_the_reason(tmp_path):
