@@ -43,7 +43,6 @@ def _config(rank: int, port: int, model: str, sharding: Any) -> Any:
 def load(config: Any, between: Callable[[torch.nn.Module], None]) -> torch.nn.Module:
     """The model, loaded as a worker loads it; `between` sees it constructed but without weights."""
     from vllm.config import set_current_vllm_config
-    from vllm.distributed import ensure_model_parallel_initialized, init_distributed_environment
     from vllm.model_executor.model_loader import get_model
     from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
@@ -56,9 +55,16 @@ def load(config: Any, between: Callable[[torch.nn.Module], None]) -> torch.nn.Mo
     DefaultModelLoader.load_weights = looked_at
     torch.accelerator.empty_cache = lambda: None  # as vLLM's CPU worker does
     with set_current_vllm_config(config):
-        init_distributed_environment(1, 0, "env://", 0, "gloo")
-        ensure_model_parallel_initialized(1, 1)
+        join()
         return get_model(vllm_config=config)
+
+
+def join() -> None:
+    """Meet the other ranks in vLLM's world, as a worker does; in a configuration's context."""
+    from vllm.distributed import ensure_model_parallel_initialized, init_distributed_environment
+
+    init_distributed_environment(1, 0, "env://", 0, "gloo")
+    ensure_model_parallel_initialized(1, 1)
 
 
 def run_engines(model: Path, sharding: Any, inspect: Callable[[int, Any], Any]) -> list[Any]:

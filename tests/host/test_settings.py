@@ -52,6 +52,7 @@ CASES = {
     "report_dir = ": sharding({"layers": ["o_proj"], "report_dir": __file__}),
     "a group of one rank": O_PROJ | {"data_parallel_size": 1},
     "load format 'sharded_state'": O_PROJ | {"load_format": "sharded_state"},
+    "quantization 'fp8_per_tensor' quantises": O_PROJ | {"quantization": "fp8_per_tensor"},
     "weight offloading (--cpu-offload-gb)": O_PROJ | {"cpu_offload_gb": 1.0},
 }
 
@@ -72,6 +73,33 @@ def test_vllm_has_no_sleep_mode_here_sharded_or_not(tmp_path):
     )
     assert "Sleep mode is not supported on current platform" in plain
     assert sharded == plain
+
+
+QUANTISED = {
+    "compressed-tensors": {
+        "format": "pack-quantized",
+        "config_groups": {
+            "all": {
+                "targets": ["Linear"],
+                "weights": {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32},
+            }
+        },
+        "ignore": [],
+    },
+    "gptq": {"bits": 4, "group_size": 32, "desc_act": False, "sym": True},
+}
+
+
+def test_quantised_checkpoints_are_judged_by_what_their_processing_leaves(tmp_path):
+    cases = [
+        O_PROJ | {"model": str(write_config(tmp_path / name, CONFIG | of_method(name, quantised)))}
+        for name, quantised in QUANTISED.items()
+    ]
+    assert verdicts(tmp_path, cases) == ["accepted", "accepted"]
+
+
+def of_method(name: str, quantised: dict) -> dict:
+    return {"quantization_config": {"quant_method": name} | quantised}
 
 
 def test_replicas_of_a_dense_model_are_refused_with_the_reason(tmp_path):

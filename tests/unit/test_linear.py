@@ -32,6 +32,21 @@ def test_block_scales_and_biases_stay_and_packed_group_scales_move():
 
 
 @pytest.mark.parametrize(
+    ("processed", "lost"),
+    [
+        ((32_768, 1_536), False),  # as loaded
+        ((16_384,), False),  # quantised further
+        ((1_536, 1_536), True),  # scales and sums only: the weight is in a kernel's own memory
+        ((0, 1_536), True),  # emptied
+        ((), True),
+    ],
+)
+def test_a_weight_that_left_its_tensors_is_missed(processed, lost):
+    loaded = linear("layers.0.o_proj", 32_768, 1_536)
+    assert linear("layers.0.o_proj", *processed).lost_weight_of(loaded) is lost
+
+
+@pytest.mark.parametrize(
     ("name", "matches"),
     [
         ("o_proj", True),

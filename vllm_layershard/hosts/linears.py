@@ -78,6 +78,13 @@ def describe_linear(module: Any, layer_id: int) -> Linear:
     return Linear(module.prefix, layer_id, whole, describe(module))
 
 
+def method_name(module: Any) -> str:
+    """What quantises a linear: its quant method, with the scheme that some methods dispatch to."""
+    scheme = getattr(module, "scheme", None)
+    parts = (module.quant_method,) if scheme is None else (module.quant_method, scheme)
+    return ", ".join(type(part).__name__ for part in parts)
+
+
 def check_matched(
     config: LayerShardConfig,
     selected: dict[str, tuple[Linear, ...]],

@@ -35,6 +35,7 @@ from vllm_layershard.hosts.linears import (
     collecting,
     describe_linear,
     leave_towers,
+    method_name,
 )
 from vllm_layershard.hosts.settings import layout_of
 from vllm_layershard.plan import (
@@ -140,6 +141,8 @@ class ShardedLinear:
         self.key: str = module.prefix
         self._place = place
         self._model = model
+        self._as_loaded = describe_linear(module, 0)
+        self._method = method_name(module)
 
     def is_served(self) -> bool:
         """Whether loading is over, so that other weights can only come from a reload."""
@@ -154,11 +157,20 @@ class ShardedLinear:
         self._place.series.receive(self._place.position, self.module)
 
     def adopt(self) -> None:
-        """Hand the processed large tensors to the series."""
-        large = describe_linear(self.module, 0).large
-        self._place.series.adopt(
-            self._place.position, self.module, tuple(tensor.name for tensor in large)
-        )
+        """Hand the processed large tensors to the series.
+
+        Raises:
+            HostError: the quant method left no tensor that could be the weight.
+        """
+        processed = describe_linear(self.module, 0)
+        if processed.lost_weight_of(self._as_loaded):
+            raise HostError(
+                f"{KEY}: {self.key}: its quant method ({self._method}) moves the "
+                "weight out of the layer's tensors, into memory of a kernel's own, from where it "
+                "cannot be sent; leave it out"
+            )
+        large = tuple(tensor.name for tensor in processed.large)
+        self._place.series.adopt(self._place.position, self.module, large)
         self._model.on_adopted()
 
 
@@ -190,7 +202,7 @@ class ShardedModel:
                 self._series.append(series)
                 for position, linear in enumerate(decision.linears[series_plan.series]):
                     module = modules[linear.prefix]
-                    _check_linear(module, device)
+                    _check_linear(module)
                     if series.owns(position):
                         materialise(module, device.torch_device)
                     boundary = _boundary_of(paths[id(module)])
@@ -230,25 +242,26 @@ class ShardedModel:
                 series.on_forward_end = report.refresh
 
 
-def _check_linear(module: nn.Module, device: Device) -> None:
-    """Refuse a linear whose weight is read other than through its quant method."""
+def _check_linear(module: Any) -> None:
+    """Refuse a linear whose weight is read or made other than through its quant method."""
     if getattr(module, "_use_min_latency_gemm", False):
         raise HostError(
             f"{KEY}: {module.prefix} uses vLLM's min-latency GEMM, which reads its weight outside "
             "the quant method; leave it out"
         )
-    on_cpu = device.torch_device.type == "cpu"
-    if on_cpu and not isinstance(module.quant_method, UnquantizedLinearMethod):
+    if getattr(module.quant_method, "uses_meta_device", False):
         raise HostError(
-            f"{KEY}: {module.prefix} is quantised ({type(module.quant_method).__name__}), and "
-            "vLLM's CPU kernels pack such weights into opaque handles; leave it out"
+            f"{KEY}: {module.prefix} is quantised while it is loaded ({method_name(module)}), on "
+            "every rank; serve a checkpoint that is quantised already"
         )
 
 
 def _wrap(module: Any, linear: ShardedLinear) -> None:
     """Put the sharded method in front of the module's own."""
-    # vLLM's CPU backend packs a weight into an opaque handle unless this is set (0.32, 0.33).
-    module._cpu_skip_gemm_dispatch = True
+    if isinstance(module.quant_method, UnquantizedLinearMethod):
+        # vLLM's CPU backend packs the weight into an opaque handle unless this is set (0.32, 0.33).
+        # Quantised kernels read it, too, and would choose another path: they are left as they are.
+        module._cpu_skip_gemm_dispatch = True
     module.quant_method = ShardedLinearMethod(module.quant_method, linear)
     custom_op = getattr(module, "custom_op", None)
     if custom_op is not None and hasattr(custom_op, "update_attrs"):

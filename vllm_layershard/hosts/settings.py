@@ -97,13 +97,20 @@ def _check_loading(vllm_config: VllmConfig) -> None:
             f"{KEY}: load format {load_format!r} does not load through the layers' own loaders; "
             f"use one of {', '.join(sorted(_LOAD_FORMATS))}"
         )
-    on_cpu = vllm_config.device_config.device_type == "cpu"
-    quantization = vllm_config.model_config.quantization
-    if on_cpu and quantization is not None:
+    if _quantises_while_loading(vllm_config):
         raise HostError(
-            f"{KEY}: vLLM's CPU kernels pack {quantization} weights into opaque handles that "
-            "cannot move; serve an unquantised checkpoint on the CPU"
+            f"{KEY}: quantization {vllm_config.model_config.quantization!r} quantises the weights "
+            "while they are loaded, on every rank; serve a checkpoint that is quantised already"
         )
+
+
+def _quantises_while_loading(vllm_config: VllmConfig) -> bool:
+    """Whether vLLM's online quantisation is asked for: only its configuration has such arguments.
+
+    Where it is laid over a quantised checkpoint, the linears themselves are asked (hosts/model.py).
+    """
+    arguments = getattr(vllm_config.quant_config, "args", None)
+    return getattr(arguments, "linear", None) is not None
 
 
 def _check_execution(vllm_config: VllmConfig) -> None:

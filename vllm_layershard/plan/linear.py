@@ -65,6 +65,14 @@ class Linear:
         """Bytes that stay on every rank: scales, biases."""
         return sum(tensor.nbytes for tensor in self.tensors) - self.large_bytes
 
+    def lost_weight_of(self, loaded: Linear) -> bool:
+        """Whether nothing is left here that is large against `loaded`, the same linear before.
+
+        Kernels may pack a weight into memory of their own and empty the tensor that held it.
+        """
+        most, left = (max((t.nbytes for t in x.tensors), default=0) for x in (loaded, self))
+        return left * _SMALL_SHARE < most
+
     def is_named(self, name: str) -> bool:
         """Whether `name` is a dotted suffix of this linear's prefix."""
         return self.prefix == name or self.prefix.endswith("." + name)
