@@ -53,7 +53,6 @@ CASES = {
     "a group of one rank": O_PROJ | {"data_parallel_size": 1},
     "load format 'sharded_state'": O_PROJ | {"load_format": "sharded_state"},
     "quantization 'fp8_per_tensor' quantises": O_PROJ | {"quantization": "fp8_per_tensor"},
-    "weight offloading (--cpu-offload-gb)": O_PROJ | {"cpu_offload_gb": 1.0},
 }
 
 

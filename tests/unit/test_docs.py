@@ -133,3 +133,17 @@ def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
         if not target.startswith("https://"):
             assert (page.parent / target).exists(), target
+
+
+def test_every_test_that_a_page_names_is_there():
+    named = {
+        one
+        for page in PAGES
+        for one in re.findall(r"`(tests/[\w/]+\.py(?:::\w+)?)", page.read_text())
+    }
+    assert len(named) > 10
+    for one in named:
+        file, _, test = one.partition("::")
+        text = (ROOT / file).read_text() if (ROOT / file).exists() else ""
+        assert text, f"{file} is not there"
+        assert not test or f"def {test}(" in text, f"{one} is not there"
