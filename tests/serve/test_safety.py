@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
-import threading
 import time
-from contextlib import suppress
 
 import pytest
 from openai import OpenAIError
 
+from servers import probe
 from servers.answers import ask
 from servers.layout import Layout
-from servers.processes import alive, named
+from servers.processes import named
 from servers.server import Server
 
 pytestmark = [pytest.mark.serve, pytest.mark.matrix, pytest.mark.timeout(900)]
@@ -62,33 +60,31 @@ def test_a_node_that_shards_otherwise_ends_both(case, model, tmp_path):
 
 @pytest.mark.parametrize("kind", ["death", "stall"])
 def test_a_rank_that_fails_under_load_ends_the_server(kind, model, prompts, tmp_path):
-    """Nothing wrong is said meanwhile: who gets an answer gets the right one."""
-    arguments = (
-        "--distributed-timeout-seconds", str(GROUP_S),
-        "--cpu-distributed-timeout-seconds", str(GROUP_S),
-    )  # fmt: skip
+    """With step 0 the others wait for the movement next: the message names it."""
+    fatal = signal.SIGKILL if kind == "death" else signal.SIGSTOP
+    group = ("--distributed-timeout-seconds", str(GROUP_S))
     with Server(
-        model, tmp_path / "log", layout=TWO_NODES, sharding=LAYERS, arguments=arguments
+        model,
+        tmp_path / "log",
+        sharding={"layers": LAYERS, "prefetch_step": 0},
+        arguments=(*group, *probe.ARGUMENTS),
+        environment=probe.ENVIRONMENT,
     ) as server:
         expected = ask(server, prompts)
-        over = threading.Event()
-
-        def load() -> None:
-            with suppress(OpenAIError):
-                while not over.is_set():
-                    assert ask(server, prompts) == expected
-
-        asking = threading.Thread(target=load)
-        asking.start()
-        time.sleep(2)
-        (worker,) = named("VLLM::Worker_DP1", server.groups)
+        body = {"method": "fail_at", "args": [1, "o_proj", 5, int(fatal)]}
+        server.post("/collective_rpc", body)
         started = time.monotonic()
-        os.kill(worker, signal.SIGKILL if kind == "death" else signal.SIGSTOP)
+        with pytest.raises(OpenAIError):
+            assert ask(server, prompts) == expected, "a wrong answer was given"
         codes = server.wait_for_end(BOUND_S)
-        print(f"{kind}: every node ended after {time.monotonic() - started:.0f} s, {codes}")
-        over.set()
-        asking.join()
-        lasting = [pid for pid in alive(server.groups) if pid != worker]
-    log = server.log_text()
-    assert lasting == []
-    assert re.search(r"(layer \d+ of series '\S+', owned by rank \d)|(died)", log), log[-6000:]
+        print(f"{kind}: ended with {codes} after {time.monotonic() - started:.0f} s")
+        stopped = named("VLLM::Worker_DP1", server.groups)
+    assert codes[0] != 0
+    assert len(stopped) <= (kind == "stall"), "it is gone, unless it cannot go"
+    assert re.search(SAID, server.log_text()), server.log_text()[-6000:]
+
+
+SAID = (
+    r"TransportError: rank 0: layer 5 of series 'o_proj', owned by rank 1, could not be moved: "
+    r"a rank of the group \[0, 1\] died or stalled"
+)

@@ -45,6 +45,24 @@ class Probe:
                 changed.append(series.name)
         return changed
 
+    def fail_at(self, rank: int, series_name: str, layer_id: int, signal_number: int) -> None:
+        """On global rank `rank`, have this signal sent to itself where it would move the layer."""
+        import torch.distributed as dist
+
+        from vllm_layershard.runtime.ops import bound_series
+
+        (series,) = (s for s in bound_series() if s.name == series_name)
+        fatal = series.plan.series.layer_ids.index(layer_id)
+        start = series._transport.start
+
+        def failing(position: int, slot: int) -> Any:
+            if position == fatal:
+                os.kill(os.getpid(), signal_number)
+            return start(position, slot)
+
+        if dist.get_rank() == rank:
+            series._transport.start = failing  # type: ignore[method-assign]
+
     def reload_some(self, directory: str, suffixes: list[str]) -> int:
         """Reload the weights of these names from a checkpoint, as vLLM reloads all; how many."""
         from vllm.config import set_current_vllm_config
