@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
-
 import torch.distributed as dist
 
 from vllm_layershard.plan import ParallelLayout
@@ -13,9 +11,7 @@ from vllm_layershard.runtime.group import RankGroup, create_groups
 class Groups:
     """This rank's groups of equal copies. Making them is collective over the whole world."""
 
-    def __init__(
-        self, layout: ParallelLayout, backend: str, timeout: timedelta | None = None
-    ) -> None:
+    def __init__(self, layout: ParallelLayout, backend: str) -> None:
         world_size = dist.get_world_size()
         assert world_size % layout.world_size == 0, f"{world_size} ranks for {layout}"
         wanted: dict[tuple[int, ...], None] = {}
@@ -24,7 +20,7 @@ class Groups:
                 for ranks in layout.groups(tp_replicated):
                     wanted[tuple(first + rank for rank in ranks)] = None
         self._layout = layout
-        self._mine = list(create_groups(list(wanted), backend, timeout).values())
+        self._mine = list(create_groups(list(wanted), backend).values())
 
     def of(self, tp_replicated: bool) -> RankGroup:
         """The group that holds the same copies of a linear as this rank."""

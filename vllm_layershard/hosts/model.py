@@ -14,18 +14,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from datetime import timedelta
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-import vllm
 from torch import nn
 from vllm.logger import init_logger
 from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 
-from vllm_layershard import __version__
 from vllm_layershard.config import KEY, LayerShardConfig
 from vllm_layershard.errors import HostError
 from vllm_layershard.hosts.groups import Groups
@@ -50,7 +47,6 @@ from vllm_layershard.plan import (
 from vllm_layershard.runtime.agreement import agree
 from vllm_layershard.runtime.device import Device, device_of
 from vllm_layershard.runtime.group import RankGroup
-from vllm_layershard.runtime.meeting import WAIT_S, meet
 from vllm_layershard.runtime.ops import Place, bind, unbind
 from vllm_layershard.runtime.report import Report
 from vllm_layershard.runtime.series import ShardedSeries, State
@@ -68,15 +64,11 @@ def build(
     """Construct the model and shard the linears that `config` names. Collective over the world.
 
     Raises:
-        MismatchError: another rank shards otherwise, or not at all.
         PlanError: a name matches nothing, or a series cannot be planned.
         HostError: the model or its quantisation cannot be sharded on this host.
     """
     device = device_of(torch.device(vllm_config.device_config.device_type))
-    _meet(config, vllm_config)
-    seconds = vllm_config.parallel_config.distributed_timeout_seconds
-    timeout = None if seconds is None else timedelta(seconds=seconds)
-    groups = Groups(layout_of(vllm_config), device.backend, timeout)
+    groups = Groups(layout_of(vllm_config), device.backend)
     num_layers = vllm_config.model_config.hf_text_config.num_hidden_layers
     with collecting(config, num_layers) as found:
         model = construct()
@@ -86,24 +78,6 @@ def build(
     modules = {linear.prefix: module for linear, module in found.values()}
     ShardedModel(config, groups, device, model, modules, selected)
     return model
-
-
-def _meet(config: LayerShardConfig, vllm_config: VllmConfig) -> None:
-    """See that every rank of the world is about to shard the same model in the same way."""
-    model = vllm_config.model_config
-    word = {
-        "versions": {"vllm-layershard": __version__, "vllm": vllm.__version__},
-        "layer_sharding": asdict(replace(config, report_dir=None)),  # a node may have its own
-        "ranks": asdict(layout_of(vllm_config)),
-        "model": {
-            "architectures": model.architectures,
-            "num_layers": model.hf_text_config.num_hidden_layers,
-            "dtype": str(model.dtype),
-            "quantization": model.quantization,
-        },
-    }
-    store = dist.distributed_c10d._get_default_store()
-    meet(word, store, dist.get_rank(), dist.get_world_size(), WAIT_S)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +170,6 @@ class ShardedModel:
         boundaries: dict[str, nn.Module] = {}
         unbind({_boundary_of(paths[id(m)]) for m in modules.values() if id(m) in paths})
         for decision in _decide(config, groups, selected):
-            agree(decision.plan, decision.group)
             for series_plan in decision.plan.series:
                 series = ShardedSeries(series_plan, decision.group, device)
                 self._series.append(series)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 import torch
@@ -60,13 +59,10 @@ def _lost(rank: int, what: str, ranks: tuple[int, ...], error: RuntimeError) -> 
     )
 
 
-def create_groups(
-    groups: Sequence[tuple[int, ...]], backend: str, timeout: timedelta | None = None
-) -> dict[int, RankGroup]:
+def create_groups(groups: Sequence[tuple[int, ...]], backend: str) -> dict[int, RankGroup]:
     """Create private process groups; collective over the whole world, same order everywhere.
 
-    Returns this rank's groups, keyed by their index in `groups`. What a rank waits for longer than
-    `timeout` (None: the backend's own) has failed.
+    Returns this rank's groups, keyed by their index in `groups`.
 
     Raises:
         TransportError: a rank did not take part, within torch.distributed's timeout.
@@ -75,8 +71,8 @@ def create_groups(
     mine: dict[int, RankGroup] = {}
     for index, ranks in enumerate(groups):
         try:
-            data = dist.new_group(list(ranks), timeout, backend)
-            control = dist.new_group(list(ranks), timeout, "gloo")
+            data = dist.new_group(list(ranks), backend=backend)
+            control = dist.new_group(list(ranks), backend="gloo")
         except RuntimeError as error:
             raise _lost(rank, "no private groups could be formed", ranks, error) from error
         if rank in ranks:
