@@ -1,28 +1,32 @@
 """One vLLM model, sharded: find its linears, plan them, and see them through loading.
 
 Note [From construction to the first forward]
-While the model is built, each matched linear is released to the meta device as soon as its parent
-takes it in, so that no rank ever holds more than one of them. Then the plan is made, and the
-owners' linears get memory again; vLLM loads the checkpoint, which is a no-op on meta parameters.
-vLLM then processes the modules in one order on every rank: a linear's owner broadcasts its loaded
-parameters, every rank runs the quant method on them (so that all its Python-side state exists
-everywhere), and the large tensors of those that are not the owner become aliases of slots. After
-the last one the ranks compare the final plan, which knows the bytes as processed.
+Before anything else the ranks compare their configurations, and their plans once the model is
+built: a rank that was started otherwise, or not at all, is named instead of waited for. While the
+model is built, each matched linear is released to the meta device as soon as its parent takes it
+in, so that no rank ever holds more than one of them. Then the plan is made, and the owners' linears
+get memory again; vLLM loads the checkpoint, which is a no-op on meta parameters. vLLM then
+processes the modules in one order on every rank: a linear's owner broadcasts its loaded parameters,
+every rank runs the quant method on them (so that all its Python-side state exists everywhere), and
+the large tensors of those that are not the owner become aliases of slots. After the last one the
+ranks compare the final plan, which knows the bytes as processed.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
+import vllm
 from torch import nn
 from vllm.logger import init_logger
 from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 
+from vllm_layershard import __version__
 from vllm_layershard.config import KEY, LayerShardConfig
 from vllm_layershard.errors import HostError
 from vllm_layershard.hosts.groups import Groups
@@ -37,6 +41,7 @@ from vllm_layershard.hosts.linears import (
 from vllm_layershard.hosts.settings import layout_of
 from vllm_layershard.plan import (
     Linear,
+    ParallelLayout,
     Plan,
     Series,
     build_plan,
@@ -47,6 +52,7 @@ from vllm_layershard.plan import (
 from vllm_layershard.runtime.agreement import agree
 from vllm_layershard.runtime.device import Device, device_of
 from vllm_layershard.runtime.group import RankGroup
+from vllm_layershard.runtime.handshake import handshake
 from vllm_layershard.runtime.ops import Place, bind, unbind
 from vllm_layershard.runtime.report import Report
 from vllm_layershard.runtime.series import ShardedSeries, State
@@ -66,18 +72,38 @@ def build(
     Raises:
         PlanError: a name matches nothing, or a series cannot be planned.
         HostError: the model or its quantisation cannot be sharded on this host.
+        MismatchError: the ranks were not started alike, or one of them is missing.
     """
-    device = device_of(torch.device(vllm_config.device_config.device_type))
-    groups = Groups(layout_of(vllm_config), device.backend)
+    ranks = handshake()
+    layout = layout_of(vllm_config)
     num_layers = vllm_config.model_config.hf_text_config.num_hidden_layers
-    with collecting(config, num_layers) as found:
-        model = construct()
-    leave_towers(model, found, device.torch_device)
-    selected = select([linear for linear, _ in found.values()], config.layers)
-    check_matched(config, selected, [linear for linear, _ in found.values()], vllm_config)
-    modules = {linear.prefix: module for linear, module in found.values()}
-    ShardedModel(config, groups, device, model, modules, selected)
+    started = {**started_with(config, layout), "num_layers": num_layers}
+    ranks.compare("configuration", {ranks.world: started})
+    try:
+        device = device_of(torch.device(vllm_config.device_config.device_type))
+        groups = Groups(layout, device.backend, vllm_config.parallel_config)
+        with collecting(config, num_layers) as found:
+            model = construct()
+        leave_towers(model, found, device.torch_device)
+        selected = select([linear for linear, _ in found.values()], config.layers)
+        check_matched(config, selected, [linear for linear, _ in found.values()], vllm_config)
+        modules = {linear.prefix: module for linear, module in found.values()}
+        sharded = ShardedModel(config, groups, device, model, modules, selected)
+    except Exception as error:
+        ranks.leave(error)
+        raise
+    ranks.compare("plan", sharded.planned)
     return model
+
+
+def started_with(config: LayerShardConfig, layout: ParallelLayout) -> dict[str, Any]:
+    """What must be the same on every rank before one model is built; a path may differ."""
+    return {
+        "vllm-layershard": __version__,
+        "vllm": vllm.__version__,
+        KEY: asdict(replace(config, report_dir=None)),
+        "layout": asdict(layout),
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +195,9 @@ class ShardedModel:
         paths = {id(module): path for path, module in model.named_modules()}
         boundaries: dict[str, nn.Module] = {}
         unbind({_boundary_of(paths[id(m)]) for m in modules.values() if id(m) in paths})
+        self.planned: dict[tuple[int, ...], list[dict[str, Any]]] = {}
         for decision in _decide(config, groups, selected):
+            self.planned.setdefault(decision.group.ranks, []).append(decision.plan.document())
             for series_plan in decision.plan.series:
                 series = ShardedSeries(series_plan, decision.group, device)
                 self._series.append(series)

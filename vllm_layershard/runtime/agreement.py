@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from vllm_layershard.errors import MismatchError
 from vllm_layershard.plan import Plan, differences
 from vllm_layershard.runtime.group import RankGroup
@@ -19,14 +21,19 @@ def agree(plan: Plan, group: RankGroup) -> None:
     if len(set(digests)) == 1:
         return
     documents = group.gather(plan.document())
-    faults = []
-    for index, document in enumerate(documents[1:], start=1):
-        found = differences(documents[0], document)
-        if found:
-            shown = "; ".join(found[:_MOST_LINES])
-            more = f"; and {len(found) - _MOST_LINES} more" if len(found) > _MOST_LINES else ""
-            faults.append(f"rank {group.ranks[index]} against rank {group.ranks[0]}: {shown}{more}")
+    faults = [
+        f"rank {rank} against rank {group.ranks[0]}: {differing(documents[0], document, 'plan')}"
+        for rank, document in zip(group.ranks, documents, strict=True)
+        if document != documents[0]
+    ]
     raise MismatchError(
         "the ranks of a layer sharding group have different plans; give every rank the same "
         f"configuration, model and version. {' | '.join(faults)}"
     )
+
+
+def differing(one: Any, other: Any, path: str) -> str:
+    """The first few places where two documents differ, in a line."""
+    found = differences(one, other, path)
+    more = f"; and {len(found) - _MOST_LINES} more" if len(found) > _MOST_LINES else ""
+    return "; ".join(found[:_MOST_LINES]) + more

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -59,10 +60,17 @@ def _lost(rank: int, what: str, ranks: tuple[int, ...], error: RuntimeError) -> 
     )
 
 
-def create_groups(groups: Sequence[tuple[int, ...]], backend: str) -> dict[int, RankGroup]:
+def create_groups(
+    groups: Sequence[tuple[int, ...]],
+    backend: str,
+    *,
+    data_timeout: timedelta | None = None,
+    control_timeout: timedelta | None = None,
+) -> dict[int, RankGroup]:
     """Create private process groups; collective over the whole world, same order everywhere.
 
-    Returns this rank's groups, keyed by their index in `groups`.
+    Returns this rank's groups, keyed by their index in `groups`. A timeout is how long a rank waits
+    for the others in one collective; None is torch.distributed's own.
 
     Raises:
         TransportError: a rank did not take part, within torch.distributed's timeout.
@@ -71,8 +79,8 @@ def create_groups(groups: Sequence[tuple[int, ...]], backend: str) -> dict[int, 
     mine: dict[int, RankGroup] = {}
     for index, ranks in enumerate(groups):
         try:
-            data = dist.new_group(list(ranks), backend=backend)
-            control = dist.new_group(list(ranks), backend="gloo")
+            data = dist.new_group(list(ranks), data_timeout, backend)
+            control = dist.new_group(list(ranks), control_timeout, "gloo")
         except RuntimeError as error:
             raise _lost(rank, "no private groups could be formed", ranks, error) from error
         if rank in ranks:
