@@ -50,7 +50,7 @@ from vllm_layershard.runtime.group import RankGroup
 from vllm_layershard.runtime.ops import Place, bind, unbind
 from vllm_layershard.runtime.report import Report
 from vllm_layershard.runtime.series import ShardedSeries, State
-from vllm_layershard.runtime.tensors import materialise
+from vllm_layershard.runtime.tensors import materialise, tie
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -76,6 +76,13 @@ def build(
     selected = select([linear for linear, _ in found.values()], config.layers)
     check_matched(config, selected, [linear for linear, _ in found.values()], vllm_config)
     modules = {linear.prefix: module for linear, module in found.values()}
+    for linear in (linear for members in selected.values() for linear in members):
+        other = tie(model, modules[linear.prefix])
+        if other is not None:
+            raise HostError(
+                f"{KEY}: {linear.prefix} shares a parameter with {other}, which would not see it "
+                "move; leave it out"
+            )
     ShardedModel(config, groups, device, model, modules, selected)
     return model
 
