@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +12,10 @@ from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 from vllm.model_executor.layers.linear import LinearBase, ReplicatedLinear
 
-from vllm_layershard.config import LayerShardConfig
+from vllm_layershard.config import KEY, LayerShardConfig
+from vllm_layershard.errors import HostError
 from vllm_layershard.plan import Linear, no_match, none_left
-from vllm_layershard.runtime.tensors import describe, materialise, release
+from vllm_layershard.runtime.tensors import describe, materialise, release, tie
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -108,3 +109,18 @@ def check_matched(
             raise no_match(name, linears)
         if all(layer_id % config.layer_stride for layer_id in ids):
             raise none_left(name, config.layer_stride)
+
+
+def check_untied(model: nn.Module, modules: Sequence[Any]) -> None:
+    """Refuse linears that share a parameter with another module.
+
+    Raises:
+        HostError: names the linear that is to be sharded, and the other module.
+    """
+    for module in modules:
+        other = tie(model, module)
+        if other is not None:
+            raise HostError(
+                f"{KEY}: {module.prefix} shares a parameter with {other}, which would not see it "
+                "move; leave it out"
+            )

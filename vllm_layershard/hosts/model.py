@@ -14,7 +14,6 @@ ranks compare the final plan, which knows the bytes as processed.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -29,10 +28,12 @@ from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 from vllm_layershard import __version__
 from vllm_layershard.config import KEY, LayerShardConfig
 from vllm_layershard.errors import HostError
+from vllm_layershard.hosts.boundary import boundary_of, install_boundary
 from vllm_layershard.hosts.groups import Groups
 from vllm_layershard.hosts.linear_method import ShardedLinearMethod
 from vllm_layershard.hosts.linears import (
     check_matched,
+    check_untied,
     collecting,
     describe_linear,
     leave_towers,
@@ -88,6 +89,7 @@ def build(
         selected = select([linear for linear, _ in found.values()], config.layers)
         check_matched(config, selected, [linear for linear, _ in found.values()], vllm_config)
         modules = {linear.prefix: module for linear, module in found.values()}
+        check_untied(model, [modules[x.prefix] for members in selected.values() for x in members])
         sharded = ShardedModel(config, groups, device, model, modules, selected)
     except Exception as error:
         ranks.leave(error)
@@ -194,7 +196,7 @@ class ShardedModel:
         self._to_adopt = 0
         paths = {id(module): path for path, module in model.named_modules()}
         boundaries: dict[str, nn.Module] = {}
-        unbind({_boundary_of(paths[id(m)]) for m in modules.values() if id(m) in paths})
+        unbind({boundary_of(paths[id(m)]) for m in modules.values() if id(m) in paths})
         self.planned: dict[tuple[int, ...], list[dict[str, Any]]] = {}
         for decision in _decide(config, groups, selected):
             self.planned.setdefault(decision.group.ranks, []).append(decision.plan.document())
@@ -206,14 +208,14 @@ class ShardedModel:
                     _check_linear(module)
                     if series.owns(position):
                         materialise(module, device.torch_device)
-                    boundary = _boundary_of(paths[id(module)])
+                    boundary = boundary_of(paths[id(module)])
                     boundaries[boundary] = model.get_submodule(boundary)
                     place = Place(series, position)
                     bind(boundary, linear.prefix, place)
                     _wrap(module, ShardedLinear(self, module, place))
                     self._to_adopt += 1
         for boundary, layer in boundaries.items():
-            _install_boundary(layer, boundary)
+            install_boundary(layer, boundary)
         if self._to_adopt == 0:  # a pipeline stage with none of the named linears
             self._finish()
 
@@ -267,30 +269,6 @@ def _wrap(module: Any, linear: ShardedLinear) -> None:
     custom_op = getattr(module, "custom_op", None)
     if custom_op is not None and hasattr(custom_op, "update_attrs"):
         custom_op.update_attrs()  # vllm-ascend's copy of the module's quant method
-
-
-def _boundary_of(path: str) -> str:
-    """The decoder layer's path in the model: up to the first index in the linear's."""
-    parts = path.split(".")
-    index = next(i for i, part in enumerate(parts) if part.isdigit())
-    return ".".join(parts[: index + 1])
-
-
-def _install_boundary(layer: nn.Module, key: str) -> None:
-    """Call `layershard::reach` on the activation just before the decoder layer runs."""
-    parameters = list(inspect.signature(layer.forward).parameters)
-    if "hidden_states" not in parameters:
-        raise HostError(
-            f"{KEY}: {type(layer).__name__}.forward takes no hidden_states, so its boundary is not "
-            "known; this architecture cannot be sharded yet"
-        )
-    index = parameters.index("hidden_states")
-
-    def reach(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        x = kwargs["hidden_states"] if "hidden_states" in kwargs else args[index]
-        torch.ops.layershard.reach(x, key)
-
-    layer.register_forward_pre_hook(reach, with_kwargs=True)
 
 
 def _announce(series: list[ShardedSeries]) -> None:

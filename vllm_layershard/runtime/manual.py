@@ -13,8 +13,9 @@ not own are released at registration, so that loading them is a no-op there.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
+import torch
 import torch.distributed as dist
 from torch import nn
 
@@ -26,7 +27,7 @@ from vllm_layershard.runtime.device import Device, device_of
 from vllm_layershard.runtime.group import RankGroup, group_over
 from vllm_layershard.runtime.ops import Place
 from vllm_layershard.runtime.series import ShardedSeries
-from vllm_layershard.runtime.tensors import describe, release
+from vllm_layershard.runtime.tensors import describe, held, release
 
 
 @dataclass(slots=True)
@@ -55,6 +56,8 @@ class _Draft:
 
 _drafts: dict[str, _Draft] = {}
 _places: WeakKeyDictionary[nn.Module, Place] = WeakKeyDictionary()
+_registered: WeakValueDictionary[int, torch.Tensor] = WeakValueDictionary()
+"""The tensors that layers came with, by id. A released one lives on only if another has it, too."""
 
 
 def register_layer(
@@ -71,21 +74,33 @@ def register_layer(
     owns it. On every other rank the layer's parameters are released at once.
 
     Raises:
-        PlanError: the layer or its index is registered already, or group or step differ from the
-            series' first layer.
+        PlanError: the layer or its index is registered already, the layer holds no tensor or one of
+            another layer's, or group or step differ from the series' first layer.
     """
     rank_group = group_over(group)
+    tensors = held(layer)
+    if not tensors:
+        raise PlanError(
+            f"series {series!r}: layer {layer_id} holds no tensor itself; register the module that "
+            "holds the weight"
+        )
     draft = _drafts.get(series)
     if draft is None:
-        device = device_of(next(layer.parameters()).device)
+        device = device_of(next(iter(tensors.values())).device)
         draft = _drafts[series] = _Draft(rank_group, device, prefetch_step)
     if (draft.group.ranks, draft.prefetch_step) != (rank_group.ranks, prefetch_step):
         raise PlanError(
             f"series {series!r}: layer {layer_id} comes with another group or prefetch_step than "
             "the first; a series has one of each"
         )
-    if layer_id in draft.layers or layer in draft.layers.values():
+    if layer_id in draft.layers or layer in draft.layers.values() or layer in _places:
         raise PlanError(f"series {series!r}: layer {layer_id} is registered already")
+    if any(_registered.get(id(tensor)) is tensor for tensor in tensors.values()):
+        raise PlanError(
+            f"series {series!r}: layer {layer_id} shares a tensor with a layer that is registered "
+            "already, and both cannot own it; register neither"
+        )
+    _registered.update({id(tensor): tensor for tensor in tensors.values()})
     draft.layers[layer_id] = layer
     if round_robin_owner(layer_id, rank_group.size) != rank_group.group_rank:
         release(layer)

@@ -73,8 +73,8 @@ class ShardedSeries:
             return
         if not self.owns(position):
             materialise(module, self.device.torch_device, leave=leave)
-        for name, param in sorted(module._parameters.items()):
-            if param is not None and name not in leave:
+        for name, param in sorted(held(module).items()):
+            if isinstance(param, nn.Parameter) and name not in leave:
                 try:
                     self.group.broadcast(flat(param), self.plan.owner[position])
                 except RuntimeError as error:

@@ -6,6 +6,7 @@ Quant methods keep weights as parameters, buffers or plain attributes; all three
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,7 +18,7 @@ def held(module: nn.Module) -> dict[str, torch.Tensor]:
     """The module's own tensors by attribute name, submodules excluded; each object once."""
     found: dict[str, torch.Tensor] = {}
     seen: set[int] = set()
-    for place in (module._parameters, module._buffers, vars(module)):
+    for place in _places(module):
         for name, value in place.items():
             if isinstance(value, torch.Tensor) and id(value) not in seen:
                 seen.add(id(value))
@@ -44,30 +45,51 @@ def release(module: nn.Module) -> None:
 
     Class, attributes and loaders of each parameter are kept, as vLLM's `to_meta_tensor` does.
     """
-    for name, param in list(module._parameters.items()):
-        if param is not None:
-            module._parameters[name] = _dressed(param.data.to("meta"), param)
+    for name, param in held(module).items():
+        if isinstance(param, nn.Parameter):
+            _replace(module, name, _dressed(param.data.to("meta"), param))
 
 
 def materialise(module: nn.Module, device: torch.device, *, leave: tuple[str, ...] = ()) -> None:
     """Give each meta parameter but `leave` uninitialised memory, of the same shape and stride."""
-    for name, param in list(module._parameters.items()):
-        if param is not None and param.is_meta and name not in leave:
+    for name, param in held(module).items():
+        if isinstance(param, nn.Parameter) and param.is_meta and name not in leave:
             real = torch.empty_strided(
                 param.size(), param.stride(), dtype=param.dtype, device=device
             )
-            module._parameters[name] = _dressed(real, param)
+            _replace(module, name, _dressed(real, param))
 
 
 def point(module: nn.Module, name: str, target: torch.Tensor) -> None:
     """Make the module's tensor `name` an alias of `target`; its former memory is let go."""
-    param = module._parameters.get(name)
-    if param is not None:
-        module._parameters[name] = _dressed(target.detach(), param)
-    elif name in module._buffers:
-        module._buffers[name] = target
+    former = held(module)[name]
+    if isinstance(former, nn.Parameter):
+        _replace(module, name, _dressed(target.detach(), former))
     else:
-        setattr(module, name, target)
+        _replace(module, name, target)
+
+
+def _replace(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
+    """Put `tensor` in the place of `name`, and of every other name of the same object."""
+    former = held(module)[name]
+    for place in _places(module):
+        for key in [key for key, value in place.items() if value is former]:
+            place[key] = tensor
+
+
+def _places(module: nn.Module) -> tuple[dict[str, Any], ...]:
+    """Where a module keeps tensors: as parameters, as buffers, and as plain attributes."""
+    return module._parameters, module._buffers, vars(module)
+
+
+def tie(root: nn.Module, module: nn.Module) -> str | None:
+    """The path under `root` of another module that holds a parameter of `module`'s, if one does."""
+    mine = {id(param) for param in module._parameters.values() if param is not None}
+    for path, other in root.named_modules():
+        shared = mine & {id(param) for param in other._parameters.values()}
+        if other is not module and shared:
+            return path
+    return None
 
 
 def _dressed(tensor: torch.Tensor, like: nn.Parameter) -> nn.Parameter:

@@ -1,0 +1,36 @@
+"""The boundary of a decoder layer: where every rank passes in every forward, and launches."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+
+from vllm_layershard.config import KEY
+from vllm_layershard.errors import HostError
+
+
+def boundary_of(path: str) -> str:
+    """The decoder layer's path in the model: up to the first index in the linear's."""
+    parts = path.split(".")
+    index = next(i for i, part in enumerate(parts) if part.isdigit())
+    return ".".join(parts[: index + 1])
+
+
+def install_boundary(layer: nn.Module, key: str) -> None:
+    """Call `layershard::reach` on the activation just before the decoder layer runs."""
+    parameters = list(inspect.signature(layer.forward).parameters)
+    if "hidden_states" not in parameters:
+        raise HostError(
+            f"{KEY}: {type(layer).__name__}.forward takes no hidden_states, so its boundary is not "
+            "known; this architecture cannot be sharded yet"
+        )
+    index = parameters.index("hidden_states")
+
+    def reach(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x = kwargs["hidden_states"] if "hidden_states" in kwargs else args[index]
+        torch.ops.layershard.reach(x, key)
+
+    layer.register_forward_pre_hook(reach, with_kwargs=True)
