@@ -6,6 +6,7 @@ here samples its weight, so that a wrong byte changes the result and the compute
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
@@ -20,7 +21,12 @@ SAMPLED = 4093
 
 
 class Sampled(nn.Module):
-    """Stands for a linear of `layer_bytes`: adds samples of its weight, by layer, to the input."""
+    """Stands for a linear of `layer_bytes`: adds samples of its weight, by layer, to the input.
+
+    `spent_s` is what all of them have taken on this process's CPU: it is compute, too.
+    """
+
+    spent_s = 0.0
 
     def __init__(self, layer_id: int, layer_bytes: int, device: torch.device) -> None:
         super().__init__()
@@ -30,7 +36,11 @@ class Sampled(nn.Module):
         self.scale = layer_id + 1
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.weight.flatten()[::SAMPLED].sum() * self.scale
+        started = time.perf_counter()
+        x = x + self.weight.flatten()[::SAMPLED].sum() * self.scale
+        if x.device.type == "cpu":
+            Sampled.spent_s += time.perf_counter() - started
+        return x
 
 
 class Contestant(ABC):

@@ -20,6 +20,7 @@ from typing import Any
 from result import Times, publish
 
 from host.wide import wide_model
+from recital.tokens import save_tokenizer
 from servers.processes import footprint
 from servers.server import Server
 
@@ -92,6 +93,7 @@ def main() -> int:
     starts: dict[str, list[Start]] = {name: [] for name in SERVERS}
     with tempfile.TemporaryDirectory() as folder:
         model = wide_model(Path(folder, "model"), HEAVY)
+        save_tokenizer(model)
         for turn in range(options.rounds):
             for name, sharding in SERVERS.items():
                 starts[name].append(start(model, Path(folder, f"{name}{turn}.log"), sharding))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from dist.ranks import RankError, run_ranks
@@ -82,6 +83,24 @@ def test_outputs_equal_the_unsharded_stack(tmp_path, size, num_layers, prefetch_
         assert seen["counters"].forwards == 3
         assert seen["counters"].launches == seen["counters"].waits == 3 * num_layers
         assert seen["in_flight"] == []
+
+
+@torch.inference_mode()
+def in_a_group_that_does_not_begin_at_rank_0(rank: int) -> bool | None:
+    group = dist.new_group([1, 2])
+    if rank == 0:
+        return None
+    plain, stack = Stack(5, seed=7), Stack(5, seed=7)
+    for i, linear in enumerate(stack.linears):
+        register_layer(linear, series="linear", layer_id=i, group=group)
+    series = finish_loading("linear", verify=True)
+    series.slots.poison()
+    x = torch.ones(2, WIDTH)
+    return torch.equal(stack.sharded_forward(x), plain(x))
+
+
+def test_an_owner_is_a_rank_of_its_group_not_of_the_world(tmp_path):
+    assert run_ranks(3, in_a_group_that_does_not_begin_at_rank_0, tmp_path) == [None, True, True]
 
 
 @torch.inference_mode()
