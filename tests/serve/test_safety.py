@@ -28,19 +28,22 @@ BOUND_S = 120
 OTHERWISE = {
     "other layers": (
         """{"layer_sharding": ["o_proj"]}""",
-        r"rank 1 against rank 0: its\.layer_sharding\.layers: \['o_proj', 'q_b_proj'\] != "
-        r"\['o_proj'\]",
+        r"rank 1 against rank 0: configuration\.layer_sharding\.layers: "
+        r"\['o_proj', 'q_b_proj'\] != \['o_proj'\]",
+        2,
     ),
     "no key": (
         "{}",
-        r"rank 0: ranks \[1\] of 2 have not come to shard their model within 180 s",
+        r"rank 1 of the world's 2 did not come to compare the configuration within 180 s",
+        1,
     ),
 }
+"""What the second node is given, what is said of it, and by how many ranks."""
 
 
 @pytest.mark.parametrize("case", OTHERWISE)
 def test_a_node_that_shards_otherwise_ends_both(case, model, tmp_path):
-    additional, said = OTHERWISE[case]
+    additional, said, ranks = OTHERWISE[case]
     server = Server(
         model,
         tmp_path / "log",
@@ -54,8 +57,9 @@ def test_a_node_that_shards_otherwise_ends_both(case, model, tmp_path):
     finally:
         server.stop()
     assert 0 not in codes
-    errors = re.findall(rf"MismatchError: .*{said}", server.log_text())
-    assert errors, server.log_text()[-6000:]
+    log = server.log_text()
+    said_by = set(re.findall(rf"Worker_DP(\d) .*MismatchError: .*{said}", log))
+    assert len(said_by) == ranks, log[-6000:]
 
 
 @pytest.mark.parametrize("kind", ["death", "stall"])
