@@ -13,7 +13,7 @@ help:
 	@echo "make demo       plan, serve unsharded and sharded, compare the answers and the bytes"
 	@echo "make test       every test: unit, real ranks, real vLLM servers (under 25 minutes)"
 	@echo "make test-fast  the tests that start no server"
-	@echo "make test-matrix  every layout, mode and model: servers and start-ups (under an hour)"
+	@echo "make test-matrix  every layout, mode and failure, and the oldest vLLM (two hours or more)"
 	@echo "make fuzz       atheris on every reader of untrusted bytes (FUZZ_SECONDS=60 each)"
 	@echo "make soak       a server under load for MINUTES=20: nothing may grow"
 	@echo "make lint       ruff, mypy, import-linter"
