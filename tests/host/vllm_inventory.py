@@ -12,7 +12,6 @@ import math
 import sys
 import tempfile
 from importlib import import_module
-from unittest.mock import MagicMock
 
 import torch
 from transformers import AutoConfig, PretrainedConfig
@@ -56,17 +55,29 @@ METHODS = (
     f"{MOE}_w4a4_nvfp4",
     f"{MOE}_wna16",
 )
+
+
+class Kernel:
+    """Stands in for a kernel that this machine lacks: there is nothing to call but what is here."""
+
+    def __init__(self, *config: object, **names: str) -> None:
+        """As the kernels of mixed precision are made; the others are chosen made."""
+
+    def input_quant_key(self) -> None:
+        """It would take activations as they come."""
+
+
 CHOICES = {
-    "init_fp8_linear_kernel": lambda **_: MagicMock(),
-    "init_int8_linear_kernel": lambda **_: MagicMock(),
-    "init_nvfp4_linear_kernel": lambda **_: MagicMock(),
-    "choose_mp_linear_kernel": lambda _: MagicMock(__name__="StandIn"),
+    "init_fp8_linear_kernel": lambda **_: Kernel(),
+    "init_int8_linear_kernel": lambda **_: Kernel(),
+    "init_nvfp4_linear_kernel": lambda **_: Kernel(),
+    "choose_mp_linear_kernel": lambda _: Kernel,
     "verify_marlin_supported": lambda **_: None,
-    "select_fp8_moe_backend": lambda **_: (Fp8MoeBackend.TRITON, MagicMock()),
-    "select_int8_moe_backend": lambda **_: (Int8MoeBackend.TRITON, MagicMock()),
-    "select_nvfp4_moe_backend": lambda **_: (NvFp4MoeBackend.MARLIN, MagicMock()),
-    "select_mxfp4_moe_backend": lambda *_, **__: (Mxfp4MoeBackend.MARLIN, MagicMock()),
-    "select_wna16_moe_backend": lambda *_, **__: (WNA16MoEBackend.MARLIN, MagicMock()),
+    "select_fp8_moe_backend": lambda **_: (Fp8MoeBackend.TRITON, Kernel),
+    "select_int8_moe_backend": lambda **_: (Int8MoeBackend.TRITON, Kernel),
+    "select_nvfp4_moe_backend": lambda **_: (NvFp4MoeBackend.MARLIN, Kernel),
+    "select_mxfp4_moe_backend": lambda *_, **__: (Mxfp4MoeBackend.MARLIN, Kernel),
+    "select_wna16_moe_backend": lambda *_, **__: (WNA16MoEBackend.MARLIN, Kernel),
     "check_moe_marlin_supports_config": lambda *_, **__: True,
     "check_moe_marlin_supports_layer": lambda *_, **__: True,
 }
