@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import statistics
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -34,8 +35,10 @@ class Times:
 
 
 def machine() -> dict[str, Any]:
-    """Where this runs."""
+    """Where and when this runs; `load`: how many processes wanted a core in the last minute."""
     return {
+        "date": time.strftime("%Y-%m-%d"),
+        "load": os.getloadavg()[0],
         "processor": _processor(),
         "cores": os.cpu_count(),
         "system": f"{platform.system()} {platform.release()}",
