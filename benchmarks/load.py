@@ -63,8 +63,9 @@ def start(model: Path, log: Path, sharding: Any) -> Start:
     try:
         with server:
             seconds = time.perf_counter() - started
-            samples.append(footprint(server.groups).memory_bytes)
             ready.set()
+            watcher.join()  # what it still looks at must not be a server that ends
+            samples.append(footprint(server.groups).memory_bytes)
     finally:
         ready.set()
         watcher.join()

@@ -1,0 +1,98 @@
+"""Track: one rank's side of a race, in which everybody runs in turn."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from compute import Compute, Gemms, Slept
+from contestants import Contestant, Sampled, Unsharded
+
+RATIOS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
+STEPS = (0, 1, 2, 3)
+
+
+@dataclass(frozen=True, slots=True)
+class Race:
+    """One run: `layers` of `layer_bytes` each, everybody `rounds` times at each ratio and step."""
+
+    ranks: int
+    layers: int
+    layer_bytes: int
+    rounds: int
+    ratios: tuple[float, ...] = RATIOS
+    steps: tuple[int, ...] = STEPS
+
+
+class Track:
+    """One rank's side of a race; all ranks do the same in the same order."""
+
+    def __init__(self, race: Race, device: torch.device) -> None:
+        self.race, self.device = race, device
+        self.compute: Compute = Gemms(device) if device.type == "cuda" else Slept()
+        self.expected = Unsharded("unsharded", 0, self.stack()).forward(lambda: None).item()
+        self._weights = [linear.weight.data.clone() for linear in self.stack()[:4]]
+
+    def stack(self) -> list[Sampled]:
+        return [Sampled(i, self.race.layer_bytes, self.device) for i in range(self.race.layers)]
+
+    def fetch(self, in_flight: int) -> float:
+        """Seconds of the bare broadcasts of all layers."""
+        self._meet()
+        started = time.perf_counter()
+        works: list[Any] = []
+        for layer_id in range(self.race.layers):
+            if len(works) == in_flight:
+                works.pop(0).wait()
+            weight = self._weights[layer_id % len(self._weights)]
+            works.append(dist.broadcast(weight, src=layer_id % self.race.ranks, async_op=True))
+        for work in works:
+            work.wait()
+        self.compute.finish()
+        return self._slowest(time.perf_counter() - started, 0.0)[0]
+
+    def forward(self, one: Contestant, half_s: float) -> tuple[float, float]:
+        """Seconds of one forward, and of its compute.
+
+        Raises:
+            AssertionError: its numbers are not those of the unsharded stack.
+        """
+        self._meet()
+        self.compute.begin(half_s)
+        Sampled.spent_s = 0.0
+        started = time.perf_counter()
+        found = one.forward(self.compute.half)
+        one.settle()
+        self.compute.finish()
+        took = time.perf_counter() - started
+        assert found.item() == self.expected, f"{one.name}, step {one.step}: {found}"
+        return self._slowest(took, self.compute.busy_s + Sampled.spent_s)
+
+    def _meet(self) -> None:
+        dist.barrier()
+        self.compute.finish()
+
+    def _slowest(self, took: float, busy: float) -> tuple[float, float]:
+        mine = torch.tensor([took, busy], dtype=torch.float64, device=self.device)
+        all_ = [torch.empty_like(mine) for _ in range(self.race.ranks)]
+        dist.all_gather(all_, mine)
+        took, busy = max(one.tolist() for one in all_)
+        return took, busy
+
+    def rounds(self, ratio: float, step: int, everybody: list[Contestant]) -> list[dict[str, Any]]:
+        """Of each round: the fetch alone, and everybody's seconds and compute by name."""
+        found = []
+        before = self.fetch(step + 1)
+        for turn in range(self.race.rounds):
+            half_s = before / self.race.layers / ratio / 2
+            first = turn % len(everybody)
+            times = {
+                one.name: self.forward(one, half_s) for one in everybody[first:] + everybody[:first]
+            }
+            after = self.fetch(step + 1)
+            found.append({"fetch": (before + after) / 2, "times": times})
+            before = after
+        return found
