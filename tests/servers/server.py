@@ -132,14 +132,15 @@ class Server:
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
 
-    def wait_for_end(self, seconds: float) -> list[int]:
-        """The exit codes of its nodes, once all have ended of themselves.
+    def wait_for_end(self, seconds: float, nodes: int | None = None) -> list[int]:
+        """The exit codes of its first `nodes` (None: all), once they have ended of themselves.
 
         Raises:
             subprocess.TimeoutExpired: one has not, within `seconds`.
         """
         deadline = time.monotonic() + seconds
-        return [process.wait(max(0.1, deadline - time.monotonic())) for process in self._processes]
+        ending = self._processes[:nodes]
+        return [process.wait(max(0.1, deadline - time.monotonic())) for process in ending]
 
     def end(self) -> list[int]:
         """Ask it to end, and give it time; the exit codes of its nodes' first processes."""
