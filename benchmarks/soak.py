@@ -20,6 +20,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 
+from openai import OpenAIError
+
 from recital import model_path
 from servers.answers import ask
 from servers.processes import Footprint, footprint
@@ -118,7 +120,11 @@ def main() -> int:
             environment=NO_KERNEL_CACHES,
         )
         with server:
-            samples, answers = soak(server, prompts, options.minutes * 60)
+            try:
+                samples, answers = soak(server, prompts, options.minutes * 60)
+            except (AssertionError, OpenAIError) as error:
+                print(f"{server.log_text()[-8000:]}\n{type(error).__name__}: {error}")
+                return 1
     found = growths(samples)
     print(f"{answers} answers in {options.minutes:g} minutes, all equal; {len(samples)} samples")
     for growth in found:
