@@ -34,6 +34,7 @@ def test_compiled_answers(model, prompts, reference, tmp_path):
     check_to_rounding(sharded, plain)
 
 
+@pytest.mark.matrix
 @pytest.mark.timeout(1000)
 def test_every_logprob_where_rounding_is_small(model, prompts, tmp_path):
     """In float32 the bound holds for all that the servers return: what is left is rounding."""
