@@ -27,6 +27,9 @@ MOST_US = 15.0
 
 
 class Arrived(Ticket):
+    def __init__(self) -> None:
+        return None
+
     def wait(self) -> None:
         return None
 

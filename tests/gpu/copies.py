@@ -13,7 +13,6 @@ from vllm_layershard.runtime.device import Device
 from vllm_layershard.runtime.group import RankGroup
 from vllm_layershard.runtime.series import ShardedSeries
 from vllm_layershard.runtime.transport import Ticket, Transport
-from vllm_layershard.runtime.transport.broadcast import BroadcastTicket
 
 WIDTH = 512
 
@@ -29,14 +28,18 @@ class Copies(Transport):
         self.ordered = True
 
     def start(self, position: int, slot: int) -> Ticket:
-        if self.series.owns(position):
-            return BroadcastTicket(self.device, (), self.device.record())
-        side = self.device.fork() if self.ordered else torch.cuda.stream(torch.cuda.Stream())
-        with side:
-            delay(self.link_delay_cycles)
-            (target,) = self.series.slots.tensors[slot]
-            target.copy_(self.source[position])
-            return BroadcastTicket(self.device, (), self.device.record())
+        def copy() -> None:
+            if not self.series.owns(position):
+                delay(self.link_delay_cycles)
+                (target,) = self.series.slots.tensors[slot]
+                target.copy_(self.source[position])
+
+        if self.ordered:
+            return Ticket(self.device, self.device.launch(copy))
+        unordered = torch.cuda.Stream()
+        with torch.cuda.stream(unordered):
+            copy()
+        return Ticket(self.device, unordered.record_event())
 
 
 class OneOfTwo(nn.Module):

@@ -1,12 +1,15 @@
-"""Device: the streams and events of the place where weights live (CPU, CUDA or NPU).
+"""Device: the compute stream and the side stream of the place where weights live (CPU, CUDA, NPU).
 
-On the CPU there are no streams: work is done when the call returns, and an event is always past.
+The compute stream is where the model runs. Weights move on the side stream, in the order in which
+they were launched, after whatever the compute stream had been given until then.
 """
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
+from queue import SimpleQueue
 from types import ModuleType
 from typing import Any
 
@@ -25,38 +28,75 @@ class Device(ABC):
         self.torch_device = torch_device
 
     @abstractmethod
-    def fork(self) -> AbstractContextManager[Any]:
-        """Run what follows on the side stream, after all that the compute stream was given."""
+    def launch(self, work: Callable[[], None]) -> Any:
+        """Do `work` on the side stream, after all that the compute stream was given; its event.
 
-    @abstractmethod
-    def record(self) -> Any:
-        """An event at the present end of the current stream."""
+        The event is past when all that `work` started is done. What `work` raises is raised here or
+        where the event is joined.
+        """
 
     @abstractmethod
     def join(self, event: Any) -> None:
-        """Make the compute stream wait for `event`; the host goes on."""
+        """Make the compute stream wait for `event`. On CUDA and NPU the host goes on."""
 
     @abstractmethod
     def synchronize(self) -> None:
-        """Block the host until the device has done all it was given."""
+        """Block the host until the compute stream has done all it was given."""
+
+
+class _Task:
+    """Work for the side thread; also the event of its end."""
+
+    __slots__ = ("done", "error", "work")
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self.work = work
+        self.error: Exception | None = None
+        self.done = threading.Lock()
+        self.done.acquire()
+
+    def run(self) -> None:
+        try:
+            self.work()
+        except Exception as error:
+            self.error = error
+        finally:
+            self.done.release()
 
 
 class CpuDevice(Device):
-    """Host memory: everything is in order already."""
+    """Host memory: the calling thread computes, a thread of its own is the side stream.
+
+    One thread does one thing after another: the layer that is needed first has the whole link.
+    """
 
     backend = "gloo"
 
-    def fork(self) -> AbstractContextManager[Any]:
-        return nullcontext()
+    def __init__(self, torch_device: torch.device) -> None:
+        super().__init__(torch_device)
+        self._tasks: SimpleQueue[_Task] = SimpleQueue()
+        self._thread: threading.Thread | None = None
 
-    def record(self) -> None:
-        return None
+    def launch(self, work: Callable[[], None]) -> _Task:
+        if self._thread is None:  # not at birth: a process that forks leaves its threads behind
+            self._thread = threading.Thread(target=self._run, name="layershard-side", daemon=True)
+            self._thread.start()
+        task = _Task(work)
+        self._tasks.put(task)
+        return task
 
-    def join(self, event: Any) -> None:
-        return None
+    def join(self, event: _Task) -> None:
+        with event.done:
+            if event.error is not None:
+                raise event.error
 
     def synchronize(self) -> None:
         return None
+
+    def _run(self) -> None:
+        with torch.inference_mode():
+            while True:
+                self._tasks.get().run()
 
 
 class StreamDevice(Device):
@@ -68,12 +108,11 @@ class StreamDevice(Device):
         self._accelerator = accelerator
         self._side = accelerator.Stream(device=torch_device)
 
-    def fork(self) -> AbstractContextManager[Any]:
-        self._side.wait_event(self.record())
-        return self._accelerator.stream(self._side)  # type: ignore[no-any-return]
-
-    def record(self) -> Any:
-        return self._accelerator.current_stream(self.torch_device).record_event()
+    def launch(self, work: Callable[[], None]) -> Any:
+        self._side.wait_event(self._accelerator.current_stream(self.torch_device).record_event())
+        with self._accelerator.stream(self._side):
+            work()
+        return self._side.record_event()
 
     def join(self, event: Any) -> None:
         self._accelerator.current_stream(self.torch_device).wait_event(event)

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
+
+from vllm_layershard.runtime.device import Device
 
 
-class Ticket(ABC):
-    """A movement under way."""
+class Ticket:
+    """A movement under way, and the event of its arrival."""
 
-    @abstractmethod
+    __slots__ = ("_arrived", "_device")
+
+    def __init__(self, device: Device, arrived: Any) -> None:
+        self._device = device
+        self._arrived = arrived
+
     def wait(self) -> None:
-        """Return when whatever compute follows will see the bytes. On a device the host goes on."""
+        """Return when whatever compute follows will see the bytes. On a device the host goes on.
+
+        Raises:
+            RuntimeError: they did not arrive.
+        """
+        self._device.join(self._arrived)
 
 
 class Transport(ABC):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -15,26 +14,8 @@ from vllm_layershard.runtime.tensors import flat
 from vllm_layershard.runtime.transport.base import Ticket, Transport
 
 
-class BroadcastTicket(Ticket):
-    """One layer's broadcasts: `works` block the host (CPU), `arrived` orders streams (devices)."""
-
-    __slots__ = ("_arrived", "_device", "_works")
-
-    def __init__(self, device: Device, works: Sequence[dist.Work], arrived: Any) -> None:
-        self._device = device
-        self._works = works
-        self._arrived = arrived
-
-    def wait(self) -> None:
-        if self._arrived is not None:
-            self._device.join(self._arrived)
-            return
-        for work in self._works:
-            work.wait()
-
-
 class Broadcast(Transport):
-    """Asynchronous broadcasts on the group's own process group, from the side stream.
+    """Broadcasts on the group's own process group, on the side stream.
 
     `owner[p]` is a group rank, `resident[p]` the tensors of the positions that this rank owns.
 
@@ -56,16 +37,16 @@ class Broadcast(Transport):
         self._outgoing = {p: tuple(flat(t) for t in tensors) for p, tensors in resident.items()}
         self._incoming = tuple(tuple(flat(t) for t in slot) for slot in slots.tensors)
 
-    def start(self, position: int, slot: int) -> BroadcastTicket:
+    def start(self, position: int, slot: int) -> Ticket:
         tensors = self._outgoing.get(position, self._incoming[slot])
         options = self._options[position]
-        with self._device.fork():
+
+        def send() -> None:
             works = [self._process_group.broadcast([tensor], options) for tensor in tensors]
-            if self._device.torch_device.type == "cpu":
-                return BroadcastTicket(self._device, works, None)
             for work in works:
-                work.wait()  # orders the side stream behind the collective; the host goes on
-            return BroadcastTicket(self._device, (), self._device.record())
+                work.wait()  # gloo: until it is done; on a device the host goes on
+
+        return Ticket(self._device, self._device.launch(send))
 
 
 def _from(group_rank: int) -> dist.BroadcastOptions:
