@@ -18,8 +18,9 @@ from vllm_layershard.errors import ConfigError
 KEY = "layer_sharding"
 """The key under which `additional_config` carries the configuration."""
 
-Placement = Literal["round_robin", "replicated"]
-Transport = Literal["auto", "broadcast"]
+Placement = Literal["round_robin", "striped", "replicated"]
+Transport = Literal["auto", "broadcast", "pull"]
+Movement = Literal["broadcast", "pull"]
 
 MAX_PREFETCH_STEP = 64
 """A slot is a whole layer: more of them than this is a slip of the pen, not a plan."""
@@ -61,6 +62,7 @@ REMEDIES: Final = {
     "layer_stride": "give a whole number of at least 1",
     "placement": f"choose one of {', '.join(get_args(Placement))}",
     "transport": f"choose one of {', '.join(get_args(Transport))}",
+    "slice_bytes": "give a whole number of bytes, or 0 for copies as long as they come",
     "report_dir": "give the path of a directory, or leave it out",
     "verify": "give true or false",
 }
@@ -80,8 +82,10 @@ class LayerShardConfig:
 
     `layers` are dotted suffixes of linears, in the order given; `prefetch_step` is how many
     positions ahead of its use a weight starts to move; with `layer_stride` s only the layers whose
-    absolute index is a multiple of s are sharded. The `replicated` placement runs the same ops and
-    moves nothing: the control to compare with. In `report_dir` each rank writes
+    absolute index is a multiple of s are sharded. The `striped` placement keeps 1/K of every layer
+    on each rank instead of whole layers on one; `replicated` runs the same ops and moves nothing:
+    the control to compare with. A pull copies at most `slice_bytes` from one rank before it turns
+    to the next (0: all that it wants of it). In `report_dir` each rank writes
     `layershard-rank{global rank}.json`; `verify` compares a checksum of every layer's first
     arrival with its owner's.
 
@@ -94,6 +98,7 @@ class LayerShardConfig:
     layer_stride: int = 1
     placement: Placement = "round_robin"
     transport: Transport = "auto"
+    slice_bytes: int = 0
     report_dir: str | None = None
     verify: bool = False
 
@@ -101,6 +106,15 @@ class LayerShardConfig:
         faults = [f"{KEY}.{fault}" for fault in _faults(self)]
         if faults:
             raise ConfigError("; ".join(faults))
+
+    def movement(self, *, lockstep: bool) -> Movement:
+        """How weights move in a group that runs its forwards together, or does not.
+
+        `auto` broadcasts where it can: among ranks in lockstep, and whole layers.
+        """
+        if self.transport != "auto":
+            return self.transport
+        return "broadcast" if lockstep and self.placement != "striped" else "pull"
 
     @classmethod
     def parse(cls, value: Any) -> LayerShardConfig:
@@ -122,7 +136,11 @@ def _faults(config: LayerShardConfig) -> Iterator[str]:
     """What is wrong with the values, each as `key: problem` or `key = value: problem; remedy`."""
     for problem in islice(_name_faults(config.layers), 1):
         yield f"layers: {problem}"
-    bounds = {"prefetch_step": (0, MAX_PREFETCH_STEP), "layer_stride": (1, None)}
+    bounds = {
+        "prefetch_step": (0, MAX_PREFETCH_STEP),
+        "layer_stride": (1, None),
+        "slice_bytes": (0, None),
+    }
     for key, (low, high) in bounds.items():
         value, remedy = getattr(config, key), REMEDIES[key]
         if value < low:
@@ -132,6 +150,11 @@ def _faults(config: LayerShardConfig) -> Iterator[str]:
     for key, known in (("placement", get_args(Placement)), ("transport", get_args(Transport))):
         if getattr(config, key) not in known:
             yield f"{key} = {short(getattr(config, key))}: is not known; {REMEDIES[key]}"
+    if config.placement == "striped" and config.transport == "broadcast":
+        yield (
+            "placement = 'striped': a broadcast moves whole layers from one rank; use "
+            "transport 'pull' or 'auto'"
+        )
     path = config.report_dir
     if path is not None and (not path.strip() or "\0" in path):
         yield f"report_dir: {short(path)} names no directory; {REMEDIES['report_dir']}"

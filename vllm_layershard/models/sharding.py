@@ -107,6 +107,8 @@ def plan_model(model: Model, deployment: Deployment, config: LayerShardConfig) -
     """
     require_experts(model, deployment)
     layout = replace(deployment.layout, dp_lockstep=model.is_moe)
+    movement = config.movement(lockstep=layout.in_lockstep)
+    layout = replace(layout, one_sided=movement == "pull")
     layout.require_peers()
     deployment = replace(deployment, layout=layout)
     linears = model.linears(deployment)

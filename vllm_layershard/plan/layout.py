@@ -13,7 +13,8 @@ class ParallelLayout:
     """Sizes of the parallel dimensions of one deployment, in vLLM's rank order DP x PP x PCP x TP.
 
     `dp_lockstep`: data-parallel ranks run every forward together. vLLM does so for models with
-    routed experts; replicas of a dense model are engines that never wait for each other.
+    routed experts; replicas of a dense model are engines that never wait for each other, and share
+    only where `one_sided` says that ranks fetch by themselves what they need.
     Source: vLLM 0.32, distributed/parallel_state.py, `initialize_model_parallel`.
     """
 
@@ -22,6 +23,7 @@ class ParallelLayout:
     pcp: int = 1
     pp: int = 1
     dp_lockstep: bool = True
+    one_sided: bool = False
 
     def __post_init__(self) -> None:
         for name in ("tp", "dp", "pcp", "pp"):
@@ -34,9 +36,19 @@ class ParallelLayout:
         """The number of ranks."""
         return self.dp * self.pp * self.pcp * self.tp
 
+    @property
+    def in_lockstep(self) -> bool:
+        """Whether all ranks of a group run every forward together."""
+        return self.dp_lockstep or self.dp == 1
+
+    @property
+    def dp_shares(self) -> bool:
+        """Whether data-parallel ranks share with each other."""
+        return self.dp_lockstep or self.one_sided
+
     def group_size(self, tp_replicated: bool) -> int:
-        """How many ranks in lockstep hold the same copy of a linear."""
-        together = self.dp if self.dp_lockstep else 1
+        """How many ranks that share hold the same copy of a linear."""
+        together = self.dp if self.dp_shares else 1
         return together * self.pcp * (self.tp if tp_replicated else 1)
 
     def require_peers(self) -> None:
@@ -51,8 +63,7 @@ class ParallelLayout:
             raise PlanError(
                 f"{KEY}: the {self.dp} data-parallel ranks of a dense model are engines of their "
                 "own, which never wait for each other, and the broadcast transport needs lockstep; "
-                "shard a mixture-of-experts model, or use prefill-context parallelism where the "
-                "model's attention has it"
+                "use transport 'pull' or 'auto'"
             )
         raise PlanError(
             f"{KEY}: a group of one rank has nobody to share with; use data, prefill-context or "
@@ -74,7 +85,7 @@ class ParallelLayout:
             return ((dp * self.pp + pp) * self.pcp + pcp) * self.tp + tp
 
         every_dp, every_tp = range(self.dp), range(self.tp)
-        together = [every_dp] if self.dp_lockstep else [range(dp, dp + 1) for dp in every_dp]
+        together = [every_dp] if self.dp_shares else [range(dp, dp + 1) for dp in every_dp]
         alike = [every_tp] if tp_replicated else [range(tp, tp + 1) for tp in every_tp]
         return tuple(
             tuple(rank(dp, pp, pcp, tp) for dp in dps for pcp in range(self.pcp) for tp in tps)

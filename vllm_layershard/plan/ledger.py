@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vllm_layershard.plan.placement import EVERY_RANK
+from vllm_layershard.plan.placement import EVERY_RANK, Stripe
 from vllm_layershard.plan.series import Series
 
 
@@ -23,14 +23,22 @@ class Ledger:
     saved_bytes: tuple[int, ...]
 
 
-def ledger_of(series: Series, owner: tuple[int, ...], group_size: int, num_slots: int) -> Ledger:
-    """Add up one series."""
+def ledger_of(
+    series: Series,
+    owner: tuple[int, ...],
+    stripes: tuple[Stripe, ...],
+    group_size: int,
+    num_slots: int,
+) -> Ledger:
+    """Add up one series; `stripes` are each rank's of a layer, or none."""
     replicated_bytes = len(series) * series.layer_bytes
     slot_bytes = num_slots * series.layer_bytes
     resident_bytes = tuple(
         sum(series.layer_bytes for o in owner if o in (rank, EVERY_RANK))
         for rank in range(group_size)
     )
+    if stripes:
+        resident_bytes = tuple(len(series) * (end - start) for start, end in stripes)
     return Ledger(
         replicated_bytes=replicated_bytes,
         resident_bytes=resident_bytes,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Final
 
 from vllm_layershard.config import Placement
@@ -9,6 +10,15 @@ from vllm_layershard.plan.series import Series
 
 EVERY_RANK: Final = -1
 """The owner of a layer that every rank keeps (`replicated` placement)."""
+
+NO_RANK: Final = -2
+"""The owner of a layer of which every rank keeps a stripe (`striped` placement)."""
+
+_UNIT_BYTES: Final = 256
+"""Stripes begin at multiples of it: what a device copies best."""
+
+Stripe = tuple[int, int]
+"""First byte, and the one after the last, in a layer's large tensors laid end to end."""
 
 
 def round_robin_owner(layer_id: int, group_size: int, layer_stride: int = 1) -> int:
@@ -23,6 +33,20 @@ def owners(
     series: Series, group_size: int, placement: Placement, layer_stride: int
 ) -> tuple[int, ...]:
     """The owning group rank of each position."""
-    if placement == "replicated":
-        return (EVERY_RANK,) * len(series)
+    if placement != "round_robin":
+        return (EVERY_RANK if placement == "replicated" else NO_RANK,) * len(series)
+    return loaders(series, group_size, layer_stride)
+
+
+def loaders(series: Series, group_size: int, layer_stride: int) -> tuple[int, ...]:
+    """The group rank that reads each position from the checkpoint for all; its owner, if one."""
     return tuple(round_robin_owner(i, group_size, layer_stride) for i in series.layer_ids)
+
+
+def stripes(layer_bytes: int, group_size: int) -> tuple[Stripe, ...]:
+    """What each group rank keeps of a layer; they differ by a unit at most, some may be empty."""
+    units = -(-layer_bytes // _UNIT_BYTES)
+    bounds = [
+        min(layer_bytes, rank * units // group_size * _UNIT_BYTES) for rank in range(group_size + 1)
+    ]
+    return tuple(pairwise(bounds))

@@ -11,23 +11,34 @@ from vllm_layershard import __version__
 from vllm_layershard.config import Placement
 from vllm_layershard.errors import PlanError
 from vllm_layershard.plan.ledger import Ledger, ledger_of
-from vllm_layershard.plan.placement import EVERY_RANK, owners
+from vllm_layershard.plan.placement import EVERY_RANK, Stripe, loaders, owners, stripes
 from vllm_layershard.plan.schedule import Schedule, schedule_of, stay_put
 from vllm_layershard.plan.series import Series
 
 
 @dataclass(frozen=True, slots=True)
 class SeriesPlan:
-    """The decisions for one series. All tuples are indexed by position."""
+    """The decisions for one series. Tuples are indexed by position, `stripes` by group rank.
+
+    `owner[p]` is a group rank, EVERY_RANK or NO_RANK; `loader[p]` the rank that reads the layer
+    from the checkpoint for all. `stripes` is what each rank keeps of every layer, if striped.
+    """
 
     series: Series
     owner: tuple[int, ...]
+    loader: tuple[int, ...]
+    stripes: tuple[Stripe, ...]
     schedule: Schedule
     ledger: Ledger
 
     def is_resident(self, position: int, group_rank: int) -> bool:
         """Whether this rank keeps the position's weight itself instead of reading a slot."""
         return self.owner[position] in (group_rank, EVERY_RANK)
+
+    @property
+    def is_striped(self) -> bool:
+        """Whether every rank keeps a part of every layer, and no rank a whole one."""
+        return bool(self.stripes)
 
     def owned_layers(self, group_rank: int) -> tuple[int, ...]:
         """The absolute indices of the layers that this rank keeps."""
@@ -107,8 +118,15 @@ def _plan_series(
     owner = owners(series, group_size, placement, layer_stride)
     moves = placement != "replicated"
     schedule = schedule_of(series, prefetch_step, layer_stride) if moves else stay_put(series)
-    ledger = ledger_of(series, owner, group_size, schedule.num_slots)
-    return SeriesPlan(series=series, owner=owner, schedule=schedule, ledger=ledger)
+    parts = stripes(series.layer_bytes, group_size) if placement == "striped" else ()
+    return SeriesPlan(
+        series=series,
+        owner=owner,
+        loader=loaders(series, group_size, layer_stride),
+        stripes=parts,
+        schedule=schedule,
+        ledger=ledger_of(series, owner, parts, group_size, schedule.num_slots),
+    )
 
 
 def differences(mine: Any, theirs: Any, path: str = "plan") -> list[str]:

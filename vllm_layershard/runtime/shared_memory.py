@@ -1,0 +1,194 @@
+"""Shared memory: named pieces of a host's memory, written once, that other processes may read.
+
+Note [Written once]
+A piece gets its name only when it is complete, and never changes under it. Who has mapped it keeps
+its pages for as long as it likes, whatever becomes of the name or of the process that wrote it.
+
+Note [Whose writer is gone]
+The writer holds a record lock on each of its pieces. The kernel drops the lock with the process,
+however it ends, and forked children do not inherit it; so a piece whose lock can be had is left
+over, and `sweep` removes it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import mmap
+import os
+import weakref
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+from vllm_layershard.errors import HostError
+
+DIRECTORY = Path("/dev/shm")
+"""Where the kernel keeps POSIX shared memory, as a file system."""
+
+PREFIX = "layershard-"
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_LIBC.mmap.restype = ctypes.c_void_p
+_LIBC.mmap.argtypes = (
+    ctypes.c_void_p,
+    ctypes.c_size_t,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_longlong,
+)
+_LIBC.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_AT_FDCWD = -100
+_AT_SYMLINK_FOLLOW = 0x400
+_MAP_FIXED = 0x10
+_FAILED = ctypes.c_void_p(-1).value
+
+
+class Piece:
+    """A piece that this process has written: it lives until `remove`, or until the process ends."""
+
+    def __init__(self, nbytes: int) -> None:
+        """An unnamed piece of `nbytes`, all zero, of which every page is really there.
+
+        Raises:
+            HostError: the host has not so much shared memory left.
+        """
+        self.nbytes = nbytes
+        self._name: str | None = None
+        self.fd = os.open(DIRECTORY, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        fcntl.lockf(self.fd, fcntl.LOCK_EX)
+        try:
+            os.posix_fallocate(self.fd, 0, max(1, nbytes))
+        except OSError as error:
+            os.close(self.fd)
+            free = os.statvfs(DIRECTORY)
+            raise HostError(
+                f"{DIRECTORY} has {free.f_bavail * free.f_frsize:,} bytes free, and {nbytes:,} are "
+                "needed for weights that other ranks read; enlarge it (docker run --shm-size), or "
+                f"use transport 'broadcast' ({error.strerror})"
+            ) from None
+        os.ftruncate(self.fd, nbytes)
+
+    @classmethod
+    def of(cls, name: str, data: bytes) -> Piece:
+        """A piece with this content under this name, in the place of a former one."""
+        piece = cls(len(data))
+        os.pwrite(piece.fd, data, 0)
+        piece.name(name)
+        return piece
+
+    def name(self, name: str) -> None:
+        """Let others find it, complete as it is; a former piece of the name loses it."""
+        assert self._name is None, f"{name}: it is {self._name} already"
+        draft = path_of(f"{name}.{os.getpid()}.draft")
+        _link(self.fd, draft)
+        os.replace(draft, path_of(name))
+        self._name = name
+        _mine[name] = self
+
+    def remove(self) -> None:
+        """Take the name away, if it is still this piece's, and let go of the lock."""
+        if self._name is not None and _mine.get(self._name) is self:
+            del _mine[self._name]
+            with suppress(FileNotFoundError):
+                path_of(self._name).unlink()
+        os.close(self.fd)
+
+
+_mine: dict[str, Piece] = {}
+"""The named pieces of this process. It must not open them anew: closing would drop their lock."""
+
+
+class Window:
+    """A range of this process's addresses that shows a piece, and later perhaps another.
+
+    `tensor` is all of it, [nbytes] of uint8, at an address that never changes.
+    """
+
+    def __init__(self, nbytes: int) -> None:
+        self._length = -(-max(1, nbytes) // mmap.PAGESIZE) * mmap.PAGESIZE
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        self._address = _map(None, self._length, 0, flags, -1)
+        pages = type("Pages", (ctypes.c_ubyte * max(1, nbytes),), {})
+        shown = pages.from_address(self._address)
+        weakref.finalize(shown, _LIBC.munmap, self._address, self._length)
+        self.tensor = torch.frombuffer(shown, dtype=torch.uint8)[:nbytes]
+
+    def show(self, fd: int, *, writable: bool) -> None:
+        """Show an open piece of (at least) the window's size from now on."""
+        protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
+        _map(self._address, self._length, protection, mmap.MAP_SHARED | _MAP_FIXED, fd)
+
+
+def _link(fd: int, path: Path) -> None:
+    """Give an unnamed file a name; `os.link` (Python 3.11) does not follow /proc's links."""
+    source = f"/proc/self/fd/{fd}".encode()
+    if _LIBC.linkat(_AT_FDCWD, source, _AT_FDCWD, bytes(path), _AT_SYMLINK_FOLLOW):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(path))
+
+
+def _map(address: int | None, length: int, protection: int, flags: int, fd: int) -> int:
+    mapped: int | None = _LIBC.mmap(address, length, protection, flags, fd, 0)
+    if mapped is None or mapped == _FAILED:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return mapped
+
+
+def read(name: str) -> bytes | None:
+    """The content of the piece of that name; None if there is none."""
+    if name in _mine:
+        return os.pread(_mine[name].fd, _mine[name].nbytes, 0)
+    try:
+        return path_of(name).read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def open_to_read(name: str) -> int | None:
+    """A file descriptor of another process's piece, to be closed; None if there is none."""
+    assert name not in _mine, f"{name}: this process wrote it"
+    try:
+        return os.open(path_of(name), os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+
+
+def is_left_over(name: str) -> bool:
+    """Whether the process that wrote the piece is gone; False if there is no such piece."""
+    if name in _mine:
+        return False
+    fd = open_to_read(name)
+    if fd is None:
+        return False
+    try:
+        fcntl.lockf(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+def names(prefix: str = "") -> list[str]:
+    """The names of all pieces on this host that begin so."""
+    return sorted(entry.name for entry in DIRECTORY.glob(f"{PREFIX}{prefix}*"))
+
+
+def sweep() -> list[str]:
+    """Remove what dead processes have left on this host; its names."""
+    found = []
+    for name in names():
+        with suppress(OSError):  # another's, or gone already
+            if is_left_over(name):
+                path_of(name).unlink()
+                found.append(name)
+    return found
+
+
+def path_of(name: str) -> Path:
+    """Where a piece of that name is found."""
+    assert name.startswith(PREFIX), name
+    assert "/" not in name, name
+    return DIRECTORY / name
