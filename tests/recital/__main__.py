@@ -1,4 +1,4 @@
-"""Print where a model is, built if need be: `python -m recital [shape [directory to build it in]]`."""
+"""Print where the model of a shape is, built if need be; given a directory, build it there."""
 
 import sys
 from pathlib import Path

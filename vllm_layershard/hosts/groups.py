@@ -1,4 +1,4 @@
-"""The groups of layer sharding: in vLLM's world, private to it, or over engines that are replicas."""
+"""The groups of layer sharding: in vLLM's world, private to it, or over replicas of an engine."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 An engine of a dense model is told that it is alone: before it builds its workers, vLLM sets the
 data-parallel size to 1 (ParallelConfig.reconfigure_for_independent_dp_rank). What was asked for is
-therefore noted where the configuration is validated, and travels in `additional_config`, which is
-also part of the key of the compile cache: the note holds nothing that differs from launch to launch.
+therefore noted where the configuration is validated, and travels in `additional_config`. That is
+part of the key of the compile cache, too: the note holds nothing that differs between two launches.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ NOTE = f"{KEY}_launch"
 
 
 class Launch(NamedTuple):
-    """Data-parallel ranks: of the model, and of the one `vllm serve` that this process is part of."""
+    """Data-parallel ranks: of the model, and of this one `vllm serve`."""
 
     size: int
     local: int

@@ -145,7 +145,7 @@ def _check_pulls(vllm_config: VllmConfig) -> None:
         )
     if vllm_config.model_config.enable_sleep_mode:
         raise HostError(
-            f"{KEY}: with --enable-sleep-mode the weights are in memory that other processes cannot "
-            "map, so they cannot be pulled; leave it out, or, for ranks in lockstep, use transport "
-            "'broadcast'"
+            f"{KEY}: with --enable-sleep-mode weights are in memory that no other process can map, "
+            "so they cannot be pulled; leave it out, or, for a model with routed experts, use "
+            "transport 'broadcast'"
         )

@@ -20,9 +20,9 @@ from vllm_layershard.runtime import shared_memory
 from vllm_layershard.runtime.shared_memory import PREFIX, Piece
 
 PATIENCE_S = 600.0
-"""How long a rank waits for another's document. One may have its weights in the page cache and the
-other on a cold network disk, or be started by hand: as long as vLLM lets an engine take to get ready
-(VLLM_ENGINE_READY_TIMEOUT_S). Nobody waits once the model is loaded."""
+"""How long a rank waits for another's document: as long as vLLM lets an engine take to get ready
+(VLLM_ENGINE_READY_TIMEOUT_S), because one may find its weights in the page cache and another on a
+cold network disk. Nobody waits here once the model is loaded."""
 
 _LOOK_S = 0.05
 

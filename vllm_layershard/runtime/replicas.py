@@ -1,4 +1,4 @@
-"""ReplicaGroup: ranks of several engines that hold the same copies and never wait for each other."""
+"""ReplicaGroup: ranks with the same copies, of engines that never wait for each other."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ReplicaGroup(Group):
         self._gathered = 0
 
     def gather(self, value: Any) -> list[Any]:
-        """Every rank's value, plain data, by group rank; waits only for those that have not come so far yet.
+        """Every rank's value, plain data, by group rank; waits for those that have not come so far.
 
         The values are numbered, and shown for as long as a rank lives: a rank that starts late, or
         again, finds those of the others under the same numbers.
