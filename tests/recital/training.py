@@ -34,7 +34,7 @@ def train(shape: PretrainedConfig, page: list[int]) -> PreTrainedModel:
     torch.manual_seed(SEED)
     torch.set_num_threads(THREADS)
     torch.use_deterministic_algorithms(True)
-    model = AutoModelForCausalLM.from_config(shape).float().train()
+    model = AutoModelForCausalLM.from_config(shape, dtype=torch.float32).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
     text = torch.tensor(page + page[:WINDOW_TOKENS])  # in a circle: every token is seen as often
     draw = torch.Generator().manual_seed(SEED)
