@@ -12,6 +12,7 @@ import pytest
 
 from recital import model_path
 from servers.answers import Answer, ask, check_identical, transformers_says
+from servers.layout import Layout
 from servers.questions import questions
 from servers.reports import check_reports
 from servers.server import Server
@@ -96,3 +97,17 @@ def test_compiled_replicas_equal_the_control(dense, asked, tmp_path):
     for placement in ("round_robin", "striped"):
         for sharded, control in zip(answers[placement], answers["replicated"], strict=True):
             check_identical(sharded, control)
+
+
+@pytest.mark.matrix
+@pytest.mark.timeout(900)
+def test_replicas_of_two_ranks_share_rank_by_rank(dense, asked, tmp_path):
+    """Split by tensor parallelism, a linear has its copy on the other replica's same rank."""
+    layout, answers = Layout(dp=2, tp=2), {}
+    for case, sharding in (("plain", None), ("sharded", asking(tmp_path))):
+        with Server(dense, tmp_path / case, layout=layout, sharding=sharding) as server:
+            answers[case] = ask(server, asked), ask(server, asked, rank=1)
+            if sharding is not None:
+                check_reports(tmp_path / "reports", dense, LAYERS, layout=layout)
+    for sharded, expected in zip(answers["sharded"], answers["plain"], strict=True):
+        check_identical(sharded, expected)

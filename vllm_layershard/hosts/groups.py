@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from vllm_layershard.hosts.launch import deployment_of
 from vllm_layershard.plan import ParallelLayout
+from vllm_layershard.runtime import shared_memory
 from vllm_layershard.runtime.agreement import agree_on
 from vllm_layershard.runtime.group import Group, create_groups
 from vllm_layershard.runtime.handshake import Ranks, handshake
@@ -70,6 +71,8 @@ class _WorldGroups(Groups):
         vllm_config: VllmConfig,
         started: Mapping[str, Any],
     ) -> None:
+        if layout.one_sided:
+            shared_memory.sweep()
         self._handshake = handshake()
         self._handshake.compare("configuration", {self._handshake.world: started})
         self.rank = dist.get_rank()
