@@ -201,12 +201,19 @@ class ShardedModel:
         for decision in _decide(config, groups, selected):
             self.planned.setdefault(decision.group.ranks, []).append(decision.plan.document())
             for series_plan in decision.plan.series:
-                series = ShardedSeries(series_plan, decision.group, device)
+                series = ShardedSeries(
+                    series_plan,
+                    decision.group,
+                    device,
+                    movement=config.movement(lockstep=decision.group.lockstep),
+                    slice_bytes=config.slice_bytes,
+                    verify=config.verify,
+                )
                 self._series.append(series)
                 for position, linear in enumerate(decision.linears[series_plan.series]):
                     module = modules[linear.prefix]
                     _check_linear(module)
-                    if series.owns(position):
+                    if series.loads(position):
                         materialise(module, device.torch_device)
                     boundary = boundary_of(paths[id(module)])
                     boundaries[boundary] = model.get_submodule(boundary)
@@ -235,7 +242,7 @@ class ShardedModel:
         for decision in _decide(self._config, self._groups, processed):
             agree(decision.plan, decision.group)
             for series_plan in decision.plan.series:
-                next(unfinished).finish(series_plan, verify=self._config.verify)
+                next(unfinished).finish(series_plan)
                 digests[series_plan.series.name] = decision.plan.digest()
         _announce(self._series)
         if self._config.report_dir is not None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -13,12 +14,44 @@ import torch.distributed as dist
 from vllm_layershard.errors import TransportError
 
 
-@dataclass(frozen=True, slots=True)
-class RankGroup:
-    """`ranks` are global, in plan order; `group_rank` is this process's place among them.
+class Group(ABC):
+    """Ranks that hold the same copies. `ranks` are global, in plan order.
+
+    `group_rank` is this process's place among them; `lockstep` says whether all of them run every
+    forward together; `name` is the same on all ranks, and on a rank that restarts.
+    """
+
+    ranks: tuple[int, ...]
+    group_rank: int
+    lockstep: ClassVar[bool]
+    name: str
+
+    @property
+    def size(self) -> int:
+        """The number of ranks."""
+        return len(self.ranks)
+
+    @abstractmethod
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value, by group rank; all ranks call it with the same subjects in order.
+
+        Raises:
+            TransportError: a rank did not, in bounded time.
+        """
+
+    def lost(self, what: str, error: RuntimeError) -> TransportError:
+        """What to raise where something failed because of another rank."""
+        return _lost(self.ranks[self.group_rank], what, self.ranks, error)
+
+
+@dataclass(frozen=True)
+class RankGroup(Group):
+    """Ranks of one world, in lockstep.
 
     `data` moves weights on the device's backend, `control` exchanges Python objects on the host.
     """
+
+    lockstep: ClassVar[bool] = True
 
     ranks: tuple[int, ...]
     group_rank: int
@@ -26,9 +59,9 @@ class RankGroup:
     control: dist.ProcessGroup
 
     @property
-    def size(self) -> int:
-        """The number of ranks."""
-        return len(self.ranks)
+    def name(self) -> str:  # type: ignore[override]
+        """Its ranks."""
+        return "-".join(map(str, self.ranks))
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's value, by group rank. Collective; blocks until all have called it.
@@ -46,10 +79,6 @@ class RankGroup:
     def broadcast(self, tensor: torch.Tensor, owner: int) -> None:
         """Fill `tensor` on every rank with the bytes of group rank `owner`'s. Collective."""
         dist.broadcast(tensor, src=self.ranks[owner], group=self.data)
-
-    def lost(self, what: str, error: RuntimeError) -> TransportError:
-        """What to raise where a collective failed under this rank."""
-        return _lost(self.ranks[self.group_rank], what, self.ranks, error)
 
 
 def _lost(rank: int, what: str, ranks: tuple[int, ...], error: RuntimeError) -> TransportError:

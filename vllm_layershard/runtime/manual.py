@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from vllm_layershard.config import LayerShardConfig, Placement, Transport
 from vllm_layershard.errors import PlanError
 from vllm_layershard.plan import Linear, Plan, build_plan, series_of
 from vllm_layershard.plan.placement import round_robin_owner
@@ -36,7 +37,7 @@ class _Draft:
 
     group: RankGroup
     device: Device
-    prefetch_step: int
+    config: LayerShardConfig
     layers: dict[int, nn.Module] = field(default_factory=dict)
 
     def plan(self, name: str) -> Plan:
@@ -51,8 +52,12 @@ class _Draft:
                 f"series {name!r}: its layers are not alike ({kinds}); give each kind a series of "
                 "its own"
             )
-        return build_plan(list(series), self.group.size, self.prefetch_step)
+        config = self.config
+        return build_plan(list(series), self.group.size, config.prefetch_step, config.placement)
 
+
+_ANY_NAME = "linear"
+"""A series of this API may have any name; what a configuration refuses does not bind it."""
 
 _drafts: dict[str, _Draft] = {}
 _places: WeakKeyDictionary[nn.Module, Place] = WeakKeyDictionary()
@@ -67,16 +72,28 @@ def register_layer(
     layer_id: int,
     group: dist.ProcessGroup | None = None,
     prefetch_step: int = 1,
+    placement: Placement = "round_robin",
+    transport: Transport = "auto",
+    slice_bytes: int = 0,
 ) -> None:
     """Add a linear to the series of that name.
 
     `layer_id` is its absolute layer index; rank `layer_id % size` of `group` (None: the world)
-    owns it. On every other rank the layer's parameters are released at once.
+    loads it, and owns it unless it is striped. On every other rank the layer's parameters are
+    released at once. The options are those of the configuration.
 
     Raises:
+        ConfigError: a value is not valid.
         PlanError: the layer or its index is registered already, the layer holds no tensor or one of
             another layer's, or group or step differ from the series' first layer.
     """
+    config = LayerShardConfig(
+        (_ANY_NAME,),
+        prefetch_step,
+        placement=placement,
+        transport=transport,
+        slice_bytes=slice_bytes,
+    )
     rank_group = group_over(group)
     tensors = held(layer)
     if not tensors:
@@ -87,11 +104,11 @@ def register_layer(
     draft = _drafts.get(series)
     if draft is None:
         device = device_of(next(iter(tensors.values())).device)
-        draft = _drafts[series] = _Draft(rank_group, device, prefetch_step)
-    if (draft.group.ranks, draft.prefetch_step) != (rank_group.ranks, prefetch_step):
+        draft = _drafts[series] = _Draft(rank_group, device, config)
+    if (draft.group.ranks, draft.config) != (rank_group.ranks, config):
         raise PlanError(
-            f"series {series!r}: layer {layer_id} comes with another group or prefetch_step than "
-            "the first; a series has one of each"
+            f"series {series!r}: layer {layer_id} comes with another group, prefetch_step or other "
+            "option than the first; a series has one of each"
         )
     if layer_id in draft.layers or layer in draft.layers.values() or layer in _places:
         raise PlanError(f"series {series!r}: layer {layer_id} is registered already")
@@ -123,15 +140,23 @@ def finish_loading(series: str, *, verify: bool = False) -> ShardedSeries:
     plan = draft.plan(series)
     agree(plan, draft.group)
     (series_plan,) = plan.series
-    sharded = ShardedSeries(series_plan, draft.group, draft.device)
+    sharded = ShardedSeries(
+        series_plan,
+        draft.group,
+        draft.device,
+        movement=draft.config.movement(lockstep=True),
+        slice_bytes=draft.config.slice_bytes,
+        verify=verify,
+    )
     for position, layer_id in enumerate(series_plan.series.layer_ids):
         layer = draft.layers[layer_id]
         linear = Linear(series, layer_id, False, describe(layer))
         large = tuple(tensor.name for tensor in linear.large)
-        sharded.receive(position, layer, leave=large)
+        # What is cut in stripes must be there whole once.
+        sharded.receive(position, layer, leave=() if series_plan.is_striped else large)
         sharded.adopt(position, layer, large)
         _places[layer] = Place(sharded, position)
-    sharded.finish(series_plan, verify=verify)
+    sharded.finish(series_plan)
     return sharded
 
 

@@ -10,19 +10,30 @@ from __future__ import annotations
 
 import enum
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import nn
 
+from vllm_layershard.config import Movement, Placement
 from vllm_layershard.errors import TransportError
 from vllm_layershard.plan import SeriesPlan
+from vllm_layershard.runtime.beside import Beside
 from vllm_layershard.runtime.device import Device
-from vllm_layershard.runtime.group import RankGroup
+from vllm_layershard.runtime.exports import exports_of
+from vllm_layershard.runtime.group import Group, RankGroup
 from vllm_layershard.runtime.slots import SlotPool
 from vllm_layershard.runtime.stats import Counters
-from vllm_layershard.runtime.tensors import flat, held, materialise, point, storage_bytes
-from vllm_layershard.runtime.transport import Broadcast, Ticket
+from vllm_layershard.runtime.tensors import (
+    cut,
+    flat,
+    held,
+    join,
+    materialise,
+    point,
+    storage_bytes,
+)
+from vllm_layershard.runtime.transport import Broadcast, Pull, Ticket, Transport
 from vllm_layershard.runtime.verify import FirstArrivals
 
 
@@ -36,55 +47,98 @@ class State(enum.Enum):
 class ShardedSeries:
     """One series on one rank.
 
-    `resident[p]` are the tensors this rank owns, by attribute name, for the positions it owns;
-    `slots` holds the others. After `finish` no address changes any more.
+    `resident[p]` are the tensors that this rank owns, by attribute name, for the positions it owns;
+    `parts[p]` its stripe of position p, where layers are striped; `slots` holds the others. After
+    `finish` no address changes any more. `verify`: see FirstArrivals.
     """
 
-    def __init__(self, plan: SeriesPlan, group: RankGroup, device: Device) -> None:
+    def __init__(
+        self,
+        plan: SeriesPlan,
+        group: Group,
+        device: Device,
+        *,
+        movement: Movement = "broadcast",
+        slice_bytes: int = 0,
+        verify: bool = False,
+    ) -> None:
         self.plan = plan
         self.group = group
         self.device = device
         self.state = State.LOADING
         self.counters = Counters()
         self.resident: dict[int, dict[str, torch.Tensor]] = {}
+        self.parts: dict[int, torch.Tensor] = {}
         self.slots = SlotPool(0, (), device.torch_device)
+        self.movement = movement
         self.on_forward_end: Callable[[], None] = lambda: None
         self._names: tuple[str, ...] = ()
         self._adopted: set[int] = set()
         self._moves = plan.schedule.num_slots > 0
         self._tickets: list[Ticket | None] = [None] * plan.schedule.num_slots
-        self._first_arrivals: FirstArrivals | None = None
+        self._first_arrivals = FirstArrivals(group, plan) if verify and self._moves else None
+        self._beside = Beside(group, plan)
+        if self._moves:
+            self._transport = _transport(plan, group, device, movement, slice_bytes)
 
     @property
     def name(self) -> str:
         """The series' name, as configured."""
         return self.plan.series.name
 
+    @property
+    def placement(self) -> Placement:
+        """Where its layers are kept."""
+        if not self._moves:
+            return "replicated"
+        return "striped" if self.plan.is_striped else "round_robin"
+
     def owns(self, position: int) -> bool:
         """Whether this rank keeps the position's weight itself."""
         return self.plan.is_resident(position, self.group.group_rank)
 
-    def receive(self, position: int, module: nn.Module, *, leave: tuple[str, ...] = ()) -> None:
-        """While loading: fill the module's parameters, but for `leave`, from the owner's.
+    def loads(self, position: int) -> bool:
+        """Whether this rank reads the position's weight from the checkpoint.
 
-        Collective. The owner's parameters hold the loaded weights; the other ranks' may be on meta.
+        Ranks that cannot send each other what they have loaded read all of which they keep a part.
+        """
+        if not self._moves or (self.plan.is_striped and not self.group.lockstep):
+            return True
+        return self.plan.loader[position] == self.group.group_rank
+
+    def receive(self, position: int, module: nn.Module, *, leave: tuple[str, ...] = ()) -> None:
+        """While loading: fill the module's parameters, but for `leave`, as its loader has them.
+
+        Collective in a group in lockstep: the loader's parameters hold the loaded weights, those of
+        the other ranks may be on meta. Elsewhere what is on meta becomes zeros, for the quant
+        method to process.
         """
         if not self._moves:
             return
-        if not self.owns(position):
+        if not self.loads(position):
             materialise(module, self.device.torch_device, leave=leave)
+        if isinstance(self.group, RankGroup):
+            self._broadcast(self.group, position, module, leave)
+
+    def _broadcast(
+        self, group: RankGroup, position: int, module: nn.Module, leave: tuple[str, ...]
+    ) -> None:
         for name, param in sorted(held(module).items()):
             if isinstance(param, nn.Parameter) and name not in leave:
                 try:
-                    self.group.broadcast(flat(param), self.plan.owner[position])
+                    group.broadcast(flat(param), self.plan.loader[position])
                 except RuntimeError as error:
                     raise self._lost(position, error) from error
 
     def adopt(self, position: int, module: nn.Module, names: tuple[str, ...]) -> None:
         """Take over the module's large tensors `names`, in their final form.
 
-        The owner keeps them where they are; on the other ranks they become aliases of the slot
-        that the plan gives the position, and what they were before is freed.
+        An owner keeps them, in memory that its transport can send from; of a striped layer every
+        rank keeps its part. Elsewhere they become aliases of the slot that the plan gives the
+        position, and what they were before is freed.
+
+        Raises:
+            HostError: the transport has no memory for them.
         """
         assert self.state is State.LOADING, f"series {self.name!r} is already loaded"
         assert position not in self._adopted, f"series {self.name!r}: {position} adopted twice"
@@ -98,47 +152,87 @@ class ShardedSeries:
                     self.device.torch_device,
                 )
         assert names == self._names, f"series {self.name!r}: {names} after {self._names}"
-        if self.owns(position):
+        self._note(position, module, tensors)
+        if not self._moves:
             self.resident[position] = {name: t.detach() for name, t in tensors.items()}
+        elif self.owns(position):
+            kept = self._transport.keep(position, [t.detach() for t in tensors.values()])
+            self.resident[position] = dict(zip(names, kept, strict=True))
+            for (name, tensor), target in zip(tensors.items(), kept, strict=True):
+                if target.data_ptr() != tensor.data_ptr():
+                    point(module, name, target)
         else:
-            slot = self.slots.tensors[self.plan.schedule.slot[position]]
-            for (name, tensor), target in zip(tensors.items(), slot, strict=True):
-                alike = (tensor.shape, tensor.stride(), tensor.dtype) == (
-                    target.shape,
-                    target.stride(),
-                    target.dtype,
-                )
-                assert alike, f"series {self.name!r}: layouts differ within the series"
-                point(module, name, target)
+            if self.plan.is_striped:
+                self._keep_part(position, tensors.values())
+            self._point_to_slot(position, module, tensors)
         self._adopted.add(position)
 
-    def finish(self, plan: SeriesPlan, *, verify: bool = False) -> None:
-        """End loading under the final plan. Collective when `verify` is set.
+    def _note(self, position: int, module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+        """What the ranks compare when all is loaded, and when the weight first arrives."""
+        if self._first_arrivals is not None and self.loads(position):
+            self._first_arrivals.note(position, tuple(tensors.values()))
+        self._beside.note(position, module, self._names)
+
+    def _keep_part(self, position: int, tensors: Iterable[torch.Tensor]) -> None:
+        part = join(cut(tensors, *self.plan.stripes[self.group.group_rank]))
+        if part is not None:
+            (self.parts[position],) = self._transport.keep(position, (part,))
+
+    def _point_to_slot(
+        self, position: int, module: nn.Module, tensors: Mapping[str, torch.Tensor]
+    ) -> None:
+        slot = self.slots.tensors[self.plan.schedule.slot[position]]
+        for (name, tensor), target in zip(tensors.items(), slot, strict=True):
+            alike = (tensor.shape, tensor.stride(), tensor.dtype) == (
+                target.shape,
+                target.stride(),
+                target.dtype,
+            )
+            assert alike, f"series {self.name!r}: layouts differ within the series"
+            point(module, name, target)
+
+    def finish(self, plan: SeriesPlan) -> None:
+        """End loading under the final plan. All ranks of the group do so.
 
         `plan` may know bytes better than the one given at birth, but decides the same.
+
+        Raises:
+            MismatchError: what the ranks keep beside the large tensors differs.
+            HostError, TransportError: a rank's memory cannot be reached.
         """
         assert len(self._adopted) == len(plan.series), f"series {self.name!r}: layers are missing"
-        assert (plan.owner, plan.schedule) == (self.plan.owner, self.plan.schedule), (
+        decided = (self.plan.owner, self.plan.loader, self.plan.schedule)
+        assert (plan.owner, plan.loader, plan.schedule) == decided, (
             f"series {self.name!r}: the plan changed while loading"
         )
         self.plan = plan
         if self._moves:
-            resident = {p: tuple(tensors.values()) for p, tensors in self.resident.items()}
-            self._transport = Broadcast(self.group, self.device, plan.owner, resident, self.slots)
-            if verify:
-                self._first_arrivals = FirstArrivals(self.group, self.name, plan, resident)
+            self._beside.compare()
+            self._transport.open(self.slots)
+            if self._first_arrivals is not None:
+                self._first_arrivals.gather()
         self.state = State.READY
 
     def renew(self, position: int, module: nn.Module) -> None:
         """Between two forwards: serve what the module's tensors hold now. No address changes.
 
-        Not collective: the owner copies them into the memory that it serves from, and every rank
-        lets the module read from where it did before; the next forward moves the new bytes.
+        Not collective: what this rank keeps of them is copied into the memory that it serves from,
+        and the module reads from where it did before; the next forward moves the new bytes.
         """
         assert self.state is State.READY, f"series {self.name!r} is still loading"
+        new = [held(module)[name].detach() for name in self._names]
+        if not self._moves:
+            for served, tensor in zip(self.resident[position].values(), new, strict=True):
+                served.copy_(tensor)
+        elif self.owns(position):
+            self._transport.renew(position, new)
+        elif position in self.parts:
+            part = join(cut(new, *self.plan.stripes[self.group.group_rank]))
+            assert part is not None, "it had a part before"
+            self._transport.renew(position, (part,))
+        else:
+            self._transport.renew(position, ())
         for name, served in self.weights(position).items():
-            if self.owns(position):
-                served.copy_(held(module)[name])
             point(module, name, served)
         if self._first_arrivals is not None:
             self._first_arrivals.forget(position)
@@ -147,11 +241,13 @@ class ShardedSeries:
         """At the boundary of `position`: launch what the plan launches there.
 
         Raises:
-            TransportError: a rank of the group is gone.
+            TransportError: a rank of the group is gone, or was not given the weights of a reload.
         """
         assert self.state is State.READY, f"series {self.name!r} is not loaded"
         if position == 0:
             self.counters.forwards += 1
+            if self._moves:
+                self._transport.begin()
         for ahead in self.plan.schedule.launches[position]:
             slot = self.plan.schedule.slot[ahead]
             unread = self._tickets[slot]
@@ -197,11 +293,11 @@ class ShardedSeries:
             raise self._lost(position, error) from error
 
     def _lost(self, position: int, error: RuntimeError) -> TransportError:
-        owner = self.group.ranks[self.plan.owner[position]]
+        owner = self.group.ranks[self.plan.loader[position]]
+        whose = "kept in stripes" if self.plan.is_striped else f"owned by rank {owner}"
         layer_id = self.plan.series.layer_ids[position]
         return self.group.lost(
-            f"layer {layer_id} of series {self.name!r}, owned by rank {owner}, could not be moved",
-            error,
+            f"layer {layer_id} of series {self.name!r}, {whose}, could not be moved", error
         )
 
     def weights(self, position: int) -> Mapping[str, torch.Tensor]:
@@ -212,5 +308,15 @@ class ShardedSeries:
         return dict(zip(self._names, slot, strict=True))
 
     def resident_bytes(self) -> int:
-        """Bytes of the storages that this rank owns, as really allocated."""
-        return storage_bytes(t for tensors in self.resident.values() for t in tensors.values())
+        """Bytes of the storages that this rank keeps for good, as really allocated."""
+        owned = (t for tensors in self.resident.values() for t in tensors.values())
+        return storage_bytes([*owned, *self.parts.values()])
+
+
+def _transport(
+    plan: SeriesPlan, group: Group, device: Device, movement: Movement, slice_bytes: int
+) -> Transport:
+    if movement == "pull":
+        return Pull(plan, group, device, exports_of(device, group, plan.series.name), slice_bytes)
+    assert isinstance(group, RankGroup), "config: only ranks in lockstep broadcast"
+    return Broadcast(group, device, plan.owner)

@@ -12,13 +12,17 @@ over, and `sweep` removes it.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import fcntl
 import mmap
+import multiprocessing.util
 import os
+import warnings
 import weakref
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -57,6 +61,7 @@ class Piece:
         """
         self.nbytes = nbytes
         self._name: str | None = None
+        self._pid = os.getpid()
         self.fd = os.open(DIRECTORY, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
         fcntl.lockf(self.fd, fcntl.LOCK_EX)
         try:
@@ -87,39 +92,70 @@ class Piece:
         os.replace(draft, path_of(name))
         self._name = name
         _mine[name] = self
+        _remove_all_at_exit()
 
     def remove(self) -> None:
         """Take the name away, if it is still this piece's, and let go of the lock."""
+        if self._pid != os.getpid() or self.fd < 0:
+            return  # a forked child has no say in it
         if self._name is not None and _mine.get(self._name) is self:
             del _mine[self._name]
             with suppress(FileNotFoundError):
                 path_of(self._name).unlink()
         os.close(self.fd)
+        self.fd = -1
 
 
 _mine: dict[str, Piece] = {}
 """The named pieces of this process. It must not open them anew: closing would drop their lock."""
 
 
+os.register_at_fork(after_in_child=_mine.clear)
+
+_leaving: set[int] = set()
+"""The process that has been told what to do at its end."""
+
+
+def _remove_all_at_exit() -> None:
+    """Once in a process: at its end, also where it is one of multiprocessing's forked ones."""
+    if os.getpid() not in _leaving:
+        _leaving.add(os.getpid())
+        atexit.register(_remove_all)
+        multiprocessing.util.Finalize(None, _remove_all, exitpriority=0)
+
+
+def _remove_all() -> None:
+    for piece in list(_mine.values()):
+        piece.remove()
+
+
 class Window:
     """A range of this process's addresses that shows a piece, and later perhaps another.
 
-    `tensor` is all of it, [nbytes] of uint8, at an address that never changes.
+    What is seen through it changes with the piece; where it is seen never does.
     """
 
     def __init__(self, nbytes: int) -> None:
         self._length = -(-max(1, nbytes) // mmap.PAGESIZE) * mmap.PAGESIZE
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
         self._address = _map(None, self._length, 0, flags, -1)
-        pages = type("Pages", (ctypes.c_ubyte * max(1, nbytes),), {})
-        shown = pages.from_address(self._address)
-        weakref.finalize(shown, _LIBC.munmap, self._address, self._length)
-        self.tensor = torch.frombuffer(shown, dtype=torch.uint8)[:nbytes]
+        pages: Any = type("Pages", (ctypes.c_ubyte * max(1, nbytes),), {})
+        self._shown = pages.from_address(self._address)
+        weakref.finalize(self._shown, _LIBC.munmap, self._address, self._length)
 
     def show(self, fd: int, *, writable: bool) -> None:
         """Show an open piece of (at least) the window's size from now on."""
         protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
         _map(self._address, self._length, protection, mmap.MAP_SHARED | _MAP_FIXED, fd)
+
+    def part(self, start: int, nbytes: int) -> torch.Tensor:
+        """[nbytes] of uint8 from byte `start` on, a storage of its own; keeps the range mapped.
+
+        What shows a piece of another process must not be written: the kernel ends who tries.
+        """
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given buffer is not writable")
+            return torch.frombuffer(self._shown, dtype=torch.uint8, count=nbytes, offset=start)
 
 
 def _link(fd: int, path: Path) -> None:

@@ -5,7 +5,7 @@ Quant methods keep weights as parameters, buffers or plain attributes; all three
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -51,12 +51,13 @@ def release(module: nn.Module) -> None:
 
 
 def materialise(module: nn.Module, device: torch.device, *, leave: tuple[str, ...] = ()) -> None:
-    """Give each meta parameter but `leave` uninitialised memory, of the same shape and stride."""
+    """Give each meta parameter but `leave` memory of the same shape and stride, all zero bytes."""
     for name, param in held(module).items():
         if isinstance(param, nn.Parameter) and param.is_meta and name not in leave:
             real = torch.empty_strided(
                 param.size(), param.stride(), dtype=param.dtype, device=device
             )
+            byte_line(real).zero_()
             _replace(module, name, _dressed(real, param))
 
 
@@ -122,3 +123,30 @@ def storage_bytes(tensors: Iterable[torch.Tensor]) -> int:
     """Bytes of the distinct storages behind the tensors, as really allocated."""
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
     return sum(storages.values())
+
+
+def byte_line(tensor: torch.Tensor) -> torch.Tensor:
+    """A flat alias over all bytes of a dense tensor, whatever its strides: [nbytes] of uint8."""
+    return flat(tensor).view(torch.uint8)
+
+
+def placed_like(tensor: torch.Tensor, line: torch.Tensor) -> torch.Tensor:
+    """The bytes `line`, [nbytes] of uint8, seen with the shape, strides and dtype of `tensor`."""
+    return line.view(tensor.dtype).as_strided(tensor.size(), tensor.stride())
+
+
+def cut(tensors: Iterable[torch.Tensor], start: int, end: int) -> list[torch.Tensor]:
+    """Bytes [start, end) of dense tensors laid end to end: flat uint8 aliases of those in them."""
+    found = []
+    first = 0
+    for line in map(byte_line, tensors):
+        piece = line[max(0, start - first) : max(0, end - first)]
+        if piece.numel():
+            found.append(piece)
+        first += line.numel()
+    return found
+
+
+def join(lines: Sequence[torch.Tensor]) -> torch.Tensor | None:
+    """Flat byte tensors end to end in memory of their own; None for none."""
+    return torch.cat(list(lines)) if lines else None

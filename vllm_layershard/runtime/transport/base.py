@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from vllm_layershard.runtime.device import Device
+from vllm_layershard.runtime.slots import SlotPool
 
 
 class Ticket:
@@ -27,12 +31,41 @@ class Ticket:
 
 
 class Transport(ABC):
-    """Moves layers of one series between the ranks of its group."""
+    """Moves layers of one series between the ranks of its group.
+
+    `keep` for each position of which this rank keeps something, then `open`, then forwards.
+    """
+
+    def keep(self, position: int, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """Where what this rank keeps of `position` shall be: alike, with the same bytes."""
+        return tuple(tensors)
 
     @abstractmethod
-    def start(self, position: int, slot: int) -> Ticket:
-        """Begin to move `position` into `slot` on every rank that does not own it.
+    def open(self, slots: SlotPool) -> None:
+        """Get ready to fill the slots; all ranks of the group do so.
+
+        Raises:
+            HostError, TransportError: a rank cannot be reached.
+        """
+
+    def begin(self) -> None:  # noqa: B027 - a broadcast has nothing to do here
+        """At the start of a forward, with nothing in flight.
+
+        Raises:
+            TransportError: a rank on which the forward depends is gone.
+        """
+
+    @abstractmethod
+    def start(self, position: int, slot: int) -> Ticket | None:
+        """Begin to move `position` into `slot`, if this rank needs it there; else None.
 
         Ordered after all compute that was given before, so that a slot's last reader is done. On a
         transport in lockstep, all ranks start the same positions in the same order.
+        """
+
+    @abstractmethod
+    def renew(self, position: int, tensors: Sequence[torch.Tensor]) -> None:
+        """Between two forwards: this rank has other bytes for what it keeps of `position`.
+
+        On a rank that keeps nothing of it `tensors` is empty, and its peer has them, or will.
         """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
@@ -15,26 +15,26 @@ from vllm_layershard.runtime.transport.base import Ticket, Transport
 
 
 class Broadcast(Transport):
-    """Broadcasts on the group's own process group, on the side stream.
-
-    `owner[p]` is a group rank, `resident[p]` the tensors of the positions that this rank owns.
+    """Broadcasts on the group's own process group, on the side stream. `owner[p]`: a group rank.
 
     A start calls the process group itself: `dist.broadcast` checks and translates each time what is
     fixed here, and costs the host half as much again (benchmarks/overlap.py: a launch a layer).
     """
 
-    def __init__(
-        self,
-        group: RankGroup,
-        device: Device,
-        owner: Sequence[int],
-        resident: Mapping[int, Sequence[torch.Tensor]],
-        slots: SlotPool,
-    ) -> None:
+    def __init__(self, group: RankGroup, device: Device, owner: Sequence[int]) -> None:
         self._process_group = group.data
         self._device = device
         self._options = tuple(_from(rank) for rank in owner)
-        self._outgoing = {p: tuple(flat(t) for t in tensors) for p, tensors in resident.items()}
+        self._kept: dict[int, tuple[torch.Tensor, ...]] = {}
+        self._outgoing: dict[int, tuple[torch.Tensor, ...]] = {}
+        self._incoming: tuple[tuple[torch.Tensor, ...], ...] = ()
+
+    def keep(self, position: int, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        self._kept[position] = tuple(tensors)
+        self._outgoing[position] = tuple(flat(tensor) for tensor in tensors)
+        return self._kept[position]
+
+    def open(self, slots: SlotPool) -> None:
         self._incoming = tuple(tuple(flat(t) for t in slot) for slot in slots.tensors)
 
     def start(self, position: int, slot: int) -> Ticket:
@@ -47,6 +47,10 @@ class Broadcast(Transport):
                 work.wait()  # gloo: until it is done; on a device the host goes on
 
         return Ticket(self._device, self._device.launch(send))
+
+    def renew(self, position: int, tensors: Sequence[torch.Tensor]) -> None:
+        for kept, new in zip(self._kept.get(position, ()), tensors, strict=True):
+            kept.copy_(new)
 
 
 def _from(group_rank: int) -> dist.BroadcastOptions:

@@ -1,0 +1,69 @@
+"""Pulls and stripes on plain torch modules: real ranks, real shared memory, real bytes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dist.ranks import run_ranks
+from dist.test_manual import WIDTH, Stack
+from vllm_layershard.runtime import shared_memory
+from vllm_layershard.runtime.manual import finish_loading, register_layer
+from vllm_layershard.runtime.series import ShardedSeries
+
+OPTIONS = [
+    pytest.param("round_robin", "pull", 0, id="round_robin"),
+    pytest.param("round_robin", "pull", 1000, id="round_robin-sliced"),
+    pytest.param("striped", "auto", 0, id="striped"),
+    pytest.param("striped", "pull", 300, id="striped-sliced"),
+]
+
+
+def pulled(stack: Stack, step: int, placement: str, transport: str, nbytes: int) -> ShardedSeries:
+    for i, linear in enumerate(stack.linears):
+        register_layer(
+            linear,
+            series="linear",
+            layer_id=i,
+            prefetch_step=step,
+            placement=placement,
+            transport=transport,
+            slice_bytes=nbytes,
+        )
+    return finish_loading("linear", verify=True)
+
+
+@torch.inference_mode()
+def equal_outputs(rank: int, num_layers: int, step: int, *options) -> dict:
+    plain, stack = Stack(num_layers, seed=7), Stack(num_layers, seed=7)
+    series = pulled(stack, step, *options)
+    addresses, equal = set(), []
+    for forward in range(3 + rank):  # nobody waits for the others
+        x = torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(10 * rank + forward))
+        series.slots.poison()
+        equal.append(torch.equal(stack.sharded_forward(x), plain(x)))
+        addresses.add(tuple(linear.weight.data_ptr() for linear in stack.linears))
+    return {
+        "equal": equal,
+        "addresses": len(addresses),
+        "resident": series.resident_bytes(),
+        "slots": series.slots.nbytes(),
+        "ledger": series.plan.ledger,
+        "movement": series.movement,
+        "in_flight": [ticket for ticket in series._tickets if ticket is not None],
+    }
+
+
+@pytest.mark.parametrize(("placement", "transport", "nbytes"), OPTIONS)
+@pytest.mark.parametrize(("size", "num_layers", "step"), [(2, 5, 1), (3, 7, 3), (4, 3, 0)])
+def test_outputs_equal_the_unsharded_stack(tmp_path, size, num_layers, step, placement, transport, nbytes):
+    for rank, seen in enumerate(
+        run_ranks(size, equal_outputs, tmp_path, num_layers, step, placement, transport, nbytes)
+    ):
+        assert seen["equal"] == [True] * (3 + rank)
+        assert seen["addresses"] == 1
+        assert seen["resident"] == seen["ledger"].resident_bytes[rank]
+        assert seen["slots"] == seen["ledger"].slot_bytes
+        assert seen["movement"] == "pull"
+        assert seen["in_flight"] == []
+    assert [name for name in shared_memory.names() if shared_memory.is_left_over(name)] == []

@@ -1,0 +1,24 @@
+"""Memory that other ranks of the group may read: POSIX shared memory, CUDA IPC, ACL IPC."""
+
+from __future__ import annotations
+
+import secrets
+
+from vllm_layershard.runtime.device import Device
+from vllm_layershard.runtime.exports.base import Exports, Parts
+from vllm_layershard.runtime.exports.host import HostExports
+from vllm_layershard.runtime.group import Group
+
+__all__ = ["Exports", "HostExports", "Parts", "exports_of"]
+
+
+def exports_of(device: Device, group: Group, series: str) -> Exports:
+    """This rank's exports of one series, in whatever memory its device can share.
+
+    In lockstep the names are new for each series that is made; replicas meet under the group's.
+
+    Raises:
+        HostError: it can share none.
+    """
+    name = secrets.token_hex(6) if group.lockstep else group.name
+    return HostExports(f"{name}-{series}", group.ranks[group.group_rank])

@@ -1,0 +1,67 @@
+"""Exports: memory of this rank's that other ranks may read, and theirs as this rank sees it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+Parts = tuple[torch.Tensor, ...]
+"""The tensors of one position, each as a flat alias of its bytes: [nbytes] of uint8."""
+
+
+class Exports(ABC):
+    """One rank's side of one series.
+
+    In this order: `keep` for each position that this rank has something of, `handles` once, `open`
+    for each peer; then forwards, and between them `renew` and `follow` after a reload.
+    """
+
+    @abstractmethod
+    def keep(self, position: int, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """Tensors alike, with the same bytes, in memory that others can map; at fixed addresses.
+
+        Raises:
+            HostError: there is no such memory, or not so much of it.
+        """
+
+    @abstractmethod
+    def handles(self) -> Any:
+        """What the others need to see all that is kept: plain data."""
+
+    @abstractmethod
+    def open(self, rank: int, handles: Any) -> Mapping[int, Parts]:
+        """What global rank `rank` keeps, by position; to be read only.
+
+        Raises:
+            HostError: its memory cannot be seen from here: names both ranks, why, and the remedy.
+            TransportError: it is gone.
+        """
+
+    @abstractmethod
+    def renew(self, position: int, tensors: Sequence[torch.Tensor]) -> None:
+        """Serve these bytes for what is kept of `position`, to peers that `follow`.
+
+        The others go on to see the former ones. No address changes.
+
+        Raises:
+            HostError: this device's memory cannot be shared in versions.
+        """
+
+    @abstractmethod
+    def follow(self, rank: int, position: int) -> None:
+        """See the next version of what global rank `rank` keeps of `position`; waits for it.
+
+        Raises:
+            TransportError: it did not come in bounded time, or the rank is gone.
+        """
+
+    @abstractmethod
+    def check_peers(self) -> None:
+        """Before a forward: see that what was opened is still there.
+
+        Raises:
+            TransportError: a peer is gone, and with it the memory that it kept.
+        """

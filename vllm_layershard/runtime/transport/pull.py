@@ -1,0 +1,130 @@
+"""Pull: each rank copies what it needs from its peers' memory, by itself; no lockstep.
+
+Note [Two events a slot]
+A copy must not overwrite a slot that is still being read, nor be read before it is complete. It
+runs on the side stream, which first waits for the compute stream: the boundary that launches it
+comes after the slot's last reader (consumed). The compute then waits for the copy (copied). See
+Device.launch and Device.join.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
+
+import torch
+
+from vllm_layershard.plan import SeriesPlan
+from vllm_layershard.runtime.device import Device
+from vllm_layershard.runtime.exports import Exports, Parts
+from vllm_layershard.runtime.group import Group
+from vllm_layershard.runtime.slots import SlotPool
+from vllm_layershard.runtime.tensors import byte_line, cut
+from vllm_layershard.runtime.transport.base import Ticket, Transport
+
+Copy = tuple[torch.Tensor, torch.Tensor]
+"""Target and source, as many bytes of each: [nbytes] of uint8."""
+
+
+class Pull(Transport):
+    """Copies out of what the peers export, in slices of `slice_bytes` (0: unsliced).
+
+    Of a striped layer every rank has a part: the ranks are asked in turn, each rank beginning with
+    the one after itself, so that no two of them ask the same one at the same time.
+    """
+
+    def __init__(
+        self, plan: SeriesPlan, group: Group, device: Device, exports: Exports, slice_bytes: int
+    ) -> None:
+        self._plan = plan
+        self._group = group
+        self._device = device
+        self._exports = exports
+        self._slice_bytes = slice_bytes
+        self._kept: dict[int, tuple[torch.Tensor, ...]] = {}
+        self._copies: dict[tuple[int, int], tuple[Copy, ...]] = {}
+        self._renewed: set[int] = set()
+
+    def keep(self, position: int, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        self._kept[position] = self._exports.keep(position, tensors)
+        return self._kept[position]
+
+    def open(self, slots: SlotPool) -> None:
+        handles = self._group.gather(self._exports.handles())
+        mine = {p: tuple(map(byte_line, tensors)) for p, tensors in self._kept.items()}
+        theirs: list[Mapping[int, Parts]] = [
+            mine if peer == self._group.group_rank else self._exports.open(rank, handles[peer])
+            for peer, rank in enumerate(self._group.ranks)
+        ]
+        for position, slot in enumerate(self._plan.schedule.slot):
+            if not self._plan.is_resident(position, self._group.group_rank):
+                copies = self._copies_of(position, slots.tensors[slot], theirs)
+                self._copies[position, slot] = tuple(copies)
+
+    def begin(self) -> None:
+        self._exports.check_peers()
+        for position in sorted(self._renewed):
+            for peer in self._peers_of(position):
+                self._exports.follow(self._group.ranks[peer], position)
+        self._renewed.clear()
+
+    def start(self, position: int, slot: int) -> Ticket | None:
+        copies = self._copies.get((position, slot))
+        if copies is None:
+            return None
+
+        def copy() -> None:
+            for target, source in copies:
+                target.copy_(source, non_blocking=True)
+
+        return Ticket(self._device, self._device.launch(copy))
+
+    def renew(self, position: int, tensors: Sequence[torch.Tensor]) -> None:
+        if self._group.lockstep:  # a forward is everybody's: nobody reads meanwhile
+            for kept, new in zip(self._kept.get(position, ()), tensors, strict=True):
+                kept.copy_(new)
+            return
+        if tensors:
+            self._exports.renew(position, tensors)
+        self._renewed.add(position)
+
+    def _peers_of(self, position: int) -> Iterator[int]:
+        """The other group ranks that keep something of a position, from the next one on."""
+        me, size = self._group.group_rank, self._group.size
+        for peer in ((me + turn) % size for turn in range(1, size)):
+            if self._plan.is_striped:
+                start, end = self._plan.stripes[peer]
+                if start < end:
+                    yield peer
+            elif self._plan.is_resident(position, peer):
+                yield peer
+
+    def _copies_of(
+        self,
+        position: int,
+        slot: Sequence[torch.Tensor],
+        theirs: Sequence[Mapping[int, Parts]],
+    ) -> Iterator[Copy]:
+        """All that fills a slot with a position: a slice of each source in turn, its own last."""
+        sources = [*self._peers_of(position)]
+        if self._plan.is_striped:
+            sources.append(self._group.group_rank)
+        queues = []
+        for peer in sources:
+            targets = list(map(byte_line, slot))
+            if self._plan.is_striped:
+                # What a rank keeps of a layer is one line, in the slot it may cross tensors.
+                targets = cut(slot, *self._plan.stripes[peer])
+            queues.append(self._sliced(targets, theirs[peer].get(position, ())))
+        for turn in zip_longest(*queues):
+            yield from (copy for copy in turn if copy is not None)
+
+    def _sliced(self, targets: Sequence[torch.Tensor], parts: Parts) -> Iterator[Copy]:
+        """Copies from the parts, laid end to end, into the targets, laid end to end."""
+        start = 0
+        for target in targets:
+            (source,) = cut(parts, start, start + target.numel())
+            most = self._slice_bytes or target.numel()
+            yield from zip(target.split(most), source.split(most), strict=True)
+            start += target.numel()
+        assert start == sum(part.numel() for part in parts), "a slot is filled with all there is"
