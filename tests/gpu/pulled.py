@@ -1,4 +1,4 @@
-"""Two processes on one GPU: each owns every other layer, and pulls the rest from the other's memory."""
+"""Two processes on one GPU: each keeps half of a stack, and pulls the rest out of the other's."""
 
 from __future__ import annotations
 
@@ -74,7 +74,9 @@ class Pulled(nn.Module):
         )
         layout = Series("linear", tuple(range(num_layers)), WIDTH * WIDTH * 4)
         (plan,) = build_plan([layout], 2, prefetch_step, placement).series
-        self.series = ShardedSeries(plan, group_over(None), device, "pull", slice_bytes)
+        self.series = ShardedSeries(
+            plan, group_over(None), device, movement="pull", slice_bytes=slice_bytes
+        )
         ops.unbind([f"gpu.{i}" for i in range(num_layers)])
         with torch.no_grad():
             for i, linear in enumerate(self.linears):

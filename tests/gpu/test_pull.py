@@ -71,7 +71,9 @@ def test_what_is_pulled_are_the_owners_bytes(tmp_path, shape, slow):
 
 
 @pytest.mark.parametrize(
-    ("device", "slow"), [("NoConsumed", "compute"), ("NoCopied", "link")], ids=["consumed", "copied"]
+    ("device", "slow"),
+    [("NoConsumed", "compute"), ("NoCopied", "link")],
+    ids=["consumed", "copied"],
 )
 def test_without_either_event_a_weight_is_torn(tmp_path, device, slow):
     """The same delays that change nothing above find a race when one of the events is left out."""
@@ -121,9 +123,7 @@ def activities(rank: int, *shape: object) -> list[str]:
             stack.series.wait(i)
         torch.cuda.synchronize()
     dist.barrier()
-    return sorted(
-        {event.name for event in profiled.events() if event.device_type.name == "CUDA"}
-    )
+    return sorted({event.name for event in profiled.events() if event.device_type.name == "CUDA"})
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -70,7 +70,9 @@ def test_a_peer_that_has_ended_before_it_is_watched_is_named(other):
         Peers(rank=0).watch(1, gone)
 
 
-@pytest.mark.parametrize(("key", "named"), [("host", "another host"), ("namespace", "container")])
+@pytest.mark.parametrize(
+    ("key", "named"), [("host", "another host"), ("namespace", "another container")]
+)
 def test_a_peer_elsewhere_is_refused_with_the_alternative(key, named):
     elsewhere = address() | {key: "other", "hostname": "far"}
     with pytest.raises(HostError, match=rf"rank 1 on far, .*{named}.*'broadcast'"):

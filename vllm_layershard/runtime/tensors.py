@@ -127,7 +127,7 @@ def storage_bytes(tensors: Iterable[torch.Tensor]) -> int:
 
 def byte_line(tensor: torch.Tensor) -> torch.Tensor:
     """A flat alias over all bytes of a dense tensor, whatever its strides: [nbytes] of uint8."""
-    return flat(tensor).view(torch.uint8)
+    return tensor.detach().as_strided((tensor.numel(),), (1,)).view(torch.uint8)
 
 
 def placed_like(tensor: torch.Tensor, line: torch.Tensor) -> torch.Tensor:

@@ -9,8 +9,8 @@ Beside what ipc.py says, read in these files of torch near 2.13 and not run:
   (vLLM's sleep mode) is noticed only when the driver will not name its memory.
 - The same: between tensors of one device `copy_` is cudaMemcpyAsync, if both are contiguous and of
   one dtype, as flat lines of uint8 are. It is the driver that gives it to a copy engine.
-- The CUDA Runtime API on cudaIpcOpenMemHandle: it can open handles to devices that are not visible in
-  the process.
+- The CUDA Runtime API on cudaIpcOpenMemHandle: it can open handles to devices that are not visible
+  in the process.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class CudaExports(IpcExports):
             rank = group.ranks[group.group_rank]
             raise HostError(
                 f"rank {rank}: memory of torch's {backend!r} allocator cannot be shared with other "
-                "processes; unset it (PYTORCH_CUDA_ALLOC_CONF=backend:native; a pluggable allocator "
-                f"is set in code), or {INSTEAD}"
+                "processes; use torch's own (PYTORCH_CUDA_ALLOC_CONF=backend:native), or "
+                f"{INSTEAD}"
             )
         super().__init__(group, torch_device, torch.cuda)
 
@@ -53,9 +53,9 @@ class CudaExports(IpcExports):
         for index in range(torch.cuda.device_count()):
             if _uuid(index) == identity and not reaches(self._index, index):
                 raise HostError(
-                    f"rank {self._rank} on {self._device} ({self._identity()}) has no peer access to "
-                    f"rank {rank}'s GPU {identity}, here cuda:{index}; place the group on GPUs that "
-                    f"have (nvidia-smi topo -p2p r), or {INSTEAD}"
+                    f"rank {self._rank} on {self._device} ({self._identity()}) has no peer access "
+                    f"to rank {rank}'s GPU {identity}, here cuda:{index}; place the group on GPUs "
+                    f"that have (nvidia-smi topo -p2p r), or {INSTEAD}"
                 )
 
 

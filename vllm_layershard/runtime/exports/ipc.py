@@ -100,10 +100,10 @@ class IpcExports(Exports):
     def keep(self, position: int, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """The same tensors: device memory is shared where it is.
 
-        But a part of a larger storage (a stripe) gets one of its own, so that the rest can be freed.
+        But a part of a larger storage gets one of its own, so that the rest can be freed.
         """
         kept = tuple(_alone(tensor) for tensor in tensors)
-        self._kept[position] = tuple(byte_line(tensor).view(-1) for tensor in kept)
+        self._kept[position] = tuple(byte_line(tensor) for tensor in kept)
         return kept
 
     def handles(self) -> Any:
@@ -114,8 +114,8 @@ class IpcExports(Exports):
         except RuntimeError as error:
             raise HostError(
                 f"rank {self._rank}: the memory of its weights on {self._device} cannot be shared "
-                "with other processes: it is of a pluggable allocator (vLLM's sleep mode has one), or "
-                f"was itself received from another process ({_first_line(error)}); {INSTEAD}"
+                f"with other processes ({_first_line(error)}), as that of a pluggable allocator "
+                f"(vLLM's sleep mode) or of another process cannot; {INSTEAD}"
             ) from error
         return {"process": address(), "device": self._identity(), "for": shared}
 
@@ -138,8 +138,8 @@ class IpcExports(Exports):
             }
         except RuntimeError as error:
             raise HostError(
-                f"rank {self._rank} on {self._device} ({self._identity()}) cannot map the memory of "
-                f"rank {rank} on device {handles['device']} ({_first_line(error)}); where "
+                f"rank {self._rank} on {self._device} ({self._identity()}) cannot map the memory "
+                f"of rank {rank} on device {handles['device']} ({_first_line(error)}); where "
                 "expandable_segments is set, unset it or allow the processes to trace each other "
                 f"(CAP_SYS_PTRACE); otherwise {INSTEAD}"
             ) from error
@@ -157,9 +157,9 @@ class IpcExports(Exports):
 
     def _no_versions(self) -> HostError:
         return HostError(
-            f"rank {self._rank}: replicas that never wait for each other cannot be given new weights "
-            f"on {self._device.type}: device memory is mapped once, and a peer may be reading it; "
-            "restart the server on the new weights"
+            f"rank {self._rank}: replicas that never wait for each other cannot be given new "
+            f"weights on {self._device.type}: a peer may be reading the memory in which they would "
+            "be put; restart the server on the new weights"
         )
 
     def check_peers(self) -> None:

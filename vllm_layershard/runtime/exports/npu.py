@@ -2,24 +2,31 @@
 
 Written against torch_npu's sources (August 2026) and CANN 8.5's documentation, and not run:
 
-- torch_npu/utils/storage.py gives UntypedStorage `_share_npu_` and `_new_shared_npu`, which take and
-  return what torch's for CUDA do. They came with torch_npu's IPC, which its own documentation
+- torch_npu/utils/storage.py gives UntypedStorage `_share_npu_` and `_new_shared_npu`, which take
+  and return what torch's for CUDA do. They came with torch_npu's IPC, which its own documentation
   (memory_sharing_ipc.md) promises from Ascend HDK 25.3.RC1 and CANN 8.3.RC1 on, and not on 950DT.
 - torch_npu/csrc/core/npu/NPUCachingAllocator.cpp: a block goes by aclrtIpcMemGetExportKey with
   DISABLE_PID_VALIDATION, so that no list of readers (aclrtIpcMemSetImportPid) is needed, and is
   opened by aclrtIpcMemImportByKey with ENABLE_PEER_ACCESS; whoever is out of reach is told there.
-- torch_npu/csrc/ipc/StorageSharing.cpp: a storage in a layout of the NPU's own (NZ) is refused, as
-  it is no line of bytes. torch_npu/csrc/npu/NPUPluggableAllocator.cpp only warns where it cannot
-  share: hence the question for the allocator here.
+- torch_npu/csrc/ipc/StorageSharing.cpp: a storage in a layout of the NPU's own (NZ) is refused; it
+  is no line of bytes. Seen as one it would be copied into another layout first, so it is refused
+  here before that.
+- torch_npu/csrc/npu/NPUPluggableAllocator.cpp only warns where it cannot share.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
 
 import torch
 
 from vllm_layershard.errors import HostError
 from vllm_layershard.runtime.exports.ipc import INSTEAD, IpcExports, Shared
 from vllm_layershard.runtime.group import Group
+
+_PLAIN_FORMATS: Final = (0, 1, 2, 30)
+"""NCHW, NHWC, ND, NCDHW: their bytes lie in the tensor's order (acl_base.h)."""
 
 
 class NpuExports(IpcExports):
@@ -41,6 +48,17 @@ class NpuExports(IpcExports):
                 f"other processes; unset it, or {INSTEAD}"
             )
         super().__init__(group, torch_device, accelerator)
+
+    def keep(self, position: int, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """The same tensors, unless one is in a layout of the NPU's own."""
+        import torch_npu
+
+        if any(torch_npu.get_npu_format(tensor) not in _PLAIN_FORMATS for tensor in tensors):
+            raise HostError(
+                f"rank {self._rank}: weights in the NPU's own layout (NZ) cannot be pulled; set "
+                f"VLLM_ASCEND_ENABLE_NZ=0, or {INSTEAD}"
+            )
+        return super().keep(position, tensors)
 
     def _share(self, storage: torch.UntypedStorage) -> Shared:
         return Shared(*storage._share_npu_())  # type: ignore[attr-defined]

@@ -1,7 +1,7 @@
 """Peers: the processes whose memory this one has mapped, and whether they still run.
 
-The kernel's own handles on them (pidfd, Linux 5.3): a number is never taken for the process that got
-it next, and one system call asks after all.
+By the kernel's own handles on them (pidfd, Linux 5.3): no process is taken for another that got its
+number, and one system call asks after all.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class Peers:
         for key, what in (("host", "host"), ("namespace", "container (PID namespace)")):
             if where[key] != here[key]:
                 raise HostError(
-                    f"rank {self._rank} on {here['hostname']} cannot read the device memory of rank "
-                    f"{rank} on {where['hostname']}, which is on another {what}; keep each group in "
+                    f"rank {self._rank} on {here['hostname']} cannot read the device memory of "
+                    f"rank {rank} on {where['hostname']}, in another {what}; keep each group in "
                     "one, or use transport 'broadcast' where its ranks run in lockstep"
                 )
         try:
@@ -70,7 +70,7 @@ class Peers:
 
     def _gone(self, rank: int) -> TransportError:
         return TransportError(
-            f"rank {self._rank}: rank {rank} has ended, and the weights that it kept in its device's "
+            f"rank {self._rank}: rank {rank} has ended, and the weights that it kept in device "
             "memory with it; see that rank's log, then restart all ranks of this model together"
         )
 
