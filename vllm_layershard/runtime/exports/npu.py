@@ -8,25 +8,19 @@ Written against torch_npu's sources (August 2026) and CANN 8.5's documentation, 
 - torch_npu/csrc/core/npu/NPUCachingAllocator.cpp: a block goes by aclrtIpcMemGetExportKey with
   DISABLE_PID_VALIDATION, so that no list of readers (aclrtIpcMemSetImportPid) is needed, and is
   opened by aclrtIpcMemImportByKey with ENABLE_PEER_ACCESS; whoever is out of reach is told there.
-- torch_npu/csrc/ipc/StorageSharing.cpp: a storage in a layout of the NPU's own (NZ) is refused; it
-  is no line of bytes. Seen as one it would be copied into another layout first, so it is refused
-  here before that.
+- torch_npu/csrc/ipc/StorageSharing.cpp: a storage in a layout of the NPU's own (NZ) is refused. It
+  does not come so far: as_strided (torch_npu/csrc/aten/common/TensorShape.cpp) would see it through
+  a copy in another layout, which `byte_line` notices.
 - torch_npu/csrc/npu/NPUPluggableAllocator.cpp only warns where it cannot share.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
-from typing import Final
 
 import torch
 
 from vllm_layershard.errors import HostError
 from vllm_layershard.runtime.exports.ipc import INSTEAD, IpcExports, Shared
 from vllm_layershard.runtime.group import Group
-
-_PLAIN_FORMATS: Final = (0, 1, 2, 30)
-"""NCHW, NHWC, ND, NCDHW: their bytes lie in the tensor's order (acl_base.h)."""
 
 
 class NpuExports(IpcExports):
@@ -48,17 +42,6 @@ class NpuExports(IpcExports):
                 f"other processes; unset it, or {INSTEAD}"
             )
         super().__init__(group, torch_device, accelerator)
-
-    def keep(self, position: int, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        """The same tensors, unless one is in a layout of the NPU's own."""
-        import torch_npu
-
-        if any(torch_npu.get_npu_format(tensor) not in _PLAIN_FORMATS for tensor in tensors):
-            raise HostError(
-                f"rank {self._rank}: weights in the NPU's own layout (NZ) cannot be pulled; set "
-                f"VLLM_ASCEND_ENABLE_NZ=0, or {INSTEAD}"
-            )
-        return super().keep(position, tensors)
 
     def _share(self, storage: torch.UntypedStorage) -> Shared:
         return Shared(*storage._share_npu_())  # type: ignore[attr-defined]
