@@ -19,7 +19,7 @@ help:
 	@echo "make soak       a server under load for MINUTES=20: nothing may grow"
 	@echo "make lint       ruff, mypy, import-linter"
 	@echo "make bench      benchmarks (make bench-cli: the planner's start alone)"
-	@echo "make bench-gpu  pulls on a GPU: bandwidth, overlap, graphs (five minutes)"
+	@echo "make bench-gpu  pulls on a GPU: bandwidth, overlap, graphs"
 	@echo "make bench-servers  start-up and serving beside the replicated server (half an hour)"
 
 setup: $(READY)

@@ -5,8 +5,10 @@ the first pulls them out of its memory, measures, and compares every forward wit
 A row is a slice size and a ratio of fetch to compute; medians of the rounds:
 
 - pull and plain: GB/s of bare copies from the peer's memory, and within one's own;
-- moved by: what the profiler calls the copies. "Memcpy" says that no kernel of torch's did them;
-  whether the driver took a copy engine within one device it does not say, between two it does;
+- moved by: what the profiler calls the copies. "Memcpy" says that no kernel of torch's did them, not
+  whether the driver took a copy engine;
+- done at: when a copy that starts shortly after a long GEMM is done, as a share of the GEMM's time.
+  What runs on the multiprocessors gets none before the GEMM lets go, at about 1;
 - slowdown: GEMMs while copies run all the time, over GEMMs alone;
 - exposed: what a forward with pulls takes longer than the same compute with all weights in place,
   launched one by one, and as a captured graph.
@@ -21,6 +23,7 @@ import json
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,6 +84,18 @@ class Gemms:
             torch.mm(self._a, self._a, out=self._b)
 
 
+class LongGemm:
+    """One product that holds all multiprocessors for ten milliseconds and more."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._a = torch.randn(16384, 16384, device=device).to(torch.bfloat16)
+        self._b = torch.empty_like(self._a)
+        self.run()
+
+    def run(self) -> None:
+        torch.mm(self._a, self._a, out=self._b)
+
+
 class Bare:
     """A few layers in the peer's memory, as many in one's own, and windows to copy them into."""
 
@@ -100,11 +115,26 @@ class Bare:
         self._side = torch.cuda.Stream(device)
 
     def copy(self, sources: Sequence[torch.Tensor], slice_bytes: int) -> None:
-        """All of them into the windows."""
-        for window, source in zip(self._windows, sources, strict=True):
+        """All of them into the first windows."""
+        for window, source in zip(self._windows, sources, strict=False):
             most = slice_bytes or source.numel()
             for target, piece in zip(window.split(most), source.split(most), strict=True):
                 target.copy_(piece, non_blocking=True)
+
+    def done_at(self, gemm: LongGemm, slice_bytes: int) -> float:
+        """See above; of one layer's copy."""
+        began, ended, copied = (torch.cuda.Event(enable_timing=True) for _ in range(3))
+        began.record()
+        gemm.run()
+        ended.record()
+        while not began.query():
+            pass
+        time.sleep(1e-3)
+        with torch.cuda.stream(self._side):
+            self.copy(self.theirs[:1], slice_bytes)
+            copied.record()
+        torch.cuda.synchronize()
+        return began.elapsed_time(copied) / began.elapsed_time(ended)
 
     def gb_s(self, sources: Sequence[torch.Tensor], slice_bytes: int) -> float:
         return (
@@ -255,11 +285,15 @@ def measured(size: Size, device: torch.device, bare: Bare, stack: Stack, slice_b
     ]
     pull, plain = (round(statistics.median(side), 1) for side in zip(*pairs, strict=True))
     slowdown = statistics.median(bare.slowdown(gemms, slice_bytes) for _ in range(size.rounds))
+    long_gemm = LongGemm(device)
+    done_at = [bare.done_at(long_gemm, slice_bytes) for _ in range(size.rounds)]
+    del long_gemm
     shared = {
         "slice_MiB": slice_bytes / MIB or "whole",
         "pull GB/s": pull,
         "plain GB/s": plain,
         "moved by": bare.moved_by(slice_bytes),
+        "done at": round(statistics.median(done_at), 2),
         "slowdown": round(slowdown, 3),
     }
     return [shared | row_of(stack, gemms, ratio, size.rounds) for ratio in RATIOS]
