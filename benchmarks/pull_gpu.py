@@ -5,8 +5,8 @@ the first pulls them out of its memory, measures, and compares every forward wit
 A row is a slice size and a ratio of fetch to compute; medians of the rounds:
 
 - pull and plain: GB/s of bare copies from the peer's memory, and within one's own;
-- moved by: what the profiler calls the copies. "Memcpy" says that no kernel of torch's did them, not
-  whether the driver took a copy engine;
+- moved by: what the profiler calls the copies. "Memcpy" says that no kernel of torch's did them,
+  not whether the driver took a copy engine;
 - done at: when a copy that starts shortly after a long GEMM is done, as a share of the GEMM's time.
   What runs on the multiprocessors gets none before the GEMM lets go, at about 1;
 - slowdown: GEMMs while copies run all the time, over GEMMs alone;
