@@ -79,7 +79,7 @@ def test_expandable_segments_are_pulled_or_refused_by_name(tmp_path, monkeypatch
     try:
         ranks = run_ranks(2, eager, tmp_path, "Gpu", "neither", *SHAPES[0])
     except RankError as error:
-        assert error.kind == "HostError"
-        assert "expandable_segments" in error.text
+        if error.kind != "HostError" or "expandable_segments" not in error.text:
+            raise
     else:
         assert all(all(seen["right"]) for seen in ranks)
