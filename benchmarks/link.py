@@ -55,7 +55,8 @@ def _run(*command: str) -> None:
     except FileNotFoundError as error:
         raise LinkError(_refusal(f"no {command[0]}: install iproute2")) from error
     except subprocess.CalledProcessError as error:
-        raise LinkError(_refusal(f"{' '.join(command)}: {error.stderr.strip()}")) from error
+        said = error.stderr.strip().split("\n")[0]
+        raise LinkError(_refusal(f"{' '.join(command)}: {said}")) from error
 
 
 def _refusal(why: str) -> str:
