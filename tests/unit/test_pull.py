@@ -196,6 +196,7 @@ def test_a_replica_pulls_only_what_it_does_not_own(dp: int) -> None:
         assert phase.forward.fetch == pytest.approx((64 - 64 // dp) * layer)
         moved = [span for span in phase.forward.spans if span.track == "link"]
         assert len(moved) == 64 - 64 // dp
+        assert moved[0].layer_id == 0, "it waits for the first"
     together = forecast(sharding("Qwen3-32B", ParallelLayout(pcp=dp), transport="pull"), device)
     assert together.phases[0].forward is not None
     assert together.phases[0].forward.fetch == pytest.approx(64 * layer)

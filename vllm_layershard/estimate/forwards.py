@@ -28,8 +28,8 @@ _STEPS: Final = (0, 1, 2, 3, 4, 6, 8)
 class Forwards:
     """Every rank of a pipeline stage does the same; of the stages, the one that loses most counts.
 
-    Ranks that are not in lockstep wait only for what they pull themselves: the one that owns least
-    stands for all. The hardware lacks no number (`Hardware.lacking`).
+    Ranks that are not in lockstep wait only for what they pull themselves: one that owns least, and
+    not the first layer, stands for all. The hardware lacks no number (`Hardware.lacking`).
 
     Raises:
         PlanError: ranks that pull from each other lie on several hosts.
@@ -151,7 +151,12 @@ class Forwards:
         """The group rank whose own pulls are simulated; None where each waits for all of them."""
         if not self._transfer.pulls or self._sharding.deployment.layout.in_lockstep:
             return None
-        return max(range(plan.group_size), key=plan.saved_bytes.__getitem__)
+
+        def pulls(rank: int) -> tuple[int, int]:
+            first = sum(not series.is_resident(0, rank) for series in plan.series)
+            return plan.saved_bytes[rank], first
+
+        return max(range(plan.group_size), key=pulls)
 
 
 def _loss(forward: Forward) -> tuple[float, float]:

@@ -78,8 +78,8 @@ class Transfer:
         if self.pulls:
             return (
                 "a pull in flight takes copy engines and no cores, so that products keep their "
-                f"pace, and {pull_traffic(spread, striped=self._striped)} bytes of memory traffic "
-                "a byte (formula)"
+                f"pace (assumed), and {pull_traffic(spread, striped=self._striped)} bytes of "
+                "memory traffic a byte (formula)"
             )
         memory, products = hardware.memory_slowdown, hardware.product_slowdown
         traffic = (
