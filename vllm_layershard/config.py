@@ -26,6 +26,10 @@ MAX_PREFETCH_STEP = 64
 """A slot is a whole layer: more of them than this is a slip of the pen, not a plan."""
 
 
+MAX_SLICE_BYTES = 1 << 40
+"""No layer is as large, and a copy's length is a machine's number."""
+
+
 class _Repr(reprlib.Repr):
     """Cuts what is deep or long before it is written, and says null, true and false as JSON does.
 
@@ -62,7 +66,7 @@ REMEDIES: Final = {
     "layer_stride": "give a whole number of at least 1",
     "placement": f"choose one of {', '.join(get_args(Placement))}",
     "transport": f"choose one of {', '.join(get_args(Transport))}",
-    "slice_bytes": "give a whole number of bytes, or 0 for copies as long as they come",
+    "slice_bytes": "give a whole number of bytes up to 2**40, or 0 for copies as long as they come",
     "report_dir": "give the path of a directory, or leave it out",
     "verify": "give true or false",
 }
@@ -84,8 +88,8 @@ class LayerShardConfig:
     positions ahead of its use a weight starts to move; with `layer_stride` s only the layers whose
     absolute index is a multiple of s are sharded. The `striped` placement keeps 1/K of every layer
     on each rank instead of whole layers on one; `replicated` runs the same ops and moves nothing:
-    the control to compare with. A pull copies at most `slice_bytes` from one rank before it turns
-    to the next (0: all that it wants of it). In `report_dir` each rank writes
+    the control to compare with. A pull of stripes copies at most `slice_bytes` from one rank before
+    it turns to the next (0: all that it wants of it). In `report_dir` each rank writes
     `layershard-rank{global rank}.json`; `verify` compares a checksum of every layer's first
     arrival with its owner's.
 
@@ -139,7 +143,7 @@ def _faults(config: LayerShardConfig) -> Iterator[str]:
     bounds = {
         "prefetch_step": (0, MAX_PREFETCH_STEP),
         "layer_stride": (1, None),
-        "slice_bytes": (0, None),
+        "slice_bytes": (0, MAX_SLICE_BYTES),
     }
     for key, (low, high) in bounds.items():
         value, remedy = getattr(config, key), REMEDIES[key]

@@ -204,9 +204,12 @@ def _movement(sharding: Sharding) -> str:
     config = sharding.config
     if sharding.movement is None:
         return "none: every rank keeps every layer"
-    layers = "stripes" if config.placement == "striped" else "whole layers"
-    sliced = f", in slices of {config.slice_bytes:,} bytes" if config.slice_bytes else ""
-    return f"{sharding.movement} of {layers}{sliced} (transport {config.transport})"
+    layers = "whole layers"
+    if config.placement == "striped":
+        layers = "stripes"
+        if config.slice_bytes:
+            layers += f", in slices of {config.slice_bytes:,} bytes"
+    return f"{sharding.movement} of {layers} (transport {config.transport})"
 
 
 def _times(phase: Phase) -> str:

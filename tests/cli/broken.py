@@ -212,6 +212,7 @@ FLAGS = [
     "--slice-bytes -1",
     "--slice-bytes 1M",
     f"--slice-bytes -{10**40}",
+    f"--slice-bytes {10**400}",
     "--placement $'\\x1b[2J'",
     "--hardware ''",
     "--hardware H9000",

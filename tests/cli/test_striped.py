@@ -136,7 +136,9 @@ def test_remarks_on_pulls() -> None:
     assert "the one source of 7 pulls at once" in remarks(*V3, "--transport", "pull")
     assert "source" not in remarks(*STRIPED)
     assert "source" not in remarks("--model", "Qwen3-32B", "--dp", "2")
-    assert "only pulls are sliced" in remarks(*V3, "--slice-bytes", "4096")
+    for flags in ((), ("--transport", "pull"), ("--placement", "replicated")):
+        sliced = remarks(*V3, *flags, "--slice-bytes", "4096")
+        assert "only pulls of stripes are sliced" in sliced
     assert "sliced" not in remarks(*STRIPED, "--slice-bytes", "4096")
 
 

@@ -94,6 +94,7 @@ def test_shared_experts_may_be_sharded():
         ({"layers": ["a"], "placement": "mirror"}, "choose one of round_robin, striped, repl"),
         ({"layers": ["a"], "transport": "push"}, "choose one of auto, broadcast, pull"),
         ({"layers": ["a"], "slice_bytes": -1}, "slice_bytes = -1: should be greater than or equal"),
+        ({"layers": ["a"], "slice_bytes": 10**400}, "should be less than or equal to 1099511627"),
         ({"layers": ["a"], "slice_bytes": "1M"}, "slice_bytes = '1M': should be a valid integer"),
         (
             {"layers": ["a"], "placement": "striped", "transport": "broadcast"},

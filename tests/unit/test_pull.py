@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -234,6 +236,20 @@ def test_ranks_on_several_hosts_cannot_pull(
     assert where in str(error.value)
     assert "a rank reads the memory of its own host only" in str(error.value)
     assert instead in str(error.value)
+
+
+def test_a_file_may_say_what_a_pull_needs(tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    given = {"base": "H20", "peer_link": 25e9, "host_size": 4, "copy_launch": 0}
+    path.write_text(json.dumps(given))
+    device = profile(str(path))
+    seconds = pull_seconds(1 << 30, ranks(4), device, striped=False)
+    assert seconds == pytest.approx((1 << 30) / (0.7 * 25e9))
+    with pytest.raises(PlanError, match="lie on 2 hosts of 4 mine"):
+        forecast(sharding(placement="striped"), device)
+    assert forecast(sharding(layout=ParallelLayout(dp=4), placement="striped"), device).phases
+    path.write_text(json.dumps({"base": "GB200", "host_size": None, "node_size": 8}))
+    assert forecast(sharding(placement="striped"), profile(str(path))).phases[0].forward
 
 
 def test_auto_finds_more_to_hide_among_stripes() -> None:

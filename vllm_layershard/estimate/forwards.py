@@ -135,7 +135,7 @@ class Forwards:
                         group.plan.layer_stride,
                     ),
                     group.prefixes,
-                    partial(self._transfer.seconds, group=group),
+                    partial(self._transfer.seconds, spread=self._transfer.spread(group)),
                     self._pulling_rank(group.plan),
                 )
             )

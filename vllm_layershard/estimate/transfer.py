@@ -31,9 +31,13 @@ class Transfer:
         self._striped = sharding.config.placement == "striped"
         self.pulls = sharding.movement == "pull"
 
-    def seconds(self, nbytes: int, group: GroupPlan) -> float:
+    def spread(self, group: GroupPlan) -> Spread:
+        """How the groups of a plan lie on nodes."""
+        moves = self._sharding.movement is not None
+        return spread_of(group, self._hardware) if moves else ALONE
+
+    def seconds(self, nbytes: int, spread: Spread) -> float:
         """Seconds until `nbytes` of a layer have moved within a group; see the two formulas."""
-        spread = self._spread(group)
         if not self.pulls:
             return broadcast_seconds(nbytes, spread, self._hardware)
         slice_bytes = self._sharding.config.slice_bytes
@@ -46,7 +50,7 @@ class Transfer:
         if not self.pulls:
             return Roofline(self._hardware, max(self._rates(), default=0.0))
         traffic = max(
-            pull_traffic(self._spread(group), striped=self._striped)
+            pull_traffic(self.spread(group), striped=self._striped)
             for group in self._sharding.groups
         )
         return Roofline(self._hardware, pull_traffic=traffic * max(self._rates(), default=0.0))
@@ -54,13 +58,13 @@ class Transfer:
     def lacking(self) -> tuple[str, ...]:
         """The numbers that an estimate needs and the hardware lacks."""
         movement = self._sharding.movement or "broadcast"
-        spreads = sorted({self._spread(group) for group in self._sharding.groups})
+        spreads = sorted({self.spread(group) for group in self._sharding.groups})
         lacks = [lack for each in spreads for lack in self._hardware.lacking(each, movement)]
         return tuple(dict.fromkeys(lacks))
 
     def basis(self) -> Basis:
         """What stands behind the times: the weakest of all groups."""
-        bases = {self._said(self._spread(group))[0] for group in self._sharding.groups}
+        bases = {self._said(self.spread(group))[0] for group in self._sharding.groups}
         return next((basis for basis in _WEAKEST_FIRST if basis in bases), "assumed")
 
     def assumptions(self) -> tuple[str, str]:
@@ -93,17 +97,14 @@ class Transfer:
             f"({products.basis}), {traffic}"
         )
 
-    def _spread(self, group: GroupPlan) -> Spread:
-        moves = self._sharding.movement is not None
-        return spread_of(group, self._hardware) if moves else ALONE
-
     def _rates(self) -> Iterator[float]:
         """Bytes of a layer per second, of every series that moves."""
         for group in self._sharding.groups:
+            spread = self.spread(group)
             for plan in group.plan.series:
                 if any(plan.schedule.launches):
                     layer_bytes = plan.series.layer_bytes
-                    yield layer_bytes / self.seconds(layer_bytes, group)
+                    yield layer_bytes / self.seconds(layer_bytes, spread)
 
 
 def require_one_host(sharding: Sharding, hardware: Hardware) -> None:
