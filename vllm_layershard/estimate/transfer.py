@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Final
 
 from vllm_layershard.config import KEY
 from vllm_layershard.errors import PlanError
@@ -14,7 +15,7 @@ from vllm_layershard.estimate.roofline import Roofline
 from vllm_layershard.estimate.spread import ALONE, Spread, widest
 from vllm_layershard.models import GroupPlan, Sharding
 
-_WEAKEST_FIRST: tuple[Basis, ...] = ("assumed", "formula", "measured", "exact")
+_WEAKEST_FIRST: Final[tuple[Basis, ...]] = ("assumed", "formula", "measured", "exact")
 
 
 class Transfer:
