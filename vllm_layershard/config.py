@@ -88,8 +88,8 @@ class LayerShardConfig:
     positions ahead of its use a weight starts to move; with `layer_stride` s only the layers whose
     absolute index is a multiple of s are sharded. The `striped` placement keeps 1/K of every layer
     on each rank instead of whole layers on one; `replicated` runs the same ops and moves nothing:
-    the control to compare with. A pull of stripes copies at most `slice_bytes` from one rank before
-    it turns to the next (0: all that it wants of it). In `report_dir` each rank writes
+    the control to compare with. A pull copies at most `slice_bytes` from one rank before it turns
+    to the next (0: all that it wants of it). In `report_dir` each rank writes
     `layershard-rank{global rank}.json`; `verify` compares a checksum of every layer's first
     arrival with its owner's.
 

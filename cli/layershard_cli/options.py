@@ -98,7 +98,7 @@ SliceBytes = Annotated[
     int | None,
     typer.Option(
         "--slice-bytes",
-        help="The most that a pull of stripes copies from one rank before the next; 0: all.  "
+        help="The most that a pull copies from one rank before it turns to the next; 0: all.  "
         "[default: 0]",
     ),
 ]

@@ -65,9 +65,9 @@ def _on_balance(name: str, series_plan: SeriesPlan, group_size: int) -> Iterator
 
 def _on_pulls(sharding: Sharding, hardware: Hardware | None) -> Iterator[str]:
     config, largest = sharding.config, max(group.plan.group_size for group in sharding.groups)
-    if config.slice_bytes and config.placement != "striped":
-        yield "slice_bytes does nothing here: only pulls of stripes are sliced"
     if sharding.movement != "pull":
+        if config.slice_bytes:
+            yield "slice_bytes does nothing here: only pulls are sliced"
         return
     if config.placement == "round_robin" and largest > 2:
         yield (

@@ -204,12 +204,10 @@ def _movement(sharding: Sharding) -> str:
     config = sharding.config
     if sharding.movement is None:
         return "none: every rank keeps every layer"
-    layers = "whole layers"
-    if config.placement == "striped":
-        layers = "stripes"
-        if config.slice_bytes:
-            layers += f", in slices of {config.slice_bytes:,} bytes"
-    return f"{sharding.movement} of {layers} (transport {config.transport})"
+    layers = "stripes" if config.placement == "striped" else "whole layers"
+    sliced = config.slice_bytes and sharding.movement == "pull"
+    slices = f", in slices of {config.slice_bytes:,} bytes" if sliced else ""
+    return f"{sharding.movement} of {layers}{slices} (transport {config.transport})"
 
 
 def _times(phase: Phase) -> str:

@@ -112,6 +112,7 @@ def test_the_page_says_it_too(tmp_path: Path) -> None:
             (*STRIPED, "--slice-bytes", "1048576"),
             "pull of stripes, in slices of 1,048,576 bytes (transport auto)",
         ),
+        ((*V3, "--slice-bytes", "4096"), "broadcast of whole layers (transport auto)"),
         ((*V3, "--placement", "replicated"), "none: every rank keeps every layer"),
     ],
 )
@@ -136,9 +137,8 @@ def test_remarks_on_pulls() -> None:
     assert "the one source of 7 pulls at once" in remarks(*V3, "--transport", "pull")
     assert "source" not in remarks(*STRIPED)
     assert "source" not in remarks("--model", "Qwen3-32B", "--dp", "2")
-    for flags in ((), ("--transport", "pull"), ("--placement", "replicated")):
-        sliced = remarks(*V3, *flags, "--slice-bytes", "4096")
-        assert "only pulls of stripes are sliced" in sliced
+    for flags in ((), ("--placement", "replicated")):
+        assert "only pulls are sliced" in remarks(*V3, *flags, "--slice-bytes", "4096")
     assert "sliced" not in remarks(*STRIPED, "--slice-bytes", "4096")
 
 

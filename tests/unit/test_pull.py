@@ -68,14 +68,18 @@ def test_over_a_full_mesh_a_rank_has_one_peers_link_at_a_time() -> None:
 
 
 def test_a_copy_takes_its_launch_at_least() -> None:
-    """Four slices of 50 bytes from each of three peers take half a second each, or their launch."""
-    for launch, copy in ((0.1, 0.5), (2.0, 2.0)):
+    """Four slices of 50 bytes from each of three peers take half a second each, or their launch.
+
+    The own part of 200 bytes takes 0.4 seconds, or four launches.
+    """
+    for launch, copy, own in ((0.05, 0.5, 0.4), (2.0, 2.0, 8.0)):
         device = replace(PLAIN, copy_launch=figure(launch))
         sliced = pull_seconds(800, ranks(4), device, striped=True, slice_bytes=50)
-        own = max(launch, 2 * 200 / 1000)
         assert sliced == pytest.approx(launch + 3 * 4 * copy + own)
         coarse = pull_seconds(800, ranks(4), device, striped=True)
-        assert coarse == pytest.approx(launch + 3 * 2.0 + own), "slices of more than it wants"
+        assert coarse == pytest.approx(launch + 3 * 2.0 + max(launch, 0.4))
+        whole = pull_seconds(800, ranks(4), device, striped=False, slice_bytes=50)
+        assert whole == pytest.approx(launch + 16 * max(launch, 1.5)), "at a third of the rate"
         assert pull_seconds(
             800, ranks(4), device, striped=True, slice_bytes=10**9
         ) == pytest.approx(coarse)
