@@ -7,7 +7,8 @@ OLDEST_VLLM := 0.29.0
 OLDEST := .venv-oldest/bin
 OLDEST_READY := .venv-oldest/.ready
 
-.PHONY: help setup demo test test-fast test-matrix fuzz soak lint format bench bench-cli bench-servers clean
+.PHONY: help setup demo test test-fast test-matrix fuzz soak lint format bench bench-cli bench-gpu \
+	bench-servers clean
 
 help:
 	@echo "make demo       plan, serve unsharded and sharded, compare the answers and the bytes"
@@ -18,6 +19,7 @@ help:
 	@echo "make soak       a server under load for MINUTES=20: nothing may grow"
 	@echo "make lint       ruff, mypy, import-linter"
 	@echo "make bench      benchmarks (make bench-cli: the planner's start alone)"
+	@echo "make bench-gpu  pulls on a GPU: bandwidth, overlap, graphs"
 	@echo "make bench-servers  start-up and serving beside the replicated server (half an hour)"
 
 setup: $(READY)
@@ -73,13 +75,21 @@ format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# Those that broadcast race over a link that the kernel paces, where this host can have one (root, tc);
+# with pulls, which know no link, everybody races once more without.
+LINK_GBIT ?= $(shell unshare --net tc qdisc add dev lo root tbf rate 4gbit burst 256kb latency 100ms \
+	2>/dev/null && echo 4)
 bench: bench-cli
 	$(BIN)/python benchmarks/overhead.py --check
+	$(if $(LINK_GBIT),$(BIN)/python benchmarks/overlap.py --link-gbit $(LINK_GBIT))
 	$(BIN)/python benchmarks/overlap.py
 	$(BIN)/python benchmarks/prediction.py
 
 bench-cli: $(READY)
 	$(BIN)/python benchmarks/cli_start.py
+
+bench-gpu: $(READY)
+	$(BIN)/python benchmarks/pull_gpu.py
 
 bench-servers: $(READY)
 	PYTHONPATH=tests $(BIN)/python benchmarks/load.py

@@ -1,4 +1,4 @@
-"""Who moves a stack's weights, and how: layer sharding, its first version, FSDP2, nobody.
+"""Who moves a stack's weights, and how: layer sharding, pulls, its first version, FSDP2.
 
 Each runs the same stack: in every layer half of the compute, the linear, the other half. A linear
 here samples its weight, so that a wrong byte changes the result and the compute is what is given.
@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 
+from vllm_layershard.config import Transport
 from vllm_layershard.runtime.manual import finish_loading, reach_layer, register_layer, wait_layer
 
 SAMPLED = 4093
@@ -74,12 +75,20 @@ class Unsharded(Contestant):
 
 
 class LayerSharding(Contestant):
-    """This project's runtime, through its manual API."""
+    """This project's runtime, through its manual API, with broadcasts."""
+
+    transport: Transport = "broadcast"
 
     def __init__(self, name: str, step: int, linears: list[Sampled]) -> None:
         super().__init__(name, step, linears)
         for layer_id, linear in enumerate(linears):
-            register_layer(linear, series=name, layer_id=layer_id, prefetch_step=step)
+            register_layer(
+                linear,
+                series=name,
+                layer_id=layer_id,
+                prefetch_step=step,
+                transport=self.transport,
+            )
         finish_loading(name)
 
     def forward(self, half: Callable[[], None]) -> torch.Tensor:
@@ -91,6 +100,12 @@ class LayerSharding(Contestant):
             x = linear(x)
             half()
         return x
+
+
+class Pull(LayerSharding):
+    """The same with pulls: each rank copies out of the others' memory by itself."""
+
+    transport = "pull"
 
 
 class FirstVersion(Contestant):
@@ -171,6 +186,7 @@ class FullyShard(Contestant):
 
 CONTESTANTS: dict[str, type[Contestant]] = {
     "layer sharding": LayerSharding,
+    "pull": Pull,
     "first version": FirstVersion,
     "FSDP2": FullyShard,
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from vllm_layershard.runtime import ops
 from vllm_layershard.runtime.device import CpuDevice
 from vllm_layershard.runtime.group import RankGroup
 from vllm_layershard.runtime.series import ShardedSeries
+from vllm_layershard.runtime.slots import SlotPool
 from vllm_layershard.runtime.transport import Ticket, Transport
 
 LAYERS = 61
@@ -35,6 +37,12 @@ class Arrived(Ticket):
 
 
 class Nowhere(Transport):
+    def open(self, slots: SlotPool) -> None:
+        return None
+
+    def renew(self, position: int, tensors: Sequence[torch.Tensor]) -> None:
+        return None
+
     def start(self, position: int, slot: int) -> Arrived:
         return Arrived()
 

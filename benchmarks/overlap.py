@@ -10,15 +10,22 @@ broadcasts, with as many in flight as the step allows and no compute, just befor
 same round. The ratio is of a round: a layer's compute is set from the fetch that was measured last.
 A forward that begins with nothing in flight cannot reach the bound: of the first fetch only half a
 layer hides, and half a layer follows the last one. "planned" is what the planner's simulation says
-of the same compute and fetch. Run: python benchmarks/overlap.py
+of the same compute and fetch.
+
+The bound of pulls is made of the bare pulls of the same bytes. Ranks that pull share memory and no
+link. `--link-gbit N` races those that broadcast alone, over a link that the kernel paces.
+Run: python benchmarks/overlap.py
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +33,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from contestants import CONTESTANTS
+from link import LinkError, paced
 from result import Times, publish
 from torch.multiprocessing.spawn import spawn
 from track import RATIOS, STEPS, Race, Track
@@ -35,7 +43,13 @@ from vllm_layershard.plan import Series, build_plan
 
 WITHIN = 1.05
 OURS = "layer sharding"
+PULL = "pull"
 
+PULL_WITHIN = 1.03
+"""Of its bound, where the compute hides the pulls."""
+
+NOT_ABOVE = 1.01
+"""A pull's time over a broadcast's: equal, but for the clock."""
 
 RACES = (Race(2, 24, 16 << 20, 9), Race(4, 24, 8 << 20, 9))
 SMOKE = (Race(2, 6, 1 << 20, 1, ratios=(0.5,), steps=(0, 1)),)
@@ -57,7 +71,7 @@ def rank_main(rank: int, race: Race, folder: str) -> None:
     with torch.no_grad():
         track = Track(race, device)
         for step in race.steps:
-            everybody = [kind(name, step, track.stack()) for name, kind in CONTESTANTS.items()]
+            everybody = [CONTESTANTS[name](name, step, track.stack()) for name in race.names]
             for one in everybody * 2:
                 track.forward(one, 0.0)
             for ratio in race.ratios:
@@ -66,6 +80,8 @@ def rank_main(rank: int, race: Race, folder: str) -> None:
                 if rank == 0:
                     said = f"overlap: {race.ranks} ranks, step {step}, fetch/compute {ratio}"
                     print(said, file=sys.stderr, flush=True)
+            del everybody, one
+            gc.collect()  # their shared memory
     if rank == 0:
         Path(folder, "found.json").write_text(json.dumps(found))
     dist.barrier()
@@ -89,13 +105,18 @@ def row_of(race: Race, ratio: float, step: int, rounds: list[dict[str, Any]]) ->
         ours, compute = one["times"][OURS]
         over.setdefault("/ bound", []).append(ours / max(compute, one["fetch"]))
         over.setdefault("/ planned", []).append(ours / planned(race, step, compute, one["fetch"]))
-        for name, (seconds, _) in one["times"].items():
-            if name != OURS:
+        for name, (seconds, computed) in one["times"].items():
+            if name == PULL:
+                over.setdefault("pull / bound", []).append(seconds / max(computed, one["pulls"]))
+                over.setdefault("pull / broadcast", []).append(seconds / ours)
+            elif name != OURS:
                 over.setdefault(f"/ {name}", []).append(ours / seconds)
     row: dict[str, Any] = {"ranks": race.ranks, "fetch/compute": ratio, "step": step}
     row["fetch_ms"] = _ms([one["fetch"] for one in rounds])
     row["compute_ms"] = _ms([one["times"][OURS][1] for one in rounds])
-    for name in CONTESTANTS:
+    if PULL in race.names:
+        row["pulls_ms"] = _ms([one["pulls"] for one in rounds])
+    for name in race.names:
         row[f"{name} ms"] = _ms([one["times"][name][0] for one in rounds])
     for name, ratios in over.items():
         times = Times.of(ratios)
@@ -126,9 +147,22 @@ def misses(rows: list[dict[str, Any]]) -> list[str]:
         if best["/ bound"] > WITHIN:
             found.append(f"{where}: {best['/ bound']} of the bound")
         if ratio < 1:
-            others = [name for name in CONTESTANTS if name != OURS and best[f"/ {name}"] > 1]
+            others = [name for name in ("first version", "FSDP2") if best[f"/ {name}"] > 1]
             found += [f"{where}: {best[f'/ {name}']} of {name}" for name in others]
+        if "pulls_ms" in best:
+            found += _pull_misses(here)
     return found
+
+
+def _pull_misses(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """The same of pulls, at one ratio: no step above a broadcast, the best one near its bound."""
+    where = f"{rows[0]['ranks']} ranks, fetch/compute {rows[0]['fetch/compute']}, pull, step"
+    for row in rows:
+        if row["pull / broadcast"] > NOT_ABOVE:
+            yield f"{where} {row['step']}: {row['pull / broadcast']} of the broadcast"
+    best = min(rows, key=lambda row: row["pull / bound"])
+    if best["pulls_ms"] < best["compute_ms"] and best["pull / bound"] > PULL_WITHIN:
+        yield f"{where} {best['step']}: {best['pull / bound']} of its bound"
 
 
 def main() -> int:
@@ -140,8 +174,8 @@ def main() -> int:
     parser.add_argument("--ranks", type=int, help="2 or 4 alone")
     parser.add_argument("--steps", type=int, nargs="+", default=STEPS)
     parser.add_argument("--ratios", type=float, nargs="+", default=RATIOS)
+    parser.add_argument("--link-gbit", type=float, help="pace the link; nobody pulls")
     options = parser.parse_args()
-    races = [race for race in RACES if options.ranks in (None, race.ranks)]
     races = [
         replace(
             race,
@@ -149,12 +183,25 @@ def main() -> int:
             steps=tuple(options.steps),
             ratios=tuple(options.ratios),
         )
-        for race in races
+        for race in RACES
+        if options.ranks in (None, race.ranks)
     ]
-    rows = [row for race in (SMOKE if options.smoke else races) for row in raced(race)]
-    columns = ["ranks", "fetch/compute", "step", "fetch_ms", "compute_ms", f"{OURS} ms"]
-    columns += ["/ bound", "/ planned", *(f"/ {name}" for name in CONTESTANTS if name != OURS)]
+    names = tuple(name for name in CONTESTANTS if options.link_gbit is None or name != PULL)
+    link = nullcontext() if options.link_gbit is None else paced(options.link_gbit)
+    try:
+        with link:
+            races = [replace(race, names=names) for race in (SMOKE if options.smoke else races)]
+            rows = [row for race in races for row in raced(race)]
+    except LinkError as error:
+        print(error, file=sys.stderr)
+        return 2
+    told = ["ranks", "fetch/compute", "step"]
+    columns = [*told, "fetch_ms", "compute_ms", f"{OURS} ms"]
+    columns += ["/ bound", "/ planned", "/ first version", "/ FSDP2"]
     publish("overlap", "A forward against the ideal bound", columns, rows, options.json)
+    if PULL in names:
+        columns = [*told, "pulls_ms", "compute_ms", "pull ms", "pull / bound", "pull / broadcast"]
+        publish("overlap", "The same with pulls", columns, rows, None)
     missed = misses(rows)
     for miss in missed:
         print(f"missed: {miss}")

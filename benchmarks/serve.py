@@ -1,8 +1,9 @@
-"""What a client sees of a sharded server beside the replicated one, by `vllm bench serve`.
+"""What a client sees of sharded servers beside the replicated one, by `vllm bench serve`.
 
 Throughput, time to the first token and between tokens, of the same random requests to servers that
-run in turn, round after round. On a CPU gloo takes from the cores that compute, and the model is
-small, so that what is measured is the overhead, not what a GPU would hide.
+run in turn, round after round: replicated, with broadcasts, with pulls. On a CPU what moves takes
+from the cores that compute, and the model is small, so that what is measured is the overhead, not
+what a GPU would hide.
 Run: PYTHONPATH=tests python benchmarks/serve.py
 """
 
@@ -21,8 +22,9 @@ from result import Times, publish
 from recital import model_path
 from servers.server import Server
 
-SHARDING = {"layers": ["o_proj", "q_b_proj"]}
-SERVERS: dict[str, Any] = {"replicated": None, "sharded": SHARDING}
+LAYERS = ["o_proj", "q_b_proj"]
+SHARDED = {name: {"layers": LAYERS, "transport": name} for name in ("broadcast", "pull")}
+SERVERS: dict[str, Any] = {"replicated": None, **SHARDED}
 MEASURED = {
     "output_throughput": "tokens_s",
     "median_ttft_ms": "ttft_ms",
@@ -56,11 +58,13 @@ def asked(server: Server, folder: Path, requests: int) -> dict[str, float]:
 
 
 def rows_of(found: dict[str, list[dict[str, float]]]) -> list[dict[str, Any]]:
-    """A row for each server, and one for sharded over replicated, round by round."""
-    pairs = zip(found["sharded"], found["replicated"], strict=True)
-    ratios = [{key: one[key] / other[key] for key in one} for one, other in pairs]
+    """A row for each server, and one for each sharded over replicated, round by round."""
+    ratios = {}
+    for name in SHARDED:
+        pairs = zip(found[name], found["replicated"], strict=True)
+        ratios[f"{name} / replicated"] = [{key: a[key] / b[key] for key in a} for a, b in pairs]
     rows = []
-    for name, values in (*found.items(), ("sharded / replicated", ratios)):
+    for name, values in (found | ratios).items():
         row: dict[str, Any] = {"server": name, "rounds": len(values)}
         for key in MEASURED.values():
             times = Times.of([value[key] for value in values])

@@ -9,7 +9,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from compute import Compute, Gemms, Slept
-from contestants import Contestant, Sampled, Unsharded
+from contestants import CONTESTANTS, Contestant, Sampled, Unsharded
+
+from vllm_layershard.runtime.device import device_of
+from vllm_layershard.runtime.exports import exports_of
+from vllm_layershard.runtime.group import group_over
 
 RATIOS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 STEPS = (0, 1, 2, 3)
@@ -25,6 +29,7 @@ class Race:
     rounds: int
     ratios: tuple[float, ...] = RATIOS
     steps: tuple[int, ...] = STEPS
+    names: tuple[str, ...] = tuple(CONTESTANTS)
 
 
 class Track:
@@ -35,18 +40,47 @@ class Track:
         self.compute: Compute = Gemms(device) if device.type == "cuda" else Slept()
         self.expected = Unsharded("unsharded", 0, self.stack()).forward(lambda: None).item()
         self._weights = [linear.weight.data for linear in self.stack()]
+        self._sources = self._exported() if "pull" in race.names else []
 
     def stack(self) -> list[Sampled]:
         return [Sampled(i, self.race.layer_bytes, self.device) for i in range(self.race.layers)]
+
+    def _exported(self) -> list[torch.Tensor | None]:
+        """Of each layer the memory of its owner, [nbytes] of uint8; None for this rank's own."""
+        group = group_over(None)
+        exports = self._exports = exports_of(device_of(self.device), group, "bare")
+        mine = range(group.group_rank, self.race.layers, self.race.ranks)
+        for layer_id in mine:
+            exports.keep(layer_id, [self._weights[layer_id]])
+        handles = group.gather(exports.handles())
+        found: dict[int, torch.Tensor] = {}
+        for peer, rank in enumerate(group.ranks):
+            if peer != group.group_rank:
+                parts = exports.open(rank, handles[peer])
+                found |= {layer_id: part for layer_id, (part,) in parts.items()}
+        return [found.get(layer_id) for layer_id in range(self.race.layers)]
+
+    def pulls(self, in_flight: int) -> float:
+        """Seconds of the bare copies of the same bytes out of their owners' memory."""
+        windows = [window.flatten().view(torch.uint8) for window in self._windows(in_flight)]
+        self._meet()
+        started = time.perf_counter()
+        for layer_id, source in enumerate(self._sources):
+            if source is not None:
+                windows[layer_id % in_flight].copy_(source, non_blocking=True)
+        self.compute.finish()
+        return self._slowest(time.perf_counter() - started, 0.0)[0]
+
+    def _windows(self, count: int) -> list[torch.Tensor]:
+        """Slots whose pages are there."""
+        return [torch.zeros_like(self._weights[0]) for _ in range(count)]
 
     def fetch(self, in_flight: int) -> float:
         """Seconds of the bare broadcasts of all layers, each from its owner's into a window.
 
         From the memory of all layers: a few that stay in the caches would arrive sooner.
         """
-        windows = [torch.empty_like(self._weights[0]) for _ in range(in_flight)]
-        for window in windows:
-            window.zero_()
+        windows = self._windows(in_flight)
         self._meet()
         started = time.perf_counter()
         works: list[Any] = []
@@ -90,16 +124,28 @@ class Track:
         return took, busy
 
     def rounds(self, ratio: float, step: int, everybody: list[Contestant]) -> list[dict[str, Any]]:
-        """Of each round: the fetch alone, and everybody's seconds and compute by name."""
+        """Of each round: the fetches alone, and everybody's seconds and compute by name.
+
+        `pulls` are the bare pulls, 0 where nobody pulls.
+        """
         found = []
-        before = self.fetch(step + 1)
+        before, pulls_before = self._fetches(step + 1)
         for turn in range(self.race.rounds):
             half_s = before / self.race.layers / ratio / 2
             first = turn % len(everybody)
             times = {
                 one.name: self.forward(one, half_s) for one in everybody[first:] + everybody[:first]
             }
-            after = self.fetch(step + 1)
-            found.append({"fetch": (before + after) / 2, "times": times})
-            before = after
+            after, pulls_after = self._fetches(step + 1)
+            found.append(
+                {
+                    "fetch": (before + after) / 2,
+                    "pulls": (pulls_before + pulls_after) / 2,
+                    "times": times,
+                }
+            )
+            before, pulls_before = after, pulls_after
         return found
+
+    def _fetches(self, in_flight: int) -> tuple[float, float]:
+        return self.fetch(in_flight), self.pulls(in_flight) if self._sources else 0.0

@@ -26,6 +26,10 @@ MAX_PREFETCH_STEP = 64
 """A slot is a whole layer: more of them than this is a slip of the pen, not a plan."""
 
 
+MAX_SLICE_BYTES = 1 << 40
+"""No layer is as large, and a copy's length is a machine's number."""
+
+
 class _Repr(reprlib.Repr):
     """Cuts what is deep or long before it is written, and says null, true and false as JSON does.
 
@@ -62,7 +66,7 @@ REMEDIES: Final = {
     "layer_stride": "give a whole number of at least 1",
     "placement": f"choose one of {', '.join(get_args(Placement))}",
     "transport": f"choose one of {', '.join(get_args(Transport))}",
-    "slice_bytes": "give a whole number of bytes, or 0 for copies as long as they come",
+    "slice_bytes": "give a whole number of bytes up to 2**40, or 0 for copies as long as they come",
     "report_dir": "give the path of a directory, or leave it out",
     "verify": "give true or false",
 }
@@ -139,7 +143,7 @@ def _faults(config: LayerShardConfig) -> Iterator[str]:
     bounds = {
         "prefetch_step": (0, MAX_PREFETCH_STEP),
         "layer_stride": (1, None),
-        "slice_bytes": (0, None),
+        "slice_bytes": (0, MAX_SLICE_BYTES),
     }
     for key, (low, high) in bounds.items():
         value, remedy = getattr(config, key), REMEDIES[key]

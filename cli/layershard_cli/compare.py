@@ -13,27 +13,29 @@ from layershard_cli import options as flag
 from layershard_cli.output import emit, emit_json
 from layershard_cli.request import config_of
 from layershard_cli.units import size
+from vllm_layershard.config import Placement
 from vllm_layershard.errors import ConfigError, PlanError
 from vllm_layershard.estimate import DEFAULT, Hardware, profile
 from vllm_layershard.estimate.capacity import UTILIZATION, Capacity, capacity
+from vllm_layershard.estimate.transfer import require_one_host
 from vllm_layershard.models import Deployment, Model, load_model, plan_model, require_experts
 from vllm_layershard.plan import ParallelLayout
 
 _PART = re.compile(r"(tp|dp|pp)([1-9]\d{0,3})", re.ASCII)
-_WORDS = ("ep", "shard")
+_WORDS = ("ep", "shard", "striped")
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One layout as it was asked for."""
+    """One layout as it was asked for; `placement` is None where it is not sharded."""
 
     name: str
     deployment: Deployment
-    sharded: bool
+    placement: Placement | None
 
 
 def read_layout(text: str) -> Candidate:
-    """`tp8`, `dp8+ep`, `tp2dp4+ep+shard`.
+    """`tp8`, `dp8+ep`, `tp2dp4+ep+shard`, `dp8+ep+striped`.
 
     Raises:
         ConfigError: anything else.
@@ -44,12 +46,14 @@ def read_layout(text: str) -> Candidate:
     names = [name for name, _ in parts]
     if not whole or len(set(names)) < len(names) or not set(words) <= set(_WORDS):
         raise ConfigError(
-            f"--layout {text!r}: write sizes of tp, dp and pp, then +ep and +shard where wanted, "
-            "such as tp8, dp8+ep or tp2dp4+ep+shard"
+            f"--layout {text!r}: write sizes of tp, dp and pp, then +ep and +shard or +striped "
+            "where wanted, such as tp8, dp8+ep or tp2dp4+ep+shard"
         )
     sizes = {name: int(size) for name, size in parts}
     layout = ParallelLayout(sizes.get("tp", 1), sizes.get("dp", 1), 1, sizes.get("pp", 1))
-    return Candidate(text, Deployment(layout, ep="ep" in words), "shard" in words)
+    placement: Placement | None = "round_robin" if "shard" in words else None
+    placement = "striped" if "striped" in words else placement
+    return Candidate(text, Deployment(layout, ep="ep" in words), placement)
 
 
 def compare_command(
@@ -58,8 +62,8 @@ def compare_command(
         list[str] | None,
         typer.Option(
             "--layout",
-            help="A layout such as tp8, dp8+ep or tp2dp4+ep+shard; repeat it.  "
-            "[default: tp8, dp8+ep, dp8+ep+shard]",
+            help="A layout such as tp8, dp8+ep or tp2dp4+ep+shard (+striped: with a part of every "
+            "layer on each rank); repeat it.  [default: tp8, dp8+ep, dp8+ep+shard]",
         ),
     ] = None,
     layers: flag.LayersNamed = None,
@@ -75,14 +79,14 @@ def compare_command(
     found = load_model(model)
     device = profile(DEFAULT if hardware is None else hardware)
     ep = "+ep" if found.is_moe else ""
-    asked = layout or ["tp8", f"dp8{ep}", *(["dp8+ep+shard"] if ep else [])]
+    asked = layout or ["tp8", f"dp8{ep}", f"dp8{ep}+shard"]
     candidates = [read_layout(text) for text in asked]
     options = {"prefetch_step": prefetch_step}
     counted: dict[str, Capacity | str] = {}
     for candidate in candidates:
         try:
             require_experts(found, candidate.deployment)
-            saved = _saving(found, candidate, layers, options)
+            saved = _saving(found, candidate, device, layers, options)
             counted[candidate.name] = capacity(
                 found, candidate.deployment, device, saved, kv_cache_dtype
             )
@@ -98,13 +102,20 @@ def compare_command(
 
 
 def _saving(
-    model: Model, candidate: Candidate, layers: list[str] | None, options: dict[str, int | None]
+    model: Model,
+    candidate: Candidate,
+    device: Hardware,
+    layers: list[str] | None,
+    options: dict[str, int | None],
 ) -> Callable[[int], int]:
     """What sharding saves on each rank; nothing where it is not asked for."""
-    if not candidate.sharded:
+    if candidate.placement is None:
         return lambda rank: 0
-    config = config_of(layers, model, candidate.deployment, options)
-    return plan_model(model, candidate.deployment, config).saved_bytes.__getitem__
+    asked = {**options, "placement": candidate.placement}
+    config = config_of(layers, model, candidate.deployment, asked)
+    sharding = plan_model(model, candidate.deployment, config)
+    require_one_host(sharding, device)
+    return sharding.saved_bytes.__getitem__
 
 
 def _notes(device: Hardware, assumed: bool) -> tuple[str, ...]:

@@ -87,7 +87,11 @@ def plan_document(
 def map_document(
     sharding: Sharding, warnings: tuple[str, ...], evidence: Evidence
 ) -> dict[str, Any]:
-    """`layershard map --json`: for each group which rank keeps which layer."""
+    """`layershard map --json`: for each group which rank keeps which layer.
+
+    Where layers are striped no rank owns one (owner -2), and `stripes` has the first byte, and the
+    one after the last, that each group rank keeps of every layer.
+    """
     return {
         **_heading(sharding, evidence),
         "groups": [
@@ -98,6 +102,7 @@ def map_document(
                         "name": series_plan.series.name,
                         "layer_ids": list(series_plan.series.layer_ids),
                         "owner": list(series_plan.owner),
+                        "stripes": [list(stripe) for stripe in series_plan.stripes],
                         "owned_layers": [
                             list(series_plan.owned_layers(rank))
                             for rank in range(group.plan.group_size)
@@ -139,6 +144,8 @@ def _heading(sharding: Sharding, evidence: Evidence) -> dict[str, Any]:
             "layer_stride": config.layer_stride,
             "placement": config.placement,
             "transport": config.transport,
+            "movement": sharding.movement,
+            "slice_bytes": config.slice_bytes,
         },
     }
 
@@ -184,6 +191,7 @@ def _series(group: GroupPlan, series_plan: SeriesPlan) -> dict[str, Any]:
         "num_slots": series_plan.schedule.num_slots,
         "slot_bytes": ledger.slot_bytes,
         "owner": list(series_plan.owner),
+        "stripes": [list(stripe) for stripe in series_plan.stripes],
         "resident_bytes": list(ledger.resident_bytes),
         "saved_bytes": list(ledger.saved_bytes),
         "tp_replicated": series.tp_replicated,

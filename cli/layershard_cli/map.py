@@ -21,6 +21,7 @@ def map_command(
     prefetch_step: flag.PrefetchStep = None,
     layer_stride: flag.LayerStride = None,
     placement: flag.PlacementName = None,
+    transport: flag.TransportName = None,
     exact: flag.Exact = False,
     as_json: flag.AsJson = False,
 ) -> None:
@@ -33,7 +34,7 @@ def map_command(
         found,
         Layout(tp, dp, pcp, pp, ep),
         layers,
-        options_of(prefetch_step, layer_stride, placement),
+        options_of(prefetch_step, layer_stride, placement, transport),
     )
     evidence, notes = evidence_for(found, sharding.model, exact, show_progress)
     warnings = (*assumed, *notes, *remarks_on(sharding, None))

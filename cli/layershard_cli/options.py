@@ -80,7 +80,27 @@ LayerStride = Annotated[
 ]
 PlacementName = Annotated[
     str | None,
-    typer.Option("--placement", help="round_robin or replicated.  [default: round_robin]"),
+    typer.Option(
+        "--placement",
+        help="round_robin: whole layers; striped: a part of every layer on each rank; replicated: "
+        "the control, which moves nothing.  [default: round_robin]",
+    ),
+]
+TransportName = Annotated[
+    str | None,
+    typer.Option(
+        "--transport",
+        help="broadcast, pull, or auto: pull where layers are striped or ranks are not in "
+        "lockstep.  [default: auto]",
+    ),
+]
+SliceBytes = Annotated[
+    int | None,
+    typer.Option(
+        "--slice-bytes",
+        help="The most that a pull copies from one rank before it turns to the next; 0: all.  "
+        "[default: 0]",
+    ),
 ]
 HardwareName = Annotated[
     str | None,

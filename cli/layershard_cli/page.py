@@ -13,7 +13,9 @@ from vllm_layershard import __version__
 from vllm_layershard.estimate import Forecast
 from vllm_layershard.estimate.pareto import Point
 from vllm_layershard.models import GroupPlan, Sharding
-from vllm_layershard.plan import EVERY_RANK
+from vllm_layershard.plan import EVERY_RANK, NO_RANK
+
+_KEEPERS: Final = {EVERY_RANK: "all", NO_RANK: "all, in parts"}
 
 _STYLE: Final = """
 :root { color-scheme: light dark; --ink: #1b2733; --paper: #fff; --soft: #66788a;
@@ -127,10 +129,7 @@ def _owners(group: GroupPlan) -> str:
     rows = []
     for series in group.plan.series:
         owner = dict(zip(series.series.layer_ids, series.owner, strict=True))
-        cells = [
-            "-" if i not in owner else "all" if owner[i] == EVERY_RANK else str(owner[i])
-            for i in layers
-        ]
+        cells = ["-" if i not in owner else _KEEPERS.get(owner[i], str(owner[i])) for i in layers]
         rows.append((series.series.name, *cells))
     return _table((f"layer (stage {group.pp_stage})", *map(str, layers)), rows)
 

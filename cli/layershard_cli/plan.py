@@ -25,6 +25,8 @@ def plan_command(
     prefetch_step: flag.PrefetchStep = None,
     layer_stride: flag.LayerStride = None,
     placement: flag.PlacementName = None,
+    transport: flag.TransportName = None,
+    slice_bytes: flag.SliceBytes = None,
     hardware: flag.HardwareName = None,
     tokens: flag.Tokens = None,
     batch: flag.Sequences = None,
@@ -53,7 +55,7 @@ def plan_command(
         found,
         Layout(tp, dp, pcp, pp, ep),
         layers,
-        options_of(prefetch_step, layer_stride, placement),
+        options_of(prefetch_step, layer_stride, placement, transport, slice_bytes),
         Conditions(device, load, phases, checked=check),
     )
     sharding.tokens_gained(kv_cache_dtype)  # refuses a dtype before anything is printed

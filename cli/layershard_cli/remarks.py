@@ -10,11 +10,15 @@ from vllm_layershard.estimate.capacity import UTILIZATION
 from vllm_layershard.models import Batch, Sharding
 from vllm_layershard.plan import Plan, SeriesPlan
 
+_NODE = 8
+"""Devices of one host, where no device is named."""
+
 
 def remarks_on(sharding: Sharding, hardware: Hardware | None) -> tuple[str, ...]:
     """Series that save nothing, owners out of balance, weights that a device cannot take."""
     return (
         *_on_series(sharding),
+        *_on_pulls(sharding, hardware),
         *_on_memory(sharding, hardware),
         *_on_format(sharding, hardware),
         *_on_context(sharding),
@@ -36,7 +40,8 @@ def _on_series(sharding: Sharding) -> Iterator[str]:
                     f"{len(series_plan.series)} layers and every rank keeps "
                     f"{slots(series_plan.schedule.num_slots)}; {_remedy(group.plan)}"
                 )
-            yield from _on_balance(name, series_plan, group.plan.group_size)
+            if not series_plan.is_striped:
+                yield from _on_balance(name, series_plan, group.plan.group_size)
 
 
 def _remedy(plan: Plan) -> str:
@@ -56,6 +61,29 @@ def _on_balance(name: str, series_plan: SeriesPlan, group_size: int) -> Iterator
         )
     elif not min(counts):
         yield f"series {name}: {counts.count(0)} of {group_size} ranks own no layer of it"
+
+
+def _on_pulls(sharding: Sharding, hardware: Hardware | None) -> Iterator[str]:
+    config, largest = sharding.config, max(group.plan.group_size for group in sharding.groups)
+    if sharding.movement != "pull":
+        if config.slice_bytes:
+            yield "slice_bytes does nothing here: only pulls are sliced"
+        return
+    if config.placement == "round_robin" and largest > 2:
+        yield (
+            f"an owner is the one source of {largest - 1} pulls at once; with placement striped "
+            "each rank takes a part from every other, and all keep as many bytes"
+        )
+    if hardware is None and any(
+        rank // _NODE != ranks[0] // _NODE
+        for group in sharding.groups
+        for ranks in group.ranks
+        for rank in ranks
+    ):
+        yield (
+            f"ranks that pull from each other must be on one host: with {_NODE} ranks a host "
+            "these are not (layershard plan --hardware knows the device's number)"
+        )
 
 
 def _on_memory(sharding: Sharding, hardware: Hardware | None) -> Iterator[str]:

@@ -137,11 +137,17 @@ def sharding_of(
 
 
 def options_of(
-    prefetch_step: int | None, layer_stride: int | None, placement: str | None
+    prefetch_step: int | None,
+    layer_stride: int | None,
+    placement: str | None,
+    transport: str | None,
+    slice_bytes: int | None = None,
 ) -> dict[str, Any]:
     """The flags on the sharding, by the names of the configuration; None where not given."""
     return {
         "prefetch_step": prefetch_step,
         "layer_stride": layer_stride,
         "placement": placement,
+        "transport": transport,
+        "slice_bytes": slice_bytes,
     }

@@ -11,7 +11,7 @@ from layershard_cli.units import milliseconds, size, span
 from vllm_layershard.estimate import Forecast, Phase
 from vllm_layershard.estimate.verdict import percent, tokens
 from vllm_layershard.models import Evidence, GroupPlan, Sharding
-from vllm_layershard.plan import EVERY_RANK
+from vllm_layershard.plan import EVERY_RANK, NO_RANK, SeriesPlan
 
 
 def print_plan(
@@ -66,6 +66,7 @@ def print_plan(
                 f"at {per_token:,} bytes a token",
             ),
             *((f"{p.name}, {tokens(p.batch.tokens)}", _times(p)) for p in forecast.phases),
+            ("movement", _movement(sharding)),
             ("prefetch_step", stepped),
             ("verdict", forecast.verdict + ("" if forecast.lacking else estimated)),
         ]
@@ -144,11 +145,18 @@ def _print_owners(page: Sheet, sharding: Sharding, group: GroupPlan) -> None:
     rows = [
         [
             ", ".join(str(ranks[rank]) for ranks in group.ranks),
-            *(" ".join(map(str, plan.owned_layers(rank))) for plan in group.plan.series),
+            *(_kept(plan, rank) for plan in group.plan.series),
         ]
         for rank in range(group.plan.group_size)
     ]
     page.table(title, ["global ranks", *names], rows)
+
+
+def _kept(plan: SeriesPlan, rank: int) -> str:
+    if plan.is_striped:
+        start, end = plan.stripes[rank]
+        return f"{size(end - start)} of each"
+    return " ".join(map(str, plan.owned_layers(rank)))
 
 
 def _print_layers(page: Sheet, group: GroupPlan) -> None:
@@ -167,11 +175,11 @@ def _print_layers(page: Sheet, group: GroupPlan) -> None:
 def _keeper(owner: int | None, group: GroupPlan) -> str:
     if owner is None:
         return "-"
-    return (
-        "every rank"
-        if owner == EVERY_RANK
-        else ", ".join(str(ranks[owner]) for ranks in group.ranks)
-    )
+    if owner == NO_RANK:
+        return "all, in parts"
+    if owner == EVERY_RANK:
+        return "every rank"
+    return ", ".join(str(ranks[owner]) for ranks in group.ranks)
 
 
 def _print_heading(page: Sheet, sharding: Sharding, evidence: Evidence) -> None:
@@ -190,6 +198,16 @@ def _print_heading(page: Sheet, sharding: Sharding, evidence: Evidence) -> None:
         f"tp {layout.tp}, dp {layout.dp}, pcp {layout.pcp}, pp {layout.pp}, {ep} expert "
         f"parallelism: {layout.world_size} ranks"
     )
+
+
+def _movement(sharding: Sharding) -> str:
+    config = sharding.config
+    if sharding.movement is None:
+        return "none: every rank keeps every layer"
+    layers = "stripes" if config.placement == "striped" else "whole layers"
+    sliced = config.slice_bytes and sharding.movement == "pull"
+    slices = f", in slices of {config.slice_bytes:,} bytes" if sliced else ""
+    return f"{sharding.movement} of {layers}{slices} (transport {config.transport})"
 
 
 def _times(phase: Phase) -> str:

@@ -149,7 +149,28 @@ FLAGS = {
         "--placement replicated moves none",
         "--model DeepSeek-V3 --layers auto --placement replicated",
     ),
-    "replicas of a dense model, assumed": (2, "engines of their own", "--model Qwen3-32B"),
+    "broadcasts between replicas of a dense model, assumed": (
+        2,
+        "needs lockstep; use transport 'pull' or 'auto'",
+        "--model Qwen3-32B --transport broadcast",
+    ),
+    "broadcasts of stripes": (
+        2,
+        "use transport 'pull' or 'auto'",
+        "--model DeepSeek-V3 --placement striped --transport broadcast",
+    ),
+    "transport": (2, "transport = 'foo'", "--model DeepSeek-V3 --transport foo"),
+    "slices": (2, "slice_bytes = -1", "--model DeepSeek-V3 --slice-bytes -1"),
+    "pulls between hosts": (
+        2,
+        "lie on 2 hosts of 8 H200",
+        "--model DeepSeek-V3 --dp 16 --ep --transport pull",
+    ),
+    "auto between hosts": (
+        2,
+        "lie on 2 hosts of 8 H200",
+        "--model DeepSeek-V3 --dp 16 --ep --placement striped --layers auto",
+    ),
     "a trace without a name": (2, "--trace is empty", "--model DeepSeek-V3 --trace "),
 }
 
@@ -192,12 +213,19 @@ def test_bad_additional_configs(case: str, capsys: pytest.CaptureFixture[str]) -
     assert message.count("\n") == 0
 
 
-def test_dense_replicas_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dense_replicas_pull_and_are_refused_a_broadcast(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "dense.json"
     path.write_text(json.dumps(V3 | {"n_routed_experts": None}))
-    code, message = layershard(capsys, "plan", "--model", str(path), "--dp", "2")
+    flags = ["plan", "--model", str(path), "--dp", "2"]
+    assert layershard(capsys, *flags) == (0, "")
+    code, message = layershard(capsys, *flags, "--transport", "broadcast")
     assert code == 2
     assert "engines of their own" in message
+    assert message.endswith("use transport 'pull' or 'auto'")
+    value = '{"layer_sharding": {"layers": ["o_proj"], "transport": "broadcast"}}'
+    assert layershard(capsys, "check", value, "--model", str(path), "--dp", "2") == (2, message)
 
 
 def test_nobody_to_share_with_is_refused_for_the_control_too(

@@ -9,13 +9,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
+
 ROOT = Path(__file__).parents[2]
+sys.path.append(str(ROOT / "benchmarks"))
+
+from link import LinkError, paced  # noqa: E402
 
 
-def smoke(name: str, tmp_path: Path) -> dict[str, Any]:
-    file = tmp_path / f"{name}.json"
-    finished = subprocess.run(
-        [sys.executable, f"benchmarks/{name}.py", "--smoke", "--json", str(file)],
+def benchmark(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, f"benchmarks/{name}.py", *arguments],
         capture_output=True,
         text=True,
         timeout=300,  # seconds, unless the machine is busy
@@ -23,6 +28,11 @@ def smoke(name: str, tmp_path: Path) -> dict[str, Any]:
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
+
+
+def smoke(name: str, tmp_path: Path, *arguments: str) -> dict[str, Any]:
+    file = tmp_path / f"{name}.json"
+    finished = benchmark(name, "--smoke", "--json", str(file), *arguments)
     assert finished.returncode == 0, finished.stderr
     document = json.loads(file.read_text())
     assert document["benchmark"] == name
@@ -38,9 +48,35 @@ def test_overlap_runs_and_everybody_computes_what_the_unsharded_stack_does(tmp_p
         (2, 0.5, 1),
     ]
     for row in rows:
-        assert row["correct"] == ["FSDP2", "first version", "layer sharding"]
-        for name in ("bound", "planned", "first version", "FSDP2"):
-            assert 0 < row[f"/ {name} low"] <= row[f"/ {name}"] <= row[f"/ {name} high"]
+        assert row["correct"] == ["FSDP2", "first version", "layer sharding", "pull"]
+        ratios = [f"/ {name}" for name in ("bound", "planned", "first version", "FSDP2")]
+        for name in (*ratios, "pull / bound", "pull / broadcast"):
+            assert 0 < row[f"{name} low"] <= row[name] <= row[f"{name} high"]
+
+
+def test_overlap_runs_over_a_paced_link(tmp_path):
+    try:
+        with paced(4):
+            pass
+    except LinkError as error:
+        pytest.skip(str(error))
+    rows = smoke("overlap", tmp_path, "--link-gbit", "4")["rows"]
+    assert [row["correct"] for row in rows] == [["FSDP2", "first version", "layer sharding"]] * 2
+
+
+def test_a_link_that_cannot_be_made_is_told_in_a_line():
+    finished = benchmark("overlap", "--smoke", "--link-gbit", "0")
+    assert finished.returncode == 2, finished.stderr
+    (line,) = finished.stderr.splitlines()
+    assert line.startswith("--link-gbit: no paced link can be made here (")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_without_a_gpu_the_benchmark_of_one_says_so():
+    finished = benchmark("pull_gpu")
+    assert finished.returncode == 1
+    (line,) = finished.stderr.splitlines()
+    assert line == "pull_gpu: needs a CUDA device, and this machine has none"
 
 
 def test_overhead_runs(tmp_path):

@@ -76,11 +76,18 @@ def layers_of(kind: type[nn.Module]) -> list[nn.Module]:
     return [kind() for _ in range(LAYERS)]
 
 
+WAYS = [{}, {"transport": "pull"}, {"placement": "striped", "slice_bytes": 1000}]
+
+
+def applied(rank: int, kind: type[nn.Module]) -> list[dict]:
+    return [applied_by(rank, kind, way) for way in WAYS]
+
+
 @torch.inference_mode()
-def applied(rank: int, kind: type[nn.Module]) -> dict:
+def applied_by(rank: int, kind: type[nn.Module], way: dict) -> dict:
     plain, layers = layers_of(kind), layers_of(kind)
     for layer_id, layer in enumerate(layers):
-        register_layer(layer, series="all", layer_id=layer_id)
+        register_layer(layer, series="all", layer_id=layer_id, **way)
     series = finish_loading("all", verify=True)
     equal = []
     for forward in range(2):
@@ -113,11 +120,13 @@ def applied(rank: int, kind: type[nn.Module]) -> dict:
     ],
 )
 def test_every_rank_computes_the_same_as_unsharded(tmp_path, kind, moving):
-    for seen in run_ranks(2, applied, tmp_path, kind):
-        assert seen["equal"] == [True] * (2 * LAYERS)
-        assert seen["moving"] == moving
-        assert seen["held"] == seen["ledger"]
-        assert all(seen["in slots"])
+    for ways in run_ranks(2, applied, tmp_path, kind):
+        assert len(ways) == len(WAYS)
+        for seen in ways:
+            assert seen["equal"] == [True] * (2 * LAYERS)
+            assert seen["moving"] == moving
+            assert seen["held"] == seen["ledger"]
+            assert all(seen["in slots"])
 
 
 def refusals(rank: int) -> list[str]:

@@ -12,6 +12,7 @@ from vllm_layershard.runtime import ops
 from vllm_layershard.runtime.device import Device
 from vllm_layershard.runtime.group import RankGroup
 from vllm_layershard.runtime.series import ShardedSeries
+from vllm_layershard.runtime.slots import SlotPool
 from vllm_layershard.runtime.transport import Ticket, Transport
 
 WIDTH = 512
@@ -26,6 +27,13 @@ class Copies(Transport):
         self.source = source
         self.link_delay_cycles = 0
         self.ordered = True
+
+    def open(self, slots: SlotPool) -> None:
+        return None
+
+    def renew(self, position: int, tensors: Sequence[torch.Tensor]) -> None:
+        for kept, new in zip(self.series.resident[position].values(), tensors, strict=True):
+            kept.copy_(new)
 
     def start(self, position: int, slot: int) -> Ticket:
         def copy() -> None:

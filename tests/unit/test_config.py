@@ -21,6 +21,7 @@ def test_a_list_is_short_for_an_object():
     assert config.layers == ("o_proj", "q_b_proj")
     assert (config.prefetch_step, config.layer_stride, config.verify) == (1, 1, False)
     assert (config.placement, config.transport, config.report_dir) == ("round_robin", "auto", None)
+    assert config.slice_bytes == 0
 
 
 def test_it_is_frozen():
@@ -90,8 +91,15 @@ def test_shared_experts_may_be_sharded():
         ({"layers": ["a"], "placement": None}, "placement = null: should be 'round_robin'"),
         ({"layers": ["a"], "placement": ["round_robin"]}, "placement = ['round_robin']: should"),
         ({"layers": ["a"], "layer_stride": 0}, "layer_stride = 0: should be greater than or equal"),
-        ({"layers": ["a"], "placement": "striped"}, "choose one of round_robin, replicated"),
-        ({"layers": ["a"], "transport": "pull"}, "choose one of auto, broadcast"),
+        ({"layers": ["a"], "placement": "mirror"}, "choose one of round_robin, striped, repl"),
+        ({"layers": ["a"], "transport": "push"}, "choose one of auto, broadcast, pull"),
+        ({"layers": ["a"], "slice_bytes": -1}, "slice_bytes = -1: should be greater than or equal"),
+        ({"layers": ["a"], "slice_bytes": 10**400}, "should be less than or equal to 1099511627"),
+        ({"layers": ["a"], "slice_bytes": "1M"}, "slice_bytes = '1M': should be a valid integer"),
+        (
+            {"layers": ["a"], "placement": "striped", "transport": "broadcast"},
+            "placement = 'striped': a broadcast moves whole layers from one rank; use transport",
+        ),
         ({"layers": ["a"], "report_dir": 1}, "report_dir = 1: should be a valid string"),
         ({"layers": ["a"], "verify": 1}, "verify = 1: should be a valid boolean; give true"),
         (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -18,7 +19,13 @@ SIZES = st.integers(1, 4)
 
 
 LAYOUTS = st.builds(
-    ParallelLayout, tp=SIZES, dp=SIZES, pcp=SIZES, pp=SIZES, dp_lockstep=st.booleans()
+    ParallelLayout,
+    tp=SIZES,
+    dp=SIZES,
+    pcp=SIZES,
+    pp=SIZES,
+    dp_lockstep=st.booleans(),
+    one_sided=st.booleans(),
 )
 
 
@@ -29,7 +36,8 @@ def test_groups_are_the_ranks_that_differ_only_where_copies_are_equal(layout, tp
     axes = (range(layout.dp), range(layout.pp), range(layout.pcp), range(layout.tp))
     expected: dict[tuple[int | None, ...], list[int]] = {}
     for rank, (dp, pp, _, tp) in enumerate(itertools.product(*axes)):
-        apart = (pp, None if layout.dp_lockstep else dp, None if tp_replicated else tp)
+        shared = layout.dp_lockstep or layout.one_sided
+        apart = (pp, None if shared else dp, None if tp_replicated else tp)
         expected.setdefault(apart, []).append(rank)
         assert layout.stage_of(rank) == pp
     groups = layout.groups(tp_replicated)
@@ -50,10 +58,31 @@ def test_replicas_of_a_dense_model_share_within_themselves_only():
     dense = ParallelLayout(dp=2, pcp=2, dp_lockstep=False)
     assert dense.groups(tp_replicated=False) == ((0, 1), (2, 3))
     dense.require_peers()
-    with pytest.raises(PlanError, match="engines of their own"):
+    with pytest.raises(PlanError, match="engines of their own") as error:
         ParallelLayout(dp=2, dp_lockstep=False).require_peers()
+    assert str(error.value).endswith("use transport 'pull' or 'auto'")
     with pytest.raises(PlanError, match="nobody to share with"):
         ParallelLayout(pp=2).require_peers()
+
+
+def test_replicas_of_a_dense_model_share_with_each_other_where_they_fetch_by_themselves():
+    dense = ParallelLayout(tp=2, dp=2, dp_lockstep=False, one_sided=True)
+    assert dense.groups(tp_replicated=False) == ((0, 2), (1, 3))
+    assert dense.groups(tp_replicated=True) == ((0, 1, 2, 3),)
+    dense.require_peers()
+    with pytest.raises(PlanError, match="nobody to share with"):
+        ParallelLayout(pp=2, dp_lockstep=False, one_sided=True).require_peers()
+
+
+@UNHURRIED
+@given(LAYOUTS)
+def test_ranks_are_in_lockstep_unless_replicas_of_a_dense_model(layout):
+    """And to fetch by oneself changes no group of ranks that share anyway."""
+    assert layout.in_lockstep == (layout.dp_lockstep or layout.dp == 1)
+    if layout.in_lockstep:
+        for tp_replicated in (False, True):
+            other = replace(layout, one_sided=not layout.one_sided)
+            assert layout.groups(tp_replicated) == other.groups(tp_replicated)
 
 
 @pytest.mark.parametrize("name", ["tp", "dp", "pcp", "pp"])

@@ -42,6 +42,7 @@ def test_equal_inputs_have_equal_digests():
         (plan(group_size=3), "plan.group_size: 2 != 3"),
         (plan(prefetch_step=2), "plan.prefetch_step: 1 != 2"),
         (plan(placement="replicated"), "plan.placement: 'round_robin' != 'replicated'"),
+        (plan(placement="striped"), "plan.series[0].owner[0]: 0 != -2"),
         (plan(layer_stride=2), "plan.layer_stride: 1 != 2"),
     ],
 )
@@ -67,7 +68,7 @@ INPUTS = st.tuples(
     ),
     st.integers(2, 3),
     st.integers(0, 1),
-    st.sampled_from(["round_robin", "replicated"]),
+    st.sampled_from(["round_robin", "striped", "replicated"]),
     st.integers(1, 2),
 )
 

@@ -67,7 +67,7 @@ def _ring_bandwidth(nbytes: int, spread: Spread, hardware: Hardware) -> float:
     links = []
     if spread.on_a_node > 1:
         if hardware.bus:
-            links.append(_among(hardware.bus, spread.on_a_node, nbytes))
+            links.append(bus_bandwidth(hardware.bus, spread.on_a_node, nbytes))
         else:
             assert hardware.intra_node is not None, "lacking() names it"
             links.append(hardware.intra_node.value * share)
@@ -77,8 +77,8 @@ def _ring_bandwidth(nbytes: int, spread: Spread, hardware: Hardware) -> float:
     return min(links)
 
 
-def _among(tables: tuple[BusTable, ...], ranks: int, nbytes: int) -> float:
-    """Bus bandwidth among this many devices.
+def bus_bandwidth(tables: tuple[BusTable, ...], ranks: int, nbytes: int) -> float:
+    """Bus bandwidth among this many devices; there is a table.
 
     A single table serves any number, since a ring's bus bandwidth hardly depends on it; between
     tables it is interpolated in the logarithms of both (PCIe: it collapses with the number).

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Final, Literal, NamedTuple
 
-from vllm_layershard.estimate.broadcast import broadcast_basis
-from vllm_layershard.estimate.forwards import Forwards, spread_of
+from vllm_layershard.estimate.forwards import Forwards
 from vllm_layershard.estimate.hardware import LABELS, Basis, Hardware
 from vllm_layershard.estimate.overlap import Forward
-from vllm_layershard.estimate.spread import ALONE
+from vllm_layershard.estimate.transfer import Transfer
 from vllm_layershard.estimate.verdict import tokens, verdict_on
 from vllm_layershard.models import Batch, Sharding
 
@@ -23,8 +22,6 @@ a prefetch step is as good as the best when its forward is at most this share lo
 
 MAX_TOKENS: Final = 1 << 20
 """The break-even is looked for up to here."""
-
-_WEAKEST_FIRST: Final[tuple[Basis, ...]] = ("assumed", "formula", "measured", "exact")
 
 PhaseName = Literal["prefill", "decode"]
 
@@ -64,7 +61,7 @@ class Forecast(NamedTuple):
     assumptions: tuple[str, ...]
     lacking: tuple[str, ...] = ()
     movement_basis: Basis = "assumed"
-    """Of what the broadcasts take alone. All other times are assumed: experts evenly loaded, and
+    """Of what the movement takes alone. All other times are assumed: experts evenly loaded, and
     what a step reaches."""
 
 
@@ -94,13 +91,17 @@ def forecast(
     """Simulate a prefill of `tokens` on each rank, and a decode of `sequences` on each rank.
 
     `traced`: with their timelines.
+
+    Raises:
+        PlanError: ranks that pull from each other lie on several hosts.
     """
     pcp = sharding.deployment.layout.pcp
     batches: tuple[tuple[PhaseName, Batch], ...] = (
         ("prefill", prefill(tokens, pcp)),
         ("decode", decode(sequences, context)),
     )
-    lacking = lacking_for(sharding, hardware)
+    transfer = Transfer(sharding, hardware)
+    lacking = transfer.lacking()
     if lacking:
         return Forecast(
             hardware=hardware,
@@ -125,9 +126,9 @@ def forecast(
         phases=phases,
         recommended_step=phases[0].recommended_step,
         break_even_tokens=break_even,
-        verdict=_warned(sharding, verdict_on(phases, step, break_even)),
-        assumptions=_assumptions(sharding, hardware, phases),
-        movement_basis=_movement_basis(sharding, hardware),
+        verdict=_warned(sharding, verdict_on(phases, step, break_even, pulls=transfer.pulls)),
+        assumptions=_assumptions(sharding, hardware, transfer, phases),
+        movement_basis=transfer.basis(),
     )
 
 
@@ -153,10 +154,12 @@ def _abstention(hardware: Hardware, lacking: tuple[str, ...]) -> str:
 
 
 def lacking_for(sharding: Sharding, hardware: Hardware) -> tuple[str, ...]:
-    """The numbers that a forecast needs and the hardware lacks."""
-    moves = sharding.config.placement != "replicated"
-    spreads = sorted({spread_of(group, hardware) if moves else ALONE for group in sharding.groups})
-    return tuple(dict.fromkeys(lack for spread in spreads for lack in hardware.lacking(spread)))
+    """The numbers that a forecast needs and the hardware lacks.
+
+    Raises:
+        PlanError: ranks that pull from each other lie on several hosts.
+    """
+    return Transfer(sharding, hardware).lacking()
 
 
 def _break_even(forwards: Forwards, prefetch_step: int, pcp: int) -> int | None:
@@ -190,32 +193,17 @@ def _break_even(forwards: Forwards, prefetch_step: int, pcp: int) -> int | None:
     return enough
 
 
-def _movement_basis(sharding: Sharding, hardware: Hardware) -> Basis:
-    bases = {broadcast_basis(spread_of(g, hardware), hardware)[0] for g in sharding.groups}
-    return next((basis for basis in _WEAKEST_FIRST if basis in bases), "assumed")
-
-
 def _assumptions(
-    sharding: Sharding, hardware: Hardware, phases: tuple[Phase, ...]
+    sharding: Sharding, hardware: Hardware, transfer: Transfer, phases: tuple[Phase, ...]
 ) -> tuple[str, ...]:
-    spread = max(spread_of(group, hardware) for group in sharding.groups)
     prompt, sequences = phases[0].batch.tokens, phases[1].batch
-    memory = hardware.memory_slowdown
-    beside = (
-        f"memory traffic {memory.value:.0%} slower ({memory.basis})"
-        if memory is not None
-        else f"and takes {hardware.broadcast_traffic.value:g} bytes of memory traffic a byte from "
-        f"it ({hardware.broadcast_traffic.basis})"
-    )
+    launched = "the copies of a pull" if transfer.pulls else "a broadcast"
     return (
         f"a step of a layer reaches {hardware.compute_efficiency.value:g} of the compute rate or "
         f"{hardware.memory_efficiency.value:g} of the memory bandwidth of {hardware.name}",
-        broadcast_basis(spread, hardware)[1],
-        "a broadcast in flight makes products "
-        f"{hardware.product_slowdown.value:.0%} slower ({hardware.product_slowdown.basis}), "
-        f"{beside}",
+        *transfer.assumptions(),
         "the all-to-all and all-reduce of the model itself are not counted, neither as time "
-        "nor as load on the link; nor is the host's time to launch a broadcast, which a server "
+        f"nor as load on the link; nor is the host's time to launch {launched}, which a server "
         "without graphs pays in decode",
         f"prefill: one prompt of {tokens(prompt)} {_prompt_ranks(sharding)}; decode: "
         f"{sequences.tokens:,} sequences a rank after {sequences.context:,.0f} tokens each; "

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Final
 
-from vllm_layershard.estimate.broadcast import broadcast_seconds
 from vllm_layershard.estimate.hardware import Hardware
 from vllm_layershard.estimate.overlap import (
     Forward,
@@ -17,10 +16,9 @@ from vllm_layershard.estimate.overlap import (
     simulate,
     trace,
 )
-from vllm_layershard.estimate.roofline import Roofline
-from vllm_layershard.estimate.spread import Spread, widest
-from vllm_layershard.models import Batch, GroupPlan, Sharding
-from vllm_layershard.plan import build_plan, stage_layers
+from vllm_layershard.estimate.transfer import Transfer
+from vllm_layershard.models import Batch, Sharding
+from vllm_layershard.plan import Plan, build_plan, stage_layers
 from vllm_layershard.plan.linear import suffix_of
 
 _STEPS: Final = (0, 1, 2, 3, 4, 6, 8)
@@ -30,20 +28,24 @@ _STEPS: Final = (0, 1, 2, 3, 4, 6, 8)
 class Forwards:
     """Every rank of a pipeline stage does the same; of the stages, the one that loses most counts.
 
-    The hardware lacks no number (`Hardware.lacking`).
+    Ranks that are not in lockstep wait only for what they pull themselves: one that owns least, and
+    not the first layer, stands for all. The hardware lacks no number (`Hardware.lacking`).
+
+    Raises:
+        PlanError: ranks that pull from each other lie on several hosts.
     """
 
     def __init__(self, sharding: Sharding, hardware: Hardware) -> None:
         self._sharding = sharding
-        self._hardware = hardware
         self._stages = stage_layers(sharding.model.num_layers, sharding.deployment.layout.pp)
         self._like = _representatives(sharding)
         self._moves: dict[tuple[int, int], tuple[Movement, ...]] = {}
         self._suffixes: dict[str, str] = {}
         self._run: dict[tuple[Batch, int], Forward] = {}
         self._steps: dict[Batch, Mapping[int, tuple[TimedStep, ...]]] = {}
-        self._roofline = Roofline(hardware, self._broadcast_rate())
-        self._hindrance = hardware.broadcast_slowdown.value
+        self._transfer = Transfer(sharding, hardware)
+        self._roofline = self._transfer.roofline()
+        self._hindrance = 0.0 if self._transfer.pulls else hardware.broadcast_slowdown.value
 
     def run(self, batch: Batch, prefetch_step: int) -> Forward:
         """One forward."""
@@ -133,11 +135,8 @@ class Forwards:
                         group.plan.layer_stride,
                     ),
                     group.prefixes,
-                    partial(
-                        broadcast_seconds,
-                        spread=spread_of(group, self._hardware),
-                        hardware=self._hardware,
-                    ),
+                    partial(self._transfer.seconds, spread=self._transfer.spread(group)),
+                    self._pulling_rank(group.plan),
                 )
             )
         return self._moves[key]
@@ -148,25 +147,16 @@ class Forwards:
             return move
         return move._replace(suffix=steps[0].suffix)
 
-    def _broadcast_rate(self) -> float:
-        """Bytes per second of the fastest broadcast that this sharding has."""
-        return max(
-            (
-                series.series.layer_bytes
-                / broadcast_seconds(
-                    series.series.layer_bytes, spread_of(group, self._hardware), self._hardware
-                )
-                for group in self._sharding.groups
-                for series in group.plan.series
-                if any(series.schedule.launches)
-            ),
-            default=0.0,
-        )
+    def _pulling_rank(self, plan: Plan) -> int | None:
+        """The group rank whose own pulls are simulated; None where each waits for all of them."""
+        if not self._transfer.pulls or self._sharding.deployment.layout.in_lockstep:
+            return None
 
+        def pulls(rank: int) -> tuple[int, int]:
+            first = sum(not series.is_resident(0, rank) for series in plan.series)
+            return plan.saved_bytes[rank], first
 
-def spread_of(group: GroupPlan, hardware: Hardware) -> Spread:
-    """How the groups of a plan lie on nodes of this hardware."""
-    return widest(group.ranks, int(hardware.node_size.value))
+        return max(range(plan.group_size), key=pulls)
 
 
 def _loss(forward: Forward) -> tuple[float, float]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final, Literal
 
+from vllm_layershard.config import Movement
 from vllm_layershard.errors import HardwareError
 from vllm_layershard.estimate.spread import Spread
 
@@ -75,12 +76,14 @@ class Hardware:
 
     None: nobody says; an estimate that needs it abstains. `low_bit` is the fp8 rate, or the int8
     one where there is no fp8; None: such weights are computed at the `bf16` rate. `node_size`
-    devices share `intra_node`, further ones `inter_node`.
+    devices share `intra_node`, further ones `inter_node`; `host_size` of them one host (None: all),
+    and `peer_link` is what one peer gets of `intra_node` (None: see `to_one_peer`).
 
     The efficiencies are the shares of the peaks that are reached. While a broadcast is in flight,
     products take `product_slowdown` longer, memory traffic `memory_slowdown` longer (None: as long
     as it takes when the broadcast moves `broadcast_traffic` bytes of memory for each of its own),
-    and the broadcast itself `broadcast_slowdown` longer beside compute.
+    and the broadcast itself `broadcast_slowdown` longer beside compute. A copy of a pull takes
+    `copy_launch` at least.
     """
 
     name: str
@@ -90,7 +93,9 @@ class Hardware:
     low_bit: Figure | None = None
     intra_node: Figure | None = None
     inter_node: Figure | None = None
+    peer_link: Figure | None = None
     node_size: Figure = Figure(8, "assumed", "eight devices a node")
+    host_size: Figure | None = None
     compute_efficiency: Figure = Figure(0.7, "assumed", _MSM_SHARE)
     memory_efficiency: Figure = Figure(0.6, "assumed", _MSM_SHARE)
     link_efficiency: Figure = Figure(0.7, "assumed", _MSM_SHARE)
@@ -109,6 +114,9 @@ class Hardware:
         "NVIDIA/nccl issue 1428",
     )
     broadcast_slowdown: Figure = Figure(0, "assumed", _NONE_FOUND)
+    copy_launch: Figure = Figure(
+        6e-6, "assumed", "one cudaMemcpyAsync measured at 5 to 7 us, arXiv 2602.21548, section 5.2"
+    )
     topology: Topology = "ring"
     low_bit_format: LowBitFormat = "fp8"
     bus: tuple[BusTable, ...] = ()
@@ -136,13 +144,23 @@ class Hardware:
         alike = spread.nodes == 1 or table.ranks > self.node_size.value
         return table.ranks == spread.ranks and alike
 
-    def lacking(self, spread: Spread) -> tuple[str, ...]:
+    @property
+    def to_one_peer(self) -> float | None:
+        """Bytes per second of `intra_node` that one peer gets: over a full mesh, its own link's."""
+        if self.peer_link is not None or self.intra_node is None:
+            return None if self.peer_link is None else self.peer_link.value
+        peers = self.node_size.value - 1 if self.topology == "mesh" else 1
+        return self.intra_node.value / peers
+
+    def lacking(self, spread: Spread, movement: Movement = "broadcast") -> tuple[str, ...]:
         """The numbers that an estimate for groups that lie so needs and nobody gives.
 
         One rank: nothing moves.
         """
         lacks = [LABELS[key] for key in ("memory_bandwidth", "bf16") if getattr(self, key) is None]
         ranks, within = spread.ranks, spread.on_a_node
+        if movement == "pull" and ranks > 1:
+            return (*lacks, *([LABELS["intra_node"]] if self.intra_node is None else []))
         if ranks == 1 or any(self.timed_by(table, spread) for table in self.broadcast):
             return tuple(lacks)
         if spread.nodes > 1 and self.inter_node is None:
@@ -169,7 +187,9 @@ LABELS: Final = {
     "low_bit": "fp8 or int8 rate",
     "intra_node": "link within a node",
     "inter_node": "link between nodes",
+    "peer_link": "link to one peer",
     "node_size": "devices a node",
+    "host_size": "devices a host",
     "compute_efficiency": "compute efficiency",
     "memory_efficiency": "memory efficiency",
     "link_efficiency": "link efficiency",
@@ -179,6 +199,7 @@ LABELS: Final = {
     "memory_slowdown": "slowdown of memory beside a broadcast",
     "broadcast_traffic": "memory traffic of a broadcast",
     "broadcast_slowdown": "slowdown of a broadcast beside compute",
+    "copy_launch": "launch of a copy",
 }
 """Field -> what a person calls it."""
 
@@ -189,9 +210,11 @@ UNITS: Final = {
     "low_bit": "FLOP/s",
     "intra_node": "bytes/s",
     "inter_node": "bytes/s",
+    "peer_link": "bytes/s",
     "latency": "s",
     "latency_per_rank": "s",
     "broadcast_traffic": "bytes a byte",
+    "copy_launch": "s",
 }
 """Field -> its unit; the others are plain numbers."""
 

@@ -1,13 +1,13 @@
 """Overlap: one forward, event by event, over the schedule that the plan really has.
 
 All ranks of a group do the same at the same time, so one rank's forward is every rank's. The link
-carries one broadcast at a time, in the order of the launches, whatever series or group it is of. A
-broadcast starts at the boundary that launches it, or when the link is free; the compute waits
-before a linear whose weight has not arrived.
+carries one movement at a time, in the order of the launches, whatever series or group it is of. A
+movement, be it a broadcast or a pull, starts at the boundary that launches it, or when the link is
+free; the compute waits before a linear whose weight has not arrived.
 
 Note [Contention]
-A broadcast and the compute also slow each other down, since they share memory, cores and links.
-While both run, a step of `seconds` proceeds at 1 / (1 + slowdown) of its speed, and the broadcast
+A movement and the compute also slow each other down, since they share memory, cores and links.
+While both run, a step of `seconds` proceeds at 1 / (1 + slowdown) of its speed, and the movement
 at 1 / (1 + hindrance) of its own. A stalled device leaves the link alone.
 
 Note [Slots]
@@ -29,7 +29,7 @@ from vllm_layershard.plan.linear import suffix_of
 class TimedStep(NamedTuple):
     """One step of a layer: `suffix` names its linear within the layer, "" if it is none.
 
-    It takes `seconds` alone and `seconds * (1 + slowdown)` while a broadcast is in flight.
+    It takes `seconds` alone and `seconds * (1 + slowdown)` while a weight is in flight.
     """
 
     suffix: str
@@ -58,7 +58,7 @@ class Movement(NamedTuple):
 
 
 Track = Literal["compute", "stall", "link"]
-"""What a span shows: a step on the device, its wait for a weight, or a broadcast on the link."""
+"""What a span shows: a step on the device, its wait for a weight, or a movement on the link."""
 
 
 class Span(NamedTuple):
@@ -79,7 +79,7 @@ class Forward(NamedTuple):
     """Seconds of one forward: compute alone, the link's time alone, and what is added.
 
     `exposed` is all by which the forward takes longer than the compute alone: waiting, and the
-    slower pace beside a broadcast. `stalled` is the waiting in it. `spans` is the timeline, where
+    slower pace beside a movement. `stalled` is the waiting in it. `spans` is the timeline, where
     one was asked for (`trace`).
     """
 
@@ -101,16 +101,20 @@ class Forward(NamedTuple):
 
     @property
     def link_bound(self) -> bool:
-        """Whether the broadcasts alone take longer than the compute: then no step hides them."""
+        """Whether the movement alone takes longer than the compute: then no step hides them."""
         return self.fetch > self.compute
 
 
 def movements(
-    plan: Plan, prefixes: Sequence[Sequence[str]], seconds_of: Callable[[int], float]
+    plan: Plan,
+    prefixes: Sequence[Sequence[str]],
+    seconds_of: Callable[[int], float],
+    group_rank: int | None = None,
 ) -> tuple[Movement, ...]:
-    """The broadcasts of one forward of one group, in the order of series and launches.
+    """The movements of one forward of one group, in the order of series and launches.
 
     `prefixes[s][p]` is the linear at position p of series s, `seconds_of(bytes)` the time of one.
+    With `group_rank` only those that this rank takes part in: a pull does not concern the owner.
     """
     found: list[Movement] = []
     for series_plan, names in zip(plan.series, prefixes, strict=True):
@@ -128,6 +132,7 @@ def movements(
             )
             for boundary, launched in enumerate(schedule.launches)
             for position in launched
+            if group_rank is None or not series_plan.is_resident(position, group_rank)
         )
     return tuple(found)
 

@@ -49,6 +49,7 @@ _MAY_BE_ZERO: Final = (
     "memory_slowdown",
     "broadcast_traffic",
     "broadcast_slowdown",
+    "copy_launch",
 )
 _MAY_BE_NULL: Final = (
     "memory_bytes",
@@ -57,6 +58,8 @@ _MAY_BE_NULL: Final = (
     "low_bit",
     "intra_node",
     "inter_node",
+    "peer_link",
+    "host_size",
     "memory_slowdown",
 )
 
@@ -165,7 +168,7 @@ class _Reader:
             self._refuse(f"{key}: {_shown(value)} is not a number {above} to {_MAX_VALUE:.0e}")
         if key in _SHARES and not _LEAST_SHARE <= value <= 1:
             self._refuse(f"{key}: {_shown(value)} is a share: from {_LEAST_SHARE} to 1")
-        if key == "node_size" and value != max(1, int(value)):
+        if key in ("node_size", "host_size") and value != max(1, int(value)):
             self._refuse(f"{key}: {_shown(value)} is not a whole number of devices")
         unit = UNITS.get(key, "")
         if value < _LEAST.get(unit, 0):

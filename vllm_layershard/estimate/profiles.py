@@ -41,7 +41,9 @@ def _device(
     link: float | None,
     between: float | None,
     bf16_source: str | None = None,
+    peer: Figure | None = None,
     node: Figure | None = None,
+    host: Figure | None = None,
     topology: Topology = "ring",
     low_bit_format: LowBitFormat = "fp8",
     bus: tuple[BusTable, ...] = (),
@@ -58,7 +60,9 @@ def _device(
         low_bit=_stated(low_bit, _TERA, source),
         intra_node=_stated(link, _GB, source),
         inter_node=_stated(between, _GB, source),
+        peer_link=peer,
         node_size=node or Figure(8, "assumed", source),
+        host_size=host,
         topology=topology,
         low_bit_format=low_bit_format,
         bus=bus,
@@ -85,6 +89,8 @@ def _pcie(*reached: tuple[int, float]) -> tuple[BusTable, ...]:
 _TIB = float(1 << 40)
 _SUPERNODE = Figure(16, "assumed", "dies of one server; Ascend/msmodeling")
 _NVL72 = Figure(72, "assumed", "devices of one NVL72 rack")
+_NVL72_HOST = Figure(4, "assumed", "devices of one of its 18 compute trays")
+_XGMI = Figure(64 * _GB, "assumed", "one of seven links, each to another device")
 _DISPUTED = f"{_PRESETS}, which say 379, 400 and 414: the lowest"
 
 # fp8 weights do not run on Ascend: their int8 rate takes the place. The full meshes of A2 servers
@@ -115,11 +121,12 @@ _ALL: Final = {
         ),
         _device(
             "GB200", _AIC, memory=189_471 * _MIB, bandwidth=8.0e12, bf16=2500, low_bit=5000,
-            link=900, between=100, node=_NVL72, bus=_bus(4, 121, 350, 516, 564),
+            link=900, between=100, node=_NVL72, host=_NVL72_HOST,
+            bus=_bus(4, 121, 350, 516, 564),
         ),
         _device(
             "MI300X", _GENZ, memory=192 * _GB, bandwidth=5.3e12, bf16=1307, low_bit=2600,
-            link=448, between=None,
+            link=448, between=None, peer=_XGMI,
         ),
         # Its cards reach 1.2 GB/s among eight: a network card's rate says nothing of a broadcast.
         _device(

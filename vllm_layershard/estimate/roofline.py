@@ -7,24 +7,27 @@ from vllm_layershard.models import Step
 
 
 class Roofline:
-    """Times steps on one device, alone and beside broadcasts.
+    """Times steps on one device, alone and beside what moves.
 
     `broadcast_rate`: bytes per second of the broadcasts that may be in flight; their memory
-    traffic comes out of the bandwidth that the compute reaches (see `Hardware`).
+    traffic comes out of the bandwidth that the compute reaches (see `Hardware`). `pull_traffic`:
+    that of pulls, in bytes per second; copy engines carry them, and products keep their pace.
     """
 
-    def __init__(self, hardware: Hardware, broadcast_rate: float = 0.0) -> None:
+    def __init__(
+        self, hardware: Hardware, broadcast_rate: float = 0.0, pull_traffic: float = 0.0
+    ) -> None:
         assert hardware.bf16 is not None, "lacking() names it"
         assert hardware.memory_bandwidth is not None, "lacking() names it"
         reached = hardware.compute_efficiency.value
         self._rate = hardware.bf16.value * reached
         self._low_bit_rate = (hardware.low_bit or hardware.bf16).value * reached
         self._bandwidth = hardware.memory_bandwidth.value * hardware.memory_efficiency.value
-        self._products_slower = 1 + hardware.product_slowdown.value
-        if hardware.memory_slowdown is not None:
+        self._products_slower = 1.0 if pull_traffic else 1 + hardware.product_slowdown.value
+        if hardware.memory_slowdown is not None and not pull_traffic:
             self._memory_slower = 1 + hardware.memory_slowdown.value
         else:
-            traffic = hardware.broadcast_traffic.value * broadcast_rate
+            traffic = pull_traffic or hardware.broadcast_traffic.value * broadcast_rate
             # However fast the link, the memory's arbiter leaves the compute its half.
             self._memory_slower = self._bandwidth / max(
                 self._bandwidth - traffic, self._bandwidth / 2
@@ -35,7 +38,7 @@ class Roofline:
         return max(self._products(step), self._memory(step))
 
     def slowdown(self, step: Step) -> float:
-        """The share by which it takes longer while a broadcast is in flight."""
+        """The share by which it takes longer while a weight is in flight."""
         products, memory = self._products(step), self._memory(step)
         alone = max(products, memory)
         beside = max(products * self._products_slower, memory * self._memory_slower)

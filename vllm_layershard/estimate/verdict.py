@@ -14,7 +14,9 @@ _BETTER = 0.999
 """A step is better than another from a thousandth of a forward on: less is no reason to change."""
 
 
-def verdict_on(phases: tuple[Phase, ...], step: int, break_even: int | None) -> str:
+def verdict_on(
+    phases: tuple[Phase, ...], step: int, break_even: int | None, *, pulls: bool = False
+) -> str:
     """Prefill, then decode. Both forwards are known."""
     prefill, decode = (phase.forward for phase in phases)
     assert prefill is not None, "an estimate without numbers has no verdict of its own"
@@ -28,7 +30,7 @@ def verdict_on(phases: tuple[Phase, ...], step: int, break_even: int | None) -> 
     else:
         said = (
             f"a prefill of {tokens(phases[0].batch.tokens)} a rank slows by "
-            f"{percent(prefill.slowdown)}: {_why(phases[0], prefill, step)}"
+            f"{percent(prefill.slowdown)}: {_why(phases[0], prefill, step, pulls)}"
         )
         said += (
             f"; it hides from {tokens(break_even)} a rank"
@@ -39,7 +41,7 @@ def verdict_on(phases: tuple[Phase, ...], step: int, break_even: int | None) -> 
         return f"{said}; hidden in decode at batch {phases[1].batch.tokens:,}"
     return (
         f"{said}; decode at batch {phases[1].batch.tokens:,} would slow by "
-        f"{percent(decode.slowdown)} ({_why(phases[1], decode, step)}): "
+        f"{percent(decode.slowdown)} ({_why(phases[1], decode, step, pulls)}): "
         "do not enable it there"
     )
 
@@ -56,7 +58,7 @@ def percent(share: float) -> str:
     return f"{share:.2%}" if share < 0.02 else f"{share:.1%}" if share < 0.1 else f"{share:.0%}"
 
 
-def _why(phase: Phase, forward: Forward, step: int) -> str:
+def _why(phase: Phase, forward: Forward, step: int, pulls: bool) -> str:
     if forward.link_bound:
         return "the link is the bound, no prefetch_step helps"
     recommended = phase.recommended_step
@@ -64,5 +66,8 @@ def _why(phase: Phase, forward: Forward, step: int) -> str:
     if recommended > step or phase.recommended_s < _BETTER * forward.total:
         return f"prefetch_step {recommended} does better than {step}"
     if forward.stalled < forward.exposed / 2:
-        return "broadcasts and compute share the memory and the cores, no prefetch_step helps"
+        shared = "pulls and compute share the memory"
+        if not pulls:
+            shared = "broadcasts and compute share the memory and the cores"
+        return f"{shared}, no prefetch_step helps"
     return f"prefetch_step {step} waits, and no other does better"

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from vllm_layershard.config import LayerShardConfig
+from vllm_layershard.config import LayerShardConfig, Movement
 from vllm_layershard.errors import PlanError
 from vllm_layershard.models.deployment import Deployment
 from vllm_layershard.models.family import Model, WeightBytes
@@ -53,6 +53,13 @@ class Sharding(NamedTuple):
         """The rank that saves least; of several, the one that holds most."""
         ranks = range(len(self.saved_bytes))
         return min(ranks, key=lambda r: (self.saved_bytes[r], -self.weight_bytes[r].total))
+
+    @property
+    def movement(self) -> Movement | None:
+        """How weights move; None where the placement moves none."""
+        if self.config.placement == "replicated":
+            return None
+        return self.config.movement(lockstep=self.deployment.layout.in_lockstep)
 
     @property
     def loses(self) -> bool:
@@ -102,8 +109,8 @@ def plan_model(model: Model, deployment: Deployment, config: LayerShardConfig) -
 
     Raises:
         PlanError: a name matches nothing, a layout that cannot split the model, a group of one
-            rank, data-parallel replicas that are not in lockstep, expert parallelism without
-            experts, or too large a prefetch_step.
+            rank, broadcasts between data-parallel replicas that are not in lockstep, expert
+            parallelism without experts, or too large a prefetch_step.
     """
     require_experts(model, deployment)
     layout = replace(deployment.layout, dp_lockstep=model.is_moe)

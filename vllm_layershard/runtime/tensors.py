@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from vllm_layershard.errors import HostError
 from vllm_layershard.plan import TensorSpec
 
 
@@ -126,8 +127,18 @@ def storage_bytes(tensors: Iterable[torch.Tensor]) -> int:
 
 
 def byte_line(tensor: torch.Tensor) -> torch.Tensor:
-    """A flat alias over all bytes of a dense tensor, whatever its strides: [nbytes] of uint8."""
-    return flat(tensor).view(torch.uint8)
+    """A flat alias over all bytes of a dense tensor, whatever its strides: [nbytes] of uint8.
+
+    Raises:
+        HostError: it is in a layout of its device's own and can only be seen through a copy.
+    """
+    line = tensor.detach().as_strided((tensor.numel(),), (1,))
+    if line.data_ptr() != tensor.data_ptr():
+        raise HostError(
+            "weights in an NPU's own layout (NZ) cannot be pulled; set VLLM_ASCEND_ENABLE_NZ=0, or "
+            "use transport 'broadcast' where the ranks run in lockstep"
+        )
+    return line.view(torch.uint8)
 
 
 def placed_like(tensor: torch.Tensor, line: torch.Tensor) -> torch.Tensor:

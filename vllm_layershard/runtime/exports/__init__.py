@@ -20,5 +20,14 @@ def exports_of(device: Device, group: Group, series: str) -> Exports:
     Raises:
         HostError: it can share none.
     """
+    torch_device = device.torch_device
+    if torch_device.type == "cuda":
+        from vllm_layershard.runtime.exports.cuda import CudaExports
+
+        return CudaExports(group, torch_device)
+    if torch_device.type == "npu":
+        from vllm_layershard.runtime.exports.npu import NpuExports
+
+        return NpuExports(group, torch_device)
     name = secrets.token_hex(6) if group.lockstep else group.name
     return HostExports(f"{name}-{series}", group.ranks[group.group_rank])

@@ -1,0 +1,199 @@
+"""Shared memory: what others see, what they may not do, and what is left when its writer is gone."""
+
+from __future__ import annotations
+
+import faulthandler
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+import pytest
+import torch
+
+from vllm_layershard.errors import HostError, TransportError
+from vllm_layershard.runtime import shared_memory
+from vllm_layershard.runtime.exports import host
+from vllm_layershard.runtime.exports.host import HostExports
+from vllm_layershard.runtime.shared_memory import PREFIX, Piece, Window
+
+FORK = multiprocessing.get_context("fork")
+
+
+def elsewhere(work: Any, *args: Any) -> Any:
+    """What `work` returns in a forked process; its exit code if it does not come to that."""
+    ours, theirs = FORK.Pipe()
+    process = FORK.Process(target=lambda: theirs.send(work(*args)))
+    process.start()
+    theirs.close()
+    try:
+        return ours.recv()
+    except EOFError:
+        process.join(10)
+        return process.exitcode
+
+
+@pytest.fixture
+def name():
+    name = f"{PREFIX}test-{os.getpid()}"
+    yield name
+    assert not shared_memory.path_of(name).exists()
+
+
+def seen(name: str) -> list[int]:
+    fd = shared_memory.open_to_read(name)
+    window = Window(8)
+    window.show(fd, writable=False)
+    os.close(fd)
+    return window.part(0, 8).tolist()
+
+
+def test_a_piece_is_seen_elsewhere_until_it_is_removed(name):
+    piece = Piece.of(name, bytes(range(8)))
+    assert elsewhere(seen, name) == list(range(8))
+    assert shared_memory.read(name) == bytes(range(8))
+    piece.remove()
+    assert shared_memory.read(name) is None
+    assert elsewhere(shared_memory.open_to_read, name) is None
+
+
+def written(name: str) -> None:
+    faulthandler.disable()  # it would tell at length what is expected here
+    window = Window(8)
+    window.show(shared_memory.open_to_read(name), writable=False)
+    window.part(0, 8).fill_(1)
+
+
+def test_who_writes_what_another_rank_keeps_is_ended(name):
+    piece = Piece.of(name, bytes(8))
+    assert elsewhere(written, name) == -signal.SIGSEGV
+    assert shared_memory.read(name) == bytes(8)
+    piece.remove()
+
+
+def test_an_address_stays_when_another_piece_is_shown():
+    first, second, window = Piece(5000), Piece(5000), Window(5000)
+    window.show(first.fd, writable=True)
+    part = window.part(64, 4000)
+    address = part.data_ptr()
+    part.fill_(1)
+    window.show(second.fd, writable=True)
+    assert part.sum() == 0
+    part.fill_(2)
+    window.show(first.fd, writable=True)
+    del window
+    assert (part.sum(), part.data_ptr()) == (4000, address)
+    assert part.untyped_storage().nbytes() == 4000
+
+
+LEFT = """
+import os, sys
+from vllm_layershard.runtime.shared_memory import Piece
+Piece.of(sys.argv[1], b"weights")
+print("ready", flush=True)
+os.read(0, 1)
+"""
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, None])
+def test_what_a_dead_process_left_is_swept_and_a_living_ones_is_not(name, end):
+    other = subprocess.Popen(
+        [sys.executable, "-c", LEFT, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdout.readline() == "ready\n"
+    assert not shared_memory.is_left_over(name)
+    assert name not in shared_memory.sweep()
+    assert shared_memory.read(name) == b"weights"
+    if end is not None:
+        other.send_signal(end)
+    other.communicate("x" if end is None else None)
+    if end is None:
+        assert shared_memory.read(name) is None, "an orderly end leaves nothing"
+    else:
+        assert shared_memory.is_left_over(name)
+        assert name in shared_memory.sweep()
+
+
+def in_a_forked_child(name: str) -> list[bool]:
+    shared_memory._remove_all()
+    return [shared_memory.is_left_over(name), name in shared_memory.sweep()]
+
+
+def test_a_forked_child_neither_owns_nor_removes_its_parents(name):
+    piece = Piece.of(name, b"weights")
+    assert elsewhere(in_a_forked_child, name) == [False, False]
+    assert shared_memory.read(name) == b"weights"
+    piece.remove()
+
+
+def test_too_little_shared_memory_is_named_with_the_remedy():
+    with pytest.raises(HostError, match=r"/dev/shm has [\d,]+ bytes free, and 2,305,8.*--shm-size"):
+        Piece(1 << 61)
+
+
+def followed(handles: Any, go_on: Any, patience_s: float = 30.0) -> list[Any]:
+    """A peer that sees layer 3, and follows once when it is told to."""
+    host.PATIENCE_S = patience_s
+    peer = HostExports("peer", 1)
+    (part,) = peer.open(0, handles)[3]
+    found = [part.view(torch.float).tolist()]
+    go_on.wait(20)
+    found.append(part.view(torch.float).tolist())
+    try:
+        peer.follow(0, 3)
+        found.append(part.view(torch.float).tolist())
+    except TransportError as error:
+        found.append(str(error))
+    return found
+
+
+def exported(values: list[float]) -> tuple[HostExports, torch.Tensor]:
+    exports = HostExports(f"test-{os.getpid()}", 0)
+    (kept,) = exports.keep(3, [torch.tensor(values)])
+    return exports, kept
+
+
+def peer_of(exports: HostExports, *args: Any) -> tuple[Any, Any]:
+    """Start one; its end of the pipe, and what it waits for before it follows."""
+    handles, go_on = exports.handles(), FORK.Event()
+    ours, theirs = FORK.Pipe()
+    FORK.Process(
+        target=lambda: theirs.send(followed(handles, go_on, *args)), daemon=True
+    ).start()
+    return ours, go_on
+
+
+def test_a_peer_sees_the_former_version_until_it_follows():
+    exports, kept = exported([1.0, 2.0])
+    ours, go_on = peer_of(exports)
+    time.sleep(0.5)
+    address = kept.data_ptr()
+    exports.renew(3, [torch.tensor([3.0, 4.0])])
+    assert (kept.tolist(), kept.data_ptr()) == ([3.0, 4.0], address)
+    go_on.set()
+    assert ours.recv() == [[1.0, 2.0], [1.0, 2.0], [3.0, 4.0]]
+
+
+def test_a_peer_that_is_never_given_new_weights_is_named():
+    exports, _ = exported([1.0])
+    ours, go_on = peer_of(exports, 0.3)
+    go_on.set()
+    assert "rank 0 was not within 0.3 s; reload the weights of all" in ours.recv()[-1]
+
+
+def test_who_comes_after_a_reload_is_not_given_a_mixture():
+    exports, _ = exported([1.0])
+    handles = exports.handles()
+    exports.renew(3, [torch.tensor([2.0])])
+    with pytest.raises(TransportError, match="rank 0 no longer has the weights that it was started"):
+        HostExports("late", 1).open(0, handles)
+
+
+def test_memory_of_another_host_is_refused_with_the_alternative():
+    exports, _ = exported([1.0])
+    handles = exports.handles() | {"host": "another boot", "hostname": "node7"}
+    with pytest.raises(HostError, match=r"rank 0 on node7: pulls reach within one host.*'broadcast'"):
+        HostExports("far", 1).open(0, handles)

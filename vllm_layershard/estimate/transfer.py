@@ -1,0 +1,142 @@
+"""Transfer: how the weights of one sharding move on one device, by broadcast or by pull."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Final
+
+from vllm_layershard.config import KEY
+from vllm_layershard.errors import PlanError
+from vllm_layershard.estimate.broadcast import broadcast_basis, broadcast_seconds
+from vllm_layershard.estimate.hardware import Basis, Hardware
+from vllm_layershard.estimate.pull import pull_basis, pull_seconds, pull_traffic
+from vllm_layershard.estimate.roofline import Roofline
+from vllm_layershard.estimate.spread import ALONE, Spread, widest
+from vllm_layershard.models import GroupPlan, Sharding
+
+_WEAKEST_FIRST: Final[tuple[Basis, ...]] = ("assumed", "formula", "measured", "exact")
+
+
+class Transfer:
+    """Times of one sharding's movements; where nothing moves, every group counts as one rank.
+
+    Raises:
+        PlanError: ranks that pull from each other lie on several hosts.
+    """
+
+    def __init__(self, sharding: Sharding, hardware: Hardware) -> None:
+        require_one_host(sharding, hardware)
+        self._sharding = sharding
+        self._hardware = hardware
+        self._striped = sharding.config.placement == "striped"
+        self.pulls = sharding.movement == "pull"
+
+    def spread(self, group: GroupPlan) -> Spread:
+        """How the groups of a plan lie on nodes."""
+        moves = self._sharding.movement is not None
+        return spread_of(group, self._hardware) if moves else ALONE
+
+    def seconds(self, nbytes: int, spread: Spread) -> float:
+        """Seconds until `nbytes` of a layer have moved within a group; see the two formulas."""
+        if not self.pulls:
+            return broadcast_seconds(nbytes, spread, self._hardware)
+        slice_bytes = self._sharding.config.slice_bytes
+        return pull_seconds(
+            nbytes, spread, self._hardware, striped=self._striped, slice_bytes=slice_bytes
+        )
+
+    def roofline(self) -> Roofline:
+        """The device's steps beside the fastest movement that this sharding has."""
+        if not self.pulls:
+            return Roofline(self._hardware, max(self._rates(), default=0.0))
+        traffic = max(
+            pull_traffic(self.spread(group), striped=self._striped)
+            for group in self._sharding.groups
+        )
+        return Roofline(self._hardware, pull_traffic=traffic * max(self._rates(), default=0.0))
+
+    def lacking(self) -> tuple[str, ...]:
+        """The numbers that an estimate needs and the hardware lacks."""
+        movement = self._sharding.movement or "broadcast"
+        spreads = sorted({self.spread(group) for group in self._sharding.groups})
+        lacks = [lack for each in spreads for lack in self._hardware.lacking(each, movement)]
+        return tuple(dict.fromkeys(lacks))
+
+    def basis(self) -> Basis:
+        """What stands behind the times: the weakest of all groups."""
+        bases = {self._said(self.spread(group))[0] for group in self._sharding.groups}
+        return next((basis for basis in _WEAKEST_FIRST if basis in bases), "assumed")
+
+    def assumptions(self) -> tuple[str, str]:
+        """How long it takes, of the largest group, and what it does to the compute beside it."""
+        spread = max(spread_of(group, self._hardware) for group in self._sharding.groups)
+        return self._said(spread)[1], self._beside(spread)
+
+    def _said(self, spread: Spread) -> tuple[Basis, str]:
+        if self.pulls:
+            return pull_basis(spread, self._hardware, striped=self._striped)
+        return broadcast_basis(spread, self._hardware)
+
+    def _beside(self, spread: Spread) -> str:
+        hardware = self._hardware
+        if self.pulls:
+            return (
+                "a pull in flight takes copy engines and no cores, so that products keep their "
+                f"pace (assumed), and {pull_traffic(spread, striped=self._striped)} bytes of "
+                "memory traffic a byte (formula)"
+            )
+        memory, products = hardware.memory_slowdown, hardware.product_slowdown
+        traffic = (
+            f"memory traffic {memory.value:.0%} slower ({memory.basis})"
+            if memory is not None
+            else f"and takes {hardware.broadcast_traffic.value:g} bytes of memory traffic a byte "
+            f"from it ({hardware.broadcast_traffic.basis})"
+        )
+        return (
+            f"a broadcast in flight makes products {products.value:.0%} slower "
+            f"({products.basis}), {traffic}"
+        )
+
+    def _rates(self) -> Iterator[float]:
+        """Bytes of a layer per second, of every series that moves."""
+        for group in self._sharding.groups:
+            spread = self.spread(group)
+            for plan in group.plan.series:
+                if any(plan.schedule.launches):
+                    layer_bytes = plan.series.layer_bytes
+                    yield layer_bytes / self.seconds(layer_bytes, spread)
+
+
+def require_one_host(sharding: Sharding, hardware: Hardware) -> None:
+    """Refuse pulls between hosts: a rank maps memory of its own host only.
+
+    Raises:
+        PlanError: says which ranks, and what to do instead.
+    """
+    if sharding.movement != "pull":
+        return
+    node = hardware.node_size
+    host = min(hardware.host_size or node, node, key=lambda size: size.value)
+    one_host = replace(hardware, node_size=host)
+    for group in sharding.groups:
+        spread = spread_of(group, one_host)
+        if spread.nodes > 1:
+            raise PlanError(
+                f"{KEY}: {spread.ranks} ranks that pull from each other lie on {spread.nodes} "
+                f"hosts of {host.value:.0f} {hardware.name}, and a rank reads the memory of its "
+                f"own host only; {_instead(sharding)}"
+            )
+
+
+def _instead(sharding: Sharding) -> str:
+    if not sharding.deployment.layout.in_lockstep:
+        return "launch a server on each host, with the data-parallel replicas that it holds"
+    if sharding.config.placement == "striped":
+        return "use placement 'round_robin', which ranks in lockstep broadcast"
+    return "use transport 'broadcast', which these ranks can: they run in lockstep"
+
+
+def spread_of(group: GroupPlan, hardware: Hardware) -> Spread:
+    """How the groups of a plan lie on nodes of this hardware."""
+    return widest(group.ranks, int(hardware.node_size.value))
