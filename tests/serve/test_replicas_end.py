@@ -112,3 +112,13 @@ def test_a_replica_with_a_server_of_its_own_goes_on(dense, asked, plain, tmp_pat
             assert [one.result() for one in asking] == [True, False]
         assert servers[1].wait_for_end(BOUND_S)[0] != 0
         check_identical(ask(servers[0], asked, rank=0), plain)
+
+
+def test_an_end_with_time_to_spare_leaves_nothing(dense, tmp_path):
+    """Without --shutdown-timeout vLLM 0.32 kills its workers as soon as it is asked to end."""
+    before = set(shared_memory.names())
+    arguments = ("--shutdown-timeout", "30")
+    with Server(dense, tmp_path / "log", sharding=LAYERS, arguments=arguments) as server:
+        assert set(shared_memory.names()) - before
+        server.end()
+    assert not set(shared_memory.names()) - before
