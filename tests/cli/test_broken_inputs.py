@@ -52,7 +52,8 @@ try:
     run()
 finally:
     status = Path("/proc/self/status").read_text()
-    print(time.process_time(), yard_seconds(), status.partition("VmHWM:")[2].split()[0], file=sys.stderr)
+    kib = status.partition("VmHWM:")[2].split()[0]
+    print(time.process_time(), yard_seconds(), kib, file=sys.stderr)
 """
 """Says at the end how much processor time and memory it took.
 
