@@ -1,9 +1,13 @@
-"""Two data-parallel ranks that build and load the real vLLM model, without a server."""
+"""Two data-parallel ranks that build and load the real vLLM model, without a server.
+
+Ranks of a model with experts are one world; replicas of a dense one are engines of their own.
+"""
 
 from __future__ import annotations
 
 import os
 import socket
+import tempfile
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -15,13 +19,16 @@ import torch.multiprocessing as mp
 RANKS = 2
 
 
-def _one_rank(rank: int, port: int, model: str, sharding: Any, inspect: Any, results: Any) -> None:
+def _one_rank(
+    rank: int, port: int, model: str, sharding: Any, inspect: Any, results: Any, end: Any
+) -> None:
     os.environ |= {"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1"}
     torch.set_num_threads(1)
     try:
         results.put((rank, inspect(rank, _config(rank, port, model, sharding)), None))
     except BaseException as error:
         results.put((rank, None, f"{type(error).__name__}: {error}\n{traceback.format_exc()}"))
+    end.wait()  # what a rank keeps for others is theirs to look at until all have looked
 
 
 def _config(rank: int, port: int, model: str, sharding: Any) -> Any:
@@ -34,9 +41,14 @@ def _config(rank: int, port: int, model: str, sharding: Any) -> Any:
         additional_config={} if sharding is None else {"layer_sharding": sharding},
     ).create_engine_config()
     parallel = config.parallel_config
-    parallel.data_parallel_rank = rank
+    parallel.data_parallel_index = rank
     parallel.data_parallel_master_ip = "127.0.0.1"
-    parallel._data_parallel_master_port_list = [port]
+    if config.model_config.is_moe:
+        parallel.data_parallel_rank = rank
+        parallel._data_parallel_master_port_list = [port]
+    else:  # as vLLM's engine process does
+        parallel.data_parallel_master_port = port
+        parallel.reconfigure_for_independent_dp_rank()
     return config
 
 
@@ -63,7 +75,8 @@ def join() -> None:
     """Meet the other ranks in vLLM's world, as a worker does; in a configuration's context."""
     from vllm.distributed import ensure_model_parallel_initialized, init_distributed_environment
 
-    init_distributed_environment(1, 0, "env://", 0, "gloo")
+    alone = f"file://{tempfile.mkdtemp()}/store"
+    init_distributed_environment(1, 0, alone, 0, "gloo")
     ensure_model_parallel_initialized(1, 1)
 
 
@@ -74,8 +87,11 @@ def run_engines(model: Path, sharding: Any, inspect: Callable[[int, Any], Any]) 
         port = probe.getsockname()[1]
     context = mp.get_context("spawn")
     results = context.SimpleQueue()
+    end = context.Barrier(RANKS)
     processes = [
-        context.Process(target=_one_rank, args=(rank, port, str(model), sharding, inspect, results))
+        context.Process(
+            target=_one_rank, args=(rank, port, str(model), sharding, inspect, results, end)
+        )
         for rank in range(RANKS)
     ]
     for process in processes:

@@ -20,6 +20,7 @@ config = EngineArgs(
     additional_config={"layer_sharding": ["o_proj"]},
 ).create_engine_config()
 parallel, offload, load = config.parallel_config, config.offload_config, config.load_config
+model = config.model_config
 
 def verdict(owner, attribute, value):
     before = getattr(owner, attribute)
@@ -32,6 +33,14 @@ def verdict(owner, attribute, value):
     finally:
         object.__setattr__(owner, attribute, before)
 
+def pulling(owner, attribute, value):
+    config.additional_config = {"layer_sharding": {"layers": ["o_proj"], "transport": "pull"}}
+    parallel.data_parallel_master_ip = "192.0.2.1"
+    try:
+        return [verdict(parallel, "enable_dbo", False), verdict(owner, attribute, value)]
+    finally:
+        config.additional_config = {"layer_sharding": ["o_proj"]}
+
 result = {
     "nothing": verdict(parallel, "enable_dbo", False),
     "dual batch overlap (--enable-dbo)": verdict(parallel, "enable_dbo", True),
@@ -40,6 +49,8 @@ result = {
     "weight offloading (--offload-group-size)": verdict(
         offload.prefetch, "offload_group_size", 4
     ),
+    "sleep": pulling(model, "enable_sleep_mode", True),
+    "other hosts": pulling(parallel, "data_parallel_size_local", 1),
     "formats": {name: verdict(load, "load_format", name) for name in get_args(LoadFormats)},
 }
 """
@@ -54,12 +65,23 @@ def verdicts(tmp_path_factory) -> dict:
 
 def test_settings_that_break_the_lockstep_or_move_the_weights_themselves(verdicts):
     assert verdicts["nothing"] == "accepted"
-    excluded = verdicts.keys() - {"nothing", "formats"}
+    excluded = verdicts.keys() - {"nothing", "sleep", "other hosts", "formats"}
     assert len(excluded) == 4
     for setting in excluded:
         said = verdicts[setting]
         expected = f"layer_sharding: cannot be combined with {setting}; use one of the two"
         assert said == expected
+
+
+def test_what_a_pull_cannot_reach(verdicts):
+    for case, reason in (
+        ("sleep", "with --enable-sleep-mode weights are in memory that no other process can map"),
+        ("other hosts", "its ranks would be on several hosts"),
+    ):
+        without, said = verdicts[case]
+        assert without == "accepted"
+        assert said.startswith(f"layer_sharding: {reason}")
+        assert said.endswith("use transport 'broadcast'")
 
 
 def test_every_load_format_of_vllm_is_served_or_refused_by_name(verdicts):

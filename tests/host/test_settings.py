@@ -101,11 +101,71 @@ def of_method(name: str, quantised: dict) -> dict:
     return {"quantization_config": {"quant_method": name} | quantised}
 
 
-def test_replicas_of_a_dense_model_are_refused_with_the_reason(tmp_path):
+DENSE_CASES = {
+    "accepted": O_PROJ,
+    "engines of their own": sharding({"layers": ["o_proj"], "transport": "broadcast"}),
+    "its ranks would be on several hosts, and weights are pulled within one host only": O_PROJ
+    | {
+        "data_parallel_size_local": 1,
+        "data_parallel_start_rank": 0,
+        "data_parallel_hybrid_lb": True,
+        "data_parallel_address": "192.0.2.1",
+    },
+}
+
+
+def test_replicas_of_a_dense_model_are_served_on_one_host_and_by_pulls(tmp_path):
     model = write_config(tmp_path / "model", DENSE)
-    (verdict,) = verdicts(model, [O_PROJ])
-    assert verdict.startswith("PlanError: ")
-    assert "engines of their own" in verdict
+    for expected, verdict in zip(
+        DENSE_CASES, verdicts(model, list(DENSE_CASES.values())), strict=True
+    ):
+        assert expected in verdict, f"{expected!r} is not in {verdict!r}"
+
+
+LAUNCHES = """
+import sys, json, pickle
+from dataclasses import asdict
+from vllm.engine.arg_utils import EngineArgs
+from vllm_layershard.hosts.launch import deployment_of
+from vllm_layershard.hosts.settings import layout_of, requested
+result = []
+for arguments in json.loads(sys.argv[1]):
+    whole = EngineArgs(**arguments).create_engine_config()
+    seen = {"hash": whole.compute_hash(), "engines": []}
+    for index in (0, 1):
+        config = pickle.loads(pickle.dumps(whole))
+        config.parallel_config.data_parallel_index = index
+        config.parallel_config.reconfigure_for_independent_dp_rank()
+        config.__post_init__()  # as after the engine's handshake
+        layout = layout_of(config, requested(config))
+        seen["engines"].append([deployment_of(config), layout.dp, layout.in_lockstep])
+    result.append(seen)
+"""
+
+
+def test_each_engine_of_a_dense_model_knows_how_many_there_are_and_where_they_meet(tmp_path):
+    model = write_config(tmp_path / "model", DENSE)
+    common = O_PROJ | {
+        "model": str(model),
+        "data_parallel_size": 2,
+        "skip_tokenizer_init": True,
+    }
+    apart = {"data_parallel_size_local": 1, "data_parallel_hybrid_lb": True}
+    launches = [
+        common,
+        common,
+        *(
+            common | apart | {"data_parallel_start_rank": rank, "data_parallel_rpc_port": port}
+            for rank, port in ((0, 1234), (1, 1234), (0, 1235))
+        ),
+    ]
+    found = run_child(LAUNCHES, json.dumps(launches))
+    names = [{name for name, _, _ in seen["engines"]} for seen in found]
+    assert all(len(each) == 1 for each in names), "engines of one launch meet under one name"
+    assert names[0] != names[1], "two launches do not meet"
+    assert names[2] == names[3] != names[4], "servers started apart meet where they were told to"
+    assert all(engine[1:] == [2, False] for seen in found for engine in seen["engines"])
+    assert found[0]["hash"] == found[1]["hash"], "the compile cache serves every launch"
 
 
 def serve(*arguments: str) -> subprocess.CompletedProcess:

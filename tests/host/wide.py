@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from transformers import DeepseekV3ForCausalLM
 
-from recital.shape import VLLM_ONLY, shape
+from recital.experts import VLLM_ONLY, shape
 
 LAYERS = range(9)
 LAYER_BYTES = 2 << 20

@@ -1,6 +1,7 @@
-"""A small DeepSeek-V3 that recites a page: trained, so that its answers have no ties.
+"""Small models that recite a page: trained, so that their answers have no ties.
 
-`model_path()` gives its directory, built on first use; `python -m recital` prints it.
+`model_path()` gives the directory of a DeepSeek-V3, `model_path("dense")` that of a Qwen3 without
+experts, built on first use; `python -m recital` prints it.
 """
 
 from recital.cache import model_path

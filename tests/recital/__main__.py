@@ -1,11 +1,12 @@
-"""Print where the model is, built if need be; given a directory, build it there."""
+"""Print where the model of a shape is, built if need be; given a directory, build it there."""
 
 import sys
 from pathlib import Path
 
 from recital.cache import build, model_path
 
-if len(sys.argv) > 1:
-    build(Path(sys.argv[1]))
-else:
-    print(model_path())
+match sys.argv[1:]:
+    case [shape, directory]:
+        build(shape, Path(directory))
+    case shape:
+        print(model_path(*shape))

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from recital import model_path
 from servers import probe
 from servers.answers import ask, check_identical
+from servers.questions import questions
 from servers.reports import check_reports
 from servers.server import Server
 from servers.weights import with_other_weights
@@ -57,7 +59,38 @@ def test_reload_weights(model, prompts, reference, tmp_path):
     check_identical(answers["sharded"][1], started)
 
 
-def reload(server: Server, weights: Path) -> None:
+REPLICATED = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
+CHANGED_DENSE = ("q_proj", "k_proj", "v_proj", "o_proj", "down_proj")
+TENSORS_DENSE = 5 * 7
+
+
+@pytest.mark.timeout(900)
+def test_reload_weights_of_replicas(tmp_path):
+    """Each replica renews its own layers, and reads the other's new ones from then on."""
+    dense = model_path("dense")
+    prompts = questions(dense)
+    other = with_other_weights(dense, tmp_path / "other", CHANGED_DENSE)
+    with Server(other, tmp_path / "started") as server:
+        started = [ask(server, prompts, rank=rank) for rank in (0, 1)]
+    with Server(
+        dense,
+        tmp_path / "sharded",
+        sharding={"layers": REPLICATED, "verify": True},
+        arguments=probe.ARGUMENTS,
+        environment=probe.ENVIRONMENT,
+    ) as server:
+        before = [ask(server, prompts, rank=rank) for rank in (0, 1)]
+        for weights, expected in ((other, started), (dense, before)):
+            reload(server, weights, CHANGED_DENSE, TENSORS_DENSE)
+            for rank in (0, 1):
+                check_identical(ask(server, prompts, rank=rank), expected[rank])
+    assert sum(a.token_ids != b.token_ids for a, b in zip(*before, strict=True)) == 0
+    assert sum(a.token_ids != b.token_ids for a, b in zip(before[0], started[0], strict=True)) >= 4
+
+
+def reload(
+    server: Server, weights: Path, changed: tuple[str, ...] = CHANGED, tensors: int = TENSORS
+) -> None:
     """On every rank, through vLLM's own reload of checkpoints."""
-    body = {"method": "reload_some", "args": [str(weights), CHANGED], "timeout": 100}
-    assert server.post("/collective_rpc", body)["results"] == [str(TENSORS)]
+    body = {"method": "reload_some", "args": [str(weights), changed], "timeout": 100}
+    assert server.post("/collective_rpc", body)["results"] == [str(tensors)]

@@ -12,13 +12,17 @@ from servers.layout import TWO_RANKS, Layout
 
 
 def planned(
-    model: Path, layers: list[str], prefetch_step: int, layout: Layout = TWO_RANKS
+    model: Path,
+    layers: list[str],
+    prefetch_step: int,
+    layout: Layout = TWO_RANKS,
+    placement: str = "round_robin",
 ) -> dict[str, Any]:
     """The document of `layershard plan --json` for the layout that a server has."""
     command = [
         str(Path(sys.executable).with_name("layershard")), "plan", "--model", str(model),
         *layout.planning, "--layers", ",".join(layers),
-        "--prefetch-step", str(prefetch_step), "--json",
+        "--prefetch-step", str(prefetch_step), "--placement", placement, "--json",
     ]  # fmt: skip
     finished = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(finished.stdout)

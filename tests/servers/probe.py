@@ -30,14 +30,12 @@ class Probe:
 
     def negate_owned(self, owner: int, layer_id: int) -> list[str]:
         """On global rank `owner`, change the sign of its weights of that layer; their series."""
-        import torch.distributed as dist
-
         from vllm_layershard.runtime.ops import bound_series
 
         changed = []
         for series in bound_series():
             layer_ids = series.plan.series.layer_ids
-            if dist.get_rank() == owner and layer_id in layer_ids:
+            if _rank_of(series) == owner and layer_id in layer_ids:
                 position = layer_ids.index(layer_id)
                 assert series.owns(position)
                 for tensor in series.resident[position].values():
@@ -47,8 +45,6 @@ class Probe:
 
     def fail_at(self, rank: int, series_name: str, layer_id: int, signal_number: int) -> None:
         """On global rank `rank`, have this signal sent to itself where it would move the layer."""
-        import torch.distributed as dist
-
         from vllm_layershard.runtime.ops import bound_series
 
         (series,) = (s for s in bound_series() if s.name == series_name)
@@ -60,7 +56,7 @@ class Probe:
                 os.kill(os.getpid(), signal_number)
             return start(position, slot)
 
-        if dist.get_rank() == rank:
+        if _rank_of(series) == rank:
             series._transport.start = failing  # type: ignore[method-assign]
 
     def reload_some(self, directory: str, suffixes: list[str]) -> int:
@@ -79,6 +75,11 @@ class Probe:
         from vllm_layershard.runtime.ops import bound_series
 
         return {s.name: _addresses(s) for s in bound_series()}
+
+
+def _rank_of(series: Any) -> int:
+    """The global rank, over all replicas, of the process that holds a series."""
+    return series.group.ranks[series.group.group_rank]
 
 
 def _addresses(series: Any) -> list[int]:

@@ -33,9 +33,10 @@ def check_reports(
     layers: list[str],
     prefetch_step: int = 1,
     layout: Layout = TWO_RANKS,
+    placement: str = "round_robin",
 ) -> None:
     """Owners and bytes measured by each rank equal, to the byte, those that the planner says."""
-    plan = planned(model, layers, prefetch_step, layout)["series"]
+    plan = planned(model, layers, prefetch_step, layout, placement)["series"]
     for rank, report in enumerate(reports(directory, layout)):
         mine = {s["name"]: s for s in plan if s["pp_stage"] == layout.stage_of(rank)}
         assert {s["name"] for s in report["series"]} == set(mine)
@@ -51,6 +52,7 @@ def check_reports(
             owned = [i for i, owner in zip(says["layer_ids"], says["owner"], strict=True)
                      if owner == place]  # fmt: skip
             assert series["owned_layers"] == owned
+            assert series["placement"] == placement
             assert series["forwards"] > 0
             moved = series["forwards"] * len(says["layer_ids"])
             assert series["launches"] == series["waits"] == moved

@@ -63,7 +63,7 @@ class Server:
     ) -> None:
         self.model = model
         self.engines = layout.dp
-        self.port = _free_port()
+        self.port = free_port()
         self._log = log
         self._environment = {**os.environ, **ENVIRONMENT, **(environment or {})}
         self.command = [
@@ -94,7 +94,7 @@ class Server:
     def __enter__(self) -> Server:
         try:
             self.start()
-            self._wait_until_ready()
+            self.wait_until_ready()
         except BaseException:
             self.stop()
             raise
@@ -160,7 +160,12 @@ class Server:
             start_new_session=True,
         )
 
-    def _wait_until_ready(self) -> None:
+    def wait_until_ready(self) -> None:
+        """Return when it answers.
+
+        Raises:
+            ServerError: it ended, or does not get ready.
+        """
         deadline = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline:
             for process in self._processes:
@@ -189,7 +194,7 @@ def _nodes(layout: Layout, serving: tuple[str, ...]) -> list[tuple[str, ...]]:
     assert rest == 0, f"{layout.dp} data-parallel ranks on {layout.nodes} nodes"
     meeting = (
         "--data-parallel-address", "127.0.0.1",
-        "--data-parallel-rpc-port", str(_free_port()),
+        "--data-parallel-rpc-port", str(free_port()),
         "--data-parallel-size-local", str(local),
     )  # fmt: skip
     headless = [
@@ -199,7 +204,8 @@ def _nodes(layout: Layout, serving: tuple[str, ...]) -> list[tuple[str, ...]]:
     return [(*meeting, *serving), *headless]
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of loopback that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -1,40 +1,145 @@
-"""The process groups of layer sharding in vLLM's world, private to it."""
+"""The groups of layer sharding: in vLLM's world, private to it, or over replicas of an engine."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 
+from vllm_layershard.hosts.launch import deployment_of
 from vllm_layershard.plan import ParallelLayout
-from vllm_layershard.runtime.group import RankGroup, create_groups
+from vllm_layershard.runtime import shared_memory
+from vllm_layershard.runtime.agreement import agree_on
+from vllm_layershard.runtime.group import Group, create_groups
+from vllm_layershard.runtime.handshake import Ranks, handshake
+from vllm_layershard.runtime.rendezvous import Rendezvous
+from vllm_layershard.runtime.replicas import ReplicaGroup
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
 
 
-class Groups:
-    """This rank's groups of equal copies. Making them is collective over the whole world."""
+class Groups(ABC):
+    """This rank's groups of equal copies, and its word to the other ranks. `rank` is global."""
 
-    def __init__(self, layout: ParallelLayout, backend: str, parallel_config: Any) -> None:
+    rank: int
+
+    def __init__(self, layout: ParallelLayout, mine: list[Group]) -> None:
+        self._layout = layout
+        self._mine = mine
+
+    def of(self, tp_replicated: bool) -> Group:
+        """The group that holds the same copies of a linear as this rank."""
+        size = self._layout.group_size(tp_replicated)
+        return next(group for group in self._mine if group.size == size)
+
+    @abstractmethod
+    def compare_plans(self, planned: Mapping[Ranks, Any]) -> None:
+        """Return if the plans for each group, by its ranks, are the same on all of them.
+
+        Raises:
+            MismatchError: who differs, and how.
+        """
+
+    @abstractmethod
+    def leave(self, error: Exception) -> None:
+        """Tell the other ranks that this one ends, and why."""
+
+
+def form_groups(
+    layout: ParallelLayout, backend: str, vllm_config: VllmConfig, started: Mapping[str, Any]
+) -> Groups:
+    """Compare what the ranks were `started` with, then form their groups. Collective in the world.
+
+    Raises:
+        MismatchError: they were not started alike, or one of them is missing.
+    """
+    kind = _WorldGroups if layout.in_lockstep else _ReplicaGroups
+    return kind(layout, backend, vllm_config, started)
+
+
+class _WorldGroups(Groups):
+    """The ranks of one world, in lockstep: over process groups of their own."""
+
+    def __init__(
+        self,
+        layout: ParallelLayout,
+        backend: str,
+        vllm_config: VllmConfig,
+        started: Mapping[str, Any],
+    ) -> None:
+        if layout.one_sided:
+            shared_memory.sweep()
+        self._handshake = handshake()
+        self._handshake.compare("configuration", {self._handshake.world: started})
+        self.rank = dist.get_rank()
         world_size = dist.get_world_size()
         assert world_size % layout.world_size == 0, f"{world_size} ranks for {layout}"
-        wanted: dict[tuple[int, ...], None] = {}
-        for first in range(0, world_size, layout.world_size):  # vLLM's ExternalDP dimension
-            for tp_replicated in (False, True):
-                for ranks in layout.groups(tp_replicated):
-                    wanted[tuple(first + rank for rank in ranks)] = None
-        self._layout = layout
+        wanted = [
+            tuple(first + rank for rank in ranks)
+            for first in range(0, world_size, layout.world_size)  # vLLM's ExternalDP dimension
+            for ranks in _groups_of(layout)
+        ]
+        parallel_config = vllm_config.parallel_config
         groups = create_groups(
-            list(wanted),
+            wanted,
             backend,
             data_timeout=_timeout(parallel_config, "distributed_timeout_seconds"),
             control_timeout=_timeout(parallel_config, "cpu_distributed_timeout_seconds"),
         )
-        self._mine = list(groups.values())
+        super().__init__(layout, list(groups.values()))
 
-    def of(self, tp_replicated: bool) -> RankGroup:
-        """The group that holds the same copies of a linear as this rank."""
-        size = self._layout.group_size(tp_replicated)
-        return next(group for group in self._mine if group.size == size)
+    def compare_plans(self, planned: Mapping[Ranks, Any]) -> None:
+        """Through the world's store: a rank that has none is named, too."""
+        self._handshake.compare("plan", planned)
+
+    def leave(self, error: Exception) -> None:
+        """Through the world's store."""
+        self._handshake.leave(error)
+
+
+class _ReplicaGroups(Groups):
+    """The ranks of all engines of one deployment: each engine is a world of its own."""
+
+    def __init__(
+        self,
+        layout: ParallelLayout,
+        backend: str,
+        vllm_config: VllmConfig,
+        started: Mapping[str, Any],
+    ) -> None:
+        global _built
+        _built += 1
+        world_size = dist.get_world_size()
+        assert world_size * layout.dp == layout.world_size, f"{world_size} ranks for {layout}"
+        self.rank = vllm_config.parallel_config.data_parallel_index * world_size + dist.get_rank()
+        self._rendezvous = Rendezvous(f"{deployment_of(vllm_config)}.{_built}", self.rank)
+        everyone = ReplicaGroup(self._rendezvous, tuple(range(layout.world_size)), "start")
+        agree_on("configuration", started, everyone)
+        mine = [ranks for ranks in _groups_of(layout) if self.rank in ranks]
+        super().__init__(layout, [ReplicaGroup(self._rendezvous, ranks) for ranks in mine])
+
+    def compare_plans(self, planned: Mapping[Ranks, Any]) -> None:
+        """Group by group, through the rendezvous."""
+        for group in self._mine:
+            agree_on("plan", planned.get(group.ranks), group)
+
+    def leave(self, error: Exception) -> None:
+        """Through the rendezvous."""
+        self._rendezvous.leave(error)
+
+
+_built = 0
+"""How many models this process has shared with replicas: as many as every other engine."""
+
+
+def _groups_of(layout: ParallelLayout) -> Iterator[Ranks]:
+    """The ranks of every group, each once: the two kinds are one where nothing is split."""
+    both = [ranks for tp_replicated in (False, True) for ranks in layout.groups(tp_replicated)]
+    yield from dict.fromkeys(both)
 
 
 def _timeout(parallel_config: Any, setting: str) -> timedelta | None:

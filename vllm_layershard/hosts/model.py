@@ -19,7 +19,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
 import vllm
 from torch import nn
 from vllm.logger import init_logger
@@ -29,7 +28,8 @@ from vllm_layershard import __version__
 from vllm_layershard.config import KEY, LayerShardConfig
 from vllm_layershard.errors import HostError
 from vllm_layershard.hosts.boundary import boundary_of, install_boundary
-from vllm_layershard.hosts.groups import Groups
+from vllm_layershard.hosts.groups import Groups, form_groups
+from vllm_layershard.hosts.identity import identity_of
 from vllm_layershard.hosts.linear_method import ShardedLinearMethod
 from vllm_layershard.hosts.linears import (
     check_matched,
@@ -52,8 +52,7 @@ from vllm_layershard.plan import (
 )
 from vllm_layershard.runtime.agreement import agree
 from vllm_layershard.runtime.device import Device, device_of
-from vllm_layershard.runtime.group import RankGroup
-from vllm_layershard.runtime.handshake import handshake
+from vllm_layershard.runtime.group import Group
 from vllm_layershard.runtime.ops import Place, bind, unbind
 from vllm_layershard.runtime.report import Report
 from vllm_layershard.runtime.series import ShardedSeries, State
@@ -75,14 +74,14 @@ def build(
         HostError: the model or its quantisation cannot be sharded on this host.
         MismatchError: the ranks were not started alike, or one of them is missing.
     """
-    ranks = handshake()
-    layout = layout_of(vllm_config)
+    device = device_of(torch.device(vllm_config.device_config.device_type))
+    layout = layout_of(vllm_config, config)
     num_layers = vllm_config.model_config.hf_text_config.num_hidden_layers
     started = {**started_with(config, layout), "num_layers": num_layers}
-    ranks.compare("configuration", {ranks.world: started})
+    if not layout.in_lockstep:
+        started["model"] = identity_of(vllm_config)
+    groups = form_groups(layout, device.backend, vllm_config, started)
     try:
-        device = device_of(torch.device(vllm_config.device_config.device_type))
-        groups = Groups(layout, device.backend, vllm_config.parallel_config)
         with collecting(config, num_layers) as found:
             model = construct()
         leave_towers(model, found, device.torch_device)
@@ -92,9 +91,9 @@ def build(
         check_untied(model, [modules[x.prefix] for members in selected.values() for x in members])
         sharded = ShardedModel(config, groups, device, model, modules, selected)
     except Exception as error:
-        ranks.leave(error)
+        groups.leave(error)
         raise
-    ranks.compare("plan", sharded.planned)
+    groups.compare_plans(sharded.planned)
     return model
 
 
@@ -113,7 +112,7 @@ class Decision:
     """A plan, the group it is for, and the linears of each of its series."""
 
     plan: Plan
-    group: RankGroup
+    group: Group
     linears: dict[Series, tuple[Linear, ...]]
 
 
@@ -215,6 +214,9 @@ class ShardedModel:
                     _check_linear(module)
                     if series.loads(position):
                         materialise(module, device.torch_device)
+                    elif not series.group.lockstep:  # nobody sends it the small ones
+                        large = tuple(tensor.name for tensor in linear.large)
+                        materialise(module, device.torch_device, leave=large)
                     boundary = boundary_of(paths[id(module)])
                     boundaries[boundary] = model.get_submodule(boundary)
                     place = Place(series, position)
@@ -246,7 +248,7 @@ class ShardedModel:
                 digests[series_plan.series.name] = decision.plan.digest()
         _announce(self._series)
         if self._config.report_dir is not None:
-            report = Report(self._config.report_dir, dist.get_rank(), self._series, digests)
+            report = Report(self._config.report_dir, self._groups.rank, self._series, digests)
             report.write()
             for series in self._series:
                 series.on_forward_end = report.refresh

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_layershard.config import KEY, LayerShardConfig
 from vllm_layershard.errors import ConfigError, HostError
+from vllm_layershard.hosts.launch import launched_as, note_launch, reaches_other_hosts
 from vllm_layershard.plan import ParallelLayout
 
 if TYPE_CHECKING:
@@ -37,28 +38,31 @@ def is_served_model(model_config: Any) -> bool:
     return not part and model_config.runner_type != "draft"
 
 
-def layout_of(vllm_config: VllmConfig) -> ParallelLayout:
-    """The ranks of one engine, or of all where they run in lockstep: those of one world."""
-    asked = _asked_layout(vllm_config)
-    return asked if asked.dp_lockstep else replace(asked, dp=1)
+def layout_of(vllm_config: VllmConfig, config: LayerShardConfig) -> ParallelLayout:
+    """The ranks of one engine, or of all where they run in lockstep or pull from each other."""
+    asked = _asked_layout(vllm_config, config)
+    return asked if asked.dp_shares else replace(asked, dp=1)
 
 
-def _asked_layout(vllm_config: VllmConfig) -> ParallelLayout:
+def _asked_layout(vllm_config: VllmConfig, config: LayerShardConfig) -> ParallelLayout:
     parallel = vllm_config.parallel_config
-    return ParallelLayout(
+    layout = ParallelLayout(
         tp=parallel.tensor_parallel_size,
-        dp=parallel.data_parallel_size,
+        dp=launched_as(vllm_config).size,
         pcp=parallel.prefill_context_parallel_size,
         pp=parallel.pipeline_parallel_size,
         dp_lockstep=vllm_config.model_config.is_moe,
     )
+    pulls = config.movement(lockstep=layout.in_lockstep) == "pull"
+    return replace(layout, one_sided=pulls)
 
 
 def check(vllm_config: VllmConfig) -> None:
     """Refuse a configuration that cannot be served sharded; runs before any worker starts.
 
     Effect: in a piecewise-compiled model the two ops are made borders of the pieces, so that what
-    is started in one captured graph is not left to be joined in another.
+    is started in one captured graph is not left to be joined in another; and it is noted how many
+    data-parallel ranks were asked for (hosts/launch.py).
 
     Raises:
         ConfigError: the value of the key is not valid.
@@ -76,9 +80,13 @@ def check(vllm_config: VllmConfig) -> None:
             f"{KEY}.report_dir = {config.report_dir!r}: is not a directory; give one, or a path "
             "at which one can be made"
         )
-    _asked_layout(vllm_config).require_peers()
+    note_launch(vllm_config)
+    layout = _asked_layout(vllm_config, config)
+    layout.require_peers()
     _check_loading(vllm_config)
     _check_execution(vllm_config)
+    if layout.one_sided:
+        _check_pulls(vllm_config)
     pieces = vllm_config.compilation_config.splitting_ops
     if pieces and vllm_config.device_config.device_type != "cpu":
         pieces.extend(op for op in _OPS if op not in pieces)
@@ -125,3 +133,19 @@ def _check_execution(vllm_config: VllmConfig) -> None:
     for setting, present in excluded.items():
         if present:
             raise HostError(f"{KEY}: cannot be combined with {setting}; use one of the two")
+
+
+def _check_pulls(vllm_config: VllmConfig) -> None:
+    """Refuse what a pull cannot reach: other hosts' memory, and memory that changes hands."""
+    if reaches_other_hosts(vllm_config.parallel_config):
+        raise HostError(
+            f"{KEY}: its ranks would be on several hosts, and weights are pulled within one host "
+            "only; put all data-parallel ranks on one, or, for a model with routed experts, use "
+            "transport 'broadcast'"
+        )
+    if vllm_config.model_config.enable_sleep_mode:
+        raise HostError(
+            f"{KEY}: with --enable-sleep-mode weights are in memory that no other process can map, "
+            "so they cannot be pulled; leave it out, or, for a model with routed experts, use "
+            "transport 'broadcast'"
+        )

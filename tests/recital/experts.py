@@ -1,4 +1,4 @@
-"""The model's shape: every part of DeepSeek-V3 that layer sharding meets, at a size for two cores.
+"""With experts: every part of DeepSeek-V3 that layer sharding meets, at a size for two cores.
 
 Nine hidden layers, so that two ranks own unequal counts; four dense ones first, so that series of
 dense layers allow a prefetch step of 3. kv_lora_rank + qk_rope_head_dim is 576 because vLLM's CPU

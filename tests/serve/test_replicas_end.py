@@ -1,0 +1,124 @@
+"""Replicas that die under load: the whole server with them, or each by itself where it has its own.
+
+vLLM 0.32 ends a server with the first of its engines. Where every replica of a dense model has a
+server of its own (`--data-parallel-hybrid-lb` with one local rank each), the other goes on.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from openai import OpenAIError
+
+from recital import model_path
+from servers.answers import Answer, ask, check_identical
+from servers.processes import named
+from servers.questions import questions
+from servers.server import Server, free_port
+from vllm_layershard.runtime import shared_memory
+
+pytestmark = [pytest.mark.serve, pytest.mark.matrix, pytest.mark.timeout(900)]
+
+LAYERS = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
+MOMENTS = range(20)
+UNDER_LOAD_S = 4.0
+BOUND_S = 60
+
+
+@pytest.fixture(scope="module")
+def dense() -> Path:
+    return model_path("dense")
+
+
+@pytest.fixture(scope="module")
+def asked(dense) -> list[list[int]]:
+    return questions(dense)
+
+
+@pytest.fixture(scope="module")
+def plain(dense, asked, tmp_path_factory) -> list[Answer]:
+    with Server(dense, tmp_path_factory.mktemp("plain") / "log") as server:
+        return ask(server, asked)
+
+
+def right_until_it_ends(server: Server, prompts, expected: list[Answer], rank: int) -> bool:
+    """Ask one by one for a while, of which each answer is right; whether it went on to the end."""
+    deadline = time.monotonic() + 2 * UNDER_LOAD_S
+    while time.monotonic() < deadline:
+        for prompt, answer in zip(prompts, expected, strict=True):
+            try:
+                assert ask(server, [prompt], rank=rank)[0].token_ids == answer.token_ids
+            except OpenAIError:
+                return False
+    return True
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_one_server_ends_with_its_first_replica(moment, dense, asked, plain, tmp_path):
+    draw = random.Random(moment)
+    with Server(dense, tmp_path / "log", sharding=LAYERS) as server:
+        workers = named("VLLM::Worker", server.groups)
+        assert len(workers) == 2
+        with ThreadPoolExecutor() as pool:
+            asking = [
+                pool.submit(right_until_it_ends, server, asked, plain, rank) for rank in (0, 1)
+            ]
+            time.sleep(draw.uniform(0, UNDER_LOAD_S))
+            os.kill(draw.choice(workers), signal.SIGKILL)
+            assert not any(one.result() for one in asking)
+        assert server.wait_for_end(BOUND_S)[0] != 0
+    left = [name for name in shared_memory.names() if shared_memory.is_left_over(name)]
+    assert left, "it had no chance to clean up"
+    shared_memory.sweep()
+    assert not set(left) & set(shared_memory.names())
+
+
+def test_a_replica_with_a_server_of_its_own_goes_on(dense, asked, plain, tmp_path):
+    together = (
+        "--data-parallel-hybrid-lb",
+        "--data-parallel-size-local", "1",
+        "--data-parallel-address", "127.0.0.1",
+        "--data-parallel-rpc-port", str(free_port()),
+    )  # fmt: skip
+    servers = [
+        Server(
+            dense,
+            tmp_path / f"log{rank}",
+            sharding={"layers": LAYERS, "verify": True},
+            arguments=(*together, "--data-parallel-start-rank", str(rank)),
+        )
+        for rank in (0, 1)
+    ]
+    with ExitStack() as stack:
+        for server in servers:
+            stack.callback(server.stop)
+            server.start()
+        for server in servers:
+            server.wait_until_ready()
+        for server in servers:
+            check_identical(ask(server, asked, rank=0), plain)
+        with ThreadPoolExecutor() as pool:
+            asking = [pool.submit(right_until_it_ends, s, asked, plain, 0) for s in servers]
+            time.sleep(UNDER_LOAD_S / 2)
+            (worker,) = named("VLLM::Worker", servers[1].groups)
+            os.kill(worker, signal.SIGKILL)
+            assert [one.result() for one in asking] == [True, False]
+        assert servers[1].wait_for_end(BOUND_S)[0] != 0
+        check_identical(ask(servers[0], asked, rank=0), plain)
+
+
+def test_an_end_with_time_to_spare_leaves_nothing(dense, tmp_path):
+    """Without --shutdown-timeout vLLM 0.32 kills its workers as soon as it is asked to end."""
+    before = set(shared_memory.names())
+    arguments = ("--shutdown-timeout", "30")
+    with Server(dense, tmp_path / "log", sharding=LAYERS, arguments=arguments) as server:
+        assert set(shared_memory.names()) - before
+        server.end()
+    assert not set(shared_memory.names()) - before

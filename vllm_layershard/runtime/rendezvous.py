@@ -1,0 +1,120 @@
+"""Rendezvous: where ranks meet that share no process group: documents in the host's shared memory.
+
+Each rank shows documents under subjects, for as long as it lives, and reads what the others show. A
+rank that restarts shows its own anew and finds those of the others where they were; what a dead
+process has left is as good as not there.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+from vllm_layershard.errors import TransportError
+from vllm_layershard.runtime import shared_memory
+from vllm_layershard.runtime.shared_memory import PREFIX, Piece
+
+PATIENCE_S = 600.0
+"""How long a rank waits for another's document: as long as vLLM lets an engine take to get ready
+(VLLM_ENGINE_READY_TIMEOUT_S), because one may find its weights in the page cache and another on a
+cold network disk. Nobody waits here once the model is loaded."""
+
+_LOOK_S = 0.05
+
+_END = "end"
+
+
+class Rendezvous:
+    """`name` is that of a deployment: the same on its ranks, and on one that restarts."""
+
+    def __init__(self, name: str, rank: int) -> None:
+        """Also removes what dead processes have left on this host, of whatever deployment."""
+        shared_memory.sweep()
+        self.name = name
+        self.rank = rank
+        self._pieces: dict[str, Piece] = {}
+
+    def publish(self, subject: str, document: Any) -> None:
+        """Show the others `document`, plain data, under this subject; in the place of a former one.
+
+        Raises:
+            HostError: the host has no shared memory left.
+        """
+        former = self._pieces.pop(subject, None)
+        name = self._name_of(subject, self.rank)
+        self._pieces[subject] = Piece.of(name, json.dumps(document).encode())
+        if former is not None:
+            former.remove()
+
+    def read(self, subject: str, ranks: Sequence[int]) -> list[Any]:
+        """What each of these ranks shows under `subject`, in their order. Waits for all of them.
+
+        Raises:
+            TransportError: a rank did not show anything within PATIENCE_S, or said why it ended.
+        """
+        found: dict[int, Any] = {}
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            missing = [rank for rank in ranks if rank not in found]
+            for rank in missing:
+                document = self._shown(subject, rank)
+                if document is not None:
+                    found[rank] = json.loads(document)
+            missing = [rank for rank in missing if rank not in found]
+            if not missing:
+                return [found[rank] for rank in ranks]
+            for rank in missing:
+                ended = self._shown(_END, rank)
+                if ended is not None:
+                    raise TransportError(f"rank {rank} ended: {json.loads(ended)}")
+            if time.monotonic() > deadline:
+                who = " and ".join(map(str, missing))
+                raise TransportError(
+                    f"rank {self.rank}: rank {who} did not come to compare notes on this host "
+                    f"({subject}) within {PATIENCE_S:g} s: it died, stalled or was not started, or "
+                    "it is on another host, where its memory cannot be read; see its log, and keep "
+                    "replicas that share weights on one host"
+                )
+            time.sleep(_LOOK_S)
+
+    def leave(self, error: Exception) -> None:
+        """Tell the others that this rank ends, and why, so that they wait for it no longer."""
+        with suppress(Exception):  # the error at hand says more
+            self.publish(_END, f"{type(error).__name__}: {error}")
+
+    def close(self) -> None:
+        """Take all documents away; the others wait for them if they have not read them."""
+        for piece in self._pieces.values():
+            piece.remove()
+        self._pieces.clear()
+
+    def _name_of(self, subject: str, rank: int) -> str:
+        return f"{PREFIX}{self.name}-{subject}-{rank}"
+
+    def _shown(self, subject: str, rank: int) -> bytes | None:
+        name = self._name_of(subject, rank)
+        return shared_memory.read(name) if rank == self.rank else _of_the_living(name)
+
+
+def _of_the_living(name: str) -> bytes | None:
+    """The content of a piece that another process of this user has written, and still holds."""
+    try:
+        fd = shared_memory.open_to_read(name)
+    except PermissionError:
+        return None
+    if fd is None:
+        return None
+    try:
+        if os.fstat(fd).st_uid != os.geteuid():  # the directory is everybody's
+            return None
+        with suppress(BlockingIOError):
+            fcntl.lockf(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return None  # nobody holds it
+        return os.pread(fd, os.fstat(fd).st_size, 0)
+    finally:
+        os.close(fd)
