@@ -38,9 +38,11 @@ def note_launch(vllm_config: VllmConfig) -> None:
 
 
 def launched_as(vllm_config: VllmConfig) -> Launch:
-    """What was noted, or one engine alone."""
-    note = vllm_config.additional_config.get(NOTE)
-    return Launch(1, 1) if note is None else Launch(**note)
+    """What was noted, or else what the configuration says itself."""
+    note, parallel = vllm_config.additional_config.get(NOTE), vllm_config.parallel_config
+    if note is not None:
+        return Launch(**note)
+    return Launch(parallel.data_parallel_size, parallel.data_parallel_size_local)
 
 
 def deployment_of(vllm_config: VllmConfig) -> str:
