@@ -101,6 +101,16 @@ def test_compiled_replicas_equal_the_control(dense, asked, tmp_path):
 
 @pytest.mark.matrix
 @pytest.mark.timeout(900)
+def test_replicas_launched_apart_meet_on_one_host(dense, asked, plain, tmp_path):
+    layout = Layout(dp=2, nodes=2)
+    with Server(dense, tmp_path / "log", layout=layout, sharding=asking(tmp_path)) as server:
+        for sharded, expected in zip(loads(server, asked), plain, strict=True):
+            check_identical(sharded, expected)
+        check_reports(tmp_path / "reports", dense, LAYERS, layout=layout)
+
+
+@pytest.mark.matrix
+@pytest.mark.timeout(900)
 def test_replicas_of_two_ranks_share_rank_by_rank(dense, asked, tmp_path):
     """Split by tensor parallelism, a linear has its copy on the other replica's same rank."""
     layout, answers = Layout(dp=2, tp=2), {}

@@ -1,7 +1,7 @@
-"""Replicas that die under load: the whole server with them, or each by itself where it has its own.
+"""Replicas that die under load, and the whole server with them; and what a server's end leaves.
 
-vLLM 0.32 ends a server with the first of its engines. Where every replica of a dense model has a
-server of its own (`--data-parallel-hybrid-lb` with one local rank each), the other goes on.
+vLLM 0.32 ends a server with the first of its engines. Engines that go on without the other are in
+tests/host/test_killed.py.
 """
 
 from __future__ import annotations
@@ -11,17 +11,16 @@ import random
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from openai import OpenAIError
 
 from recital import model_path
-from servers.answers import Answer, ask, check_identical
+from servers.answers import Answer, ask
 from servers.processes import named
 from servers.questions import questions
-from servers.server import Server, free_port
+from servers.server import Server
 from vllm_layershard.runtime import shared_memory
 
 pytestmark = [pytest.mark.serve, pytest.mark.matrix, pytest.mark.timeout(900)]
@@ -78,40 +77,6 @@ def test_one_server_ends_with_its_first_replica(moment, dense, asked, plain, tmp
     assert left, "it had no chance to clean up"
     shared_memory.sweep()
     assert not set(left) & set(shared_memory.names())
-
-
-def test_a_replica_with_a_server_of_its_own_goes_on(dense, asked, plain, tmp_path):
-    together = (
-        "--data-parallel-hybrid-lb",
-        "--data-parallel-size-local", "1",
-        "--data-parallel-address", "127.0.0.1",
-        "--data-parallel-rpc-port", str(free_port()),
-    )  # fmt: skip
-    servers = [
-        Server(
-            dense,
-            tmp_path / f"log{rank}",
-            sharding={"layers": LAYERS, "verify": True},
-            arguments=(*together, "--data-parallel-start-rank", str(rank)),
-        )
-        for rank in (0, 1)
-    ]
-    with ExitStack() as stack:
-        for server in servers:
-            stack.callback(server.stop)
-            server.start()
-        for server in servers:
-            server.wait_until_ready()
-        for server in servers:
-            check_identical(ask(server, asked, rank=0), plain)
-        with ThreadPoolExecutor() as pool:
-            asking = [pool.submit(right_until_it_ends, s, asked, plain, 0) for s in servers]
-            time.sleep(UNDER_LOAD_S / 2)
-            (worker,) = named("VLLM::Worker", servers[1].groups)
-            os.kill(worker, signal.SIGKILL)
-            assert [one.result() for one in asking] == [True, False]
-        assert servers[1].wait_for_end(BOUND_S)[0] != 0
-        check_identical(ask(servers[0], asked, rank=0), plain)
 
 
 def test_an_end_with_time_to_spare_leaves_nothing(dense, tmp_path):
