@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,12 @@ from vllm_layershard.runtime import shared_memory
 
 LAYERS = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
 FEW, OFTEN = 2, 20
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    yield
+    shared_memory.sweep()
 
 
 @pytest.fixture(scope="module")
