@@ -7,7 +7,7 @@ OLDEST_VLLM := 0.29.0
 OLDEST := .venv-oldest/bin
 OLDEST_READY := .venv-oldest/.ready
 
-.PHONY: help setup demo test test-fast test-matrix fuzz soak lint format bench bench-cli bench-gpu \
+.PHONY: help setup models demo test test-fast test-matrix fuzz soak lint format bench bench-cli bench-gpu \
 	bench-servers clean
 
 help:
@@ -45,13 +45,17 @@ $(OLDEST_READY): pyproject.toml tests/constraints.txt tests/vllm-metadata/pyproj
 demo: $(READY)
 	PYTHONPATH=tests $(BIN)/python -m demo
 
-test: $(READY)
+# The models that the servers serve are trained once, before any test's clock runs.
+models: $(READY)
+	for shape in experts dense; do PYTHONPATH=tests $(BIN)/python -m recital $$shape || exit 1; done
+
+test: models
 	$(BIN)/python -m pytest --durations=12
 
-test-fast: $(READY)
+test-fast: models
 	$(BIN)/python -m pytest -m "not serve and not matrix"
 
-test-matrix: $(READY) $(OLDEST_READY)
+test-matrix: models $(OLDEST_READY)
 	$(BIN)/python -m pytest -m matrix
 	$(OLDEST)/python -m pytest -m serve tests/serve/test_baseline.py tests/serve/test_eager.py
 
