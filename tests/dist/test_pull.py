@@ -71,5 +71,4 @@ def test_outputs_equal_the_unsharded_stack(tmp_path, size, num_layers, step):
             assert seen["slots"] == seen["ledger"].slot_bytes
             assert seen["movement"] == "pull"
             assert seen["in_flight"] == []
-            assert len(seen["names"]) > 1
-            assert not any(shared_memory.path_of(name).exists() for name in seen["names"])
+            assert seen["names"] == [], "nobody else will come, so nothing is to be found"

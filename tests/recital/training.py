@@ -15,7 +15,7 @@ WINDOW_TOKENS = 96
 LOST_TOKENS = 8
 """A shorter prompt may stand at several places of the page; no question is that short."""
 MAX_STEPS = 600
-LEARNING_RATE = 4e-3
+LEARNING_RATE = 2e-3
 WARMUP_STEPS = 20
 ENOUGH_LOSS = 0.02
 """Mean cross-entropy of a step at which the page is known; reached in 200 to 400 steps."""

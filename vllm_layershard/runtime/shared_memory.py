@@ -94,16 +94,21 @@ class Piece:
         _mine[name] = self
         _remove_all_at_exit()
 
-    def remove(self) -> None:
-        """Take the name away, if it is still this piece's, and let go of the lock."""
-        if self._pid != os.getpid() or self.fd < 0:
+    def unname(self) -> None:
+        """Take the name away, if it is still this piece's: who has mapped the piece keeps it."""
+        if self._pid != os.getpid():
             return  # a forked child has no say in it
         if self._name is not None and _mine.get(self._name) is self:
             del _mine[self._name]
             with suppress(FileNotFoundError):
                 path_of(self._name).unlink()
-        os.close(self.fd)
-        self.fd = -1
+
+    def remove(self) -> None:
+        """Take the name away, and let go of the lock."""
+        self.unname()
+        if self._pid == os.getpid() and self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
 
 
 _mine: dict[str, Piece] = {}
@@ -218,8 +223,13 @@ def sweep() -> list[str]:
     for name in names():
         with suppress(OSError):  # another's, or gone already
             if is_left_over(name):
-                path_of(name).unlink()
-                found.append(name)
+                aside = f"{name}.{os.getpid()}.swept"
+                os.rename(path_of(name), path_of(aside))
+                if is_left_over(aside):
+                    path_of(aside).unlink()
+                    found.append(name)
+                else:  # its writer was started again at this very moment
+                    os.rename(path_of(aside), path_of(name))
     return found
 
 

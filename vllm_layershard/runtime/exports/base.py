@@ -16,7 +16,8 @@ class Exports(ABC):
     """One rank's side of one series.
 
     In this order: `keep` for each position that this rank has something of, `handles` once, `open`
-    for each peer; then forwards, and between them `renew` and `follow` after a reload.
+    for each peer, and `settle` in a group in lockstep. Then forwards; after a reload, between two
+    of them, `renew` and `follow`.
     """
 
     @abstractmethod
@@ -39,6 +40,10 @@ class Exports(ABC):
             HostError: its memory cannot be seen from here: names both ranks, why, and the remedy.
             TransportError: it is gone.
         """
+
+    @abstractmethod
+    def settle(self) -> None:
+        """All peers have opened what is kept, and no other will come: leave nothing to be found."""
 
     @abstractmethod
     def renew(self, position: int, tensors: Sequence[torch.Tensor]) -> None:

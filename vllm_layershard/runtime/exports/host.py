@@ -122,6 +122,10 @@ class HostExports(Exports):
             opened[position] = tuple(seen.window.part(*span) for span in spans)
         return opened
 
+    def settle(self) -> None:
+        for piece in (self._alive, *(kept.piece for kept in self._kept.values())):
+            piece.unname()
+
     def renew(self, position: int, tensors: Sequence[torch.Tensor]) -> None:
         kept = self._kept[position]
         former, kept.piece = kept.piece, Piece(kept.piece.nbytes)

@@ -149,6 +149,9 @@ class IpcExports(Exports):
         line = torch.empty(0, dtype=torch.uint8, device=self._device)
         return line.set_(storage, offset, (nbytes,), (1,))
 
+    def settle(self) -> None:
+        """Device memory has no names."""
+
     def renew(self, position: int, tensors: Sequence[torch.Tensor]) -> None:
         raise self._no_versions()
 

@@ -60,6 +60,9 @@ class Pull(Transport):
             if not self._plan.is_resident(position, self._group.group_rank):
                 copies = self._copies_of(position, slots.tensors[slot], theirs)
                 self._copies[position, slot] = tuple(copies)
+        if self._group.lockstep:
+            self._group.gather(None)
+            self._exports.settle()
 
     def begin(self) -> None:
         self._exports.check_peers()
