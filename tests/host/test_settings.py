@@ -64,6 +64,15 @@ def test_bad_values_are_refused_with_one_message_and_good_ones_pass(tmp_path):
         assert "\n" not in verdict
 
 
+def test_vllm_has_no_context_parallelism_here_sharded_or_not(tmp_path):
+    """Hence its groups on plain modules, in tests/dist/test_layouts.py."""
+    model = write_config(tmp_path / "model", CONFIG)
+    pcp = {"prefill_context_parallel_size": 2, "data_parallel_size": 1}
+    plain, sharded = verdicts(model, [pcp, O_PROJ | pcp])
+    assert "Model Runner V1 does not support: prefill context parallel" in plain
+    assert "Model Runner V1 does not support: prefill context parallel" in sharded
+
+
 def test_vllm_has_no_sleep_mode_here_sharded_or_not(tmp_path):
     """Hence the runtime's sleep on plain modules, in tests/dist/test_manual.py."""
     model = write_config(tmp_path / "model", CONFIG)
