@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from result import Times, publish
 
-from vllm_layershard.plan import Series, build_plan
+from vllm_layershard.plan import Series, SeriesPlan, build_plan
 from vllm_layershard.runtime import ops
 from vllm_layershard.runtime.device import CpuDevice
 from vllm_layershard.runtime.group import RankGroup
@@ -37,7 +37,7 @@ class Arrived(Ticket):
 
 
 class Nowhere(Transport):
-    def open(self, slots: SlotPool) -> None:
+    def open(self, plan: SeriesPlan, slots: SlotPool) -> None:
         return None
 
     def renew(self, position: int, tensors: Sequence[torch.Tensor]) -> None:

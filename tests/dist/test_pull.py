@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from dist.ranks import run_ranks
 from dist.test_manual import WIDTH, Stack
+from vllm_layershard.plan import Series, build_plan
 from vllm_layershard.runtime import shared_memory
+from vllm_layershard.runtime.device import CpuDevice
+from vllm_layershard.runtime.group import group_over
 from vllm_layershard.runtime.manual import finish_loading, register_layer
 from vllm_layershard.runtime.series import ShardedSeries
 
@@ -72,3 +76,35 @@ def test_outputs_equal_the_unsharded_stack(tmp_path, size, num_layers, step):
             assert seen["movement"] == "pull"
             assert seen["in_flight"] == []
             assert seen["names"] == [], "nobody else will come, so nothing is to be found"
+
+
+class Processed(nn.Module):
+    """Its quant method has left it a weight of another size than was loaded."""
+
+    def __init__(self, layer: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((1000,), float(layer)), requires_grad=False)
+
+
+@torch.inference_mode()
+def cut_as_processed(rank: int) -> list[bool]:
+    loaded, processed = (Series("linear", (0, 1, 2), nbytes) for nbytes in (512, 4000))
+    plan, final = (
+        build_plan([layers], 2, 1, "striped").series[0] for layers in (loaded, processed)
+    )
+    series = ShardedSeries(plan, group_over(None), CpuDevice(torch.device("cpu")), movement="pull")
+    modules = [Processed(layer) for layer in range(3)]
+    for position, module in enumerate(modules):
+        series.adopt(position, module, ("weight",))
+    series.finish(final)
+    series.slots.poison()
+    right = [series.resident_bytes() == final.ledger.resident_bytes[rank]]
+    for position, module in enumerate(modules):
+        series.reach(position)
+        series.wait(position)
+        right.append(bool((module.weight == position).all()))
+    return right
+
+
+def test_stripes_are_cut_from_what_the_quant_method_has_left(tmp_path):
+    assert run_ranks(2, cut_as_processed, tmp_path) == [[True] * 4] * 2

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from vllm_layershard.plan import Series, build_plan
+from vllm_layershard.plan import Series, SeriesPlan, build_plan
 from vllm_layershard.runtime import ops
 from vllm_layershard.runtime.device import Device
 from vllm_layershard.runtime.group import RankGroup
@@ -28,7 +28,7 @@ class Copies(Transport):
         self.link_delay_cycles = 0
         self.ordered = True
 
-    def open(self, slots: SlotPool) -> None:
+    def open(self, plan: SeriesPlan, slots: SlotPool) -> None:
         return None
 
     def renew(self, position: int, tensors: Sequence[torch.Tensor]) -> None:

@@ -17,7 +17,8 @@ from torch import nn
 
 from vllm_layershard.config import Movement, Placement
 from vllm_layershard.errors import TransportError
-from vllm_layershard.plan import SeriesPlan
+from vllm_layershard.plan import SeriesPlan, Stripe
+from vllm_layershard.plan.placement import stripes
 from vllm_layershard.runtime.beside import Beside
 from vllm_layershard.runtime.device import Device
 from vllm_layershard.runtime.exports import exports_of
@@ -25,6 +26,7 @@ from vllm_layershard.runtime.group import Group, RankGroup
 from vllm_layershard.runtime.slots import SlotPool
 from vllm_layershard.runtime.stats import Counters
 from vllm_layershard.runtime.tensors import (
+    byte_line,
     cut,
     flat,
     held,
@@ -73,6 +75,7 @@ class ShardedSeries:
         self.movement = movement
         self.on_forward_end: Callable[[], None] = lambda: None
         self._names: tuple[str, ...] = ()
+        self._stripe: Stripe = (0, 0)
         self._adopted: set[int] = set()
         self._moves = plan.schedule.num_slots > 0
         self._tickets: list[Ticket | None] = [None] * plan.schedule.num_slots
@@ -151,6 +154,9 @@ class ShardedSeries:
                     tuple(tensors.values()),
                     self.device.torch_device,
                 )
+                if self.plan.is_striped:  # the plan so far knows the bytes as they were loaded
+                    nbytes = sum(byte_line(tensor).numel() for tensor in tensors.values())
+                    self._stripe = stripes(nbytes, self.group.size)[self.group.group_rank]
         assert names == self._names, f"series {self.name!r}: {names} after {self._names}"
         self._note(position, module, tensors)
         if not self._moves:
@@ -174,7 +180,7 @@ class ShardedSeries:
         self._beside.note(position, module, self._names)
 
     def _keep_part(self, position: int, tensors: Iterable[torch.Tensor]) -> None:
-        part = join(cut(tensors, *self.plan.stripes[self.group.group_rank]))
+        part = join(cut(tensors, *self._stripe))
         if part is not None:
             (self.parts[position],) = self._transport.keep(position, (part,))
 
@@ -205,10 +211,14 @@ class ShardedSeries:
         assert (plan.owner, plan.loader, plan.schedule) == decided, (
             f"series {self.name!r}: the plan changed while loading"
         )
+        if plan.is_striped:
+            assert plan.stripes[self.group.group_rank] == self._stripe, (
+                f"series {self.name!r}: it was cut otherwise than the plan says"
+            )
         self.plan = plan
         if self._moves:
             self._beside.compare()
-            self._transport.open(self.slots)
+            self._transport.open(plan, self.slots)
             if self._first_arrivals is not None:
                 self._first_arrivals.gather()
         self.state = State.READY
@@ -227,7 +237,7 @@ class ShardedSeries:
         elif self.owns(position):
             self._transport.renew(position, new)
         elif position in self.parts:
-            part = join(cut(new, *self.plan.stripes[self.group.group_rank]))
+            part = join(cut(new, *self._stripe))
             assert part is not None, "it had a part before"
             self._transport.renew(position, (part,))
         else:

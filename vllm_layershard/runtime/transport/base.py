@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from vllm_layershard.plan import SeriesPlan
 from vllm_layershard.runtime.device import Device
 from vllm_layershard.runtime.slots import SlotPool
 
@@ -41,8 +42,8 @@ class Transport(ABC):
         return tuple(tensors)
 
     @abstractmethod
-    def open(self, slots: SlotPool) -> None:
-        """Get ready to fill the slots; all ranks of the group do so.
+    def open(self, plan: SeriesPlan, slots: SlotPool) -> None:
+        """Get ready to fill the slots as the final plan says; all ranks of the group do so.
 
         Raises:
             HostError, TransportError: a rank cannot be reached.

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 
+from vllm_layershard.plan import SeriesPlan
 from vllm_layershard.runtime.device import Device
 from vllm_layershard.runtime.group import RankGroup
 from vllm_layershard.runtime.slots import SlotPool
@@ -34,7 +35,7 @@ class Broadcast(Transport):
         self._outgoing[position] = tuple(flat(tensor) for tensor in tensors)
         return self._kept[position]
 
-    def open(self, slots: SlotPool) -> None:
+    def open(self, plan: SeriesPlan, slots: SlotPool) -> None:
         self._incoming = tuple(tuple(flat(t) for t in slot) for slot in slots.tensors)
 
     def start(self, position: int, slot: int) -> Ticket:

@@ -49,7 +49,8 @@ class Pull(Transport):
         self._kept[position] = self._exports.keep(position, tensors)
         return self._kept[position]
 
-    def open(self, slots: SlotPool) -> None:
+    def open(self, plan: SeriesPlan, slots: SlotPool) -> None:
+        self._plan = plan
         handles = self._group.gather(self._exports.handles())
         mine = {p: tuple(map(byte_line, tensors)) for p, tensors in self._kept.items()}
         theirs: list[Mapping[int, Parts]] = [
