@@ -12,7 +12,7 @@ import pytest
 
 from servers.answers import ask, check_identical
 from servers.layout import TWO_RANKS
-from servers.quantised import LINEARS, PLUGINS, quantised
+from servers.quantised import LINEARS, PLUGINS, kernel_lacking, quantised
 from servers.reports import check_reports, reports
 from servers.server import Server
 
@@ -25,6 +25,8 @@ SIZES = {"q_b_proj": (384, 64), "o_proj": (128, 128)}
 
 @pytest.mark.parametrize("method", ["awq", "fp8", "reference-groups"])
 def test_sharded_as_unsharded(method, model, prompts, reference, tmp_path):
+    if reason := kernel_lacking(method):
+        pytest.skip(reason)
     checkpoint = quantised(model, tmp_path / "model", method)
     path = f"{PLUGINS}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     sharding = {"layers": LAYERS, "verify": True, "report_dir": str(tmp_path / "reports")}

@@ -9,6 +9,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -174,3 +175,16 @@ def quantised(model: Path, directory: Path, name: str) -> Path:
         json.dumps(config | {"quantization_config": method.config})
     )
     return directory
+
+
+KERNELS = {"awq": "cpu_gemm_wna16", "pack-quantized": "cpu_gemm_wna16"}
+"""The op that vLLM's method calls; vLLM's build for processors without AVX-512 does not have it."""
+
+
+def kernel_lacking(method: str) -> str | None:
+    """Why vLLM cannot compute with this method on this processor at all; None if it can."""
+    import_module("vllm._custom_ops")  # loads the build for this processor
+    op = KERNELS.get(method)
+    if op is None or hasattr(torch.ops._C, op):
+        return None
+    return f"vLLM has no {op} for this processor (AVX-512), so that no {method} model runs on it"
