@@ -48,8 +48,7 @@ PULL = "pull"
 PULL_WITHIN = 1.03
 """Of its bound, where the compute hides the pulls."""
 
-NOT_ABOVE = 1.01
-"""A pull's time over a broadcast's: equal, but for the clock."""
+NOT_ABOVE = 1.0
 
 RACES = (Race(2, 24, 16 << 20, 9), Race(4, 24, 8 << 20, 9))
 SMOKE = (Race(2, 6, 1 << 20, 1, ratios=(0.5,), steps=(0, 1)),)
