@@ -38,7 +38,8 @@ class Track:
     def __init__(self, race: Race, device: torch.device) -> None:
         self.race, self.device = race, device
         self.compute: Compute = Gemms(device) if device.type == "cuda" else Slept()
-        self.expected = Unsharded("unsharded", 0, self.stack()).forward(lambda: None).item()
+        self._unsharded = Unsharded("unsharded", 0, self.stack())
+        self.expected = self._unsharded.forward(lambda: None).item()
         self._weights = [linear.weight.data for linear in self.stack()]
         self._sources = self._exported() if "pull" in race.names else []
 
@@ -126,7 +127,7 @@ class Track:
     def rounds(self, ratio: float, step: int, everybody: list[Contestant]) -> list[dict[str, Any]]:
         """Of each round: the fetches alone, and everybody's seconds and compute by name.
 
-        `pulls` are the bare pulls, 0 where nobody pulls.
+        `pulls` are the bare pulls, 0 where nobody pulls; `unsharded` has all weights in place.
         """
         found = []
         before, pulls_before = self._fetches(step + 1)
@@ -136,12 +137,14 @@ class Track:
             times = {
                 one.name: self.forward(one, half_s) for one in everybody[first:] + everybody[:first]
             }
+            unsharded = self.forward(self._unsharded, half_s)
             after, pulls_after = self._fetches(step + 1)
             found.append(
                 {
                     "fetch": (before + after) / 2,
                     "pulls": (pulls_before + pulls_after) / 2,
                     "times": times,
+                    "unsharded": unsharded,
                 }
             )
             before, pulls_before = after, pulls_after
