@@ -1,9 +1,9 @@
 """What a client sees of sharded servers beside the replicated one, by `vllm bench serve`.
 
 Throughput, time to the first token and between tokens, of the same random requests to servers that
-run in turn, round after round: replicated, with broadcasts, with pulls. On a CPU what moves takes
-from the cores that compute, and the model is small, so that what is measured is the overhead, not
-what a GPU would hide.
+are asked in turn, round after round: replicated, with broadcasts, with pulls. All run all the time,
+and whoever is not asked is idle. On a CPU what moves takes from the cores that compute, and the
+model is small, so that what is measured is the overhead, not what a GPU would hide.
 Run: PYTHONPATH=tests python benchmarks/serve.py
 """
 
@@ -14,6 +14,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -82,11 +83,16 @@ def main() -> int:
     options = parser.parse_args()
     model = model_path()
     found: dict[str, list[dict[str, float]]] = {name: [] for name in SERVERS}
-    with tempfile.TemporaryDirectory() as folder:
-        for turn in range(options.rounds):
-            for name, sharding in SERVERS.items():
-                with Server(model, Path(folder, f"{name}{turn}.log"), sharding=sharding) as server:
-                    found[name].append(asked(server, Path(folder), options.requests))
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as running:
+        servers = {
+            name: running.enter_context(Server(model, Path(folder, f"{name}.log"), sharding=value))
+            for name, value in SERVERS.items()
+        }
+        for turn in range(options.rounds + 1):
+            for name, server in servers.items():
+                one = asked(server, Path(folder), options.requests)
+                if turn:  # the first round warms up
+                    found[name].append(one)
     rows = rows_of(found)
     columns = [column for column in rows[0] if column != "rounds"]
     publish("serve", "Sharded and replicated, as a client sees them", columns, rows, options.json)
