@@ -10,31 +10,22 @@ from __future__ import annotations
 
 import enum
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
 
 from vllm_layershard.config import Movement, Placement
 from vllm_layershard.errors import TransportError
-from vllm_layershard.plan import SeriesPlan, Stripe
-from vllm_layershard.plan.placement import stripes
+from vllm_layershard.plan import SeriesPlan
 from vllm_layershard.runtime.beside import Beside
 from vllm_layershard.runtime.device import Device
 from vllm_layershard.runtime.exports import exports_of
 from vllm_layershard.runtime.group import Group, RankGroup
+from vllm_layershard.runtime.holding import Holding
 from vllm_layershard.runtime.slots import SlotPool
 from vllm_layershard.runtime.stats import Counters
-from vllm_layershard.runtime.tensors import (
-    byte_line,
-    cut,
-    flat,
-    held,
-    join,
-    materialise,
-    point,
-    storage_bytes,
-)
+from vllm_layershard.runtime.tensors import flat, held, materialise
 from vllm_layershard.runtime.transport import Broadcast, Pull, Ticket, Transport
 from vllm_layershard.runtime.verify import FirstArrivals
 
@@ -49,9 +40,8 @@ class State(enum.Enum):
 class ShardedSeries:
     """One series on one rank.
 
-    `resident[p]` are the tensors that this rank owns, by attribute name, for the positions it owns;
-    `parts[p]` its stripe of position p, where layers are striped; `slots` holds the others. After
-    `finish` no address changes any more. `verify`: see FirstArrivals.
+    `holding` is what this rank keeps of it. After `finish` no address changes any more. `verify`:
+    see FirstArrivals.
     """
 
     def __init__(
@@ -69,13 +59,8 @@ class ShardedSeries:
         self.device = device
         self.state = State.LOADING
         self.counters = Counters()
-        self.resident: dict[int, dict[str, torch.Tensor]] = {}
-        self.parts: dict[int, torch.Tensor] = {}
-        self.slots = SlotPool(0, (), device.torch_device)
         self.movement = movement
         self.on_forward_end: Callable[[], None] = lambda: None
-        self._names: tuple[str, ...] = ()
-        self._stripe: Stripe = (0, 0)
         self._adopted: set[int] = set()
         self._moves = plan.schedule.num_slots > 0
         self._tickets: list[Ticket | None] = [None] * plan.schedule.num_slots
@@ -83,6 +68,8 @@ class ShardedSeries:
         self._beside = Beside(group, plan)
         if self._moves:
             self._transport = _transport(plan, group, device, movement, slice_bytes)
+        transport = self._transport if self._moves else None
+        self.holding = Holding(plan, group, transport, device.torch_device)
 
     @property
     def name(self) -> str:
@@ -96,9 +83,19 @@ class ShardedSeries:
             return "replicated"
         return "striped" if self.plan.is_striped else "round_robin"
 
+    @property
+    def resident(self) -> Mapping[int, Mapping[str, torch.Tensor]]:
+        """The tensors that this rank owns, by position and attribute name."""
+        return self.holding.resident
+
+    @property
+    def slots(self) -> SlotPool:
+        """Where the others' layers arrive."""
+        return self.holding.slots
+
     def owns(self, position: int) -> bool:
         """Whether this rank keeps the position's weight itself."""
-        return self.plan.is_resident(position, self.group.group_rank)
+        return self.holding.owns(position)
 
     def loads(self, position: int) -> bool:
         """Whether this rank reads the position's weight from the checkpoint.
@@ -134,68 +131,18 @@ class ShardedSeries:
                     raise self._lost(position, error) from error
 
     def adopt(self, position: int, module: nn.Module, names: tuple[str, ...]) -> None:
-        """Take over the module's large tensors `names`, in their final form.
-
-        An owner keeps them, in memory that its transport can send from; of a striped layer every
-        rank keeps its part. Elsewhere they become aliases of the slot that the plan gives the
-        position, and what they were before is freed.
+        """Take over the module's large tensors `names`, in their final form: see Holding.take.
 
         Raises:
             HostError: the transport has no memory for them.
         """
         assert self.state is State.LOADING, f"series {self.name!r} is already loaded"
         assert position not in self._adopted, f"series {self.name!r}: {position} adopted twice"
-        tensors = {name: held(module)[name] for name in names}
-        if not self._adopted:
-            self._names = names
-            if self._moves:
-                self.slots = SlotPool(
-                    self.plan.schedule.num_slots,
-                    tuple(tensors.values()),
-                    self.device.torch_device,
-                )
-                if self.plan.is_striped:  # the plan so far knows the bytes as they were loaded
-                    nbytes = sum(byte_line(tensor).numel() for tensor in tensors.values())
-                    self._stripe = stripes(nbytes, self.group.size)[self.group.group_rank]
-        assert names == self._names, f"series {self.name!r}: {names} after {self._names}"
-        self._note(position, module, tensors)
-        if not self._moves:
-            self.resident[position] = {name: t.detach() for name, t in tensors.items()}
-        elif self.owns(position):
-            kept = self._transport.keep(position, [t.detach() for t in tensors.values()])
-            self.resident[position] = dict(zip(names, kept, strict=True))
-            for (name, tensor), target in zip(tensors.items(), kept, strict=True):
-                if target.data_ptr() != tensor.data_ptr():
-                    point(module, name, target)
-        else:
-            if self.plan.is_striped:
-                self._keep_part(position, tensors.values())
-            self._point_to_slot(position, module, tensors)
-        self._adopted.add(position)
-
-    def _note(self, position: int, module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
-        """What the ranks compare when all is loaded, and when the weight first arrives."""
         if self._first_arrivals is not None and self.loads(position):
-            self._first_arrivals.note(position, tuple(tensors.values()))
-        self._beside.note(position, module, self._names)
-
-    def _keep_part(self, position: int, tensors: Iterable[torch.Tensor]) -> None:
-        part = join(cut(tensors, *self._stripe))
-        if part is not None:
-            (self.parts[position],) = self._transport.keep(position, (part,))
-
-    def _point_to_slot(
-        self, position: int, module: nn.Module, tensors: Mapping[str, torch.Tensor]
-    ) -> None:
-        slot = self.slots.tensors[self.plan.schedule.slot[position]]
-        for (name, tensor), target in zip(tensors.items(), slot, strict=True):
-            alike = (tensor.shape, tensor.stride(), tensor.dtype) == (
-                target.shape,
-                target.stride(),
-                target.dtype,
-            )
-            assert alike, f"series {self.name!r}: layouts differ within the series"
-            point(module, name, target)
+            self._first_arrivals.note(position, tuple(held(module)[name] for name in names))
+        self._beside.note(position, module, names)
+        self.holding.take(position, module, names)
+        self._adopted.add(position)
 
     def finish(self, plan: SeriesPlan) -> None:
         """End loading under the final plan. All ranks of the group do so.
@@ -212,7 +159,7 @@ class ShardedSeries:
             f"series {self.name!r}: the plan changed while loading"
         )
         if plan.is_striped:
-            assert plan.stripes[self.group.group_rank] == self._stripe, (
+            assert plan.stripes[self.group.group_rank] == self.holding.stripe, (
                 f"series {self.name!r}: it was cut otherwise than the plan says"
             )
         self.plan = plan
@@ -226,24 +173,10 @@ class ShardedSeries:
     def renew(self, position: int, module: nn.Module) -> None:
         """Between two forwards: serve what the module's tensors hold now. No address changes.
 
-        Not collective: what this rank keeps of them is copied into the memory that it serves from,
-        and the module reads from where it did before; the next forward moves the new bytes.
+        Not collective; the next forward moves the new bytes. See Holding.renew.
         """
         assert self.state is State.READY, f"series {self.name!r} is still loading"
-        new = [held(module)[name].detach() for name in self._names]
-        if not self._moves:
-            for served, tensor in zip(self.resident[position].values(), new, strict=True):
-                served.copy_(tensor)
-        elif self.owns(position):
-            self._transport.renew(position, new)
-        elif position in self.parts:
-            part = join(cut(new, *self._stripe))
-            assert part is not None, "it had a part before"
-            self._transport.renew(position, (part,))
-        else:
-            self._transport.renew(position, ())
-        for name, served in self.weights(position).items():
-            point(module, name, served)
+        self.holding.renew(position, module)
         if self._first_arrivals is not None:
             self._first_arrivals.forget(position)
 
@@ -312,15 +245,11 @@ class ShardedSeries:
 
     def weights(self, position: int) -> Mapping[str, torch.Tensor]:
         """The tensors that `position`'s linear reads on this rank, by attribute name."""
-        if self.owns(position):
-            return self.resident[position]
-        slot = self.slots.tensors[self.plan.schedule.slot[position]]
-        return dict(zip(self._names, slot, strict=True))
+        return self.holding.weights(position)
 
     def resident_bytes(self) -> int:
         """Bytes of the storages that this rank keeps for good, as really allocated."""
-        owned = (t for tensors in self.resident.values() for t in tensors.values())
-        return storage_bytes([*owned, *self.parts.values()])
+        return self.holding.resident_bytes()
 
 
 def _transport(
