@@ -6,9 +6,12 @@ they were launched, after whatever the compute stream had been given until then.
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import suppress
 from queue import SimpleQueue
 from types import ModuleType
 from typing import Any
@@ -94,9 +97,26 @@ class CpuDevice(Device):
         return None
 
     def _run(self) -> None:
+        _leave_the_core_of_the_compute()
         with torch.inference_mode():
             while True:
                 self._tasks.get().run()
+
+
+def _leave_the_core_of_the_compute() -> None:
+    """Let the calling thread run on every core that some thread of this process may run on.
+
+    vLLM pins the thread that computes to one core, and what it starts inherits that: nothing would
+    move while it computes.
+    """
+    if sys.platform != "linux":
+        return
+    cores: set[int] = set()
+    with suppress(OSError):  # not allowed: then it stays
+        for thread in os.listdir("/proc/self/task"):
+            with suppress(ProcessLookupError):  # it has just ended
+                cores |= os.sched_getaffinity(int(thread))
+        os.sched_setaffinity(0, cores)
 
 
 class StreamDevice(Device):

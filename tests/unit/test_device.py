@@ -1,0 +1,33 @@
+"""The CPU's side stream: a thread that is not bound to the core on which the model computes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+PINNED_AS_BY_VLLM = """
+import os, threading
+import torch
+from vllm_layershard.runtime.device import device_of
+
+everywhere, ended = os.sched_getaffinity(0), threading.Event()
+another = threading.Thread(target=ended.wait)  # as OpenMP's others, on cores of their own
+another.start()
+os.sched_setaffinity(0, {min(everywhere)})
+seen = []
+device = device_of(torch.device("cpu"))
+device.join(device.launch(lambda: seen.append(os.sched_getaffinity(0))))
+ended.set()
+assert os.sched_getaffinity(0) == {min(everywhere)}, "the compute stays where it was"
+assert seen == [everywhere], seen
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are pinned on Linux only")
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core is all there is")
+def test_the_side_thread_is_not_bound_to_the_core_of_the_compute():
+    subprocess.run([sys.executable, "-c", textwrap.dedent(PINNED_AS_BY_VLLM)], check=True)
