@@ -194,7 +194,7 @@ def is_lost(text: str, schedule: Schedule) -> bool:
         for layer in range(schedule.num_layers)
     ]
     if schedule.forward == WHILE_LOADING:
-        named.append("the ranks could not compare what they hold")
+        named += ["the ranks could not compare what they hold", "no private groups could be formed"]
     return text.startswith("TransportError: rank ") and any(name in text for name in named)
 
 

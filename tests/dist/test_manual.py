@@ -104,6 +104,37 @@ def test_an_owner_is_a_rank_of_its_group_not_of_the_world(tmp_path):
 
 
 @torch.inference_mode()
+def beside_another_series_and_other_collectives(rank: int) -> list[bool]:
+    plain, stacks = ([Stack(4, seed=seed) for seed in (7, 8)] for _ in range(2))
+    for name, stack in zip(("one", "two"), stacks, strict=True):
+        for i, linear in enumerate(stack.linears):
+            register_layer(linear, series=name, layer_id=i)
+        finish_loading(name)
+    x = torch.ones(2, WIDTH)
+    expected = [stack(x) for stack in plain]
+    right = []
+    for _ in range(25):
+        first = second = x
+        for one, two in zip(*(stack.linears for stack in stacks), strict=True):
+            reach_layer(one)
+            reach_layer(two)
+            total = torch.full((WIDTH, WIDTH), float(rank))
+            dist.all_reduce(total)
+            right.append(bool((total == 1).all()))
+            wait_layer(one)
+            first = torch.tanh(one(first))
+            wait_layer(two)
+            second = torch.tanh(two(second))
+        right += [torch.equal(first, expected[0]), torch.equal(second, expected[1])]
+    return right
+
+
+def test_what_moves_is_not_taken_for_another_series_or_for_the_models_own_collectives(tmp_path):
+    for right in run_ranks(2, beside_another_series_and_other_collectives, tmp_path):
+        assert all(right)
+
+
+@torch.inference_mode()
 def change_an_owner(rank: int) -> list[bool]:
     stack = Stack(4, seed=7)
     series = shard(stack, prefetch_step=1)

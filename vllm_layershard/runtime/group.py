@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import get_backend_config
 
 from vllm_layershard.errors import TransportError
 
@@ -18,12 +19,14 @@ class Group(ABC):
     """Ranks that hold the same copies. `ranks` are global, in plan order.
 
     `group_rank` is this process's place among them; `lockstep` says whether all of them run every
-    forward together; `name` is the same on all ranks, and on a rank that restarts.
+    forward together; `rejoins` whether one that ended may come back while the others go on. `name`
+    is the same on all ranks, and on a rank that restarts.
     """
 
     ranks: tuple[int, ...]
     group_rank: int
     lockstep: ClassVar[bool]
+    rejoins: bool
     name: str
 
     @property
@@ -52,6 +55,7 @@ class RankGroup(Group):
     """
 
     lockstep: ClassVar[bool] = True
+    rejoins: ClassVar[bool] = False  # type: ignore[misc]
 
     ranks: tuple[int, ...]
     group_rank: int
@@ -123,3 +127,25 @@ def group_over(process_group: dist.ProcessGroup | None) -> RankGroup:
     assert pg is not None, "torch.distributed is not initialised"
     ranks = tuple(dist.get_process_group_ranks(pg))
     return RankGroup(ranks, ranks.index(dist.get_rank()), pg, pg)
+
+
+def private_group(group: RankGroup) -> RankGroup:
+    """The same ranks over new process groups of the same backend and timeout. Collective over them.
+
+    Collectives of one process group are matched in the order in which they are called, and those on
+    a side stream come in an order of their own.
+
+    Raises:
+        TransportError: a rank did not take part, within the given group's timeout.
+    """
+    given = group.data
+    timeout = given._get_backend(given._device_types[0]).options._timeout
+    ranks = list(group.ranks)
+    try:
+        data, control = (
+            dist.new_group(ranks, timeout, backend, use_local_synchronization=True)
+            for backend in (get_backend_config(given), "gloo")
+        )
+    except RuntimeError as error:
+        raise group.lost("no private groups could be formed", error) from error
+    return RankGroup(group.ranks, group.group_rank, data, control)

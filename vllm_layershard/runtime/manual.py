@@ -6,13 +6,16 @@
     reach_layer(linear)    # ahead of the layer: starts movements
     wait_layer(linear)     # just before linear(x): its weight is there
 
-All ranks of the group make the same calls in the same order. Weights of layers that a rank does
+All ranks of the group make the same calls in the same order; what moves has process groups of its
+own, so that the group's other collectives may run meanwhile. Weights of layers that a rank does
 not own are released at registration, so that loading them is a no-op there.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cache
+from typing import NamedTuple
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import torch
@@ -25,7 +28,7 @@ from vllm_layershard.plan import Linear, Plan, build_plan, series_of
 from vllm_layershard.plan.placement import round_robin_owner
 from vllm_layershard.runtime.agreement import agree
 from vllm_layershard.runtime.device import Device, device_of
-from vllm_layershard.runtime.group import RankGroup, group_over
+from vllm_layershard.runtime.group import RankGroup, group_over, private_group
 from vllm_layershard.runtime.ops import Place
 from vllm_layershard.runtime.series import ShardedSeries
 from vllm_layershard.runtime.tensors import describe, held, release
@@ -59,7 +62,16 @@ class _Draft:
 _ANY_NAME = "linear"
 """A series of this API may have any name; what a configuration refuses does not bind it."""
 
+
+class _Private(NamedTuple):
+    """The process group that a caller gave, and what moves weights between its ranks."""
+
+    parent: dist.ProcessGroup
+    group: RankGroup
+
+
 _drafts: dict[str, _Draft] = {}
+_groups: dict[tuple[int, ...], _Private] = {}
 _places: WeakKeyDictionary[nn.Module, Place] = WeakKeyDictionary()
 _registered: WeakValueDictionary[int, torch.Tensor] = WeakValueDictionary()
 """The tensors that layers came with, by id. A released one lives on only if another has it, too."""
@@ -103,7 +115,7 @@ def register_layer(
         )
     draft = _drafts.get(series)
     if draft is None:
-        device = device_of(next(iter(tensors.values())).device)
+        device = _device(next(iter(tensors.values())).device)
         draft = _drafts[series] = _Draft(rank_group, device, config)
     if (draft.group.ranks, draft.config) != (rank_group.ranks, config):
         raise PlanError(
@@ -142,7 +154,7 @@ def finish_loading(series: str, *, verify: bool = False) -> ShardedSeries:
     (series_plan,) = plan.series
     sharded = ShardedSeries(
         series_plan,
-        draft.group,
+        _private(draft.group),
         draft.device,
         movement=draft.config.movement(lockstep=True),
         slice_bytes=draft.config.slice_bytes,
@@ -173,6 +185,20 @@ def wait_layer(layer: nn.Module) -> None:
     """Just before the layer's forward: return when its weight is there."""
     place = _place_of(layer)
     place.series.wait(place.position)
+
+
+@cache
+def _device(torch_device: torch.device) -> Device:
+    """One side stream for all series: what they move comes in one order on every rank."""
+    return device_of(torch_device)
+
+
+def _private(group: RankGroup) -> RankGroup:
+    """The same ranks over process groups of their own, one for all series that have the same."""
+    found = _groups.get(group.ranks)
+    if found is None or found.parent is not group.data:
+        found = _groups[group.ranks] = _Private(group.data, private_group(group))
+    return found.group
 
 
 def _place_of(layer: nn.Module) -> Place:
