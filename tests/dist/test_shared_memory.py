@@ -134,17 +134,51 @@ def test_too_little_shared_memory_is_named_with_the_remedy():
         Piece(1 << 61)
 
 
-def followed(handles: Any, go_on: Any, patience_s: float = 30.0) -> list[Any]:
-    """A peer that sees layer 3, and follows once when it is told to."""
+def as_nobody(path: str) -> None:
+    os.setresuid(65534, 65534, 65534)
+    with open(path, "wb") as file:
+        file.write(b"forged")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_what_another_user_has_put_there_is_not_taken_for_a_piece(name):
+    path = shared_memory.path_of(name)
+    assert elsewhere(as_nobody, str(path)) is None
+    assert shared_memory.read(name) is None
+    assert name not in shared_memory.sweep()
+    assert path.read_bytes() == b"forged"
+    path.unlink()
+
+
+def test_what_would_block_who_opens_it_is_passed_by(name):
+    os.mkfifo(shared_memory.path_of(name))
+    assert shared_memory.read(name) is None
+    assert name not in shared_memory.sweep()
+    shared_memory.path_of(name).unlink()
+
+
+def test_a_name_that_cannot_be_taken_is_told_and_leaves_no_draft(name, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(HostError, match=f"{name} belongs to another user.*have it removed"):
+        Piece.of(name, b"weights")
+    assert not shared_memory.names(name.removeprefix(PREFIX))
+
+
+def followed(handles: Any, go_on: Any, patience_s: float = 30.0, versions: Any = (1,)) -> list[Any]:
+    """A peer that sees layer 3, and follows to these versions when it is told to."""
     host.PATIENCE_S = patience_s
-    peer = HostExports("peer", 1)
+    peer = HostExports(f"peer-{os.getpid()}", 1)
     (part,) = peer.open(0, handles)[3]
     found = [part.view(torch.float).tolist()]
     go_on.wait(20)
     found.append(part.view(torch.float).tolist())
     try:
-        peer.follow(0, 3)
-        found.append(part.view(torch.float).tolist())
+        for version in versions:
+            peer.follow({(0, 3): version})
+            found.append(part.view(torch.float).tolist())
     except TransportError as error:
         found.append(str(error))
     return found
@@ -160,9 +194,7 @@ def peer_of(exports: HostExports, *args: Any) -> tuple[Any, Any]:
     """Start one; its end of the pipe, and what it waits for before it follows."""
     handles, go_on = exports.handles(), FORK.Event()
     ours, theirs = FORK.Pipe()
-    FORK.Process(
-        target=lambda: theirs.send(followed(handles, go_on, *args)), daemon=True
-    ).start()
+    FORK.Process(target=lambda: theirs.send(followed(handles, go_on, *args)), daemon=True).start()
     return ours, go_on
 
 
@@ -177,6 +209,75 @@ def test_a_peer_sees_the_former_version_until_it_follows():
     assert ours.recv() == [[1.0, 2.0], [1.0, 2.0], [3.0, 4.0]]
 
 
+def test_what_is_settled_has_no_name_and_a_peer_that_has_opened_it_still_follows():
+    exports, _ = exported([1.0])
+    ours, go_on = peer_of(exports)
+    prefix = f"test-{os.getpid()}-rank0"
+    time.sleep(0.5)
+    exports.settle(followed=True)
+    assert shared_memory.names(prefix) == [f"{shared_memory.PREFIX}{prefix}-alive"]
+    exports.renew(3, [torch.tensor([2.0])])
+    go_on.set()
+    assert ours.recv() == [[1.0], [1.0], [2.0]]
+    exports.settle(followed=False)
+    assert not shared_memory.names(prefix)
+
+
+def test_a_peer_that_has_missed_a_reload_sees_the_version_that_it_asks_for():
+    exports, _ = exported([1.0])
+    ours, go_on = peer_of(exports, 30.0, (2,))
+    time.sleep(0.5)
+    exports.renew(3, [torch.tensor([2.0])])
+    exports.renew(3, [torch.tensor([3.0])])
+    go_on.set()
+    assert ours.recv() == [[1.0], [1.0], [3.0]]
+
+
+def versions_of(exports: HostExports) -> list[str]:
+    return [n.rpartition("-")[2] for n in shared_memory.names(f"test-{os.getpid()}-rank0-3")]
+
+
+def test_a_version_is_kept_until_the_last_living_peer_has_come_past_it():
+    exports, _ = exported([1.0])
+    handles, (ours, theirs) = exports.handles(), FORK.Pipe()
+
+    def peer() -> None:
+        mine = HostExports(f"peer-{os.getpid()}", 1)
+        theirs.send(mine.handles())
+        mine.open(0, handles)
+        while True:
+            mine.follow({(0, 3): theirs.recv()})
+            theirs.send("seen")
+
+    process = FORK.Process(target=peer, daemon=True)
+    process.start()
+    exports.open(1, ours.recv())
+    for value in (2.0, 3.0):
+        exports.renew(3, [torch.tensor([value])])
+    assert versions_of(exports) == ["v1", "v2"], "the peer may yet ask for the first of them"
+    ours.send(1)
+    assert ours.recv() == "seen"
+    exports.check_peers()
+    assert versions_of(exports) == ["v2"]
+    exports.renew(3, [torch.tensor([4.0])])
+    assert versions_of(exports) == ["v2", "v3"]
+    process.kill()
+    process.join()
+    exports.check_peers()
+    assert versions_of(exports) == ["v3"], "nobody waits for the dead"
+    shared_memory.sweep()
+
+
+def test_new_weights_lie_as_the_former_ones_did():
+    weight = torch.arange(6.0).reshape(2, 3).t()
+    exports = HostExports(f"test-{os.getpid()}", 0)
+    (kept,) = exports.keep(3, [weight])
+    exports.handles()
+    assert (kept.tolist(), kept.stride()) == (weight.tolist(), weight.stride())
+    exports.renew(3, [weight + 1])
+    assert (kept.tolist(), kept.stride()) == ((weight + 1).tolist(), weight.stride())
+
+
 def test_a_peer_that_is_never_given_new_weights_is_named():
     exports, _ = exported([1.0])
     ours, go_on = peer_of(exports, 0.3)
@@ -188,12 +289,16 @@ def test_who_comes_after_a_reload_is_not_given_a_mixture():
     exports, _ = exported([1.0])
     handles = exports.handles()
     exports.renew(3, [torch.tensor([2.0])])
-    with pytest.raises(TransportError, match="rank 0 no longer has the weights that it was started"):
+    with pytest.raises(
+        TransportError, match="rank 0 no longer has the weights that it was started"
+    ):
         HostExports("late", 1).open(0, handles)
 
 
 def test_memory_of_another_host_is_refused_with_the_alternative():
     exports, _ = exported([1.0])
     handles = exports.handles() | {"host": "another boot", "hostname": "node7"}
-    with pytest.raises(HostError, match=r"rank 0 on node7: pulls reach within one host.*'broadcast'"):
+    with pytest.raises(
+        HostError, match=r"rank 0 on node7: pulls reach within one host.*'broadcast'"
+    ):
         HostExports("far", 1).open(0, handles)

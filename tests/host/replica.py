@@ -1,7 +1,7 @@
 """Replica: one of two real vLLM engines of a dense model, in a process of its own, that answers.
 
-Unlike those of one `vllm serve`, which lives and dies as a whole, each can be started and killed by
-itself. The processes are forked from one that has imported vLLM already.
+Unlike those of one `vllm serve`, which lives and dies as a whole, each is a launch of its own and
+can be started and killed by itself. The processes are forked from one that has imported vLLM.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def _engine(model: str, rank: int, port: int, sharding: Any) -> Any:
     torch.set_num_threads(1)
     config = EngineArgs(
         model=model,
-        data_parallel_size=1 if sharding is None else REPLICAS,
+        **({} if sharding is None else _apart(port)),
         distributed_executor_backend="uni",
         enforce_eager=True,
         enable_prefix_caching=False,
@@ -130,10 +130,18 @@ def _engine(model: str, rank: int, port: int, sharding: Any) -> Any:
     ).create_engine_config()
     parallel = config.parallel_config
     parallel.data_parallel_index = rank
-    parallel.data_parallel_master_ip = "127.0.0.1"
-    parallel.data_parallel_master_port = port
     parallel.reconfigure_for_independent_dp_rank()
     return LLMEngine.from_vllm_config(config)
+
+
+def _apart(port: int) -> dict[str, Any]:
+    """One of several launches that make up a deployment, on one host."""
+    return {
+        "data_parallel_size": REPLICAS,
+        "data_parallel_size_local": 1,
+        "data_parallel_address": "127.0.0.1",
+        "data_parallel_rpc_port": port,
+    }
 
 
 def _said(output: Any) -> Said:

@@ -137,11 +137,15 @@ def reloaded(rank: int, config: Any, other: str) -> dict[str, Any]:
     if rank:
         while time.monotonic() < waited + SINCE_S:  # the other may have its new weights already
             before += wrong(one_forward(), old)
-    with torch.inference_mode(), torch.device("cpu"):
-        reload_weights(config, model, None, other, is_checkpoint_format=True)
+    after = []
+    for times in (1, 2):  # twice without a forward between them, on one of the two
+        with torch.inference_mode(), torch.device("cpu"):
+            reload_weights(config, model, None, other, is_checkpoint_format=True)
+        if rank or times == 2:
+            after += wrong(one_forward(), new)
     return {
         "before": before,
-        "after": wrong(one_forward(), new),
+        "after": after,
         "same addresses": addresses
         == [series.weights(i)["weight"].data_ptr() for series in bound_series() for i in LAYERS],
     }

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 
-from vllm_layershard.hosts.launch import deployment_of
+from vllm_layershard.hosts.launch import deployment_of, launched_as
 from vllm_layershard.plan import ParallelLayout
 from vllm_layershard.runtime import shared_memory
 from vllm_layershard.runtime.agreement import agree_on
@@ -118,9 +118,16 @@ class _ReplicaGroups(Groups):
         self.rank = vllm_config.parallel_config.data_parallel_index * world_size + dist.get_rank()
         self._rendezvous = Rendezvous(f"{deployment_of(vllm_config)}.{_built}", self.rank)
         everyone = ReplicaGroup(self._rendezvous, tuple(range(layout.world_size)), "start")
-        agree_on("configuration", started, everyone)
+        try:
+            agree_on("configuration", started, everyone)
+        except Exception as error:
+            self.leave(error)
+            raise
         mine = [ranks for ranks in _groups_of(layout) if self.rank in ranks]
-        super().__init__(layout, [ReplicaGroup(self._rendezvous, ranks) for ranks in mine])
+        rejoins = launched_as(vllm_config).in_parts  # vLLM ends a server with its first engine
+        super().__init__(
+            layout, [ReplicaGroup(self._rendezvous, ranks, rejoins=rejoins) for ranks in mine]
+        )
 
     def compare_plans(self, planned: Mapping[Ranks, Any]) -> None:
         """Group by group, through the rendezvous."""

@@ -9,6 +9,7 @@ part of the key of the compile cache, too: the note holds nothing that differs b
 from __future__ import annotations
 
 import hashlib
+import os
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,6 +27,11 @@ class Launch(NamedTuple):
 
     size: int
     local: int
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether there is more than this `vllm serve`, each of which may be started again."""
+        return self.local < self.size
 
 
 def note_launch(vllm_config: VllmConfig) -> None:
@@ -49,13 +55,22 @@ def deployment_of(vllm_config: VllmConfig) -> str:
     """A short name that all engines of one deployment have, and no other deployment on this host.
 
     Engines of one `vllm serve` have a port in common that was drawn for this launch. Servers that
-    were started one by one have the port under which they were told to meet.
+    were started one by one have the port under which they were told to meet. Containers that share
+    their memory may each have ports of their own.
     """
     parallel, launch = vllm_config.parallel_config, launched_as(vllm_config)
-    whole = launch.local == launch.size
-    port = parallel.data_parallel_master_port if whole else parallel.data_parallel_rpc_port
-    meeting = f"{parallel.data_parallel_master_ip}:{port}:{launch.size}"
+    in_parts = launch.in_parts
+    port = parallel.data_parallel_rpc_port if in_parts else parallel.data_parallel_master_port
+    meeting = f"{_network()} {parallel.data_parallel_master_ip}:{port}:{launch.size}"
     return hashlib.sha256(meeting.encode()).hexdigest()[:12]
+
+
+def _network() -> str:
+    """The network in which this process's ports are."""
+    try:
+        return os.readlink("/proc/self/ns/net")
+    except OSError:
+        return ""
 
 
 def reaches_other_hosts(parallel: Any) -> bool:

@@ -14,7 +14,8 @@ ranks compare the final plan, which knows the bytes as processed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -161,8 +162,13 @@ class ShardedLinear:
         """Hand the processed large tensors to the series.
 
         Raises:
-            HostError: the quant method left no tensor that could be the weight.
+            HostError: the quant method left no tensor that could be the weight, or there is no
+                memory that the others can read.
         """
+        with self._model.leaving():
+            self._adopt()
+
+    def _adopt(self) -> None:
         processed = describe_linear(self.module, 0)
         if processed.lost_weight_of(self._as_loaded):
             raise HostError(
@@ -227,6 +233,19 @@ class ShardedModel:
             install_boundary(layer, boundary)
         if self._to_adopt == 0:  # a pipeline stage with none of the named linears
             self._finish()
+
+    @contextmanager
+    def leaving(self) -> Iterator[None]:
+        """What is raised within is also told to ranks that would wait for this one.
+
+        Those in lockstep see its end: what they do together fails.
+        """
+        try:
+            yield
+        except Exception as error:
+            if not all(series.group.lockstep for series in self._series):
+                self._groups.leave(error)
+            raise
 
     def on_adopted(self) -> None:
         """Count the layers in; after the last, agree on the final plan and begin to serve."""

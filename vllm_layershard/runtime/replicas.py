@@ -17,9 +17,15 @@ class ReplicaGroup(Group):
     lockstep: ClassVar[bool] = False
 
     def __init__(
-        self, rendezvous: Rendezvous, ranks: tuple[int, ...], purpose: str = "layers"
+        self,
+        rendezvous: Rendezvous,
+        ranks: tuple[int, ...],
+        purpose: str = "layers",
+        *,
+        rejoins: bool = True,
     ) -> None:
         self.ranks = ranks
+        self.rejoins = rejoins
         self.group_rank = ranks.index(rendezvous.rank)
         self._subject = f"{purpose}-{ranks[0]}x{len(ranks)}"
         self.name = f"{rendezvous.name}-{self._subject}"

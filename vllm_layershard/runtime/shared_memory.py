@@ -1,8 +1,9 @@
 """Shared memory: named pieces of a host's memory, written once, that other processes may read.
 
 Note [Written once]
-A piece gets its name only when it is complete, and never changes under it. Who has mapped it keeps
-its pages for as long as it likes, whatever becomes of the name or of the process that wrote it.
+A piece gets its name only when it is complete, and does not change while it has one. Who has mapped
+it keeps its pages for as long as it likes, whatever becomes of the name or of the process that
+wrote it. Ranks in lockstep, who have taken the names away, write into theirs between two forwards.
 
 Note [Whose writer is gone]
 The writer holds a record lock on each of its pieces. The kernel drops the lock with the process,
@@ -18,6 +19,7 @@ import fcntl
 import mmap
 import multiprocessing.util
 import os
+import stat
 import warnings
 import weakref
 from contextlib import suppress
@@ -89,7 +91,14 @@ class Piece:
         assert self._name is None, f"{name}: it is {self._name} already"
         draft = path_of(f"{name}.{os.getpid()}.draft")
         _link(self.fd, draft)
-        os.replace(draft, path_of(name))
+        try:
+            os.replace(draft, path_of(name))
+        except PermissionError as error:  # everybody may write there, but remove only his own
+            draft.unlink()
+            raise HostError(
+                f"{path_of(name)} belongs to another user, and weights are to be shared under that "
+                f"name; have it removed ({error.strerror})"
+            ) from None
         self._name = name
         _mine[name] = self
         _remove_all_at_exit()
@@ -146,7 +155,8 @@ class Window:
         self._address = _map(None, self._length, 0, flags, -1)
         pages: Any = type("Pages", (ctypes.c_ubyte * max(1, nbytes),), {})
         self._shown = pages.from_address(self._address)
-        weakref.finalize(self._shown, _LIBC.munmap, self._address, self._length)
+        end = weakref.finalize(self._shown, _LIBC.munmap, self._address, self._length)
+        end.atexit = False  # the side thread may still be reading; the kernel unmaps
 
     def show(self, fd: int, *, writable: bool) -> None:
         """Show an open piece of (at least) the window's size from now on."""
@@ -181,19 +191,29 @@ def read(name: str) -> bytes | None:
     """The content of the piece of that name; None if there is none."""
     if name in _mine:
         return os.pread(_mine[name].fd, _mine[name].nbytes, 0)
-    try:
-        return path_of(name).read_bytes()
-    except FileNotFoundError:
+    fd = open_to_read(name)
+    if fd is None:
         return None
+    with os.fdopen(fd, "rb") as file:
+        return file.read()
 
 
 def open_to_read(name: str) -> int | None:
-    """A file descriptor of another process's piece, to be closed; None if there is none."""
+    """A file descriptor of another process's piece, to be closed; None if there is none.
+
+    The directory is everybody's: what another user has put there is as good as not there.
+    """
     assert name not in _mine, f"{name}: this process wrote it"
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
-        return os.open(path_of(name), os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
+        fd = os.open(path_of(name), flags)
+    except OSError:  # none, or a link, or nothing that this user may read
         return None
+    found = os.fstat(fd)
+    if stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid():
+        return fd
+    os.close(fd)
+    return None
 
 
 def is_left_over(name: str) -> bool:

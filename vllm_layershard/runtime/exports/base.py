@@ -16,8 +16,8 @@ class Exports(ABC):
     """One rank's side of one series.
 
     In this order: `keep` for each position that this rank has something of, `handles` once, `open`
-    for each peer, and `settle` in a group in lockstep. Then forwards; after a reload, between two
-    of them, `renew` and `follow`.
+    for each peer, and `settle` in a group to which nobody comes back. Then forwards; after a
+    reload, between two of them, `renew` and `follow`.
     """
 
     @abstractmethod
@@ -42,25 +42,31 @@ class Exports(ABC):
         """
 
     @abstractmethod
-    def settle(self) -> None:
-        """All peers have opened what is kept, and no other will come: leave nothing to be found."""
+    def settle(self, *, followed: bool) -> None:
+        """All peers have opened what is kept, and no other will come: nobody finds it any more.
+
+        `followed`: they may `follow` a reload, and need to find who is alive.
+        """
 
     @abstractmethod
     def renew(self, position: int, tensors: Sequence[torch.Tensor]) -> None:
-        """Serve these bytes for what is kept of `position`, to peers that `follow`.
+        """Serve these bytes for what is kept of `position`, as its next version, to who `follows`.
 
-        The others go on to see the former ones. No address changes.
+        The others go on to see the version that they see, and find those between. No address
+        changes.
 
         Raises:
             HostError: this device's memory cannot be shared in versions.
         """
 
     @abstractmethod
-    def follow(self, rank: int, position: int) -> None:
-        """See the next version of what global rank `rank` keeps of `position`; waits for it.
+    def follow(self, versions: Mapping[tuple[int, int], int]) -> None:
+        """See these versions, by global rank and position; waits for those to come.
+
+        What was there when loading ended is version 0; each `renew` makes the next one.
 
         Raises:
-            TransportError: it did not come in bounded time, or the rank is gone.
+            TransportError: one did not come in bounded time, or its rank is gone.
         """
 
     @abstractmethod

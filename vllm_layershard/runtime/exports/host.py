@@ -1,16 +1,23 @@
 """HostExports: weights in POSIX shared memory, which the other ranks map read-only (CPU).
 
-Every version of every position is a piece of its own: see the notes in shared_memory.py. A peer
-that dies takes nothing along: its pages stay for as long as they are mapped.
+Among ranks that do not wait for each other every version of every position is a piece of its own:
+see the notes in shared_memory.py. A peer that dies takes nothing along: its pages stay for as long
+as they are mapped.
+
+Note [Which versions are kept]
+A reload makes the next version on each rank when that gets to it, and a rank reads of the others
+the version that it has itself. So an owner keeps each version that a living peer has yet to see:
+peers tell which one they see.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -38,7 +45,24 @@ class _Kept:
         self.window = Window(nbytes)
         self.piece = Piece(nbytes)
         self.window.show(self.piece.fd, writable=True)
+        self.tensors: tuple[torch.Tensor, ...] = ()
         self.version = 0
+        self.former: dict[int, Piece] = {}
+        """Earlier versions that a peer may still want."""
+
+    def renew(self, tensors: Sequence[torch.Tensor]) -> Piece:
+        """A piece that holds these tensors as this one holds those it was made for."""
+        piece = Piece(self.piece.nbytes)
+        window = Window(piece.nbytes)
+        window.show(piece.fd, writable=True)
+        for tensor, alike, span in zip(tensors, self.tensors, self.spans, strict=True):
+            placed_like(alike, window.part(*span)).copy_(tensor)
+        return piece
+
+    def let_go(self, seen: int) -> None:
+        """Of the versions that every peer sees, or has passed."""
+        for version in [version for version in self.former if version <= seen]:
+            self.former.pop(version).remove()
 
 
 class _Seen:
@@ -47,19 +71,20 @@ class _Seen:
     def __init__(self, prefix: str, position: int, nbytes: int) -> None:
         self.prefix = prefix
         self.position = position
+        self.nbytes = nbytes
         self.window = Window(nbytes)
-        self.version = -1
 
-    def try_next(self) -> bool:
-        """Show the next version, if it is there."""
-        fd = shared_memory.open_to_read(_name(self.prefix, self.position, self.version + 1))
+    def try_show(self, version: int) -> bool:
+        """Show this version, if it is there."""
+        fd = shared_memory.open_to_read(_name(self.prefix, self.position, version))
         if fd is None:
             return False
         try:
+            if os.fstat(fd).st_size < self.nbytes:
+                return False  # another model's
             self.window.show(fd, writable=False)
         finally:
             os.close(fd)
-        self.version += 1
         return True
 
 
@@ -72,6 +97,9 @@ class HostExports(Exports):
         self._alive = Piece.of(f"{self._prefix}-alive", b"")
         self._kept: dict[int, _Kept] = {}
         self._seen: dict[tuple[int, int], _Seen] = {}
+        self._peers: set[str] = set()
+        self._sees: dict[str, int] = {}
+        self._told: Piece | None = None
         self._end = weakref.finalize(self, _remove, self._alive, self._kept)
 
     def keep(self, position: int, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
@@ -88,7 +116,8 @@ class HostExports(Exports):
             part = kept.window.part(*span)
             part.copy_(line)
             moved.append(placed_like(tensor, part))
-        return tuple(moved)
+        kept.tensors = tuple(moved)
+        return kept.tensors
 
     def handles(self) -> Any:
         for position, kept in self._kept.items():
@@ -108,11 +137,12 @@ class HostExports(Exports):
                 f"container's {shared_memory.DIRECTORY}; keep each group on one host, or use "
                 "transport 'broadcast' where its ranks run in lockstep"
             )
+        self._peers.add(handles["prefix"])
         opened = {}
         for key, spans in handles["spans"].items():
             position = int(key)
             seen = _Seen(handles["prefix"], position, sum(spans[-1]))
-            if not seen.try_next():
+            if not seen.try_show(0):
                 raise TransportError(
                     f"rank {self._rank}: rank {rank} no longer has the weights that it was started "
                     "with: it has ended, or was given others since; restart all ranks of this "
@@ -122,43 +152,69 @@ class HostExports(Exports):
             opened[position] = tuple(seen.window.part(*span) for span in spans)
         return opened
 
-    def settle(self) -> None:
-        for piece in (self._alive, *(kept.piece for kept in self._kept.values())):
-            piece.unname()
+    def settle(self, *, followed: bool) -> None:
+        for kept in self._kept.values():
+            kept.piece.unname()
+        if not followed:
+            self._alive.unname()
 
     def renew(self, position: int, tensors: Sequence[torch.Tensor]) -> None:
         kept = self._kept[position]
-        former, kept.piece = kept.piece, Piece(kept.piece.nbytes)
-        for tensor, (start, _) in zip(tensors, kept.spans, strict=True):
-            os.pwrite(kept.piece.fd, byte_line(tensor.contiguous()).numpy().data, start)
+        piece = kept.renew(tensors)
+        kept.former[kept.version], kept.piece = kept.piece, piece
         kept.version += 1
-        kept.piece.name(_name(self._prefix, position, kept.version))
-        kept.window.show(kept.piece.fd, writable=True)
-        former.remove()
+        piece.name(_name(self._prefix, position, kept.version))
+        kept.window.show(piece.fd, writable=True)
+        self._let_go()
 
-    def follow(self, rank: int, position: int) -> None:
-        seen = self._seen[rank, position]
+    def follow(self, versions: Mapping[tuple[int, int], int]) -> None:
         deadline = time.monotonic() + PATIENCE_S
-        while not seen.try_next():
-            gone = shared_memory.read(f"{seen.prefix}-alive") is None
-            if gone or shared_memory.is_left_over(f"{seen.prefix}-alive"):
-                raise TransportError(
-                    f"rank {self._rank} was given new weights, and rank {rank} has ended without "
-                    "them; restart both on the new weights"
-                )
-            if time.monotonic() > deadline:
-                raise TransportError(
-                    f"rank {self._rank} was given new weights, and rank {rank} was not within "
-                    f"{PATIENCE_S:g} s; reload the weights of all replicas"
-                )
-            time.sleep(_LOOK_S)
+        for (rank, position), version in versions.items():
+            seen = self._seen[rank, position]
+            while not seen.try_show(version):
+                self._look_after(rank, seen.prefix, deadline)
+                time.sleep(_LOOK_S)
+            self._sees[f"{seen.prefix}-{position}"] = version
+        former = self._told
+        self._told = Piece.of(f"{self._prefix}-sees", json.dumps(self._sees).encode())
+        if former is not None:
+            former.remove()
+
+    def _look_after(self, rank: int, prefix: str, deadline: float) -> None:
+        """Raise if a rank that is waited for is gone, or has been for too long."""
+        if not _lives(prefix):
+            raise TransportError(
+                f"rank {self._rank} was given new weights, and rank {rank} has ended without "
+                "them; restart both on the new weights"
+            )
+        if time.monotonic() > deadline:
+            raise TransportError(
+                f"rank {self._rank} was given new weights, and rank {rank} was not within "
+                f"{PATIENCE_S:g} s; reload the weights of all replicas"
+            )
+
+    def _let_go(self) -> None:
+        """Of versions that no living peer will ask for: see the note [Which versions are kept]."""
+        documents = [shared_memory.read(f"{p}-sees") for p in self._peers if _lives(p)]
+        sees = [{} if document is None else json.loads(document) for document in documents]
+        for position, kept in self._kept.items():
+            key = f"{self._prefix}-{position}"
+            kept.let_go(min((one.get(key, 0) for one in sees), default=kept.version))
 
     def check_peers(self) -> None:
-        """Nothing to see: pages that are mapped stay."""
+        """Pages that are mapped stay; but what peers have come to see since need not be kept."""
+        if any(kept.former for kept in self._kept.values()):
+            self._let_go()
 
 
 def _name(prefix: str, position: int, version: int) -> str:
     return f"{prefix}-{position}-v{version}"
+
+
+def _lives(prefix: str) -> bool:
+    """Whether the rank of this prefix still runs."""
+    alive = f"{prefix}-alive"
+    return shared_memory.read(alive) is not None and not shared_memory.is_left_over(alive)
 
 
 def _host() -> str:
@@ -172,5 +228,10 @@ def _aligned(nbytes: int) -> int:
 
 
 def _remove(alive: Piece, kept: dict[int, _Kept]) -> None:
-    for piece in (alive, *(one.piece for one in kept.values())):
+    for piece in (alive, *(piece for one in kept.values() for piece in _pieces(one))):
         piece.remove()
+
+
+def _pieces(kept: _Kept) -> Iterator[Piece]:
+    yield kept.piece
+    yield from kept.former.values()

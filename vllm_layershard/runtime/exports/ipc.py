@@ -149,13 +149,13 @@ class IpcExports(Exports):
         line = torch.empty(0, dtype=torch.uint8, device=self._device)
         return line.set_(storage, offset, (nbytes,), (1,))
 
-    def settle(self) -> None:
+    def settle(self, *, followed: bool) -> None:
         """Device memory has no names."""
 
     def renew(self, position: int, tensors: Sequence[torch.Tensor]) -> None:
         raise self._no_versions()
 
-    def follow(self, rank: int, position: int) -> None:
+    def follow(self, versions: Mapping[tuple[int, int], int]) -> None:
         raise self._no_versions()
 
     def _no_versions(self) -> HostError:

@@ -43,7 +43,8 @@ class Pull(Transport):
         self._slice_bytes = slice_bytes
         self._kept: dict[int, tuple[torch.Tensor, ...]] = {}
         self._copies: dict[tuple[int, int], tuple[Copy, ...]] = {}
-        self._renewed: set[int] = set()
+        self._version: dict[int, int] = {}
+        self._to_follow: set[int] = set()
 
     def keep(self, position: int, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         self._kept[position] = self._exports.keep(position, tensors)
@@ -61,16 +62,20 @@ class Pull(Transport):
             if not self._plan.is_resident(position, self._group.group_rank):
                 copies = self._copies_of(position, slots.tensors[slot], theirs)
                 self._copies[position, slot] = tuple(copies)
-        if self._group.lockstep:
+        if not self._group.rejoins:
             self._group.gather(None)
-            self._exports.settle()
+            self._exports.settle(followed=not self._group.lockstep)
 
     def begin(self) -> None:
         self._exports.check_peers()
-        for position in sorted(self._renewed):
-            for peer in self._peers_of(position):
-                self._exports.follow(self._group.ranks[peer], position)
-        self._renewed.clear()
+        if self._to_follow:
+            versions = {
+                (self._group.ranks[peer], position): self._version[position]
+                for position in sorted(self._to_follow)
+                for peer in self._peers_of(position)
+            }
+            self._exports.follow(versions)
+            self._to_follow.clear()
 
     def start(self, position: int, slot: int) -> Ticket | None:
         copies = self._copies.get((position, slot))
@@ -90,7 +95,8 @@ class Pull(Transport):
             return
         if tensors:
             self._exports.renew(position, tensors)
-        self._renewed.add(position)
+        self._version[position] = self._version.get(position, 0) + 1
+        self._to_follow.add(position)
 
     def _peers_of(self, position: int) -> Iterator[int]:
         """The other group ranks that keep something of a position, from the next one on."""
