@@ -49,11 +49,15 @@ demo: $(READY)
 models: $(READY)
 	for shape in experts dense; do PYTHONPATH=tests $(BIN)/python -m recital $$shape || exit 1; done
 
+# What starts neither ranks nor servers runs side by side; those have the cores to themselves.
+PURE := tests/unit tests/cli $(wildcard tests/host/test_truth_*.py)
 test: models
-	$(BIN)/python -m pytest --durations=12
+	$(BIN)/python -m pytest --numprocesses 2 $(PURE)
+	$(BIN)/python -m pytest --durations=12 $(addprefix --ignore=,$(PURE))
 
 test-fast: models
-	$(BIN)/python -m pytest -m "not serve and not matrix"
+	$(BIN)/python -m pytest --numprocesses 2 $(PURE)
+	$(BIN)/python -m pytest -m "not serve and not matrix" $(addprefix --ignore=,$(PURE))
 
 test-matrix: models $(OLDEST_READY)
 	$(BIN)/python -m pytest -m matrix
