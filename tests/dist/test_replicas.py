@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing as mp
 import os
+import sys
 import time
 from secrets import token_hex
 from typing import Any
@@ -92,11 +94,31 @@ def leaving(name: str, rank: int) -> str:
     return "left"
 
 
-def test_a_rank_that_ends_says_why_and_nobody_waits_for_it(name):
+def test_a_rank_that_ends_says_why_and_nobody_waits_for_it_also_when_it_is_gone(name):
+    zero = Rendezvous(name, 0)
     with Guest(leaving, name, 1) as one:
         assert one.says() == "left"
         with pytest.raises(TransportError, match="rank 1 ended: ValueError: no such layer"):
-            Rendezvous(name, 0).read("weights", [1])
+            zero.read("weights", [1])
+    with pytest.raises(TransportError, match="rank 1 ended: ValueError: no such layer"):
+        zero.read("weights", [1])
+    Rendezvous(name, 0)
+    assert not shared_memory.names(name)
+
+
+def ended(name: str, rank: int) -> None:
+    Rendezvous(name, rank).leave(ValueError("no such layer"))
+    sys.exit()
+
+
+def test_an_orderly_end_does_not_take_its_reason_along(name):
+    zero = Rendezvous(name, 0)
+    process = mp.get_context("spawn").Process(target=ended, args=(name, 1))
+    process.start()
+    process.join()
+    with pytest.raises(TransportError, match="rank 1 ended: ValueError: no such layer"):
+        zero.read("weights", [1])
+    shared_memory.sweep()
 
 
 def as_nobody(name: str, rank: int) -> str:

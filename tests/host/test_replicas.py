@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from host.engines import load, run_engines
 from recital import model_path
 from servers.weights import with_other_weights
-from vllm_layershard.errors import LayerShardError
+from vllm_layershard.errors import HostError, LayerShardError
 
 LAYERS = range(7)
 SINCE_S = 5
@@ -158,6 +158,27 @@ def test_a_reload_is_never_mixed_with_what_was_there_before(dense, tmp_path):
     inspect = functools.partial(reloaded, other=str(other))
     for seen in run_engines(dense, {"layers": NAMES}, inspect):
         assert seen == {"before": [], "after": [], "same addresses": True}, seen
+
+
+def without_memory(rank: int, config: Any) -> str:
+    from vllm_layershard.runtime.exports import HostExports
+
+    def refuse(*_: Any) -> Any:
+        raise HostError("/dev/shm is full")
+
+    if rank:
+        HostExports.keep = refuse
+    try:
+        load(config, lambda model: None)
+    except LayerShardError as error:
+        return f"{type(error).__name__}: {error}"
+    return "loaded"
+
+
+def test_a_replica_that_fails_while_it_loads_says_why_to_the_other(dense):
+    zero, one = run_engines(dense, {"layers": NAMES}, without_memory)
+    assert one == "HostError: /dev/shm is full"
+    assert zero == f"TransportError: rank 1 ended: {one}"
 
 
 def strangers(rank: int, config: Any, copy: str, other: str) -> list[str]:

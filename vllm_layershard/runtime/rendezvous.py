@@ -69,7 +69,7 @@ class Rendezvous:
             if not missing:
                 return [found[rank] for rank in ranks]
             for rank in missing:
-                ended = self._shown(_END, rank)
+                ended = shared_memory.read(self._name_of(_END, rank))  # also of the dead
                 if ended is not None:
                     raise TransportError(f"rank {rank} ended: {json.loads(ended)}")
             if time.monotonic() > deadline:
@@ -83,9 +83,13 @@ class Rendezvous:
             time.sleep(_LOOK_S)
 
     def leave(self, error: Exception) -> None:
-        """Tell the others that this rank ends, and why, so that they wait for it no longer."""
+        """Tell the others that this rank ends, and why, so that they wait for it no longer.
+
+        They may come to wait for it when it is gone: only the next start removes this document.
+        """
         with suppress(Exception):  # the error at hand says more
             self.publish(_END, f"{type(error).__name__}: {error}")
+            self._pieces.pop(_END).leave_behind()
 
     def close(self) -> None:
         """Take all documents away; the others wait for them if they have not read them."""

@@ -112,6 +112,11 @@ class Piece:
             with suppress(FileNotFoundError):
                 path_of(self._name).unlink()
 
+    def leave_behind(self) -> None:
+        """Let the name outlive this process, until the next start of any removes what is left."""
+        assert self._name is not None, "it has none"
+        _mine.pop(self._name, None)
+
     def remove(self) -> None:
         """Take the name away, and let go of the lock."""
         self.unname()
