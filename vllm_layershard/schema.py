@@ -62,7 +62,7 @@ def _fault(detail: Any, value: dict[str, Any]) -> str:
         return f"{where}: unknown key; the known ones are {', '.join(OPTIONS)}"
     if detail["type"] == "missing":
         return f"{where}: is missing; {REMEDIES[key]}"
-    what = str(detail["msg"]).removeprefix("Input ")
+    what = str(detail["msg"]).removeprefix("Input ").replace("a valid tuple", "a list")
     return f"{where} = {short(detail.get('input', value))}: {what}; {REMEDIES[key]}"
 
 

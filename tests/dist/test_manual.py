@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import nn
 
 from dist.ranks import RankError, run_ranks
-from vllm_layershard.errors import PlanError
+from vllm_layershard.errors import ConfigError, PlanError
 from vllm_layershard.runtime.manual import (
     finish_loading,
     reach_layer,
@@ -226,6 +226,11 @@ def test_ranks_with_different_layers_all_get_the_same_error(tmp_path):
     with pytest.raises(RankError, match=r"rank 1 against rank 0: plan\.series\[0\]") as error:
         run_ranks(2, other_layers, tmp_path)
     assert error.value.kind == "MismatchError"
+
+
+def test_an_option_of_the_wrong_type_is_refused_at_once():
+    with pytest.raises(ConfigError, match=r"slice_bytes = 1\.5: .* integer"):
+        register_layer(nn.Linear(4, 4), series="a", layer_id=0, slice_bytes=1.5)
 
 
 def refusals(rank: int) -> list[str]:

@@ -50,6 +50,9 @@ CASES = {
     "'embed_tokens' may not be sharded": sharding(["embed_tokens"]),
     "'mlp.experts' may not be sharded": sharding(["mlp.experts"]),
     "report_dir = ": sharding({"layers": ["o_proj"], "report_dir": __file__}),
+    "report_dir = '/proc/nope': cannot be written": sharding(
+        {"layers": ["o_proj"], "report_dir": "/proc/nope"}
+    ),
     "a group of one rank": O_PROJ | {"data_parallel_size": 1},
     "load format 'sharded_state'": O_PROJ | {"load_format": "sharded_state"},
     "quantization 'fp8_per_tensor' quantises": O_PROJ | {"quantization": "fp8_per_tensor"},

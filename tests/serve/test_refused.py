@@ -18,7 +18,7 @@ def refused(model, log, sharding) -> str:
 
 def test_a_name_that_matches_nothing_lists_the_models_linears(model, tmp_path):
     log = refused(model, tmp_path / "log", ["o_proj", "out_proj"])
-    assert "'out_proj' matches no linear of this model; its linears are: " in log
+    assert "'out_proj' matches no linear of this model; those that may be sharded are: " in log
     assert "self_attn.o_proj (9 x 32,768 bytes)" in log
     assert "mlp.gate_up_proj (4 x 131,072 bytes)" in log
 

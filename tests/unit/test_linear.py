@@ -65,9 +65,15 @@ def test_a_name_that_matches_nothing_lists_what_there_is():
     linears = [linear(f"model.layers.{i}.self_attn.o_proj", 2048) for i in range(3)]
     assert select(linears, ["out"]) == {"out": ()}
     assert str(no_match("out", linears)) == (
-        "'out' matches no linear of this model; its linears are: self_attn.o_proj (3 x 2,048 bytes)"
+        "'out' matches no linear of this model; those that may be sharded are: "
+        "self_attn.o_proj (3 x 2,048 bytes)"
     )
     assert inventory([]) == ""
+
+
+def test_what_may_never_be_sharded_is_not_offered():
+    linears = [linear(f"model.layers.3.{name}", 8) for name in ("mlp.gate", "mlp.down_proj")]
+    assert str(no_match("out", linears)).endswith(": mlp.down_proj (1 x 8 bytes)")
 
 
 def test_a_name_that_matches_two_linears_of_a_layer_is_refused():

@@ -226,6 +226,8 @@ def test_nothing_is_estimated_without_the_links_rate() -> None:
         (sharding(layout=ParallelLayout(dp=16), placement="striped"), "H200", "2 hosts of 8",
          "use placement 'round_robin', which ranks in lockstep broadcast"),
         (sharding("Qwen3-32B", ParallelLayout(dp=2, tp=8)), "A100", "2 ranks that pull from each "
+         "other lie on 2 hosts", "a host holds no two data-parallel replicas here: leave"),
+        (sharding("Qwen3-32B", ParallelLayout(dp=16)), "A100", "16 ranks that pull from each "
          "other lie on 2 hosts", "launch a server on each host"),
         (sharding(placement="striped"), "GB200", "8 ranks that pull from each other lie on 2 "
          "hosts of 4 GB200", "use placement 'round_robin'"),

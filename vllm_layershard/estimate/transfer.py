@@ -125,12 +125,15 @@ def require_one_host(sharding: Sharding, hardware: Hardware) -> None:
             raise PlanError(
                 f"{KEY}: {spread.ranks} ranks that pull from each other lie on {spread.nodes} "
                 f"hosts of {host.value:.0f} {hardware.name}, and a rank reads the memory of its "
-                f"own host only; {_instead(sharding)}"
+                f"own host only; {_instead(sharding, int(host.value))}"
             )
 
 
-def _instead(sharding: Sharding) -> str:
-    if not sharding.deployment.layout.in_lockstep:
+def _instead(sharding: Sharding, host_size: int) -> str:
+    layout = sharding.deployment.layout
+    if not layout.in_lockstep:
+        if host_size < 2 * (layout.world_size // layout.dp):
+            return "a host holds no two data-parallel replicas here: leave layer sharding out"
         return "launch a server on each host, with the data-parallel replicas that it holds"
     if sharding.config.placement == "striped":
         return "use placement 'round_robin', which ranks in lockstep broadcast"

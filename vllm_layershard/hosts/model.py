@@ -304,13 +304,14 @@ def _announce(series: list[ShardedSeries]) -> None:
     for s in series:
         held = s.resident_bytes() + s.slots.nbytes()
         log = logger.info if held < s.plan.ledger.replicated_bytes else logger.warning
+        owned = f"owns {len(s.plan.owned_layers(s.group.group_rank))}"
         log(
-            "Layer sharding: series %s, %d layers over %d ranks: this rank owns %d, holds %d bytes "
+            "Layer sharding: series %s, %d layers over %d ranks: this rank %s, holds %d bytes "
             "instead of %d",
             s.name,
             len(s.plan.series),
             s.group.size,
-            len(s.plan.owned_layers(s.group.group_rank)),
+            f"keeps 1/{s.group.size} of each" if s.plan.is_striped else owned,
             held,
             s.plan.ledger.replicated_bytes,
         )

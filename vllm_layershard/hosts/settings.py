@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm_layershard.config import KEY, LayerShardConfig
-from vllm_layershard.errors import ConfigError, HostError
+from vllm_layershard.errors import HostError
 from vllm_layershard.hosts.launch import launched_as, note_launch, reaches_other_hosts
 from vllm_layershard.plan import ParallelLayout
+from vllm_layershard.runtime.report import make_writable
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -75,11 +75,8 @@ def check(vllm_config: VllmConfig) -> None:
     config = requested(vllm_config)
     if config is None:
         return
-    if config.report_dir is not None and not _may_be_directory(Path(config.report_dir)):
-        raise ConfigError(
-            f"{KEY}.report_dir = {config.report_dir!r}: is not a directory; give one, or a path "
-            "at which one can be made"
-        )
+    if config.report_dir is not None:
+        make_writable(config.report_dir)
     note_launch(vllm_config)
     layout = _asked_layout(vllm_config, config)
     layout.require_peers()
@@ -90,12 +87,6 @@ def check(vllm_config: VllmConfig) -> None:
     pieces = vllm_config.compilation_config.splitting_ops
     if pieces and vllm_config.device_config.device_type != "cpu":
         pieces.extend(op for op in _OPS if op not in pieces)
-
-
-def _may_be_directory(path: Path) -> bool:
-    """Whether `path` is a directory, or nothing that stands in the way of making one."""
-    nearest = next(p for p in (path, *path.absolute().parents) if p.exists())
-    return nearest.is_dir()
 
 
 def _check_loading(vllm_config: VllmConfig) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from vllm_layershard.config import refusal_of
 from vllm_layershard.errors import PlanError
 
 _SMALL_SHARE = 10
@@ -98,9 +99,11 @@ def short_names(linears: Iterable[Linear]) -> list[str]:
 
 
 def no_match(name: str, linears: Iterable[Linear]) -> PlanError:
-    """The error for a configured name that matches no linear: lists what the model has."""
+    """The error for a configured name that matches no linear: lists those that may be sharded."""
+    allowed = (linear for linear in linears if refusal_of(suffix_of(linear.prefix)) is None)
     return PlanError(
-        f"{name!r} matches no linear of this model; its linears are: {inventory(linears)}"
+        f"{name!r} matches no linear of this model; those that may be sharded are: "
+        f"{inventory(allowed)}"
     )
 
 

@@ -99,12 +99,14 @@ def register_layer(
         PlanError: the layer or its index is registered already, the layer holds no tensor or one of
             another layer's, or group or step differ from the series' first layer.
     """
-    config = LayerShardConfig(
-        (_ANY_NAME,),
-        prefetch_step,
-        placement=placement,
-        transport=transport,
-        slice_bytes=slice_bytes,
+    config = LayerShardConfig.parse(
+        {
+            "layers": [_ANY_NAME],
+            "prefetch_step": prefetch_step,
+            "placement": placement,
+            "transport": transport,
+            "slice_bytes": slice_bytes,
+        }
     )
     rank_group = group_over(group)
     tensors = held(layer)

@@ -6,9 +6,11 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from vllm_layershard import __version__
@@ -17,7 +19,7 @@ from vllm_layershard.runtime.series import ShardedSeries
 
 _REFRESH_SECONDS = 1.0
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(f"vllm.{__name__}")  # below vLLM's own: with its format
 
 
 class Report:
@@ -35,6 +37,7 @@ class Report:
         self._series = series
         self._digests = digests
         self._timer: threading.Timer | None = None
+        self._failed = False
 
     def document(self) -> dict[str, Any]:
         """The report as plain data; bytes are measured from the storages now held."""
@@ -67,16 +70,11 @@ class Report:
         Raises:
             ConfigError: the directory cannot be made or written.
         """
-        try:
+        with _writing(self._path.parent):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             draft = self._path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.tmp")
             draft.write_text(json.dumps(self.document()) + "\n")
             draft.replace(self._path)
-        except OSError as error:
-            raise ConfigError(
-                f"layer_sharding.report_dir = {str(self._path.parent)!r}: cannot be written "
-                f"({error.strerror}); give a directory that every rank may write to"
-            ) from None
 
     def refresh(self) -> None:
         """Have the file written within a second, off the calling thread: cheap in every forward."""
@@ -86,9 +84,35 @@ class Report:
             self._timer.start()
 
     def _write_or_log(self) -> None:
-        """A server does not end because its report cannot be written."""
+        """A server does not end because its report cannot be written; it says so once."""
         self._timer = None  # a forward that ends from here on has the file written once more
         try:
             self.write()
+            self._failed = False
         except ConfigError as error:
-            logger.warning("%s", error)
+            if not self._failed:
+                logger.warning("rank %d: %s", self._rank, error)
+            self._failed = True
+
+
+def make_writable(directory: str) -> None:
+    """Make the directory if it is not there, and see that a file can be written in it.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    path = Path(directory)
+    with _writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=path).close()
+
+
+@contextmanager
+def _writing(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"layer_sharding.report_dir = {str(directory)!r}: cannot be written "
+            f"({error.strerror}); give a directory that every rank may write to"
+        ) from None
