@@ -18,8 +18,8 @@ V3 = ("--model", "DeepSeek-V3", "--dp", "8", "--ep", "--layers", "o_proj")
 STRIPED = (*V3, "--placement", "striped")
 
 
-def said(*arguments: str) -> str:
-    result = RUNNER.invoke(application(), list(arguments), catch_exceptions=False)
+def said(*arguments: str, **environment: str) -> str:
+    result = RUNNER.invoke(application(), list(arguments), env=environment, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.stdout
 
@@ -117,7 +117,11 @@ def test_the_page_says_it_too(tmp_path: Path) -> None:
     ],
 )
 def test_a_plan_names_the_movement(flags: tuple[str, ...], shown: str) -> None:
-    (line,) = [line for line in said("plan", *flags).splitlines() if line.startswith("movement ")]
+    (line,) = [
+        line
+        for line in said("plan", *flags, COLUMNS="200").splitlines()
+        if line.startswith("movement ")
+    ]
     assert line.split(maxsplit=1)[1] == shown
 
 
