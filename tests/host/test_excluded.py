@@ -100,15 +100,15 @@ from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.distributed import init_distributed_environment, initialize_model_parallel
 from vllm.model_executor.layers.linear import ReplicatedLinear
 from vllm_layershard.errors import HostError
-from vllm_layershard.hosts.model import _check_linear
+from vllm_layershard.hosts.sharded_linear import check_linear
 with set_current_vllm_config(VllmConfig()), tempfile.TemporaryDirectory() as scratch:
     init_distributed_environment(1, 0, f"file://{scratch}/rendezvous", 0, "gloo")
     initialize_model_parallel()
     linear = ReplicatedLinear(8, 8, bias=False, prefix="model.layers.0.fused_qkv_a_proj")
-_check_linear(linear)
+check_linear(linear)
 linear._use_min_latency_gemm = True  # as DeepSeek's fused_qkv_a_proj decides on some GPUs
 try:
-    _check_linear(linear)
+    check_linear(linear)
     result = "accepted"
 except HostError as error:
     result = str(error)

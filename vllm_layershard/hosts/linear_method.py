@@ -8,7 +8,7 @@ import torch
 from vllm.model_executor.layers.linear import LinearMethodBase
 
 if TYPE_CHECKING:
-    from vllm_layershard.hosts.model import ShardedLinear
+    from vllm_layershard.hosts.sharded_linear import ShardedLinear
 
 
 class ShardedLinearMethod(LinearMethodBase):  # type: ignore[misc]

@@ -23,24 +23,21 @@ import torch
 import vllm
 from torch import nn
 from vllm.logger import init_logger
-from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 
 from vllm_layershard import __version__
 from vllm_layershard.config import KEY, LayerShardConfig
-from vllm_layershard.errors import HostError
 from vllm_layershard.hosts.boundary import boundary_of, install_boundary
 from vllm_layershard.hosts.groups import Groups, form_groups
 from vllm_layershard.hosts.identity import identity_of
-from vllm_layershard.hosts.linear_method import ShardedLinearMethod
 from vllm_layershard.hosts.linears import (
     check_matched,
     check_untied,
     collecting,
     describe_linear,
     leave_towers,
-    method_name,
 )
 from vllm_layershard.hosts.settings import layout_of
+from vllm_layershard.hosts.sharded_linear import ShardedLinear, check_linear, wrap
 from vllm_layershard.plan import (
     Linear,
     ParallelLayout,
@@ -56,7 +53,7 @@ from vllm_layershard.runtime.device import Device, device_of
 from vllm_layershard.runtime.group import Group
 from vllm_layershard.runtime.ops import Place, bind, unbind
 from vllm_layershard.runtime.report import Report
-from vllm_layershard.runtime.series import ShardedSeries, State
+from vllm_layershard.runtime.series import ShardedSeries
 from vllm_layershard.runtime.tensors import materialise
 
 if TYPE_CHECKING:
@@ -135,52 +132,6 @@ def _decide(
     return decisions
 
 
-class ShardedLinear:
-    """One linear on its way from construction to its place in a series."""
-
-    def __init__(self, model: ShardedModel, module: Any, place: Place) -> None:
-        self.module = module
-        self.key: str = module.prefix
-        self._place = place
-        self._model = model
-        self._as_loaded = describe_linear(module, 0)
-        self._method = method_name(module)
-
-    def is_served(self) -> bool:
-        """Whether loading is over, so that other weights can only come from a reload."""
-        return self._place.series.state is State.READY
-
-    def renew(self) -> None:
-        """After a reload on every rank: serve the newly processed weights."""
-        self._place.series.renew(self._place.position, self.module)
-
-    def receive(self) -> None:
-        """Fill the parameters from the owner's. Collective."""
-        self._place.series.receive(self._place.position, self.module)
-
-    def adopt(self) -> None:
-        """Hand the processed large tensors to the series.
-
-        Raises:
-            HostError: the quant method left no tensor that could be the weight, or there is no
-                memory that the others can read.
-        """
-        with self._model.leaving():
-            self._adopt()
-
-    def _adopt(self) -> None:
-        processed = describe_linear(self.module, 0)
-        if processed.lost_weight_of(self._as_loaded):
-            raise HostError(
-                f"{KEY}: {self.key}: its quant method ({self._method}) moves the "
-                "weight out of the layer's tensors, into memory of a kernel's own, from where it "
-                "cannot be sent; leave it out"
-            )
-        large = tuple(tensor.name for tensor in processed.large)
-        self._place.series.adopt(self._place.position, self.module, large)
-        self._model.on_adopted()
-
-
 class ShardedModel:
     """The sharded linears of one model. See the note [From construction to the first forward]."""
 
@@ -217,7 +168,7 @@ class ShardedModel:
                 self._series.append(series)
                 for position, linear in enumerate(decision.linears[series_plan.series]):
                     module = modules[linear.prefix]
-                    _check_linear(module)
+                    check_linear(module)
                     if series.loads(position):
                         materialise(module, device.torch_device)
                     elif not series.group.lockstep:  # nobody sends it the small ones
@@ -227,7 +178,7 @@ class ShardedModel:
                     boundaries[boundary] = model.get_submodule(boundary)
                     place = Place(series, position)
                     bind(boundary, linear.prefix, place)
-                    _wrap(module, ShardedLinear(self, module, place))
+                    wrap(module, ShardedLinear(module, place, self.adopting))
                     self._to_adopt += 1
         for boundary, layer in boundaries.items():
             install_boundary(layer, boundary)
@@ -235,25 +186,24 @@ class ShardedModel:
             self._finish()
 
     @contextmanager
-    def leaving(self) -> Iterator[None]:
-        """What is raised within is also told to ranks that would wait for this one.
+    def adopting(self) -> Iterator[None]:
+        """Count one linear in that is adopted within; after the last, begin to serve.
 
-        Those in lockstep see its end: what they do together fails.
+        What is raised is also told to ranks that would wait for this one. Those in lockstep see its
+        end: what they do together fails.
         """
         try:
             yield
+            self._to_adopt -= 1
+            if self._to_adopt == 0:
+                self._finish()
         except Exception as error:
             if not all(series.group.lockstep for series in self._series):
                 self._groups.leave(error)
             raise
 
-    def on_adopted(self) -> None:
-        """Count the layers in; after the last, agree on the final plan and begin to serve."""
-        self._to_adopt -= 1
-        if self._to_adopt == 0:
-            self._finish()
-
     def _finish(self) -> None:
+        """Agree on the final plan, and serve."""
         processed = {
             name: tuple(describe_linear(self._modules[x.prefix], x.layer_id) for x in linears)
             for name, linears in self._selected.items()
@@ -271,32 +221,6 @@ class ShardedModel:
             report.write()
             for series in self._series:
                 series.on_forward_end = report.refresh
-
-
-def _check_linear(module: Any) -> None:
-    """Refuse a linear whose weight is read or made other than through its quant method."""
-    if getattr(module, "_use_min_latency_gemm", False):
-        raise HostError(
-            f"{KEY}: {module.prefix} uses vLLM's min-latency GEMM, which reads its weight outside "
-            "the quant method; leave it out"
-        )
-    if getattr(module.quant_method, "uses_meta_device", False):
-        raise HostError(
-            f"{KEY}: {module.prefix} is quantised while it is loaded ({method_name(module)}), on "
-            "every rank; serve a checkpoint that is quantised already"
-        )
-
-
-def _wrap(module: Any, linear: ShardedLinear) -> None:
-    """Put the sharded method in front of the module's own."""
-    if isinstance(module.quant_method, UnquantizedLinearMethod):
-        # vLLM's CPU backend packs the weight into an opaque handle unless this is set (0.32, 0.33).
-        # Quantised kernels read it, too, and would choose another path: they are left as they are.
-        module._cpu_skip_gemm_dispatch = True
-    module.quant_method = ShardedLinearMethod(module.quant_method, linear)
-    custom_op = getattr(module, "custom_op", None)
-    if custom_op is not None and hasattr(custom_op, "update_attrs"):
-        custom_op.update_attrs()  # vllm-ascend's copy of the module's quant method
 
 
 def _announce(series: list[ShardedSeries]) -> None:

@@ -75,8 +75,6 @@ def check(vllm_config: VllmConfig) -> None:
     config = requested(vllm_config)
     if config is None:
         return
-    if config.report_dir is not None:
-        make_writable(config.report_dir)
     note_launch(vllm_config)
     layout = _asked_layout(vllm_config, config)
     layout.require_peers()
@@ -84,6 +82,8 @@ def check(vllm_config: VllmConfig) -> None:
     _check_execution(vllm_config)
     if layout.one_sided:
         _check_pulls(vllm_config)
+    if config.report_dir is not None:  # last: it makes the directory
+        make_writable(config.report_dir)
     pieces = vllm_config.compilation_config.splitting_ops
     if pieces and vllm_config.device_config.device_type != "cpu":
         pieces.extend(op for op in _OPS if op not in pieces)

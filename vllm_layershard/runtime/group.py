@@ -139,6 +139,7 @@ def private_group(group: RankGroup) -> RankGroup:
         TransportError: a rank did not take part, within the given group's timeout.
     """
     given = group.data
+    # torch tells a group's timeout in no public way, and a new group would have the default.
     timeout = given._get_backend(given._device_types[0]).options._timeout
     ranks = list(group.ranks)
     try:

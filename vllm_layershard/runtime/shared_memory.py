@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import errno
 import fcntl
 import mmap
 import multiprocessing.util
@@ -125,6 +126,9 @@ class Piece:
             self.fd = -1
 
 
+_NOT_THERE = (errno.ENOENT, errno.EACCES, errno.ELOOP, errno.ENXIO)
+"""None, nothing that this user may read, a link, a socket."""
+
 _mine: dict[str, Piece] = {}
 """The named pieces of this process. It must not open them anew: closing would drop their lock."""
 
@@ -212,8 +216,10 @@ def open_to_read(name: str) -> int | None:
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
         fd = os.open(path_of(name), flags)
-    except OSError:  # none, or a link, or nothing that this user may read
-        return None
+    except OSError as error:
+        if error.errno in _NOT_THERE:
+            return None
+        raise
     found = os.fstat(fd)
     if stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid():
         return fd

@@ -50,7 +50,7 @@ class Exports(ABC):
 
     @abstractmethod
     def renew(self, position: int, tensors: Sequence[torch.Tensor]) -> None:
-        """Serve these bytes for what is kept of `position`, as its next version, to who `follows`.
+        """Serve these bytes for what is kept of `position`, as its next version, to who follows.
 
         The others go on to see the version that they see, and find those between. No address
         changes.

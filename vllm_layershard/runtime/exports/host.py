@@ -99,8 +99,9 @@ class HostExports(Exports):
         self._seen: dict[tuple[int, int], _Seen] = {}
         self._peers: set[str] = set()
         self._sees: dict[str, int] = {}
-        self._told: Piece | None = None
-        self._end = weakref.finalize(self, _remove, self._alive, self._kept)
+        self._told: list[Piece] = []
+        """What this rank sees, as the others read it: one piece, once it has followed."""
+        self._end = weakref.finalize(self, _remove, self._alive, self._told, self._kept)
 
     def keep(self, position: int, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         lines = [byte_line(tensor) for tensor in tensors]
@@ -175,10 +176,10 @@ class HostExports(Exports):
                 self._look_after(rank, seen.prefix, deadline)
                 time.sleep(_LOOK_S)
             self._sees[f"{seen.prefix}-{position}"] = version
-        former = self._told
-        self._told = Piece.of(f"{self._prefix}-sees", json.dumps(self._sees).encode())
-        if former is not None:
+        self._told.append(Piece.of(f"{self._prefix}-sees", json.dumps(self._sees).encode()))
+        for former in self._told[:-1]:
             former.remove()
+            self._told.remove(former)
 
     def _look_after(self, rank: int, prefix: str, deadline: float) -> None:
         """Raise if a rank that is waited for is gone, or has been for too long."""
@@ -227,8 +228,8 @@ def _aligned(nbytes: int) -> int:
     return -(-nbytes // _ALIGNED_BYTES) * _ALIGNED_BYTES
 
 
-def _remove(alive: Piece, kept: dict[int, _Kept]) -> None:
-    for piece in (alive, *(piece for one in kept.values() for piece in _pieces(one))):
+def _remove(alive: Piece, told: list[Piece], kept: dict[int, _Kept]) -> None:
+    for piece in (alive, *told, *(piece for one in kept.values() for piece in _pieces(one))):
         piece.remove()
 
 
