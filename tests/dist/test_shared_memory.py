@@ -243,8 +243,8 @@ def test_a_version_is_kept_until_the_last_living_peer_has_come_past_it():
 
     def peer() -> None:
         mine = HostExports(f"peer-{os.getpid()}", 1)
-        theirs.send(mine.handles())
         mine.open(0, handles)
+        theirs.send(mine.handles())
         while True:
             mine.follow({(0, 3): theirs.recv()})
             theirs.send("seen")
