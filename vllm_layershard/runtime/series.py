@@ -63,6 +63,7 @@ class ShardedSeries:
         self.on_forward_end: Callable[[], None] = lambda: None
         self._adopted: set[int] = set()
         self._moves = plan.schedule.num_slots > 0
+        self._last = len(plan.series) - 1
         self._tickets: list[Ticket | None] = [None] * plan.schedule.num_slots
         self._first_arrivals = FirstArrivals(group, plan) if verify and self._moves else None
         self._beside = Beside(group, plan)
@@ -163,6 +164,7 @@ class ShardedSeries:
                 f"series {self.name!r}: it was cut otherwise than the plan says"
             )
         self.plan = plan
+        self._occupant = self.slots.occupant
         if self._moves:
             self._beside.compare()
             self._transport.open(plan, self.slots)
@@ -194,15 +196,15 @@ class ShardedSeries:
         for ahead in self.plan.schedule.launches[position]:
             slot = self.plan.schedule.slot[ahead]
             unread = self._tickets[slot]
-            if unread is not None:
-                # A forward that skips a linear (vllm-ascend's dummy batches) leaves its ticket:
-                # two movements into one slot must not overlap.
-                self._arrive(unread, position)
             try:
+                if unread is not None:
+                    # A forward that skips a linear (vllm-ascend's dummy batches) leaves its ticket:
+                    # two movements into one slot must not overlap.
+                    unread.wait()
                 self._tickets[slot] = self._transport.start(ahead, slot)
             except RuntimeError as error:
                 raise self._lost(ahead, error) from error
-            self.slots.occupant[slot] = ahead
+            self._occupant[slot] = ahead
             self.counters.launches += 1
 
     def wait(self, position: int) -> None:
@@ -214,26 +216,23 @@ class ShardedSeries:
         """
         if self._moves:
             slot = self.plan.schedule.slot[position]
-            assert self.slots.occupant[slot] == position, (
+            assert self._occupant[slot] == position, (
                 f"series {self.name!r}: position {position} is waited for but was never reached"
             )
             ticket = self._tickets[slot]
             if ticket is not None:
                 started = time.perf_counter_ns()
-                self._arrive(ticket, position)
+                try:
+                    ticket.wait()
+                except RuntimeError as error:
+                    raise self._lost(position, error) from error
                 self.counters.waited_us += (time.perf_counter_ns() - started) / 1000
                 self._tickets[slot] = None
                 if self._first_arrivals is not None and not self.owns(position):
                     self._first_arrivals.check(position, self.slots.tensors[slot])
         self.counters.waits += 1
-        if position == len(self.plan.series) - 1:
+        if position == self._last:
             self.on_forward_end()
-
-    def _arrive(self, ticket: Ticket, position: int) -> None:
-        try:
-            ticket.wait()
-        except RuntimeError as error:
-            raise self._lost(position, error) from error
 
     def _lost(self, position: int, error: RuntimeError) -> TransportError:
         owner = self.group.ranks[self.plan.loader[position]]

@@ -9,7 +9,8 @@ Device.launch and Device.join.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import zip_longest
 
 import torch
@@ -42,7 +43,8 @@ class Pull(Transport):
         self._exports = exports
         self._slice_bytes = slice_bytes
         self._kept: dict[int, tuple[torch.Tensor, ...]] = {}
-        self._copies: dict[tuple[int, int], tuple[Copy, ...]] = {}
+        self._copies: dict[int, Callable[[], None]] = {}
+        """What fills its slot, by position."""
         self._version: dict[int, int] = {}
         self._to_follow: set[int] = set()
 
@@ -61,7 +63,7 @@ class Pull(Transport):
         for position, slot in enumerate(self._plan.schedule.slot):
             if not self._plan.is_resident(position, self._group.group_rank):
                 copies = self._copies_of(position, slots.tensors[slot], theirs)
-                self._copies[position, slot] = tuple(copies)
+                self._copies[position] = partial(_copy, tuple(copies))
         if not self._group.rejoins:
             self._group.gather(None)
             self._exports.settle(followed=not self._group.lockstep)
@@ -78,15 +80,8 @@ class Pull(Transport):
             self._to_follow.clear()
 
     def start(self, position: int, slot: int) -> Ticket | None:
-        copies = self._copies.get((position, slot))
-        if copies is None:
-            return None
-
-        def copy() -> None:
-            for target, source in copies:
-                target.copy_(source, non_blocking=True)
-
-        return Ticket(self._device, self._device.launch(copy))
+        copy = self._copies.get(position)
+        return None if copy is None else Ticket(self._device, self._device.launch(copy))
 
     def renew(self, position: int, tensors: Sequence[torch.Tensor]) -> None:
         if self._group.lockstep:  # a forward is everybody's: nobody reads meanwhile
@@ -138,3 +133,8 @@ class Pull(Transport):
             yield from zip(target.split(most), source.split(most), strict=True)
             start += target.numel()
         assert start == sum(part.numel() for part in parts), "a slot is filled with all there is"
+
+
+def _copy(copies: tuple[Copy, ...]) -> None:
+    for target, source in copies:
+        target.copy_(source, non_blocking=True)
