@@ -7,8 +7,8 @@ OLDEST_VLLM := 0.29.0
 OLDEST := .venv-oldest/bin
 OLDEST_READY := .venv-oldest/.ready
 
-.PHONY: help setup models demo test test-fast test-matrix fuzz soak lint format bench bench-cli bench-gpu \
-	bench-servers clean
+.PHONY: help setup models model-experts model-dense demo test test-fast test-matrix fuzz soak lint \
+	format bench bench-cli bench-gpu bench-servers clean
 
 help:
 	@echo "make demo       plan, serve unsharded and sharded, compare the answers and the bytes"
@@ -46,18 +46,25 @@ demo: $(READY)
 	PYTHONPATH=tests $(BIN)/python -m demo
 
 # The models that the servers serve are trained once, before any test's clock runs.
+MODELS := model-experts model-dense
 models: $(READY)
-	for shape in experts dense; do PYTHONPATH=tests $(BIN)/python -m recital $$shape || exit 1; done
+	$(MAKE) --no-print-directory --jobs 2 $(MODELS)
 
-# What starts neither ranks nor servers runs side by side; those have the cores to themselves.
-PURE := tests/unit tests/cli $(wildcard tests/host/test_truth_*.py)
+$(MODELS): model-%: $(READY)
+	PYTHONPATH=tests $(BIN)/python -m recital $*
+
+# What keeps to one core runs side by side, file by file; ranks and servers have both to themselves.
+ONE_CORE := tests/unit tests/cli $(wildcard tests/host/test_truth_*.py) \
+	$(patsubst %,tests/host/test_%.py,compilers excluded off patches settings towers)
+SIDE_BY_SIDE := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ONE_CORE)
+ONE_BY_ONE := $(BIN)/python -m pytest $(addprefix --ignore=,$(ONE_CORE))
 test: models
-	$(BIN)/python -m pytest --numprocesses 2 $(PURE)
-	$(BIN)/python -m pytest --durations=12 $(addprefix --ignore=,$(PURE))
+	$(SIDE_BY_SIDE) --durations=12
+	$(ONE_BY_ONE) --durations=25
 
 test-fast: models
-	$(BIN)/python -m pytest --numprocesses 2 $(PURE)
-	$(BIN)/python -m pytest -m "not serve and not matrix" $(addprefix --ignore=,$(PURE))
+	$(SIDE_BY_SIDE)
+	$(ONE_BY_ONE) -m "not serve and not matrix"
 
 test-matrix: models $(OLDEST_READY)
 	$(BIN)/python -m pytest -m matrix

@@ -99,7 +99,9 @@ def life(rank: int, config: Any) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("placement", ["round_robin", "striped"])
+@pytest.mark.parametrize(
+    "placement", [pytest.param("round_robin", marks=pytest.mark.matrix), "striped"]
+)
 def test_replicas_read_each_others_layers_and_load_only_their_own(dense, placement, tmp_path):
     sharding = {
         "layers": NAMES,

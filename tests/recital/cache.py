@@ -26,7 +26,7 @@ def model_path(shape: str = "experts") -> Path:
     """
     directory = CACHE / f"recital-{shape}-{_digest()}"
     CACHE.mkdir(exist_ok=True)
-    with (CACHE / "recital.lock").open("w") as lock:
+    with (CACHE / f"recital-{shape}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not directory.exists():
             draft = Path(tempfile.mkdtemp(dir=CACHE))
@@ -47,7 +47,7 @@ def _build_elsewhere(shape: str, directory: Path) -> None:
     """Train in a process of its own: nothing that the caller imported or set has a say."""
     subprocess.run(
         [sys.executable, "-m", "recital", shape, str(directory)],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "2"},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"},
         check=True,
     )
 

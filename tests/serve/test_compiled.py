@@ -21,16 +21,24 @@ def answers_of(model, prompts, log, sharding, arguments=()):
         return ask(server, prompts)
 
 
-@pytest.mark.timeout(1500)
-def test_compiled_answers(model, prompts, reference, tmp_path):
-    plain = answers_of(model, prompts, tmp_path / "plain", None)
-    assert [answer.token_ids for answer in plain] == reference
+@pytest.fixture(scope="module")
+def sharded(model, prompts, tmp_path_factory):
+    log = tmp_path_factory.mktemp("sharded") / "log"
+    return answers_of(model, prompts, log, {"layers": LAYERS, "verify": True})
 
-    sharded = answers_of(model, prompts, tmp_path / "sharded", {"layers": LAYERS, "verify": True})
-    control = answers_of(
-        model, prompts, tmp_path / "control", {"layers": LAYERS, "placement": "replicated"}
-    )
-    check_identical(sharded, control)
+
+@pytest.mark.timeout(1000)
+def test_identical_to_the_control(model, prompts, reference, sharded, tmp_path):
+    replicated = {"layers": LAYERS, "placement": "replicated"}
+    check_identical(sharded, answers_of(model, prompts, tmp_path / "log", replicated))
+    assert [answer.token_ids for answer in sharded] == reference
+
+
+@pytest.mark.matrix
+@pytest.mark.timeout(1000)
+def test_the_plain_server_says_the_same(model, prompts, reference, sharded, tmp_path):
+    plain = answers_of(model, prompts, tmp_path / "log", None)
+    assert [answer.token_ids for answer in plain] == reference
     check_to_rounding(sharded, plain)
 
 

@@ -32,7 +32,8 @@ def asking(layers: list[str], prefetch_step: int, directory: Path) -> dict:
     }
 
 
-@pytest.mark.parametrize("prefetch_step", [pytest.param(0, marks=pytest.mark.matrix), 3])
+@pytest.mark.matrix
+@pytest.mark.parametrize("prefetch_step", [0, 3])
 def test_four_names(model, prompts, plain_eager, tmp_path, prefetch_step):
     with Server(model, tmp_path / "log", sharding=asking(FOUR, prefetch_step, tmp_path)) as server:
         check_identical(ask(server, prompts), plain_eager)
