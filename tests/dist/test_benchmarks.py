@@ -1,4 +1,4 @@
-"""The benchmarks run, and measure what gives the right numbers. What they measure is not asserted."""
+"""The benchmarks run, and measure what gives the right numbers, which are not asserted."""
 
 from __future__ import annotations
 

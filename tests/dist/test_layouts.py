@@ -1,6 +1,6 @@
 """Every layout's groups with real ranks: split linears and whole ones, stages that start anywhere.
 
-vLLM serves context parallelism on no CPU (tests/host/test_settings.py), so its groups are shown here.
+vLLM has no context parallelism on a CPU (tests/host/test_settings.py): its groups are shown here.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Generated interleavings of fetch, read and refill: never a torn or a stale weight.
 
-Each rank runs its forwards by itself, on streams that dawdle at random; every read looks at the whole
-weight twice. Without one of the two events some interleaving shows it.
+Each rank runs its forwards by itself, on streams that dawdle at random; every read looks at the
+whole weight twice. Without one of the two events some interleaving shows it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Shared memory: what others see, what they may not do, and what is left when its writer is gone."""
+"""Shared memory: what others see and may not do, and what is left when its writer is gone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from typing import Any
 
 import pytest
@@ -167,12 +166,15 @@ def test_a_name_that_cannot_be_taken_is_told_and_leaves_no_draft(name, monkeypat
     assert not shared_memory.names(name.removeprefix(PREFIX))
 
 
-def followed(handles: Any, go_on: Any, patience_s: float = 30.0, versions: Any = (1,)) -> list[Any]:
+def followed(
+    handles: Any, opened: Any, go_on: Any, patience_s: float = 30.0, versions: Any = (1,)
+) -> list[Any]:
     """A peer that sees layer 3, and follows to these versions when it is told to."""
     host.PATIENCE_S = patience_s
     peer = HostExports(f"peer-{os.getpid()}", 1)
     (part,) = peer.open(0, handles)[3]
     found = [part.view(torch.float).tolist()]
+    opened.set()
     go_on.wait(20)
     found.append(part.view(torch.float).tolist())
     try:
@@ -191,17 +193,19 @@ def exported(values: list[float]) -> tuple[HostExports, torch.Tensor]:
 
 
 def peer_of(exports: HostExports, *args: Any) -> tuple[Any, Any]:
-    """Start one; its end of the pipe, and what it waits for before it follows."""
-    handles, go_on = exports.handles(), FORK.Event()
+    """Start one that has opened; its end of the pipe, and what it waits for before it follows."""
+    handles, opened, go_on = exports.handles(), FORK.Event(), FORK.Event()
     ours, theirs = FORK.Pipe()
-    FORK.Process(target=lambda: theirs.send(followed(handles, go_on, *args)), daemon=True).start()
+    FORK.Process(
+        target=lambda: theirs.send(followed(handles, opened, go_on, *args)), daemon=True
+    ).start()
+    assert opened.wait(60)
     return ours, go_on
 
 
 def test_a_peer_sees_the_former_version_until_it_follows():
     exports, kept = exported([1.0, 2.0])
     ours, go_on = peer_of(exports)
-    time.sleep(0.5)
     address = kept.data_ptr()
     exports.renew(3, [torch.tensor([3.0, 4.0])])
     assert (kept.tolist(), kept.data_ptr()) == ([3.0, 4.0], address)
@@ -213,7 +217,6 @@ def test_what_is_settled_has_no_name_and_a_peer_that_has_opened_it_still_follows
     exports, _ = exported([1.0])
     ours, go_on = peer_of(exports)
     prefix = f"test-{os.getpid()}-rank0"
-    time.sleep(0.5)
     exports.settle(followed=True)
     assert shared_memory.names(prefix) == [f"{shared_memory.PREFIX}{prefix}-alive"]
     exports.renew(3, [torch.tensor([2.0])])
@@ -226,7 +229,6 @@ def test_what_is_settled_has_no_name_and_a_peer_that_has_opened_it_still_follows
 def test_a_peer_that_has_missed_a_reload_sees_the_version_that_it_asks_for():
     exports, _ = exported([1.0])
     ours, go_on = peer_of(exports, 30.0, (2,))
-    time.sleep(0.5)
     exports.renew(3, [torch.tensor([2.0])])
     exports.renew(3, [torch.tensor([3.0])])
     go_on.set()
