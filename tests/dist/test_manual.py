@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+from typing import Any
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -10,6 +13,7 @@ from torch import nn
 from dist.ranks import RankError, run_ranks
 from vllm_layershard.errors import ConfigError, PlanError
 from vllm_layershard.runtime.manual import (
+    _places,
     finish_loading,
     reach_layer,
     register_layer,
@@ -132,6 +136,24 @@ def beside_another_series_and_other_collectives(rank: int) -> list[bool]:
 def test_what_moves_is_not_taken_for_another_series_or_for_the_models_own_collectives(tmp_path):
     for right in run_ranks(2, beside_another_series_and_other_collectives, tmp_path):
         assert all(right)
+
+
+@torch.inference_mode()
+def built_anew(rank: int) -> list[Any]:
+    """Another stack, whose layers may stand where the former ones did."""
+    found: list[Any] = []
+    for seed in (1, 2):
+        stack, x = Stack(3, seed), torch.ones(1, WIDTH)
+        shard(stack, prefetch_step=1)
+        found += [len(_places), torch.equal(stack.sharded_forward(x), Stack(3, seed)(x))]
+        del stack
+        gc.collect()
+        found.append(len(_places))
+    return found
+
+
+def test_nothing_is_kept_of_layers_that_are_gone(tmp_path):
+    assert run_ranks(2, built_anew, tmp_path) == [[3, True, 0] * 2] * 2
 
 
 @torch.inference_mode()

@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cache
 from typing import NamedTuple
-from weakref import WeakKeyDictionary, WeakValueDictionary
+from weakref import WeakValueDictionary, finalize
 
 import torch
 import torch.distributed as dist
@@ -72,7 +72,8 @@ class _Private(NamedTuple):
 
 _drafts: dict[str, _Draft] = {}
 _groups: dict[tuple[int, ...], _Private] = {}
-_places: WeakKeyDictionary[nn.Module, Place] = WeakKeyDictionary()
+_places: dict[int, Place] = {}
+"""By the id of the layer, for as long as it lives: a weak dictionary takes longer to look it up."""
 _registered: WeakValueDictionary[int, torch.Tensor] = WeakValueDictionary()
 """The tensors that layers came with, by id. A released one lives on only if another has it, too."""
 
@@ -124,7 +125,7 @@ def register_layer(
             f"series {series!r}: layer {layer_id} comes with another group, prefetch_step or other "
             "option than the first; a series has one of each"
         )
-    if layer_id in draft.layers or layer in draft.layers.values() or layer in _places:
+    if layer_id in draft.layers or layer in draft.layers.values() or id(layer) in _places:
         raise PlanError(f"series {series!r}: layer {layer_id} is registered already")
     if any(_registered.get(id(tensor)) is tensor for tensor in tensors.values()):
         raise PlanError(
@@ -169,7 +170,8 @@ def finish_loading(series: str, *, verify: bool = False) -> ShardedSeries:
         # What is cut in stripes must be there whole once.
         sharded.receive(position, layer, leave=() if series_plan.is_striped else large)
         sharded.adopt(position, layer, large)
-        _places[layer] = Place(sharded, position)
+        _places[id(layer)] = Place(sharded, position)
+        finalize(layer, _places.pop, id(layer)).atexit = False
     sharded.finish(series_plan)
     return sharded
 
@@ -204,7 +206,7 @@ def _private(group: RankGroup) -> RankGroup:
 
 
 def _place_of(layer: nn.Module) -> Place:
-    place = _places.get(layer)
+    place = _places.get(id(layer))
     if place is None:
         raise PlanError(
             f"{type(layer).__name__} belongs to no loaded series; call register_layer and "
