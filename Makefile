@@ -12,9 +12,9 @@ OLDEST_READY := .venv-oldest/.ready
 
 help:
 	@echo "make demo       plan, serve unsharded and sharded, compare the answers and the bytes"
-	@echo "make test       every test: unit, real ranks, real vLLM servers (half an hour)"
+	@echo "make test       every test: unit, real ranks, real vLLM servers (forty minutes)"
 	@echo "make test-fast  the tests that start no server"
-	@echo "make test-matrix  every layout, mode and failure, and the oldest vLLM (two hours or more)"
+	@echo "make test-matrix  every layout, mode and failure, and the oldest vLLM (three hours or more)"
 	@echo "make fuzz       atheris on every reader of untrusted bytes (FUZZ_SECONDS=60 each)"
 	@echo "make soak       a server under load for MINUTES=20: nothing may grow"
 	@echo "make lint       ruff, mypy, import-linter"
@@ -53,7 +53,7 @@ models: $(READY)
 $(MODELS): model-%: $(READY)
 	PYTHONPATH=tests $(BIN)/python -m recital $*
 
-# What keeps to one core runs side by side, file by file; ranks and servers have both to themselves.
+# What keeps to one core runs side by side, file by file; vLLM's ranks and servers have both cores.
 ONE_CORE := tests/unit tests/cli $(wildcard tests/host/test_truth_*.py) \
 	$(patsubst %,tests/host/test_%.py,compilers excluded off patches settings towers)
 SIDE_BY_SIDE := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ONE_CORE)

@@ -76,7 +76,7 @@ def main() -> int:
     step("1. Plan DeepSeek-V3 on a node of eight")
     layershard("plan", "--model", "DeepSeek-V3")
 
-    step("2. A small DeepSeek-V3 that recites a page (trained once, one to three minutes)")
+    step("2. A small DeepSeek-V3 that recites a page (trained once, one to four minutes)")
     model = model_path()
     layershard(
         "plan", "--model", str(model.relative_to(Path.cwd())), "--dp", "2",

@@ -1,4 +1,4 @@
-"""The benchmarks run, and measure what gives the right numbers, which are not asserted."""
+"""The benchmarks run, and what they measure computes right; its times are not asserted."""
 
 from __future__ import annotations
 

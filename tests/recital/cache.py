@@ -20,7 +20,7 @@ CACHE = REPOSITORY / ".cache"
 def model_path(shape: str = "experts") -> Path:
     """The directory of the model of this shape, a module of this package.
 
-    It is trained and written first if it is not there (one to two minutes).
+    It is trained and written first if it is not there (one to four minutes).
 
     Safe to call from several processes: one builds, the others wait.
     """

@@ -1,5 +1,7 @@
 """Compiled servers: equal to the replicated control to the bit, to the plain server to rounding.
 
+The plain servers run under `make test-matrix`.
+
 What rounding means is written in docs/adr/0005-to-rounding.md.
 """
 

@@ -171,7 +171,7 @@ def finish_loading(series: str, *, verify: bool = False) -> ShardedSeries:
         sharded.receive(position, layer, leave=() if series_plan.is_striped else large)
         sharded.adopt(position, layer, large)
         _places[id(layer)] = Place(sharded, position)
-        finalize(layer, _places.pop, id(layer)).atexit = False
+        finalize(layer, _places.pop, id(layer), None).atexit = False
     sharded.finish(series_plan)
     return sharded
 

@@ -196,14 +196,17 @@ class ShardedSeries:
         for ahead in self.plan.schedule.launches[position]:
             slot = self.plan.schedule.slot[ahead]
             unread = self._tickets[slot]
+            moving = self._occupant[slot]
             try:
                 if unread is not None:
                     # A forward that skips a linear (vllm-ascend's dummy batches) leaves its ticket:
                     # two movements into one slot must not overlap.
                     unread.wait()
+                moving = ahead
                 self._tickets[slot] = self._transport.start(ahead, slot)
             except RuntimeError as error:
-                raise self._lost(ahead, error) from error
+                assert moving is not None, "a ticket is of a movement"
+                raise self._lost(moving, error) from error
             self._occupant[slot] = ahead
             self.counters.launches += 1
 
