@@ -49,7 +49,7 @@ class Start:
 
 def start(model: Path, log: Path, sharding: Any) -> Start:
     """Start a server, and stop it when it is ready."""
-    server = Server(model, log, sharding=sharding)
+    server = Server(model, log, sharding=sharding, api_servers=None)
     samples = [0]
     ready = threading.Event()
 

@@ -85,7 +85,9 @@ def main() -> int:
     found: dict[str, list[dict[str, float]]] = {name: [] for name in SERVERS}
     with tempfile.TemporaryDirectory() as folder, ExitStack() as running:
         servers = {
-            name: running.enter_context(Server(model, Path(folder, f"{name}.log"), sharding=value))
+            name: running.enter_context(
+                Server(model, Path(folder, f"{name}.log"), sharding=value, api_servers=None)
+            )
             for name, value in SERVERS.items()
         }
         for turn in range(options.rounds + 1):

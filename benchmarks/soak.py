@@ -118,6 +118,7 @@ def main() -> int:
             sharding=SHARDING,
             arguments=FEW_BLOCKS,
             environment=NO_KERNEL_CACHES,
+            api_servers=None,
         )
         with server:
             try:

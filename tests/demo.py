@@ -87,7 +87,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         report_dir = Path(scratch) / "reports"
         step("3. vllm serve, two data-parallel ranks, without sharding (about a minute)")
-        with Server(model, Path(scratch) / "plain.log") as server:
+        with Server(model, Path(scratch) / "plain.log", api_servers=None) as server:
             plain = ask(server, prompts)
         step("4. the same with layer sharding (about a minute)")
         sharding = {"layers": LAYERS, "report_dir": str(report_dir)}

@@ -26,7 +26,7 @@ def test_idle_ranks_aborts_and_a_clean_end(model, prompts, tmp_path):
     answers, left, lasting = {}, {}, {}
     for case, asked in (("plain", None), ("sharded", sharding)):
         before = set(shared_memory())
-        with Server(model, tmp_path / case, sharding=asked) as server:
+        with Server(model, tmp_path / case, sharding=asked, api_servers=None) as server:
             one_works = [ask(server, prompts, rank=rank) for rank in (0, 1)]
             with ThreadPoolExecutor() as pool:
                 given_up = [pool.submit(cut_off, server, prompts[:8]) for _ in range(3)]

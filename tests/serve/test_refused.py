@@ -10,7 +10,10 @@ pytestmark = pytest.mark.serve
 
 
 def refused(model, log, sharding) -> str:
-    with pytest.raises(ServerError) as error, Server(model, log, sharding=sharding):
+    with (
+        pytest.raises(ServerError) as error,
+        Server(model, log, sharding=sharding, api_servers=None),
+    ):
         pass
     assert error.value.returncode not in (0, None)
     return error.value.log

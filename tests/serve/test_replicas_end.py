@@ -62,7 +62,7 @@ def right_until_it_ends(server: Server, prompts, expected: list[Answer], rank: i
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_one_server_ends_with_its_first_replica(moment, dense, asked, plain, tmp_path):
     draw = random.Random(moment)
-    with Server(dense, tmp_path / "log", sharding=LAYERS) as server:
+    with Server(dense, tmp_path / "log", sharding=LAYERS, api_servers=None) as server:
         workers = named("VLLM::Worker", server.groups)
         assert len(workers) == 2
         with ThreadPoolExecutor() as pool:
@@ -84,7 +84,9 @@ def test_an_end_with_time_to_spare_leaves_nothing(dense, tmp_path):
     """Without --shutdown-timeout vLLM 0.32 kills its workers as soon as it is asked to end."""
     before = set(shared_memory.names())
     arguments = ("--shutdown-timeout", "30")
-    with Server(dense, tmp_path / "log", sharding=LAYERS, arguments=arguments) as server:
+    with Server(
+        dense, tmp_path / "log", sharding=LAYERS, arguments=arguments, api_servers=None
+    ) as server:
         assert set(shared_memory.names()) - before
         server.end()
     assert not set(shared_memory.names()) - before

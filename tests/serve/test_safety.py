@@ -53,6 +53,7 @@ def test_a_node_that_shards_otherwise_is_named(case, model, tmp_path):
         layout=TWO_NODES,
         sharding=LAYERS,
         elsewhere=("--additional-config", additional),
+        api_servers=None,
     )
     try:
         server.start()
@@ -76,6 +77,7 @@ def test_a_rank_that_fails_under_load_ends_the_server(kind, model, prompts, tmp_
         sharding={"layers": LAYERS, "prefetch_step": 0},
         arguments=(*group, *probe.ARGUMENTS),
         environment=probe.ENVIRONMENT,
+        api_servers=None,
     ) as server:
         expected = ask(server, prompts)
         body = {"method": "fail_at", "args": [1, "q_b_proj", 5, int(fatal)]}

@@ -46,7 +46,8 @@ class Server:
     """A context: ready on entry, gone with all its processes on exit.
 
     `sharding` is the value of the key `layer_sharding`, or None for a server without the key.
-    `elsewhere` are arguments of the nodes beside the first, which overrule the others.
+    `elsewhere` are arguments of the nodes beside the first, which overrule the others. One API
+    server is up 15 s sooner than the one for each rank that vLLM starts by default (None).
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Server:
         arguments: tuple[str, ...] = (),
         environment: dict[str, str] | None = None,
         elsewhere: tuple[str, ...] = (),
+        api_servers: int | None = 1,
     ) -> None:
         self.model = model
         self.engines = layout.dp
@@ -78,7 +80,8 @@ class Server:
             *_asking_for(sharding),
             *arguments,
         ]  # fmt: skip
-        first, *others = _nodes(layout, ("--port", str(self.port)))
+        counted = () if api_servers is None else ("--api-server-count", str(api_servers))
+        first, *others = _nodes(layout, ("--port", str(self.port), *counted))
         self.nodes = [first, *((*options, *elsewhere) for options in others)]
         self._processes: list[subprocess.Popen[bytes]] = []
 
