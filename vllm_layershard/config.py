@@ -64,6 +64,7 @@ REMEDIES: Final = {
     "layers": 'name at least one linear, such as ["o_proj", "q_b_proj"]',
     "prefetch_step": f"give a whole number from 0 to {MAX_PREFETCH_STEP}",
     "layer_stride": "give a whole number of at least 1",
+    "keep_first": "give true or false",
     "placement": f"choose one of {', '.join(get_args(Placement))}",
     "transport": f"choose one of {', '.join(get_args(Transport))}",
     "slice_bytes": "give a whole number of bytes up to 2**40, or 0 for copies as long as they come",
@@ -86,10 +87,11 @@ class LayerShardConfig:
 
     `layers` are dotted suffixes of linears, in the order given; `prefetch_step` is how many
     positions ahead of its use a weight starts to move; with `layer_stride` s only the layers whose
-    absolute index is a multiple of s are sharded. The `striped` placement keeps 1/K of every layer
-    on each rank instead of whole layers on one; `replicated` runs the same ops and moves nothing:
-    the control to compare with. A pull copies at most `slice_bytes` from one rank before it turns
-    to the next (0: all that it wants of it). In `report_dir` each rank writes
+    absolute index is a multiple of s are sharded. With `keep_first` the first of them in a pipeline
+    stage stays on every rank, and hides what the second one needs. The `striped` placement keeps
+    1/K of every layer on each rank instead of whole layers on one; `replicated` runs the same ops
+    and moves nothing: the control to compare with. A pull copies at most `slice_bytes` from one
+    rank before it turns to the next (0: all that it wants of it). In `report_dir` each rank writes
     `layershard-rank{global rank}.json`; `verify` compares a checksum of every layer's first
     arrival with its owner's.
 
@@ -100,6 +102,7 @@ class LayerShardConfig:
     layers: tuple[str, ...]
     prefetch_step: int = 1
     layer_stride: int = 1
+    keep_first: bool = False
     placement: Placement = "round_robin"
     transport: Transport = "auto"
     slice_bytes: int = 0

@@ -89,8 +89,9 @@ def map_document(
 ) -> dict[str, Any]:
     """`layershard map --json`: for each group which rank keeps which layer.
 
-    Where layers are striped no rank owns one (owner -2), and `stripes` has the first byte, and the
-    one after the last, that each group rank keeps of every layer.
+    Every rank keeps a series' `kept_layer`. Where layers are striped no rank owns one (owner -2),
+    and `stripes` has the first byte, and the one after the last, that each group rank keeps of
+    every layer.
     """
     return {
         **_heading(sharding, evidence),
@@ -101,6 +102,7 @@ def map_document(
                     {
                         "name": series_plan.series.name,
                         "layer_ids": list(series_plan.series.layer_ids),
+                        "kept_layer": series_plan.series.kept_layer,
                         "owner": list(series_plan.owner),
                         "stripes": [list(stripe) for stripe in series_plan.stripes],
                         "owned_layers": [
@@ -142,6 +144,7 @@ def _heading(sharding: Sharding, evidence: Evidence) -> dict[str, Any]:
             "layers": list(config.layers),
             "prefetch_step": config.prefetch_step,
             "layer_stride": config.layer_stride,
+            "keep_first": config.keep_first,
             "placement": config.placement,
             "transport": config.transport,
             "movement": sharding.movement,
@@ -185,6 +188,7 @@ def _series(group: GroupPlan, series_plan: SeriesPlan) -> dict[str, Any]:
         "pp_stage": group.pp_stage,
         "group_size": group.plan.group_size,
         "layer_ids": list(series.layer_ids),
+        "kept_layer": series.kept_layer,
         "layer_bytes": series.layer_bytes,
         "small_bytes": series.small_bytes,
         "replicated_bytes": ledger.replicated_bytes,

@@ -20,6 +20,7 @@ def map_command(
     layers: flag.LayersNamed = None,
     prefetch_step: flag.PrefetchStep = None,
     layer_stride: flag.LayerStride = None,
+    keep_first: flag.KeepFirst = False,
     placement: flag.PlacementName = None,
     transport: flag.TransportName = None,
     exact: flag.Exact = False,
@@ -34,7 +35,7 @@ def map_command(
         found,
         Layout(tp, dp, pcp, pp, ep),
         layers,
-        options_of(prefetch_step, layer_stride, placement, transport),
+        options_of(prefetch_step, layer_stride, placement, transport, keep_first=keep_first),
     )
     evidence, notes = evidence_for(found, sharding.model, exact, show_progress)
     warnings = (*assumed, *notes, *remarks_on(sharding, None))

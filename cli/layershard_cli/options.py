@@ -78,6 +78,13 @@ PrefetchStep = Annotated[
 LayerStride = Annotated[
     int | None, typer.Option("--layer-stride", help="Shard every n-th layer only.  [default: 1]")
 ]
+KeepFirst = Annotated[
+    bool,
+    typer.Option(
+        "--keep-first",
+        help="Keep the first layer of each series on every rank, to hide what the second needs.",
+    ),
+]
 PlacementName = Annotated[
     str | None,
     typer.Option(

@@ -125,10 +125,10 @@ def _ledger(group: GroupPlan) -> str:
 
 
 def _owners(group: GroupPlan) -> str:
-    layers = sorted({i for s in group.plan.series for i in s.series.layer_ids})
+    layers = sorted({i for series in group.plan.series for i in series.keepers})
     rows = []
     for series in group.plan.series:
-        owner = dict(zip(series.series.layer_ids, series.owner, strict=True))
+        owner = series.keepers
         cells = ["-" if i not in owner else _KEEPERS.get(owner[i], str(owner[i])) for i in layers]
         rows.append((series.series.name, *cells))
     return _table((f"layer (stage {group.pp_stage})", *map(str, layers)), rows)

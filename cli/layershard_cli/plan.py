@@ -24,6 +24,7 @@ def plan_command(
     layers: flag.Layers = None,
     prefetch_step: flag.PrefetchStep = None,
     layer_stride: flag.LayerStride = None,
+    keep_first: flag.KeepFirst = False,
     placement: flag.PlacementName = None,
     transport: flag.TransportName = None,
     slice_bytes: flag.SliceBytes = None,
@@ -55,7 +56,9 @@ def plan_command(
         found,
         Layout(tp, dp, pcp, pp, ep),
         layers,
-        options_of(prefetch_step, layer_stride, placement, transport, slice_bytes),
+        options_of(
+            prefetch_step, layer_stride, placement, transport, slice_bytes, keep_first=keep_first
+        ),
         Conditions(device, load, phases, checked=check),
     )
     sharding.tokens_gained(kv_cache_dtype)  # refuses a dtype before anything is printed

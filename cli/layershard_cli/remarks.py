@@ -38,16 +38,17 @@ def _on_series(sharding: Sharding) -> Iterator[str]:
                 yield (
                     f"series {name} saves nothing on some rank ({least:,} bytes): it has "
                     f"{len(series_plan.series)} layers and every rank keeps "
-                    f"{slots(series_plan.schedule.num_slots)}; {_remedy(group.plan)}"
+                    f"{slots(series_plan.schedule.num_slots)}; {_remedy(group.plan, series_plan)}"
                 )
             if not series_plan.is_striped:
                 yield from _on_balance(name, series_plan, group.plan.group_size)
 
 
-def _remedy(plan: Plan) -> str:
+def _remedy(plan: Plan, series_plan: SeriesPlan) -> str:
     lower = [
         *(["lower prefetch_step"] if plan.prefetch_step else []),
         *(["lower layer_stride"] if plan.layer_stride > 1 else []),
+        *(["do without keep_first"] if series_plan.series.kept_layer is not None else []),
     ]
     return " or ".join([*lower, "leave it out"])
 

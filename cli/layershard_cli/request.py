@@ -142,11 +142,14 @@ def options_of(
     placement: str | None,
     transport: str | None,
     slice_bytes: int | None = None,
+    *,
+    keep_first: bool = False,
 ) -> dict[str, Any]:
     """The flags on the sharding, by the names of the configuration; None where not given."""
     return {
         "prefetch_step": prefetch_step,
         "layer_stride": layer_stride,
+        "keep_first": keep_first,
         "placement": placement,
         "transport": transport,
         "slice_bytes": slice_bytes,

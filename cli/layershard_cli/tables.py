@@ -156,15 +156,14 @@ def _kept(plan: SeriesPlan, rank: int) -> str:
     if plan.is_striped:
         start, end = plan.stripes[rank]
         return f"{size(end - start)} of each"
-    return " ".join(map(str, plan.owned_layers(rank)))
+    kept = (i for i, keeper in plan.keepers.items() if keeper in (rank, EVERY_RANK))
+    return " ".join(map(str, kept))
 
 
 def _print_layers(page: Sheet, group: GroupPlan) -> None:
     """The owner of each layer."""
     title = f"Rank that keeps each layer (pipeline stage {group.pp_stage})"
-    owners = [
-        dict(zip(plan.series.layer_ids, plan.owner, strict=True)) for plan in group.plan.series
-    ]
+    owners = [plan.keepers for plan in group.plan.series]
     rows = [
         [str(layer_id), *(_keeper(by_layer.get(layer_id), group) for by_layer in owners)]
         for layer_id in sorted({layer_id for by_layer in owners for layer_id in by_layer})
@@ -207,7 +206,8 @@ def _movement(sharding: Sharding) -> str:
     layers = "stripes" if config.placement == "striped" else "whole layers"
     sliced = config.slice_bytes and sharding.movement == "pull"
     slices = f", in slices of {config.slice_bytes:,} bytes" if sliced else ""
-    return f"{sharding.movement} of {layers}{slices} (transport {config.transport})"
+    kept = ", but for the first one of each series" if config.keep_first else ""
+    return f"{sharding.movement} of {layers}{kept}{slices} (transport {config.transport})"
 
 
 def _times(phase: Phase) -> str:

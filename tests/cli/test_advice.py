@@ -49,6 +49,38 @@ def test_a_plan_that_loses_memory_says_so_first() -> None:
     assert checked.startswith("valid, but do not enable it: ")
 
 
+def test_a_kept_first_layer_costs_one_layer_and_hides_more() -> None:
+    shared = plan()
+    kept = plan("--keep-first")
+    assert (shared["sharding"]["keep_first"], kept["sharding"]["keep_first"]) == (False, True)
+    for one, other in zip(shared["series"], kept["series"], strict=True):
+        assert (one["kept_layer"], other["kept_layer"]) == (None, 0)
+        assert [0, *other["layer_ids"]] == one["layer_ids"]
+        assert other["owner"] == one["owner"][1:]
+        saved = [a - b for a, b in zip(one["saved_bytes"], other["saved_bytes"], strict=True)]
+        assert saved == [0] + [one["layer_bytes"]] * 7  # rank 0 kept it before
+    for one, other in zip(shared["prefetch"]["phases"], kept["prefetch"]["phases"], strict=True):
+        assert other["exposed_us"] < one["exposed_us"]
+    assert '"keep_first": true' in kept["launch"]
+    losing = ("--dp", "8", "--ep", "--layers", "o_proj", "--layer-stride", "31")
+    notes = plan(*losing, "--keep-first", "--prefetch-step", "0")["warnings"]
+    (note,) = [text for text in notes if "saves nothing on some rank" in text]
+    assert note.endswith("lower layer_stride or do without keep_first or leave it out")
+
+
+def test_the_map_shows_a_kept_layer_on_every_rank() -> None:
+    flags = ["map", "--model", "DeepSeek-V3", "--dp", "2", "--layers", "o_proj", "--keep-first"]
+    text = said(*flags)
+    rows = [line.split() for line in text.splitlines()]
+    assert ["0", "every", "rank"] in rows
+    assert ["1", "1"] in rows
+    owned = [row for row in rows if row[:2] in (["0", "0"], ["1", "0"])]
+    assert [row[1:4] for row in owned] == [["0", "2", "4"], ["0", "1", "3"]]
+    (group,) = json.loads(said(*flags, "--json"))["groups"]
+    (series,) = group["series"]
+    assert (series["kept_layer"], series["layer_ids"][0]) == (0, 1)
+
+
 def test_phases_may_be_given_one_by_one() -> None:
     flags = ["plan", "--model", "DeepSeek-V3", "--dp", "8", "--ep", "--tokens", "16K", "--check"]
     for given in (["decode", "prefill"], ["prefill", "decode"], ["decode,prefill"]):

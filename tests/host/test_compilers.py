@@ -50,6 +50,7 @@ def test_the_compile_cache_is_keyed_by_the_sharding(tmp_path):
         ["o_proj", "q_b_proj"],
         {"layers": ["o_proj"], "layer_stride": 2},
         {"layers": ["o_proj"], "prefetch_step": 2},
+        {"layers": ["o_proj"], "keep_first": True},
         {"layers": ["o_proj"], "placement": "replicated"},
     ]
     keys = run_child(HASHES, str(model), json.dumps(values))

@@ -87,6 +87,45 @@ def test_a_stride_shards_every_second_layer_and_balances_owners():
     ]
 
 
+def kept_and_moved(rank: int, config) -> dict:
+    model = load(config, lambda model: None)
+    from vllm_layershard.runtime.ops import _boundaries, bound_series
+
+    (series,) = bound_series()
+    checkpoint = load_file(f"{config.model_config.model}/model.safetensors")
+    kept = linear_of(model, 0)
+    return {
+        "layers": series.plan.series.layer_ids,
+        "owned": series.plan.owned_layers(rank),
+        "kept": torch.equal(kept.weight, checkpoint["model.layers.0.self_attn.o_proj.weight"]),
+        "kept method": type(kept.quant_method).__name__,
+        "boundaries": {
+            name: [place.position for place in places]
+            for name, places in sorted(_boundaries.items())
+        },
+        "hooked": [
+            layer
+            for layer in LAYERS
+            if model.get_submodule(f"model.layers.{layer}")._forward_pre_hooks
+        ],
+    }
+
+
+def test_a_kept_first_layer_is_loaded_by_every_rank_and_launches_the_second():
+    sharding = {"layers": ["o_proj"], "keep_first": True, "verify": True}
+    found = run_engines(model_path(), sharding, kept_and_moved)
+    for rank, seen in enumerate(found):
+        assert not isinstance(seen, str), seen
+        assert seen["layers"] == tuple(range(1, 9))
+        assert seen["owned"] == tuple(layer for layer in range(1, 9) if layer % 2 == rank)
+        assert seen["kept"]
+        assert seen["kept method"] == "UnquantizedLinearMethod"
+        assert seen["boundaries"] == {"model.layers.0": [0]} | {
+            f"model.layers.{layer}": [layer - 1] for layer in range(2, 9)
+        }
+        assert seen["hooked"] == [0, 2, 3, 4, 5, 6, 7, 8]
+
+
 def test_a_stride_that_leaves_nothing_is_refused_on_every_rank():
     sharding = {"layers": ["shared_experts.down_proj"], "layer_stride": 9}
     for seen in run_engines(model_path(), sharding, owned_with_stride):

@@ -38,6 +38,16 @@ def test_identical_to_the_control(model, prompts, reference, sharded, tmp_path):
 
 @pytest.mark.matrix
 @pytest.mark.timeout(1000)
+def test_identical_to_the_control_with_the_first_layer_kept(model, prompts, reference, tmp_path):
+    asked = {"layers": LAYERS, "keep_first": True}
+    sharded = answers_of(model, prompts, tmp_path / "sharded", asked | {"verify": True})
+    control = answers_of(model, prompts, tmp_path / "log", asked | {"placement": "replicated"})
+    check_identical(sharded, control)
+    assert [answer.token_ids for answer in sharded] == reference
+
+
+@pytest.mark.matrix
+@pytest.mark.timeout(1000)
 def test_the_plain_server_says_the_same(model, prompts, reference, sharded, tmp_path):
     plain = answers_of(model, prompts, tmp_path / "log", None)
     assert [answer.token_ids for answer in plain] == reference

@@ -40,6 +40,14 @@ def test_four_names(model, prompts, plain_eager, tmp_path, prefetch_step):
         check_reports(tmp_path / "reports", model, FOUR, prefetch_step)
 
 
+@pytest.mark.matrix
+def test_the_first_layer_kept(model, prompts, plain_eager, tmp_path):
+    sharding = asking(FOUR, 2, tmp_path) | {"keep_first": True}
+    with Server(model, tmp_path / "log", sharding=sharding) as server:
+        check_identical(ask(server, prompts), plain_eager)
+        check_reports(tmp_path / "reports", model, FOUR, 2, keep_first=True)
+
+
 def test_two_names_and_that_the_bytes_really_travel(model, prompts, plain_eager, tmp_path):
     """One server: first as it is, then with its slots poisoned and an owner's weight changed."""
     few = prompts[:8]

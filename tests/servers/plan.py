@@ -17,12 +17,15 @@ def planned(
     prefetch_step: int,
     layout: Layout = TWO_RANKS,
     placement: str = "round_robin",
+    *,
+    keep_first: bool = False,
 ) -> dict[str, Any]:
     """The document of `layershard plan --json` for the layout that a server has."""
     command = [
         str(Path(sys.executable).with_name("layershard")), "plan", "--model", str(model),
         *layout.planning, "--layers", ",".join(layers),
         "--prefetch-step", str(prefetch_step), "--placement", placement, "--json",
+        *(["--keep-first"] if keep_first else []),
     ]  # fmt: skip
     finished = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(finished.stdout)

@@ -34,9 +34,12 @@ def check_reports(
     prefetch_step: int = 1,
     layout: Layout = TWO_RANKS,
     placement: str = "round_robin",
+    *,
+    keep_first: bool = False,
 ) -> None:
     """Owners and bytes measured by each rank equal, to the byte, those that the planner says."""
-    plan = planned(model, layers, prefetch_step, layout, placement)["series"]
+    document = planned(model, layers, prefetch_step, layout, placement, keep_first=keep_first)
+    plan = document["series"]
     for rank, report in enumerate(reports(directory, layout)):
         mine = {s["name"]: s for s in plan if s["pp_stage"] == layout.stage_of(rank)}
         assert {s["name"] for s in report["series"]} == set(mine)

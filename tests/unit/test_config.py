@@ -22,6 +22,7 @@ def test_a_list_is_short_for_an_object():
     assert (config.prefetch_step, config.layer_stride, config.verify) == (1, 1, False)
     assert (config.placement, config.transport, config.report_dir) == ("round_robin", "auto", None)
     assert config.slice_bytes == 0
+    assert config.keep_first is False
 
 
 def test_it_is_frozen():
@@ -87,6 +88,10 @@ def test_shared_experts_may_be_sharded():
         ({"layers": ["a"], "prefetch_step": [1]}, "prefetch_step = [1]: should be a valid integer"),
         ({"layers": ["a"], "prefetch_step": None}, "prefetch_step = null: should be a valid int"),
         ({"layers": ["a"], "prefetch_step": float("nan")}, "prefetch_step = nan: should be a val"),
+        (
+            {"layers": ["a"], "keep_first": 1},
+            "keep_first = 1: should be a valid boolean; give true",
+        ),
         ({"layers": ["a"], "layer_stride": True}, "layer_stride = true: should be a valid integer"),
         ({"layers": ["a"], "placement": None}, "placement = null: should be 'round_robin'"),
         ({"layers": ["a"], "placement": ["round_robin"]}, "placement = ['round_robin']: should"),

@@ -53,6 +53,16 @@ def test_step_one_exposes_only_the_first() -> None:
     assert not forward.link_bound
 
 
+def test_a_kept_first_layer_hides_what_the_second_needs() -> None:
+    """Without it 3 of 10 seconds are exposed, however far ahead: see above."""
+    series = Series(name="x", layer_ids=(1, 2, 3), layer_bytes=1, kept_layer=0)
+    prefixes = [[f"model.layers.{i}.x" for i in (1, 2, 3)]]
+    moves = movements(build_plan([series], 2, 1), prefixes, lambda _: 3.0)
+    assert [(move.layer_id, move.launch_layer) for move in moves] == [(1, 0), (2, 0), (3, 2)]
+    forward = simulate(layers_of([10.0] * 4), moves)
+    assert (forward.fetch, forward.exposed) == (9.0, 0.0)
+
+
 def test_a_timeline_of_two_layers() -> None:
     assert trace(layers_of([7.0, 7.0], before=1.0), moves_of(2, 1, 5.0)).spans == (
         Span("compute", 0, "", 0.0, 1.0),

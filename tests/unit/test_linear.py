@@ -8,6 +8,7 @@ from vllm_layershard.errors import PlanError
 from vllm_layershard.plan import (
     Linear,
     TensorSpec,
+    as_processed,
     inventory,
     no_match,
     none_left,
@@ -95,6 +96,37 @@ def test_a_stride_leaves_the_other_layers_replicated():
     linears = [linear(f"layers.{i}.o_proj", 10) for i in range(3, 10)]
     (series,) = series_of(select(linears, ["o_proj"]), layer_stride=3)
     assert series.layer_ids == (3, 6, 9)
+
+
+def test_the_first_layer_may_stay_on_every_rank():
+    """It has no position, and the first that has one stands at its boundary."""
+    linears = [linear(f"layers.{i}.o_proj", 10) for i in range(3, 10)]
+    selected = select(linears, ["o_proj"])
+    (series,) = series_of(selected, keep_first=True)
+    assert (series.kept_layer, series.layer_ids) == (3, (4, 5, 6, 7, 8, 9))
+    assert [series.boundary(p) for p in range(6)] == [3, 5, 6, 7, 8, 9]
+    (series,) = series_of(selected, 3, keep_first=True)
+    assert (series.kept_layer, series.layer_ids) == (3, (6, 9))
+    (series,) = series_of(select(linears[:1], ["o_proj"]), keep_first=True)
+    assert (series.kept_layer, series.layer_ids) == (None, (3,))
+
+
+def test_each_of_two_layouts_keeps_its_first():
+    linears = [linear(f"layers.{i}.mlp.up", 10 if i < 2 else 20) for i in range(5)]
+    grouped = series_of(select(linears, ["up"]), keep_first=True)
+    assert [(s.name, s.kept_layer, s.layer_ids) for s in grouped] == [
+        ("up@0", 0, (1,)),
+        ("up@2", 2, (3, 4)),
+    ]
+
+
+def test_a_processed_series_is_the_same_but_for_its_bytes():
+    linears = [linear(f"layers.{i}.mlp.up", 10 if i < 2 else 20) for i in range(5)]
+    _, second = series_of(select(linears, ["up"]), keep_first=True)
+    packed = [linear(f"layers.{i}.mlp.up", 5) for i in (3, 4)]
+    processed = as_processed(second, packed)
+    assert (processed.name, processed.kept_layer, processed.layer_ids) == ("up@2", 2, (3, 4))
+    assert processed.layer_bytes == 5
 
 
 def test_copies_over_different_ranks_are_different_series():

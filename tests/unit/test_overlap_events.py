@@ -30,20 +30,28 @@ class Transfer:
 
 @dataclass
 class Series:
-    """What the design says of one series, from its layers and the prefetch step alone."""
+    """What the design says of one series, from its layers and the prefetch step alone.
+
+    `first` is the layer at which the first ones are launched: the first one or, kept, another.
+    """
 
     layers: list[int]
     seconds: int
     step: int
+    first: int
     slots: list[Any] = field(init=False)
 
     def __post_init__(self) -> None:
         self.slots = ["free"] * (self.step + 1)
 
-    def launches(self, position: int) -> list[int]:
+    def launches(self, layer_id: int) -> list[int]:
         """At the first boundary as many as there are slots, later the one `step` ahead."""
-        ahead = range(len(self.slots)) if position == 0 else [position + self.step]
-        return [p for p in ahead if p < len(self.layers)]
+        if layer_id == self.first:
+            return list(range(len(self.slots)))
+        if layer_id not in self.layers[1:]:
+            return []
+        ahead = self.layers.index(layer_id) + self.step
+        return [ahead] if ahead < len(self.layers) else []
 
 
 def events(
@@ -57,12 +65,11 @@ def events(
     for layer_id, steps in layers.items():
         # The boundary. Everything before it has been computed.
         for name, series in all_series.items():
-            if layer_id in series.layers:
-                for position in series.launches(series.layers.index(layer_id)):
-                    slot = position % len(series.slots)
-                    assert series.slots[slot] == "free", "a launch into a slot in use"
-                    series.slots[slot] = ("arriving", position)
-                    link.append(Transfer(name, position, slot, Fraction(series.seconds)))
+            for position in series.launches(layer_id):
+                slot = position % len(series.slots)
+                assert series.slots[slot] == "free", "a launch into a slot in use"
+                series.slots[slot] = ("arriving", position)
+                link.append(Transfer(name, position, slot, Fraction(series.seconds)))
         for name, seconds, slowdown in steps:
             mine = all_series.get(name)
             reads = mine is not None and layer_id in mine.layers
@@ -129,34 +136,37 @@ def cases(draw):
         for name in sharded
     }
     members = {name: ids for name, ids in members.items() if ids}
+    firsts = {name: ids[0] for name, ids in members.items()}
+    keep_first = draw(st.booleans())
+    if keep_first:
+        members = {name: ids[1:] or ids for name, ids in members.items()}
     most = min(map(len, members.values()), default=1)
     step = draw(st.integers(0, min(most - 1, 4)))
     seconds = {name: draw(st.integers(0, 25)) for name in members}
     hindrance = draw(st.sampled_from([Fraction(0), Fraction(1, 2), Fraction(3)]))
-    return layers, members, seconds, step, stride, draw(st.integers(2, 5)), hindrance
+    moved = {name: Series(ids, seconds[name], step, firsts[name]) for name, ids in members.items()}
+    return layers, moved, keep_first, step, stride, draw(st.integers(2, 5)), hindrance
 
 
 @settings(max_examples=3000, deadline=None, suppress_health_check=list(HealthCheck))
 @given(cases())
 def test_equals_the_event_simulator(case) -> None:
-    layers, members, seconds, step, stride, ranks, hindrance = case
-    total, stalled = events(
-        layers, {n: Series(ids, seconds[n], step) for n, ids in members.items()}, hindrance
-    )
+    layers, moved, keep_first, step, stride, ranks, hindrance = case
+    total, stalled = events(layers, moved, hindrance)
     linears = {
         name: [
             Linear(
                 f"model.layers.{i}.{name}",
                 i,
                 True,
-                (TensorSpec("weight", (1,), "int8", seconds[name] + 1),),
+                (TensorSpec("weight", (1,), "int8", moved[name].seconds + 1),),
             )
             for i, steps in layers.items()
             if name in [s[0] for s in steps]
         ]
-        for name in members
+        for name in moved
     }
-    series = series_of(linears, stride)
+    series = series_of(linears, stride, keep_first=keep_first)
     plan = build_plan(list(series), ranks, step, layer_stride=stride)
     prefixes = [[linear.prefix for linear in matched] for matched in series.values()]
     forward = simulate(
@@ -172,4 +182,4 @@ def test_equals_the_event_simulator(case) -> None:
     compute = sum(s for steps in layers.values() for _, s, _ in steps)
     assert forward.compute == compute
     assert forward.exposed == pytest.approx(float(total) - compute, rel=1e-9, abs=1e-9)
-    assert forward.fetch == sum(seconds[n] * len(ids) for n, ids in members.items())
+    assert forward.fetch == sum(s.seconds * len(s.layers) for s in moved.values())

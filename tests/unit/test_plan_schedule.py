@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -69,6 +71,33 @@ def test_no_forward_overwrites_what_is_still_to_be_read(case, forwards):
         addresses.add(s.schedule.slot)
     assert len(addresses) == 1
     assert s.schedule.num_slots == plan.prefetch_step + 1
+
+
+@UNHURRIED
+@given(planned(), st.integers(0, 9))
+def test_with_a_kept_layer_ahead_only_the_first_boundary_is_another(case, ahead):
+    """Replay layer by layer: boundaries in the order of the layers, each read in its own."""
+    plan, s = case
+    ids = s.series.layer_ids
+    kept = max(0, ids[0] - ahead)
+    series = replace(s.series, kept_layer=kept)
+    (k,) = build_plan(
+        [series], plan.group_size, plan.prefetch_step, layer_stride=plan.layer_stride
+    ).series
+    assert (k.owner, k.schedule, k.ledger) == (s.owner, s.schedule, s.ledger)
+    assert k.keepers == {kept: EVERY_RANK} | s.keepers
+    boundaries = {series.boundary(p): p for p in range(len(ids))}
+    assert list(boundaries) == [kept, *ids[1:]]
+    slots: list[int | None] = [None] * k.schedule.num_slots
+    for layer_id in range(kept, ids[-1] + 1):
+        for position in k.schedule.launches[boundaries[layer_id]] if layer_id in boundaries else ():
+            assert slots[k.schedule.slot[position]] is None, "launched over one still to be read"
+            slots[k.schedule.slot[position]] = position
+        if layer_id in ids:
+            position = ids.index(layer_id)
+            assert slots[k.schedule.slot[position]] == position
+            slots[k.schedule.slot[position]] = None
+    assert not any(slot is not None for slot in slots)
 
 
 @UNHURRIED
@@ -222,6 +251,16 @@ def test_a_step_that_the_series_cannot_use_is_refused(count, step):
     assert str(error.value) == (
         f"series 'o_proj' has {layers}; prefetch_step {step} needs at least {step + 1}: "
         f"lower it to at most {count - 1} or leave 'o_proj' out"
+    )
+
+
+def test_a_step_too_large_for_what_is_left_says_what_took_it():
+    kept = Series("o_proj", (2, 4), 10, kept_layer=0)
+    with pytest.raises(PlanError) as error:
+        build_plan([kept], 2, 2, layer_stride=2)
+    assert str(error.value) == (
+        "series 'o_proj' has 2 layers left with layer_stride 2 and keep_first; prefetch_step 2 "
+        "needs at least 3: lower layer_stride, or prefetch_step to at most 1 or leave 'o_proj' out"
     )
 
 

@@ -126,7 +126,7 @@ def movements(
             Movement(
                 layer_id=series.layer_ids[position],
                 suffix=suffix_of(names[position]),
-                launch_layer=series.layer_ids[boundary],
+                launch_layer=series.boundary(boundary),
                 seconds=seconds,
                 buffer=(f"{series.name} {series.tp_replicated}", schedule.slot[position]),
             )

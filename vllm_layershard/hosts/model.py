@@ -43,6 +43,7 @@ from vllm_layershard.plan import (
     ParallelLayout,
     Plan,
     Series,
+    as_processed,
     build_plan,
     by_group,
     select,
@@ -118,18 +119,18 @@ def _decide(
     config: LayerShardConfig, groups: Groups, selected: dict[str, tuple[Linear, ...]]
 ) -> list[Decision]:
     """One plan for each group that the selected linears' layouts ask for."""
+    grouped = series_of(selected, config.layer_stride, keep_first=config.keep_first)
     decisions = []
-    for tp_replicated, linears in by_group(series_of(selected, config.layer_stride)):
+    for tp_replicated, linears in by_group(grouped):
         group = groups.of(tp_replicated)
-        plan = build_plan(
-            list(linears),
-            group.size,
-            config.prefetch_step,
-            config.placement,
-            config.layer_stride,
-        )
-        decisions.append(Decision(plan, group, linears))
+        decisions.append(Decision(_plan(config, group, list(linears)), group, linears))
     return decisions
+
+
+def _plan(config: LayerShardConfig, group: Group, series: list[Series]) -> Plan:
+    return build_plan(
+        series, group.size, config.prefetch_step, config.placement, config.layer_stride
+    )
 
 
 class ShardedModel:
@@ -147,14 +148,16 @@ class ShardedModel:
         self._config = config
         self._groups = groups
         self._modules = modules
-        self._selected = selected
+        self._decisions = _decide(config, groups, selected)
         self._series: list[ShardedSeries] = []
         self._to_adopt = 0
         paths = {id(module): path for path, module in model.named_modules()}
         boundaries: dict[str, nn.Module] = {}
         unbind({boundary_of(paths[id(m)]) for m in modules.values() if id(m) in paths})
+        named = [linear for members in selected.values() for linear in members]
+        layers = {x.layer_id: boundary_of(paths[id(modules[x.prefix])]) for x in named}
         self.planned: dict[tuple[int, ...], list[dict[str, Any]]] = {}
-        for decision in _decide(config, groups, selected):
+        for decision in self._decisions:
             self.planned.setdefault(decision.group.ranks, []).append(decision.plan.document())
             for series_plan in decision.plan.series:
                 series = ShardedSeries(
@@ -174,12 +177,16 @@ class ShardedModel:
                     elif not series.group.lockstep:  # nobody sends it the small ones
                         large = tuple(tensor.name for tensor in linear.large)
                         materialise(module, device.torch_device, leave=large)
-                    boundary = boundary_of(paths[id(module)])
+                    boundary = layers[series_plan.series.boundary(position)]
                     boundaries[boundary] = model.get_submodule(boundary)
                     place = Place(series, position)
                     bind(boundary, linear.prefix, place)
                     wrap(module, ShardedLinear(module, place, self.adopting))
                     self._to_adopt += 1
+        placed = {x.prefix for d in self._decisions for xs in d.linears.values() for x in xs}
+        for linear in named:
+            if linear.prefix not in placed:  # kept by every rank, though it was released
+                materialise(modules[linear.prefix], device.torch_device)
         for boundary, layer in boundaries.items():
             install_boundary(layer, boundary)
         if self._to_adopt == 0:  # a pipeline stage with none of the named linears
@@ -204,17 +211,20 @@ class ShardedModel:
 
     def _finish(self) -> None:
         """Agree on the final plan, and serve."""
-        processed = {
-            name: tuple(describe_linear(self._modules[x.prefix], x.layer_id) for x in linears)
-            for name, linears in self._selected.items()
-        }
         digests: dict[str, str] = {}
         unfinished = iter(self._series)
-        for decision in _decide(self._config, self._groups, processed):
-            agree(decision.plan, decision.group)
-            for series_plan in decision.plan.series:
+        for decision in self._decisions:
+            processed = [
+                as_processed(
+                    series, [describe_linear(self._modules[x.prefix], x.layer_id) for x in linears]
+                )
+                for series, linears in decision.linears.items()
+            ]
+            plan = _plan(self._config, decision.group, processed)
+            agree(plan, decision.group)
+            for series_plan in plan.series:
                 next(unfinished).finish(series_plan)
-                digests[series_plan.series.name] = decision.plan.digest()
+                digests[series_plan.series.name] = plan.digest()
         _announce(self._series)
         if self._config.report_dir is not None:
             report = Report(self._config.report_dir, self._groups.rank, self._series, digests)

@@ -129,7 +129,9 @@ def plan_model(model: Model, deployment: Deployment, config: LayerShardConfig) -
         here = select([x for x in linears if x.layer_id in layers], config.layers)
         groups.extend(
             _group(stage, tp_replicated, members, deployment, config)
-            for tp_replicated, members in by_group(series_of(here, config.layer_stride))
+            for tp_replicated, members in by_group(
+                series_of(here, config.layer_stride, keep_first=config.keep_first)
+            )
         )
     saved = [0] * layout.world_size
     for group in groups:

@@ -4,7 +4,7 @@ from vllm_layershard.plan.layout import ParallelLayout, stage_layers
 from vllm_layershard.plan.linear import Linear, TensorSpec, inventory, no_match, none_left, select
 from vllm_layershard.plan.placement import EVERY_RANK, NO_RANK, Stripe
 from vllm_layershard.plan.plan import Plan, SeriesPlan, build_plan, differences
-from vllm_layershard.plan.series import Series, by_group, series_of
+from vllm_layershard.plan.series import Series, as_processed, by_group, series_of
 
 __all__ = [
     "EVERY_RANK",
@@ -16,6 +16,7 @@ __all__ = [
     "SeriesPlan",
     "Stripe",
     "TensorSpec",
+    "as_processed",
     "build_plan",
     "by_group",
     "differences",

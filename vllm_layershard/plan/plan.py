@@ -40,6 +40,13 @@ class SeriesPlan:
         """Whether every rank keeps a part of every layer, and no rank a whole one."""
         return bool(self.stripes)
 
+    @property
+    def keepers(self) -> dict[int, int]:
+        """The owner of each layer by its absolute index; EVERY_RANK for one that is not moved."""
+        kept = self.series.kept_layer
+        ahead = {} if kept is None else {kept: EVERY_RANK}
+        return ahead | dict(zip(self.series.layer_ids, self.owner, strict=True))
+
     def owned_layers(self, group_rank: int) -> tuple[int, ...]:
         """The absolute indices of the layers that this rank keeps."""
         return tuple(

@@ -1,8 +1,9 @@
 """Schedule: which slot a position uses, and at which boundary its movement is launched.
 
 Note [A self-contained forward]
-A boundary is the moment just before a decoder layer runs; that of position p is its layer's. At
-the boundary of position 0 the first `num_slots` positions are launched. At that of p > 0, position
+A boundary is the moment just before a decoder layer runs; that of position p is its layer's, or
+for position 0 that of the layer ahead of it which every rank keeps (Series.boundary). At the
+boundary of position 0 the first `num_slots` positions are launched. At that of p > 0, position
 p + prefetch_step is launched into the slot that p - 1 has left: slot[p + step] == slot[p - 1],
 because num_slots == step + 1. So every forward launches each position once, in ascending order,
 never earlier than its slot is free and never later than its own boundary; nothing is in flight
@@ -40,7 +41,11 @@ def schedule_of(series: Series, prefetch_step: int, layer_stride: int = 1) -> Sc
     n = len(series)
     if prefetch_step >= n:
         layers = "1 layer" if n == 1 else f"{n} layers"
-        left = "" if layer_stride == 1 else f" left with layer_stride {layer_stride}"
+        given = [
+            *([f"layer_stride {layer_stride}"] if layer_stride > 1 else []),
+            *(["keep_first"] if series.kept_layer is not None else []),
+        ]
+        left = f" left with {' and '.join(given)}" if given else ""
         lower = "lower it" if layer_stride == 1 else "lower layer_stride, or prefetch_step"
         raise PlanError(
             f"series {series.name!r} has {layers}{left}; prefetch_step {prefetch_step} needs at "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from vllm_layershard.plan.linear import Linear
@@ -15,7 +15,8 @@ class Series:
 
     `layer_ids` are absolute indices, ascending; a layer's position is its index in them.
     `layer_bytes` move, `small_bytes` stay on every rank; both are per layer. `layout` says shape,
-    stride and dtype of what moves: ranks whose layouts differ cannot share slots.
+    stride and dtype of what moves: ranks whose layouts differ cannot share slots. `kept_layer` is
+    the layer like them, ahead of all, that every rank keeps (`keep_first`); it has no position.
     """
 
     name: str
@@ -24,25 +25,35 @@ class Series:
     small_bytes: int = 0
     tp_replicated: bool = False
     layout: str = ""
+    kept_layer: int | None = None
 
     def __post_init__(self) -> None:
         assert self.layer_ids, f"series {self.name!r} has no layers"
         ascending = all(a < b for a, b in pairwise(self.layer_ids))
         assert ascending, f"series {self.name!r}: layers out of order"
-        assert self.layer_ids[0] >= 0, f"series {self.name!r}: negative layer index"
+        first = self.boundary(0)
+        assert first >= 0, f"series {self.name!r}: negative layer index"
+        assert first <= self.layer_ids[0], f"series {self.name!r}: a later layer is kept"
         assert self.layer_bytes > 0, f"series {self.name!r} moves no bytes"
 
     def __len__(self) -> int:
         return len(self.layer_ids)
 
+    def boundary(self, position: int) -> int:
+        """The layer at whose boundary a position stands: its own, or for the first the kept one."""
+        if position == 0 and self.kept_layer is not None:
+            return self.kept_layer
+        return self.layer_ids[position]
+
 
 def series_of(
-    selected: Mapping[str, Sequence[Linear]], layer_stride: int = 1
+    selected: Mapping[str, Sequence[Linear]], layer_stride: int = 1, *, keep_first: bool = False
 ) -> dict[Series, tuple[Linear, ...]]:
     """Group each name's linears into series, in the order of the names, then of the layers.
 
-    With `layer_stride` s only the layers with index % s == 0 take part, the others stay replicated.
-    A name whose linears differ in layout gives several series, told apart by their layout.
+    With `layer_stride` s only the layers with index % s == 0 take part, the others stay replicated;
+    so does with `keep_first` the first one of each series that has another. A name whose linears
+    differ in layout gives several series, told apart by their layout.
     """
     grouped: dict[Series, tuple[Linear, ...]] = {}
     for name, linears in selected.items():
@@ -53,16 +64,25 @@ def series_of(
                 alike.setdefault((linear.tp_replicated, layout), []).append(linear)
         for (tp_replicated, layout), members in alike.items():
             members.sort(key=lambda linear: linear.layer_id)
+            first = members[0].layer_id
+            kept = members.pop(0) if keep_first and len(members) > 1 else None
             series = Series(
-                name=name if len(alike) == 1 else f"{name}@{members[0].layer_id}",
+                name=name if len(alike) == 1 else f"{name}@{first}",
                 layer_ids=tuple(linear.layer_id for linear in members),
                 layer_bytes=members[0].large_bytes,
                 small_bytes=members[0].small_bytes,
                 tp_replicated=tp_replicated,
                 layout=layout,
+                kept_layer=None if kept is None else kept.layer_id,
             )
             grouped[series] = tuple(members)
     return grouped
+
+
+def as_processed(series: Series, members: Sequence[Linear]) -> Series:
+    """The same series, of what its linears hold once they are processed."""
+    (processed,) = series_of({series.name: members})
+    return replace(processed, name=series.name, kept_layer=series.kept_layer)
 
 
 def by_group(
