@@ -78,10 +78,13 @@ class LayerSharding(Contestant):
     """This project's runtime, through its manual API, with broadcasts."""
 
     transport: Transport = "broadcast"
+    keeps: int = 0
+    """Layers ahead of the series that every rank keeps."""
 
     def __init__(self, name: str, step: int, linears: list[Sampled]) -> None:
         super().__init__(name, step, linears)
-        for layer_id, linear in enumerate(linears):
+        self.shared = linears[self.keeps :]
+        for layer_id, linear in enumerate(self.shared, start=self.keeps):
             register_layer(
                 linear,
                 series=name,
@@ -93,13 +96,25 @@ class LayerSharding(Contestant):
 
     def forward(self, half: Callable[[], None]) -> torch.Tensor:
         x = self.x
-        for linear in self.linears:
-            reach_layer(linear)
+        for linear in self.linears[: self.keeps]:
+            reach_layer(self.shared[0])
+            half()
+            x = linear(x)
+            half()
+        for linear in self.shared:
+            if linear is not self.shared[0] or not self.keeps:
+                reach_layer(linear)
             half()
             wait_layer(linear)
             x = linear(x)
             half()
         return x
+
+
+class KeepFirst(LayerSharding):
+    """The same with `keep_first`: the first movements start at the boundary of a kept layer."""
+
+    keeps = 1
 
 
 class Pull(LayerSharding):
@@ -186,6 +201,7 @@ class FullyShard(Contestant):
 
 CONTESTANTS: dict[str, type[Contestant]] = {
     "layer sharding": LayerSharding,
+    "keep_first": KeepFirst,
     "pull": Pull,
     "first version": FirstVersion,
     "FSDP2": FullyShard,

@@ -12,8 +12,9 @@ compute, just before and after in the same round. The ratio is of a round: a lay
 from the fetch that was measured last. A host oversleeps now more and now less: where two are
 compared, each one's time is taken over its own compute.
 A forward that begins with nothing in flight cannot reach the bound: of the first fetch only half a
-layer hides, and half a layer follows the last one. "planned" is what the planner's simulation says
-of the same compute and fetch.
+layer hides, and half a layer follows the last one. With `keep_first` (columns of that name) every
+rank keeps the first layer, behind which the second one's fetch hides; its bound has one fetch less.
+"planned" is what the planner's simulation says of the same compute and fetch.
 
 The bound of pulls is made of the bare pulls of the same bytes. Ranks that pull share memory and no
 link. `--link-gbit N` races those that broadcast alone, over a link that the kernel paces.
@@ -27,7 +28,7 @@ import gc
 import json
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -46,7 +47,9 @@ from vllm_layershard.plan import Series, build_plan
 
 WITHIN = 1.05
 OURS = "layer sharding"
+KEPT = "keep_first"
 PULL = "pull"
+RIVALS = ("first version", "FSDP2")
 
 PULL_WITHIN = 1.03
 """Of its bound, where the compute hides the pulls."""
@@ -90,17 +93,22 @@ def rank_main(rank: int, race: Race, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def planned(race: Race, step: int, compute_s: float, moved_s: float, *, pulls: bool) -> float:
+def planned(
+    race: Race, step: int, compute_s: float, moved_s: float, *, pulls: bool = False, kept: int = 0
+) -> float:
     """What the planner's simulation says of a stack that takes these seconds, each alone.
 
-    `moved_s` is of all broadcasts, or of all the layers that a rank pulls: those of its peers.
+    `moved_s` is of all broadcasts, or of all the layers that a rank pulls: those of its peers. With
+    `kept` the first layer is kept by every rank.
     """
-    series = Series("linear", tuple(range(race.layers)), race.layer_bytes)
+    shared = range(kept, race.layers)
+    first = 0 if kept else None
+    series = Series("linear", tuple(shared), race.layer_bytes, kept_layer=first)
     plan = build_plan([series], race.ranks, prefetch_step=step)
-    names = [[f"layers.{i}.linear" for i in range(race.layers)]]
+    names = [[f"layers.{i}.linear" for i in shared]]
     half = TimedStep("", compute_s / race.layers / 2)
     layers = [TimedLayer(i, (half, TimedStep("linear", 0.0), half)) for i in range(race.layers)]
-    one_s = moved_s / race.layers
+    one_s = moved_s / len(shared)
     if not pulls:
         return simulate(layers, movements(plan, names, lambda _: one_s)).total
     one_s *= race.ranks / (race.ranks - 1)
@@ -112,23 +120,25 @@ def row_of(race: Race, ratio: float, step: int, rounds: list[dict[str, Any]]) ->
     """Milliseconds, medians of the rounds; and ours over the others', medians of the ratios."""
     over: dict[str, list[float]] = {}
     for one in rounds:
+        times = one["times"]
         loop = max(0.0, one["unsharded"][0] - one["unsharded"][1])
-        ours, slept = one["times"][OURS]
-        compute = slept + loop
-        over.setdefault("/ bound", []).append(ours / max(compute, one["fetch"]))
-        expected = planned(race, step, compute, one["fetch"], pulls=False)
-        over.setdefault("/ planned", []).append(ours / expected)
-        for name, (seconds, computed) in one["times"].items():
-            beside = (ours / slept) / (seconds / computed)
-            if name == PULL:
-                compute = computed + loop
-                bound = max(compute, one["pulls"])
-                expected = planned(race, step, compute, one["pulls"], pulls=True)
-                over.setdefault("pull / bound", []).append(seconds / bound)
-                over.setdefault("pull / planned", []).append(seconds / expected)
-                over.setdefault("pull / broadcast", []).append(1 / beside)
-            elif name != OURS:
-                over.setdefault(f"/ {name}", []).append(beside)
+        for name, kept in ((OURS, 0), (KEPT, 1)):
+            ours, slept = times[name]
+            compute, fetch = slept + loop, one["fetch"] * (1 - kept / race.layers)
+            ratios = {
+                "bound": ours / max(compute, fetch),
+                "planned": ours / planned(race, step, compute, fetch, kept=kept),
+                **{rival: _beside(times[name], times[rival]) for rival in RIVALS},
+            }
+            for other, found in ratios.items():
+                over.setdefault(f"{_column(name)}/ {other}", []).append(found)
+        if PULL in times:
+            seconds, computed = times[PULL]
+            compute = computed + loop
+            expected = planned(race, step, compute, one["pulls"], pulls=True)
+            over.setdefault("pull / bound", []).append(seconds / max(compute, one["pulls"]))
+            over.setdefault("pull / planned", []).append(seconds / expected)
+            over.setdefault("pull / broadcast", []).append(_beside(times[PULL], times[OURS]))
     row: dict[str, Any] = {"ranks": race.ranks, "fetch/compute": ratio, "step": step}
     row["fetch_ms"] = _ms([one["fetch"] for one in rounds])
     row["compute_ms"] = _ms([one["times"][OURS][1] for one in rounds])
@@ -136,11 +146,21 @@ def row_of(race: Race, ratio: float, step: int, rounds: list[dict[str, Any]]) ->
         row["pulls_ms"] = _ms([one["pulls"] for one in rounds])
     for name in race.names:
         row[f"{name} ms"] = _ms([one["times"][name][0] for one in rounds])
-    for name, ratios in over.items():
-        times = Times.of(ratios)
-        row |= {name: round(times.median, 3), f"{name} low": round(times.low, 3)}
-        row |= {f"{name} high": round(times.high, 3)}
+    for name, values in over.items():
+        spread = Times.of(values)
+        row |= {name: round(spread.median, 3), f"{name} low": round(spread.low, 3)}
+        row |= {f"{name} high": round(spread.high, 3)}
     return row | {"rounds": len(rounds), "correct": sorted(rounds[0]["times"])}
+
+
+def _column(name: str) -> str:
+    """How the columns of layer sharding begin, and those of its variant."""
+    return "" if name == OURS else f"{name} "
+
+
+def _beside(mine: Sequence[float], theirs: Sequence[float]) -> float:
+    """One's time over another's, each taken over its own compute."""
+    return (mine[0] / mine[1]) / (theirs[0] / theirs[1])
 
 
 def _ms(seconds: list[float]) -> float:
@@ -156,7 +176,10 @@ def raced(race: Race) -> list[dict[str, Any]]:
 
 
 def misses(rows: list[dict[str, Any]]) -> list[str]:
-    """Where layer sharding, at its best step against the bound, is not what it promises."""
+    """Where layer sharding, at its best step against the bound, is not what it promises.
+
+    The others are compared with it as it is by default, and with `keep_first`.
+    """
     found = []
     for ranks, ratio in sorted({(row["ranks"], row["fetch/compute"]) for row in rows}):
         here = [row for row in rows if (row["ranks"], row["fetch/compute"]) == (ranks, ratio)]
@@ -165,8 +188,11 @@ def misses(rows: list[dict[str, Any]]) -> list[str]:
         if best["/ bound"] > WITHIN:
             found.append(f"{where}: {best['/ bound']} of the bound")
         if ratio < 1:
-            others = [name for name in ("first version", "FSDP2") if best[f"/ {name}"] > 1]
-            found += [f"{where}: {best[f'/ {name}']} of {name}" for name in others]
+            kept = min(here, key=lambda row: row[f"{KEPT} / bound"])
+            for rival in RIVALS:
+                least = min(best[f"/ {rival}"], kept[f"{KEPT} / {rival}"])
+                if least > 1:
+                    found.append(f"{where}, with keep_first or without: {least} of {rival}")
         if "pulls_ms" in best:
             found += _pull_misses(here)
     return found
@@ -215,8 +241,11 @@ def main() -> int:
         return 2
     told = ["ranks", "fetch/compute", "step"]
     columns = [*told, "fetch_ms", "compute_ms", f"{OURS} ms"]
-    columns += ["/ bound", "/ planned", "/ first version", "/ FSDP2"]
+    ratios = ["/ bound", "/ planned", "/ first version", "/ FSDP2"]
+    columns += ratios
     publish("overlap", "A forward against the ideal bound", columns, rows, options.json)
+    columns = [*told, f"{KEPT} ms", *(f"{KEPT} {ratio}" for ratio in ratios)]
+    publish("overlap", "The same with the first layer kept by every rank", columns, rows, None)
     if PULL in names:
         columns = [*told, "pulls_ms", "compute_ms", "pull ms"]
         columns += ["pull / bound", "pull / planned", "pull / broadcast"]

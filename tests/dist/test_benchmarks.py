@@ -48,9 +48,10 @@ def test_overlap_runs_and_everybody_computes_what_the_unsharded_stack_does(tmp_p
         (2, 0.5, 1),
     ]
     for row in rows:
-        assert row["correct"] == ["FSDP2", "first version", "layer sharding", "pull"]
+        assert row["correct"] == ["FSDP2", "first version", "keep_first", "layer sharding", "pull"]
         ratios = [f"/ {name}" for name in ("bound", "planned", "first version", "FSDP2")]
-        for name in (*ratios, "pull / bound", "pull / broadcast"):
+        kept = [f"keep_first {name}" for name in ratios]
+        for name in (*ratios, *kept, "pull / bound", "pull / broadcast"):
             assert 0 < row[f"{name} low"] <= row[name] <= row[f"{name} high"]
 
 
@@ -61,7 +62,8 @@ def test_overlap_runs_over_a_paced_link(tmp_path):
     except LinkError as error:
         pytest.skip(str(error))
     rows = smoke("overlap", tmp_path, "--link-gbit", "4")["rows"]
-    assert [row["correct"] for row in rows] == [["FSDP2", "first version", "layer sharding"]] * 2
+    correct = ["FSDP2", "first version", "keep_first", "layer sharding"]
+    assert [row["correct"] for row in rows] == [correct] * 2
 
 
 def test_a_link_that_cannot_be_made_is_told_in_a_line():
