@@ -6,7 +6,7 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
-import torch.multiprocessing as mp
+from forked import CONTEXT
 
 DEADLINE_S = 60
 
@@ -18,9 +18,8 @@ class Guest:
     """
 
     def __init__(self, work: Callable[..., Any], *args: Any) -> None:
-        context = mp.get_context("spawn")
-        self._told, told = context.Pipe(duplex=False)
-        self._process = context.Process(target=_stay, args=(told, work, args), daemon=True)
+        self._told, told = CONTEXT.Pipe(duplex=False)
+        self._process = CONTEXT.Process(target=_stay, args=(told, work, args), daemon=True)
         self._process.start()
 
     def __enter__(self) -> Guest:

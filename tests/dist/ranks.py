@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+
+from forked import CONTEXT
 
 TIMEOUT_S = 60
 
@@ -48,12 +49,11 @@ def run_ranks(size: int, work: Callable[..., Any], tmp_path: Path, *args: Any) -
     Raises:
         RankError: of the lowest rank that raised.
     """
-    context = mp.get_context("spawn")
-    results = context.SimpleQueue()
+    results = CONTEXT.SimpleQueue()
     store = tmp_path / "store"
     store.unlink(missing_ok=True)
     processes = [
-        context.Process(target=_one_rank, args=(rank, size, str(store), results, work, args))
+        CONTEXT.Process(target=_one_rank, args=(rank, size, str(store), results, work, args))
         for rank in range(size)
     ]
     for process in processes:

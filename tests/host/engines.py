@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.multiprocessing as mp
+
+from forked import CONTEXT
 
 RANKS = 2
 
@@ -85,11 +86,10 @@ def run_engines(model: Path, sharding: Any, inspect: Callable[[int, Any], Any]) 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    context = mp.get_context("spawn")
-    results = context.SimpleQueue()
-    end = context.Barrier(RANKS)
+    results = CONTEXT.SimpleQueue()
+    end = CONTEXT.Barrier(RANKS)
     processes = [
-        context.Process(
+        CONTEXT.Process(
             target=_one_rank, args=(rank, port, str(model), sharding, inspect, results, end)
         )
         for rank in range(RANKS)

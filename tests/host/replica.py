@@ -1,16 +1,17 @@
 """Replica: one of two real vLLM engines of a dense model, in a process of its own, that answers.
 
 Unlike those of one `vllm serve`, which lives and dies as a whole, each is a launch of its own and
-can be started and killed by itself. The processes are forked from one that has imported vLLM.
+can be started and killed by itself.
 """
 
 from __future__ import annotations
 
-import multiprocessing as mp
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from forked import CONTEXT
 
 REPLICAS = 2
 MAX_TOKENS = 24
@@ -28,9 +29,6 @@ ENVIRONMENT = {
 Said = tuple[tuple[int, ...], tuple[float, ...]]
 """Greedy token ids, and the logprob of each."""
 
-_context = mp.get_context("forkserver")
-_context.set_forkserver_preload(["vllm.v1.engine.llm_engine", "vllm.v1.worker.cpu_worker"])
-
 
 class Replica:
     """A context; gone on exit, by SIGKILL. `sharding` None: an engine alone, without the key.
@@ -40,9 +38,9 @@ class Replica:
 
     def __init__(self, model: Path, rank: int, port: int, sharding: Any) -> None:
         self.rank = rank
-        self._pipe, theirs = _context.Pipe()
+        self._pipe, theirs = CONTEXT.Pipe()
         arguments = (theirs, str(model), rank, port, sharding)
-        self._process = _context.Process(target=_serve, args=arguments, daemon=True)
+        self._process = CONTEXT.Process(target=_serve, args=arguments, daemon=True)
         self._process.start()
         theirs.close()
 
