@@ -59,10 +59,11 @@ def check_command(
     for group in sharding.groups:
         for series_plan in group.plan.series:
             series = series_plan.series
+            kept = "" if series.kept_layer is None else f" (and layer {series.kept_layer} on each)"
             emit(
                 f"  {series.name}: {len(series)} layers of {series.layer_bytes:,} bytes over "
-                f"{group.plan.group_size} ranks, {slots(series_plan.schedule.num_slots)}, saves "
-                f"{min(series_plan.ledger.saved_bytes):,} bytes"
+                f"{group.plan.group_size} ranks{kept}, {slots(series_plan.schedule.num_slots)}, "
+                f"saves {min(series_plan.ledger.saved_bytes):,} bytes"
             )
     for warning in warnings:
         note(warning)

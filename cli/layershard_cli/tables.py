@@ -155,7 +155,9 @@ def _print_owners(page: Sheet, sharding: Sharding, group: GroupPlan) -> None:
 def _kept(plan: SeriesPlan, rank: int) -> str:
     if plan.is_striped:
         start, end = plan.stripes[rank]
-        return f"{size(end - start)} of each"
+        ahead = plan.series.kept_layer
+        whole = "" if ahead is None else f"{ahead}, "
+        return f"{whole}{size(end - start)} of each"
     kept = (i for i, keeper in plan.keepers.items() if keeper in (rank, EVERY_RANK))
     return " ".join(map(str, kept))
 
@@ -206,7 +208,8 @@ def _movement(sharding: Sharding) -> str:
     layers = "stripes" if config.placement == "striped" else "whole layers"
     sliced = config.slice_bytes and sharding.movement == "pull"
     slices = f", in slices of {config.slice_bytes:,} bytes" if sliced else ""
-    kept = ", but for the first one of each series" if config.keep_first else ""
+    keeps = any(s.series.kept_layer is not None for g in sharding.groups for s in g.plan.series)
+    kept = ", but for the first one of each series" if keeps else ""
     return f"{sharding.movement} of {layers}{kept}{slices} (transport {config.transport})"
 
 

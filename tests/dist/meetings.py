@@ -6,7 +6,7 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
-from forked import CONTEXT
+from forked import CONTEXT, forked
 
 DEADLINE_S = 60
 
@@ -19,7 +19,7 @@ class Guest:
 
     def __init__(self, work: Callable[..., Any], *args: Any) -> None:
         self._told, told = CONTEXT.Pipe(duplex=False)
-        self._process = CONTEXT.Process(target=_stay, args=(told, work, args), daemon=True)
+        self._process = forked(_stay, told, work, args, daemon=True)
         self._process.start()
 
     def __enter__(self) -> Guest:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from forked import CONTEXT
+from forked import CONTEXT, forked
 
 TIMEOUT_S = 60
 
@@ -53,8 +53,7 @@ def run_ranks(size: int, work: Callable[..., Any], tmp_path: Path, *args: Any) -
     store = tmp_path / "store"
     store.unlink(missing_ok=True)
     processes = [
-        CONTEXT.Process(target=_one_rank, args=(rank, size, str(store), results, work, args))
-        for rank in range(size)
+        forked(_one_rank, rank, size, str(store), results, work, args) for rank in range(size)
     ]
     for process in processes:
         process.start()

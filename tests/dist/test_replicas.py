@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from dist.meetings import Guest
-from forked import CONTEXT
+from forked import forked
 from vllm_layershard.errors import TransportError
 from vllm_layershard.runtime import rendezvous as module
 from vllm_layershard.runtime import shared_memory
@@ -113,7 +113,7 @@ def ended(name: str, rank: int) -> None:
 
 def test_an_orderly_end_does_not_take_its_reason_along(name):
     zero = Rendezvous(name, 0)
-    process = CONTEXT.Process(target=ended, args=(name, 1))
+    process = forked(ended, name, 1)
     process.start()
     process.join()
     with pytest.raises(TransportError, match="rank 1 ended: ValueError: no such layer"):

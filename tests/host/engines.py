@@ -5,7 +5,6 @@ Ranks of a model with experts are one world; replicas of a dense one are engines
 
 from __future__ import annotations
 
-import os
 import socket
 import tempfile
 import traceback
@@ -15,7 +14,7 @@ from typing import Any
 
 import torch
 
-from forked import CONTEXT
+from forked import CONTEXT, forked
 
 RANKS = 2
 
@@ -23,7 +22,6 @@ RANKS = 2
 def _one_rank(
     rank: int, port: int, model: str, sharding: Any, inspect: Any, results: Any, end: Any
 ) -> None:
-    os.environ |= {"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1"}
     torch.set_num_threads(1)
     try:
         results.put((rank, inspect(rank, _config(rank, port, model, sharding)), None))
@@ -89,9 +87,7 @@ def run_engines(model: Path, sharding: Any, inspect: Callable[[int, Any], Any]) 
     results = CONTEXT.SimpleQueue()
     end = CONTEXT.Barrier(RANKS)
     processes = [
-        CONTEXT.Process(
-            target=_one_rank, args=(rank, port, str(model), sharding, inspect, results, end)
-        )
+        forked(_one_rank, rank, port, str(model), sharding, inspect, results, end)
         for rank in range(RANKS)
     ]
     for process in processes:

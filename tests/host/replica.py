@@ -11,20 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from forked import CONTEXT
+from forked import CONTEXT, forked
 
 REPLICAS = 2
 MAX_TOKENS = 24
 DEADLINE_S = 240
 
-ENVIRONMENT = {
-    "HF_HUB_OFFLINE": "1",
-    "OMP_NUM_THREADS": "1",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_NO_USAGE_STATS": "1",
-}
+ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 
 Said = tuple[tuple[int, ...], tuple[float, ...]]
 """Greedy token ids, and the logprob of each."""
@@ -39,8 +32,7 @@ class Replica:
     def __init__(self, model: Path, rank: int, port: int, sharding: Any) -> None:
         self.rank = rank
         self._pipe, theirs = CONTEXT.Pipe()
-        arguments = (theirs, str(model), rank, port, sharding)
-        self._process = CONTEXT.Process(target=_serve, args=arguments, daemon=True)
+        self._process = forked(_serve, theirs, str(model), rank, port, sharding, daemon=True)
         self._process.start()
         theirs.close()
 

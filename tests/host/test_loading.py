@@ -83,6 +83,7 @@ def loading(rank: int, config) -> dict[str, Any]:
             s.plan.ledger.replicated_bytes - s.resident_bytes() - s.slots.nbytes() for s in series
         ),
         "owned": {s.name: s.plan.owned_layers(rank) for s in series},
+        "kept": {s.name: s.plan.series.kept_layer for s in series},
         "read": pages,
     }
 
@@ -90,6 +91,7 @@ def loading(rank: int, config) -> dict[str, Any]:
 CASES = [
     pytest.param({"layers": ["o_proj", "q_b_proj", "fused_qkv_a_proj"], "prefetch_step": 0}),
     pytest.param({"layers": ["o_proj"]}, marks=pytest.mark.matrix),
+    pytest.param({"layers": ["o_proj"], "keep_first": True}, marks=pytest.mark.matrix),
     pytest.param(
         {"layers": ["o_proj", "q_b_proj"], "prefetch_step": 3, "verify": True},
         marks=pytest.mark.matrix,
@@ -104,12 +106,15 @@ def test_at_most_one_layer_more_and_nothing_read_in_vain(sharding, model, plain)
         assert seen["final"] == plain[rank]["final"] - seen["saved"]
         assert seen["peak"] <= seen["final"] + LAYER_BYTES + SMALL_BYTES
         for name, owned in seen["owned"].items():
-            assert list(owned) == [layer for layer in LAYERS if layer % RANKS == rank]
+            kept = seen["kept"][name]
+            moved = [layer for layer in LAYERS if layer != kept]
+            assert list(owned) == [layer for layer in moved if layer % RANKS == rank]
             for layer in LAYERS:
                 for stored in stored_as(name):
                     read, of = seen["read"][f"model.layers.{layer}.self_attn.{stored}.weight"]
                     assert of > 3 * NEIGHBOURS
-                    assert read == of if layer in owned else read <= NEIGHBOURS, (name, layer)
+                    whole = layer in owned or layer == kept
+                    assert read == of if whole else read <= NEIGHBOURS, (name, layer)
 
 
 def test_the_measure_sees_what_an_unsharded_rank_reads_and_holds(plain):

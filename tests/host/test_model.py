@@ -94,7 +94,17 @@ def kept_and_moved(rank: int, config) -> dict:
     (series,) = bound_series()
     checkpoint = load_file(f"{config.model_config.model}/model.safetensors")
     kept = linear_of(model, 0)
+    outputs, expected = [], []
+    x = torch.randn(5, kept.input_size, generator=torch.Generator().manual_seed(rank)).bfloat16()
+    for layer in LAYERS:
+        if f"model.layers.{layer}" in _boundaries:
+            torch.ops.layershard.reach(x, f"model.layers.{layer}")
+        with torch.inference_mode():
+            outputs.append(linear_of(model, layer)(x)[0])
+            weight = checkpoint[f"model.layers.{layer}.self_attn.o_proj.weight"]
+            expected.append(torch.nn.functional.linear(x, weight))
     return {
+        "right": [torch.equal(*pair) for pair in zip(outputs, expected, strict=True)],
         "layers": series.plan.series.layer_ids,
         "owned": series.plan.owned_layers(rank),
         "kept": torch.equal(kept.weight, checkpoint["model.layers.0.self_attn.o_proj.weight"]),
@@ -119,6 +129,7 @@ def test_a_kept_first_layer_is_loaded_by_every_rank_and_launches_the_second():
         assert seen["layers"] == tuple(range(1, 9))
         assert seen["owned"] == tuple(layer for layer in range(1, 9) if layer % 2 == rank)
         assert seen["kept"]
+        assert seen["right"] == [True] * 9
         assert seen["kept method"] == "UnquantizedLinearMethod"
         assert seen["boundaries"] == {"model.layers.0": [0]} | {
             f"model.layers.{layer}": [layer - 1] for layer in range(2, 9)

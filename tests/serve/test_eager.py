@@ -57,6 +57,7 @@ def test_two_names_and_that_the_bytes_really_travel(model, prompts, plain_eager,
         sharding=asking(TWO, 1, tmp_path),
         arguments=probe.ARGUMENTS,
         environment=probe.ENVIRONMENT,
+        api_servers=None,
     ) as server:
         check_identical(ask(server, prompts), plain_eager)
         check_reports(tmp_path / "reports", model, TWO, 1)

@@ -260,7 +260,8 @@ def test_a_step_too_large_for_what_is_left_says_what_took_it():
         build_plan([kept], 2, 2, layer_stride=2)
     assert str(error.value) == (
         "series 'o_proj' has 2 layers left with layer_stride 2 and keep_first; prefetch_step 2 "
-        "needs at least 3: lower layer_stride, or prefetch_step to at most 1 or leave 'o_proj' out"
+        "needs at least 3: lower layer_stride, or prefetch_step to at most 1, do without "
+        "keep_first or leave 'o_proj' out"
     )
 
 

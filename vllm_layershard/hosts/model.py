@@ -49,6 +49,7 @@ from vllm_layershard.plan import (
     select,
     series_of,
 )
+from vllm_layershard.plan.linear import suffix_of
 from vllm_layershard.runtime.agreement import agree
 from vllm_layershard.runtime.device import Device, device_of
 from vllm_layershard.runtime.group import Group
@@ -127,6 +128,12 @@ def _decide(
     return decisions
 
 
+def _alike(linear: Linear, named: list[Linear], layer_id: int) -> Linear:
+    """The linear of the same name in another layer."""
+    suffix = suffix_of(linear.prefix)
+    return next(x for x in named if x.layer_id == layer_id and suffix_of(x.prefix) == suffix)
+
+
 def _plan(config: LayerShardConfig, group: Group, series: list[Series]) -> Plan:
     return build_plan(
         series, group.size, config.prefetch_step, config.placement, config.layer_stride
@@ -155,7 +162,6 @@ class ShardedModel:
         boundaries: dict[str, nn.Module] = {}
         unbind({boundary_of(paths[id(m)]) for m in modules.values() if id(m) in paths})
         named = [linear for members in selected.values() for linear in members]
-        layers = {x.layer_id: boundary_of(paths[id(modules[x.prefix])]) for x in named}
         self.planned: dict[tuple[int, ...], list[dict[str, Any]]] = {}
         for decision in self._decisions:
             self.planned.setdefault(decision.group.ranks, []).append(decision.plan.document())
@@ -177,7 +183,9 @@ class ShardedModel:
                     elif not series.group.lockstep:  # nobody sends it the small ones
                         large = tuple(tensor.name for tensor in linear.large)
                         materialise(module, device.torch_device, leave=large)
-                    boundary = layers[series_plan.series.boundary(position)]
+                    stands_at = series_plan.series.boundary(position)
+                    path = paths[id(modules[_alike(linear, named, stands_at).prefix])]
+                    boundary = boundary_of(path)
                     boundaries[boundary] = model.get_submodule(boundary)
                     place = Place(series, position)
                     bind(boundary, linear.prefix, place)
@@ -185,7 +193,7 @@ class ShardedModel:
                     self._to_adopt += 1
         placed = {x.prefix for d in self._decisions for xs in d.linears.values() for x in xs}
         for linear in named:
-            if linear.prefix not in placed:  # kept by every rank, though it was released
+            if linear.prefix not in placed:  # a kept one was released with the others
                 materialise(modules[linear.prefix], device.torch_device)
         for boundary, layer in boundaries.items():
             install_boundary(layer, boundary)

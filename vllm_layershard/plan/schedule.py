@@ -47,9 +47,11 @@ def schedule_of(series: Series, prefetch_step: int, layer_stride: int = 1) -> Sc
         ]
         left = f" left with {' and '.join(given)}" if given else ""
         lower = "lower it" if layer_stride == 1 else "lower layer_stride, or prefetch_step"
+        without = "" if series.kept_layer is None else ", do without keep_first"
         raise PlanError(
             f"series {series.name!r} has {layers}{left}; prefetch_step {prefetch_step} needs at "
-            f"least {prefetch_step + 1}: {lower} to at most {n - 1} or leave {series.name!r} out"
+            f"least {prefetch_step + 1}: {lower} to at most {n - 1}{without} or leave "
+            f"{series.name!r} out"
         )
     num_slots = prefetch_step + 1
     launch_at = tuple(max(0, p - prefetch_step) for p in range(n))

@@ -52,7 +52,7 @@ def series_of(
     """Group each name's linears into series, in the order of the names, then of the layers.
 
     With `layer_stride` s only the layers with index % s == 0 take part, the others stay replicated;
-    so does with `keep_first` the first one of each series that has another. A name whose linears
+    so does with `keep_first` the first one of each series that has a second. A name whose linears
     differ in layout gives several series, told apart by their layout.
     """
     grouped: dict[Series, tuple[Linear, ...]] = {}
@@ -81,7 +81,8 @@ def series_of(
 
 def as_processed(series: Series, members: Sequence[Linear]) -> Series:
     """The same series, of what its linears hold once they are processed."""
-    (processed,) = series_of({series.name: members})
+    processed, *others = series_of({series.name: members})
+    assert not others, f"series {series.name!r}: layouts differ within the series"
     return replace(processed, name=series.name, kept_layer=series.kept_layer)
 
 

@@ -54,6 +54,7 @@ class Report:
                     "placement": s.placement,
                     "movement": s.movement,
                     "layer_ids": list(s.plan.series.layer_ids),
+                    "kept_layer": s.plan.series.kept_layer,
                     "owned_layers": list(s.plan.owned_layers(s.group.group_rank)),
                     "replicated_bytes": s.plan.ledger.replicated_bytes,
                     "resident_bytes": s.resident_bytes(),
