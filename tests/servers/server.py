@@ -27,7 +27,10 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "300",
 }
+"""On a crowded machine the HTTP server's loop may sleep over its 5 s: it then drops a connection on
+which a request has arrived."""
 
 EAGER = ("--enforce-eager", "--compilation-config", '{"custom_ops": ["all", "-rotary_embedding"]}')
 """Eager mode without the custom op that corrupts MLA's three-dimensional query (vLLM 0.32, CPU)."""
