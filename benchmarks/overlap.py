@@ -178,24 +178,28 @@ def raced(race: Race) -> list[dict[str, Any]]:
 def misses(rows: list[dict[str, Any]]) -> list[str]:
     """Where layer sharding, at its best step against the bound, is not what it promises.
 
-    The others are compared with it as it is by default, and with `keep_first`.
+    With `keep_first` it promises the same: neither makes up for the other.
     """
     found = []
     for ranks, ratio in sorted({(row["ranks"], row["fetch/compute"]) for row in rows}):
         here = [row for row in rows if (row["ranks"], row["fetch/compute"]) == (ranks, ratio)]
-        best = min(here, key=lambda row: row["/ bound"])
-        where = f"{ranks} ranks, fetch/compute {ratio}, step {best['step']}"
-        if best["/ bound"] > WITHIN:
-            found.append(f"{where}: {best['/ bound']} of the bound")
-        if ratio < 1:
-            kept = min(here, key=lambda row: row[f"{KEPT} / bound"])
-            for rival in RIVALS:
-                least = min(best[f"/ {rival}"], kept[f"{KEPT} / {rival}"])
-                if least > 1:
-                    found.append(f"{where}, with keep_first or without: {least} of {rival}")
-        if "pulls_ms" in best:
+        for name in (OURS, KEPT):
+            found += _misses_of(name, here)
+        if "pulls_ms" in here[0]:
             found += _pull_misses(here)
     return found
+
+
+def _misses_of(name: str, rows: list[dict[str, Any]]) -> Iterator[str]:
+    """Those of layer sharding or its variant, at one ratio."""
+    column, ratio = _column(name), rows[0]["fetch/compute"]
+    best = min(rows, key=lambda row: row[f"{column}/ bound"])
+    where = f"{best['ranks']} ranks, fetch/compute {ratio}, {column}step {best['step']}"
+    if best[f"{column}/ bound"] > WITHIN:
+        yield f"{where}: {best[f'{column}/ bound']} of the bound"
+    for rival in RIVALS:
+        if ratio < 1 and best[f"{column}/ {rival}"] > 1:
+            yield f"{where}: {best[f'{column}/ {rival}']} of {rival}"
 
 
 def _pull_misses(rows: list[dict[str, Any]]) -> Iterator[str]:

@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "benchmarks"))
 
 from link import LinkError, paced  # noqa: E402
+from overlap import misses  # noqa: E402
 
 
 def benchmark(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -53,6 +54,20 @@ def test_overlap_runs_and_everybody_computes_what_the_unsharded_stack_does(tmp_p
         kept = [f"keep_first {name}" for name in ratios]
         for name in (*ratios, *kept, "pull / bound", "pull / broadcast"):
             assert 0 < row[f"{name} low"] <= row[name] <= row[f"{name} high"]
+
+
+def test_a_variant_that_keeps_its_promise_does_not_hide_that_the_default_misses_it():
+    good = {"/ bound": 1.01, "/ first version": 0.99, "/ FSDP2": 0.9}
+    row = {"ranks": 4, "fetch/compute": 0.75, "step": 1}
+    row |= good | {f"keep_first {name}": ratio for name, ratio in good.items()}
+    assert misses([row]) == []
+    where = "4 ranks, fetch/compute 0.75"
+    assert misses([row | {"/ first version": 1.005}]) == [
+        f"{where}, step 1: 1.005 of first version"
+    ]
+    assert misses([row | {"keep_first / bound": 1.06}]) == [
+        f"{where}, keep_first step 1: 1.06 of the bound"
+    ]
 
 
 def test_overlap_runs_over_a_paced_link(tmp_path):
