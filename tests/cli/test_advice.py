@@ -69,6 +69,29 @@ def test_a_kept_first_layer_costs_one_layer_and_hides_more() -> None:
     assert note.endswith("lower layer_stride or do without keep_first or leave it out")
 
 
+@pytest.mark.parametrize("tokens", ["1024", "2048"])
+def test_keep_first_is_advised_with_what_it_leaves(tokens: str) -> None:
+    """Every eighth layer moves: the forward waits for the first alone, and no step helps that."""
+    flags = ("--dp", "8", "--ep", "--layer-stride", "8", "--tokens", tokens)
+    verdict, kept = plan(*flags)["prefetch"]["verdict"], plan(*flags, "--keep-first")["prefetch"]
+    for phase in kept["phases"]:
+        left = phase["exposed_us"] / phase["compute_us"]
+        said = f"{left:.2%}" if left < 0.02 else f"{left:.1%}"
+        assert f"with keep_first it would be {said}" in verdict
+    assert "keep_first" not in kept["verdict"]
+
+
+def test_keep_first_is_not_advised_for_little_or_for_nothing() -> None:
+    few = ("--tokens", "64", "--layers", "o_proj", "--layer-stride", "20")
+    for flags in (
+        ("--tokens", "2048"),  # the broadcasts take memory bandwidth in all 61 layers
+        ("--tokens", "64", "--dp", "16", "--ep"),  # the link is the bound
+        (*few, "--prefetch-step", "1"),  # with it nothing would be saved
+        (*few, "--prefetch-step", "3"),  # three layers are too few for the step
+    ):
+        assert "keep_first" not in plan(*flags)["prefetch"]["verdict"], flags
+
+
 def test_the_map_shows_a_kept_layer_on_every_rank() -> None:
     flags = ["map", "--model", "DeepSeek-V3", "--dp", "2", "--layers", "o_proj", "--keep-first"]
     text = said(*flags)

@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 import torch
 
+from vllm_layershard.estimate.forecast import TOLERANCE
+
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "benchmarks"))
 
 from link import LinkError, paced  # noqa: E402
-from overlap import misses  # noqa: E402
+from overlap import RACES, misses, planned  # noqa: E402
 
 
 def benchmark(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -68,6 +70,17 @@ def test_a_variant_that_keeps_its_promise_does_not_hide_that_the_default_misses_
     assert misses([row | {"keep_first / bound": 1.06}]) == [
         f"{where}, keep_first step 1: 1.06 of the bound"
     ]
+
+
+def test_what_the_default_exposes_at_three_quarters_the_planner_calls_not_hidden():
+    """A quarter of a layer, of the first fetch; with the first layer kept nothing is left."""
+    for race in RACES:
+        compute, fetch = 1.0, 0.75
+        shared = planned(race, 1, compute, fetch)
+        kept = planned(race, 1, compute, fetch * (1 - 1 / race.layers), kept=1)
+        assert shared == pytest.approx(compute + fetch / race.layers - compute / race.layers / 2)
+        assert shared - compute > TOLERANCE
+        assert kept == pytest.approx(compute)
 
 
 def test_overlap_runs_over_a_paced_link(tmp_path):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final, Literal, NamedTuple
 
+from vllm_layershard.errors import PlanError
 from vllm_layershard.estimate.forwards import Forwards
 from vllm_layershard.estimate.hardware import LABELS, Basis, Hardware
 from vllm_layershard.estimate.overlap import Forward
 from vllm_layershard.estimate.transfer import Transfer
 from vllm_layershard.estimate.verdict import tokens, verdict_on
-from vllm_layershard.models import Batch, Sharding
+from vllm_layershard.models import Batch, Sharding, plan_model
 
 PREFILL_TOKENS: Final = 8192
 DECODE_SEQUENCES: Final = 64
@@ -19,6 +21,9 @@ DECODE_CONTEXT: Final = 4096
 TOLERANCE: Final = 0.01
 """A movement is called hidden when it lengthens a forward by at most this share of its compute;
 a prefetch step is as good as the best when its forward is at most this share longer."""
+
+WORTH: Final = 0.75
+"""A layer's memory is worth giving where at most this share of what is exposed is left."""
 
 MAX_TOKENS: Final = 1 << 20
 """The break-even is looked for up to here."""
@@ -30,7 +35,8 @@ class Phase(NamedTuple):
     """One kind of forward, with its timeline, of the pipeline stage that loses most.
 
     `forward` and `recommended_step` (the smallest step within TOLERANCE of the fastest) are None
-    where a number is lacking; `recommended_s` are the seconds of a forward with that step.
+    where a number is lacking; `recommended_s` are the seconds of a forward with that step. `kept`
+    is the same forward with `keep_first`, where that is WORTH a layer's memory, or hides it.
     """
 
     name: PhaseName
@@ -38,6 +44,7 @@ class Phase(NamedTuple):
     forward: Forward | None
     recommended_step: int | None
     recommended_s: float = 0.0
+    kept: Forward | None = None
 
     @property
     def hidden(self) -> bool:
@@ -120,6 +127,8 @@ def forecast(
         Phase(name, batch, run(batch, step), best[batch], forwards.run(batch, best[batch]).total)
         for name, batch in batches
     )
+    if not sharding.config.keep_first and any(map(_waits, phases)):
+        phases = _with_kept(phases, sharding, hardware)
     break_even = _break_even(forwards, step, pcp)
     return Forecast(
         hardware=hardware,
@@ -130,6 +139,40 @@ def forecast(
         assumptions=_assumptions(sharding, hardware, transfer, phases),
         movement_basis=transfer.basis(),
     )
+
+
+def _waits(phase: Phase) -> bool:
+    """Whether it waits for a weight although the link has time: `keep_first` helps no other."""
+    forward = phase.forward
+    return (
+        forward is not None and not phase.hidden and not forward.link_bound and forward.stalled > 0
+    )
+
+
+def _with_kept(
+    phases: tuple[Phase, ...], sharding: Sharding, hardware: Hardware
+) -> tuple[Phase, ...]:
+    """The phases, those that wait with what `keep_first` makes of them."""
+    config = replace(sharding.config, keep_first=True)
+    try:
+        kept = plan_model(sharding.model, sharding.deployment, config)
+    except PlanError:  # it leaves a series too few layers for the step
+        return phases
+    if kept.loses:
+        return phases
+    forwards = Forwards(kept, hardware)
+    return tuple(
+        phase._replace(kept=_worth(phase, forwards.run(phase.batch, config.prefetch_step)))
+        if _waits(phase)
+        else phase
+        for phase in phases
+    )
+
+
+def _worth(phase: Phase, kept: Forward) -> Forward | None:
+    """The forward with `keep_first`, where it is so much better than the phase's."""
+    assert phase.forward is not None, "it waits"
+    return kept if kept.slowdown <= max(TOLERANCE, WORTH * phase.forward.slowdown) else None
 
 
 def _warned(sharding: Sharding, verdict: str) -> str:

@@ -65,6 +65,8 @@ def _why(phase: Phase, forward: Forward, step: int, pulls: bool) -> str:
     assert recommended is not None, "its forward is known"
     if recommended > step or phase.recommended_s < _BETTER * forward.total:
         return f"prefetch_step {recommended} does better than {step}"
+    if phase.kept is not None:
+        return f"with keep_first it would be {percent(phase.kept.slowdown)}"
     if forward.stalled < forward.exposed / 2:
         shared = "pulls and compute share the memory"
         if not pulls:
