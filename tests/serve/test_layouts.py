@@ -21,11 +21,14 @@ LAYOUTS = {
     "two-nodes": (Layout(dp=2, nodes=2), ["o_proj", "q_b_proj"]),
 }
 
-COMPILED = {
-    **LAYOUTS,
-    "dp2-pp2": (Layout(dp=2, pp=2), ["o_proj", "q_b_proj"]),
-}
+STAGES = Layout(dp=2, pp=2)
 """Nine layers on two stages: the second begins at layer 5."""
+
+COMPILED = {
+    **{name: (*case, {}) for name, case in LAYOUTS.items()},
+    "dp2-pp2": (STAGES, ["o_proj", "q_b_proj"], {}),
+    "dp2-pp2-first-kept": (STAGES, ["o_proj", "q_b_proj"], {"keep_first": True}),
+}
 
 
 @pytest.mark.timeout(900)
@@ -45,7 +48,7 @@ def test_eager(name, model, prompts, reference, tmp_path):
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("name", COMPILED)
 def test_compiled(name, model, prompts, reference, tmp_path):
-    layout, layers = COMPILED[name]
+    layout, layers, options = COMPILED[name]
 
     def answers_of(case, sharding):
         with Server(
@@ -53,13 +56,18 @@ def test_compiled(name, model, prompts, reference, tmp_path):
         ) as server:
             answers = ask(server, prompts)
             if case == "sharded":
-                check_reports(tmp_path / "reports", model, layers, layout=layout)
+                check_reports(tmp_path / "reports", model, layers, layout=layout, **options)
             return answers
 
     plain = answers_of("plain", None)
     assert [answer.token_ids for answer in plain] == reference
-    sharding = {"layers": layers, "verify": True, "report_dir": str(tmp_path / "reports")}
+    sharding = {
+        "layers": layers,
+        "verify": True,
+        "report_dir": str(tmp_path / "reports"),
+        **options,
+    }
     sharded = answers_of("sharded", sharding)
-    control = answers_of("control", {"layers": layers, "placement": "replicated"})
+    control = answers_of("control", {"layers": layers, "placement": "replicated", **options})
     check_identical(sharded, control)
     check_to_rounding(sharded, plain)

@@ -75,14 +75,15 @@ def test_replicas_that_drift_say_what_the_unsharded_server_says(dense, asked, pl
         pytest.param({"placement": "striped", "slice_bytes": 10_000}, id="sliced"),
         pytest.param({"prefetch_step": 3}, id="step 3"),
         pytest.param({"prefetch_step": 0}, id="step 0"),
+        pytest.param({"placement": "striped", "keep_first": True}, id="first layer kept"),
     ],
 )
 def test_other_placements_and_steps(dense, asked, plain, tmp_path, options):
     with Server(dense, tmp_path / "log", sharding=asking(tmp_path, **options)) as server:
         for sharded, expected in zip(loads(server, asked), plain, strict=True):
             check_identical(sharded, expected)
-        step, placement = options.get("prefetch_step", 1), options.get("placement", "round_robin")
-        check_reports(tmp_path / "reports", dense, LAYERS, step, placement=placement)
+        planned = {key: value for key, value in options.items() if key != "slice_bytes"}
+        check_reports(tmp_path / "reports", dense, LAYERS, **planned)
 
 
 @pytest.mark.matrix
