@@ -12,7 +12,7 @@ OLDEST_READY := .venv-oldest/.ready
 
 help:
 	@echo "make demo       plan, serve unsharded and sharded, compare the answers and the bytes"
-	@echo "make test       every test: unit, real ranks, real vLLM servers (forty minutes)"
+	@echo "make test       unit tests, real ranks, real vLLM servers (forty minutes)"
 	@echo "make test-fast  the tests that start no server"
 	@echo "make test-matrix  every layout, mode and failure, and the oldest vLLM (three hours or more)"
 	@echo "make fuzz       atheris on every reader of untrusted bytes (FUZZ_SECONDS=60 each)"

@@ -12,7 +12,7 @@ from layershard_cli.document import map_document
 from layershard_cli.output import emit, emit_json, note, printable, show_progress
 from layershard_cli.remarks import remarks_on
 from layershard_cli.request import Layout, deployment_of
-from layershard_cli.units import slots
+from layershard_cli.units import layers, slots
 from vllm_layershard.models import evidence_for, find, model_of, plan_model
 
 
@@ -61,7 +61,7 @@ def check_command(
             series = series_plan.series
             kept = "" if series.kept_layer is None else f" (and layer {series.kept_layer} on each)"
             emit(
-                f"  {series.name}: {len(series)} layers of {series.layer_bytes:,} bytes over "
+                f"  {series.name}: {layers(len(series))} of {series.layer_bytes:,} bytes over "
                 f"{group.plan.group_size} ranks{kept}, {slots(series_plan.schedule.num_slots)}, "
                 f"saves {min(series_plan.ledger.saved_bytes):,} bytes"
             )

@@ -204,10 +204,11 @@ def _series(group: GroupPlan, series_plan: SeriesPlan) -> dict[str, Any]:
 
 
 def _phase(phase: Phase) -> dict[str, Any]:
-    """Times are null where a number is lacking."""
+    """Times are null where a number is lacking; that of `keep_first` where it is not worth it."""
     forward = phase.forward
     times = dict.fromkeys(("compute_us", "fetch_us", "exposed_us", "stalled_us"), None)
     known: dict[str, Any] = {**times, "link_bound": None, "hidden": None}
+    kept = phase.kept
     if forward is not None:
         known = {
             "compute_us": round(forward.compute * 1e6, 1),
@@ -223,6 +224,7 @@ def _phase(phase: Phase) -> dict[str, Any]:
         "context": phase.batch.context,
         **known,
         "recommended_step": phase.recommended_step,
+        "keep_first_exposed_us": None if kept is None else round(kept.exposed * 1e6, 1),
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from layershard_cli.units import slots
+from layershard_cli.units import layers, slots
 from vllm_layershard.estimate import Hardware
 from vllm_layershard.estimate.capacity import UTILIZATION
 from vllm_layershard.models import Batch, Sharding
@@ -37,7 +37,7 @@ def _on_series(sharding: Sharding) -> Iterator[str]:
             if least <= 0:
                 yield (
                     f"series {name} saves nothing on some rank ({least:,} bytes): it has "
-                    f"{len(series_plan.series)} layers and every rank keeps "
+                    f"{layers(len(series_plan.series))} and every rank keeps "
                     f"{slots(series_plan.schedule.num_slots)}; {_remedy(group.plan, series_plan)}"
                 )
             if not series_plan.is_striped:

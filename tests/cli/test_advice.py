@@ -85,11 +85,46 @@ def test_keep_first_is_not_advised_for_little_or_for_nothing() -> None:
     few = ("--tokens", "64", "--layers", "o_proj", "--layer-stride", "20")
     for flags in (
         ("--tokens", "2048"),  # the broadcasts take memory bandwidth in all 61 layers
-        ("--tokens", "64", "--dp", "16", "--ep"),  # the link is the bound
+        ("--tokens", "64", "--dp", "16", "--ep"),  # the link is the bound by far
+        ("--layers", "o_proj", "--layer-stride", "12", "--tokens", "64"),  # a third of the saving
         (*few, "--prefetch-step", "1"),  # with it nothing would be saved
         (*few, "--prefetch-step", "3"),  # three layers are too few for the step
     ):
         assert "keep_first" not in plan(*flags)["prefetch"]["verdict"], flags
+
+
+def test_a_decode_that_only_keep_first_hides_is_not_refused_outright() -> None:
+    flags = "--model gpt-oss-120b --dp 8 --hardware MI300X --prefetch-step 2 --layer-stride 3"
+    given = [*flags.split(), "--placement", "striped", "--tokens", "2048", "--batch", "1024"]
+    prefetch = json.loads(said("plan", *given, "--json"))["prefetch"]
+    kept = json.loads(said("plan", *given, "--keep-first", "--json"))["prefetch"]
+    assert "as it is, it hides from 3,434 tokens" in prefetch["verdict"]
+    assert prefetch["verdict"].endswith("): do not enable it there as it is")
+    assert kept["verdict"].endswith("hidden in decode at batch 1,024")
+    for one, other in zip(prefetch["phases"], kept["phases"], strict=True):
+        assert one["keep_first_exposed_us"] == other["exposed_us"]
+        assert other["keep_first_exposed_us"] is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "advised"),
+    [
+        # The movement takes longer than the compute, and yet less is exposed, or all hides.
+        ("DeepSeek-V3 --dp 8 --ep --prefetch-step 0 --batch 1", "prefetch_step 1 does better"),
+        (
+            "GLM-4.7 --dp 8 --hardware L40S --layers o_proj --layer-stride 10 --batch 256",
+            "with keep_first it would be 0.44%",
+        ),
+        # A step that hides is better than one that is 1 % slower and does not.
+        (
+            "Kimi-K2-Instruct --dp 2 --hardware H20 --prefetch-step 0 --layer-stride 4 --batch 256",
+            "prefetch_step 1 does better",
+        ),
+    ],
+)
+def test_what_helps_is_named_before_what_does_not(flags: str, advised: str) -> None:
+    decode = said("plan", "--model", *flags.split()).partition("decode at batch")[2]
+    assert advised in decode.partition("):")[0]
 
 
 def test_the_map_shows_a_kept_layer_on_every_rank() -> None:

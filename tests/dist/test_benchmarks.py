@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from vllm_layershard.estimate.forecast import TOLERANCE
+from vllm_layershard.estimate.overlap import TOLERANCE
 
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "benchmarks"))

@@ -41,6 +41,7 @@ CASES = {
     "unknown key; the known ones are": sharding({"layers": ["o_proj"], "prefetch": 1}),
     "name at least one linear": sharding([]),
     "'o_proj' stands there more than once": sharding(["o_proj", "o_proj"]),
+    "'self_attn.o_proj' is already matched by 'o_proj'": sharding(["o_proj", "self_attn.o_proj"]),
     "prefetch_step = -1: ": sharding({"layers": ["o_proj"], "prefetch_step": -1}),
     "prefetch_step = 1.5: ": sharding({"layers": ["o_proj"], "prefetch_step": 1.5}),
     "prefetch_step = 65: ": sharding({"layers": ["o_proj"], "prefetch_step": 65}),

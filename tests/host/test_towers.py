@@ -12,7 +12,9 @@ from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.distributed import init_distributed_environment, initialize_model_parallel
 from vllm.model_executor.layers.linear import ReplicatedLinear
 from vllm_layershard.config import LayerShardConfig
-from vllm_layershard.hosts.linears import collecting, leave_towers
+from vllm_layershard.errors import PlanError
+from vllm_layershard.hosts.linears import check_matched, collecting, leave_towers
+from vllm_layershard.plan import select
 
 class Layer(nn.Module):
     def __init__(self, prefix):
@@ -33,8 +35,13 @@ class SeesAndSpeaks(nn.Module):
     def get_language_model(self):
         return self.language_model
 
-def build(construct):
-    config = LayerShardConfig.parse(["o_proj"])
+class HasEyesOfItsOwn(SeesAndSpeaks):
+    def __init__(self):
+        super().__init__()
+        self.eyes.layers[1].lens = ReplicatedLinear(8, 8, prefix="eyes.encoder.layers.1.lens")
+
+def build(construct, name="o_proj"):
+    config = LayerShardConfig.parse([name])
     with set_current_vllm_config(VllmConfig()), tempfile.TemporaryDirectory() as scratch:
         init_distributed_environment(1, 0, f"file://{scratch}/rendezvous", 0, "gloo")
         initialize_model_parallel()
@@ -42,6 +49,8 @@ def build(construct):
             model = construct()
     released = sum(p.is_meta for p in model.parameters())
     leave_towers(model, found, torch.device("cpu"))
+    linears = [linear for linear, _ in found.values()]
+    check_matched(config, select(linears, [name]), linears, VllmConfig())
     return model, released, [linear.prefix for linear, _ in found.values()]
 """
 
@@ -66,6 +75,16 @@ result = {{
         "loaders": [True, True],
         "language": [True, True],
     }
+
+
+def test_a_name_that_only_a_tower_has_matches_nothing():
+    found = run_child(f"""{MODELS}
+try:
+    result = build(HasEyesOfItsOwn, "lens")
+except PlanError as error:
+    result = str(error)""")
+    assert "'lens'" in found
+    assert "o_proj" in found
 
 
 def test_a_model_without_towers_is_left_alone():

@@ -1,4 +1,4 @@
-"""Modes of a server: prefix caching with chunked prefill, LoRA, and drafting with an MTP layer."""
+"""Modes of a server: made-up weights, prefix caching, chunked prefill, LoRA, drafting by MTP."""
 
 from __future__ import annotations
 
@@ -34,6 +34,19 @@ def test_prefix_caching_and_chunked_prefill(model, prompts, reference, tmp_path)
     assert [answer.token_ids for answer in answers["plain"][0]] == reference
     check_identical(answers["sharded"][0], answers["plain"][0])
     check_identical(answers["sharded"][1], answers["plain"][1])
+
+
+def test_dummy_weights(model, prompts, tmp_path):
+    """What vLLM makes up depends on a parameter's shape alone, whoever owns it."""
+    answers = {}
+    for case, asked in (("plain", None), ("sharded", asking(tmp_path))):
+        with Server(
+            model, tmp_path / case, sharding=asked, arguments=("--load-format", "dummy")
+        ) as server:
+            answers[case] = ask(server, prompts)
+            if asked is not None:
+                check_reports(tmp_path / "reports", model, LAYERS)
+    check_identical(answers["sharded"], answers["plain"])
 
 
 def test_lora_on_a_sharded_linear(model, prompts, tmp_path):

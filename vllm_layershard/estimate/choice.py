@@ -11,7 +11,6 @@ from vllm_layershard.estimate.forecast import (
     DECODE_CONTEXT,
     DECODE_SEQUENCES,
     PREFILL_TOKENS,
-    TOLERANCE,
     PhaseName,
     decode,
     lacking_for,
@@ -59,7 +58,7 @@ def choose(
             )
         forwards = Forwards(sharding, hardware)
         step = sharding.config.prefetch_step
-        return all(forwards.run(batches[phase], step).slowdown <= TOLERANCE for phase in phases)
+        return all(forwards.run(batches[phase], step).hidden for phase in phases)
 
     best: Sharding | None = None
     for stride in _STRIDES if layer_stride is None else (layer_stride,):

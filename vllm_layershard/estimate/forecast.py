@@ -8,7 +8,7 @@ from typing import Final, Literal, NamedTuple
 from vllm_layershard.errors import PlanError
 from vllm_layershard.estimate.forwards import Forwards
 from vllm_layershard.estimate.hardware import LABELS, Basis, Hardware
-from vllm_layershard.estimate.overlap import Forward
+from vllm_layershard.estimate.overlap import TOLERANCE, Forward
 from vllm_layershard.estimate.transfer import Transfer
 from vllm_layershard.estimate.verdict import tokens, verdict_on
 from vllm_layershard.models import Batch, Sharding, plan_model
@@ -18,12 +18,9 @@ DECODE_SEQUENCES: Final = 64
 DECODE_CONTEXT: Final = 4096
 """The phases that are looked at where the user says nothing; assumed."""
 
-TOLERANCE: Final = 0.01
-"""A movement is called hidden when it lengthens a forward by at most this share of its compute;
-a prefetch step is as good as the best when its forward is at most this share longer."""
-
 WORTH: Final = 0.75
-"""A layer's memory is worth giving where at most this share of what is exposed is left."""
+"""Keeping a layer is worth it where at least this share of the memory stays saved, and at most this
+share of the time exposed."""
 
 MAX_TOKENS: Final = 1 << 20
 """The break-even is looked for up to here."""
@@ -34,22 +31,22 @@ PhaseName = Literal["prefill", "decode"]
 class Phase(NamedTuple):
     """One kind of forward, with its timeline, of the pipeline stage that loses most.
 
-    `forward` and `recommended_step` (the smallest step within TOLERANCE of the fastest) are None
-    where a number is lacking; `recommended_s` are the seconds of a forward with that step. `kept`
-    is the same forward with `keep_first`, where that is WORTH a layer's memory, or hides it.
+    `recommended` is the forward with `recommended_step`: the smallest step that hides, or if none
+    does, the smallest within TOLERANCE of the fastest. Without the numbers these three are None.
+    `kept` is the forward with `keep_first`, where that is WORTH a layer's memory.
     """
 
     name: PhaseName
     batch: Batch
-    forward: Forward | None
-    recommended_step: int | None
-    recommended_s: float = 0.0
+    forward: Forward | None = None
+    recommended_step: int | None = None
+    recommended: Forward | None = None
     kept: Forward | None = None
 
     @property
     def hidden(self) -> bool:
-        """Whether it is known to be within TOLERANCE."""
-        return self.forward is not None and self.forward.slowdown <= TOLERANCE
+        """Whether it is known to hide."""
+        return self.forward is not None and self.forward.hidden
 
 
 class Forecast(NamedTuple):
@@ -112,7 +109,7 @@ def forecast(
     if lacking:
         return Forecast(
             hardware=hardware,
-            phases=tuple(Phase(name, batch, None, None) for name, batch in batches),
+            phases=tuple(Phase(name, batch) for name, batch in batches),
             recommended_step=None,
             break_even_tokens=None,
             verdict=_warned(sharding, _abstention(hardware, lacking)),
@@ -122,9 +119,9 @@ def forecast(
     forwards = Forwards(sharding, hardware)
     step = sharding.config.prefetch_step
     run = forwards.trace if traced else forwards.run
-    best = {batch: forwards.best_step(batch, TOLERANCE) for _, batch in batches}
+    best = {batch: forwards.best_step(batch) for _, batch in batches}
     phases = tuple(
-        Phase(name, batch, run(batch, step), best[batch], forwards.run(batch, best[batch]).total)
+        Phase(name, batch, run(batch, step), best[batch], forwards.run(batch, best[batch]))
         for name, batch in batches
     )
     if not sharding.config.keep_first and any(map(_waits, phases)):
@@ -142,11 +139,10 @@ def forecast(
 
 
 def _waits(phase: Phase) -> bool:
-    """Whether it waits for a weight although the link has time: `keep_first` helps no other."""
+    """Whether the waiting, which alone `keep_first` spares, is so much of what it exposes."""
     forward = phase.forward
-    return (
-        forward is not None and not phase.hidden and not forward.link_bound and forward.stalled > 0
-    )
+    assert forward is not None, "an estimate without numbers waits for nothing"
+    return not forward.hidden and forward.stalled > (1 - WORTH) * forward.exposed
 
 
 def _with_kept(
@@ -158,7 +154,7 @@ def _with_kept(
         kept = plan_model(sharding.model, sharding.deployment, config)
     except PlanError:  # it leaves a series too few layers for the step
         return phases
-    if kept.loses:
+    if min(kept.saved_bytes) <= max(0.0, WORTH * min(sharding.saved_bytes)):
         return phases
     forwards = Forwards(kept, hardware)
     return tuple(
@@ -170,9 +166,9 @@ def _with_kept(
 
 
 def _worth(phase: Phase, kept: Forward) -> Forward | None:
-    """The forward with `keep_first`, where it is so much better than the phase's."""
+    """The forward with `keep_first`, where it exposes so much less than the phase's."""
     assert phase.forward is not None, "it waits"
-    return kept if kept.slowdown <= max(TOLERANCE, WORTH * phase.forward.slowdown) else None
+    return kept if kept.exposed <= WORTH * phase.forward.exposed else None
 
 
 def _warned(sharding: Sharding, verdict: str) -> str:

@@ -8,6 +8,7 @@ from typing import Final
 
 from vllm_layershard.estimate.hardware import Hardware
 from vllm_layershard.estimate.overlap import (
+    TOLERANCE,
     Forward,
     Movement,
     TimedLayer,
@@ -70,19 +71,21 @@ class Forwards:
             key=_loss,
         )
 
-    def best_step(self, batch: Batch, tolerance: float) -> int:
-        """The smallest prefetch step within `tolerance` of the fastest."""
+    def best_step(self, batch: Batch) -> int:
+        """The smallest prefetch step that hides; if none does, within TOLERANCE of the fastest."""
         most = min(
             len(series.series) for group in self._sharding.groups for series in group.plan.series
         )
         totals: dict[int, float] = {}
         for step in (step for step in _STEPS if step < most):
             forward = self.run(batch, step)
+            if forward.hidden:
+                return step
             totals[step] = forward.total
-            if forward.total <= (1 + tolerance) * max(forward.compute, forward.fetch):
-                break  # no forward is shorter than its compute, or than its broadcasts
+            if forward.total <= (1 + TOLERANCE) * forward.fetch:
+                break  # no forward is shorter than its movements
         best = min(totals.values())
-        return next(step for step, total in totals.items() if total <= best * (1 + tolerance))
+        return next(step for step, total in totals.items() if total <= best * (1 + TOLERANCE))
 
     def _timed(
         self, batch: Batch, prefetch_step: int

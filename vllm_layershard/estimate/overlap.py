@@ -20,10 +20,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from vllm_layershard.plan import Plan
 from vllm_layershard.plan.linear import suffix_of
+
+TOLERANCE: Final = 0.01
+"""A movement is called hidden when it lengthens a forward by at most this share of its compute;
+a prefetch step is as good as the best when its forward is at most this share longer."""
 
 
 class TimedStep(NamedTuple):
@@ -98,6 +102,11 @@ class Forward(NamedTuple):
     def slowdown(self) -> float:
         """What is added, as a share of the compute."""
         return self.exposed / self.compute if self.compute else 0.0
+
+    @property
+    def hidden(self) -> bool:
+        """Whether what is added is within TOLERANCE."""
+        return self.slowdown <= TOLERANCE
 
     @property
     def link_bound(self) -> bool:
