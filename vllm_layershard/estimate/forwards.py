@@ -82,8 +82,9 @@ class Forwards:
             if forward.hidden:
                 return step
             totals[step] = forward.total
-            if forward.total <= (1 + TOLERANCE) * forward.fetch:
-                break  # no forward is shorter than its movements
+            near = forward.total <= (1 + TOLERANCE) * forward.fetch
+            if near and forward.fetch > (1 + TOLERANCE) * forward.compute:
+                break  # no forward is shorter than its movements, so none hides
         best = min(totals.values())
         return next(step for step, total in totals.items() if total <= best * (1 + TOLERANCE))
 
