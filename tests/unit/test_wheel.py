@@ -23,6 +23,8 @@ def test_the_planner_installs_alone_and_plans(tmp_path):
     names = zipfile.ZipFile(wheel).namelist()
     assert "vllm_layershard/models/configs/deepseek-ai--DeepSeek-V3.json" in names
     assert "layershard_cli/main.py" in names
+    (text,) = [name for name in names if name.endswith(".dist-info/licenses/LICENSE")]
+    assert zipfile.ZipFile(wheel).read(text) == (ROOT / "LICENSE").read_bytes()
     assert not [name for name in names if name.startswith(("cli/", "tests/"))]
 
     run(sys.executable, "-m", "venv", str(tmp_path / "venv"))
