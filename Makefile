@@ -7,7 +7,7 @@ OLDEST := .venv-oldest/bin
 OLDEST_READY := .venv-oldest/.ready
 
 .PHONY: help setup models model-experts model-dense demo test test-fast test-matrix fuzz soak lint \
-	format bench bench-cli bench-gpu bench-servers clean
+	format bench bench-cli bench-gpu bench-servers outputs clean
 
 help:
 	@echo "make demo       plan, serve unsharded and sharded, compare the answers and the bytes"
@@ -17,6 +17,7 @@ help:
 	@echo "make fuzz       atheris on every reader of untrusted bytes (FUZZ_SECONDS=60 each)"
 	@echo "make soak       a server under load for MINUTES=20: nothing may grow"
 	@echo "make lint       ruff, mypy, import-linter"
+	@echo "make outputs REV=COMMIT  what the planner prints now and at the commit: the differences"
 	@echo "make bench      benchmarks (make bench-cli: the planner's start alone)"
 	@echo "make bench-gpu  pulls on a GPU: bandwidth, overlap, graphs"
 	@echo "make bench-servers  start-up and serving beside the replicated server (half an hour)"
@@ -80,6 +81,11 @@ fuzz: $(READY)
 MINUTES ?= 20
 soak: $(READY)
 	PYTHONPATH=tests $(BIN)/python benchmarks/soak.py --minutes $(MINUTES)
+
+outputs: $(READY)
+	git worktree add --force --detach .cache/before $(REV)
+	PYTHONPATH=tests $(BIN)/python -m outputs .cache/before .; status=$$?; \
+		git worktree remove --force .cache/before; exit $$status
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

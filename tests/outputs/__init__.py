@@ -1,0 +1,1 @@
+"""What the planner prints, before a change and after it: `make outputs REV=COMMIT`."""
