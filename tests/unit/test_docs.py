@@ -118,7 +118,7 @@ def test_the_page_on_whether_it_pays_shows_its_figures():
 
 
 def test_the_servers_commands_are_those_that_the_serve_tests_run():
-    shown = commands("vllm")
+    shown = [command for command in commands("vllm") if command != "vllm --version"]
     assert shown
     for command in shown:
         tokens = shlex.split(command)
