@@ -18,34 +18,35 @@ from servers.server import Server
 from vllm_layershard.config import OPTIONS, LayerShardConfig
 
 ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+PAYING = (ROOT / "docs" / "paying.md").read_text()
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md"))]
 
 
-def commands(program: str) -> list[str]:
-    """Every line of a ```bash block that starts with the program, comments cut."""
+def lines_shown() -> list[str]:
+    """Every line of a ```bash block, without its comment and the variables set before it."""
     return [
-        line.partition("  #")[0].strip()
-        for page in PAGES
-        for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL)
-        for line in block.splitlines()
-        if line.split()[:1] == [program]
-    ]
-
-
-def test_no_other_programs_are_shown_than_those_tested_here():
-    shown = {
-        line.split()[0]
+        re.sub(r"^(\w+=\S+ )+", "", line.partition("  #")[0].strip())
         for page in PAGES
         for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL)
         for line in block.splitlines()
         if line.strip()
-    }
-    assert shown == {"make", "pip", "layershard", "vllm", "python3.11", "VLLM_VERSION=0.32.0+cpu"}
+    ]
+
+
+def commands(*program: str) -> list[str]:
+    """Every line of a ```bash block that starts with these words."""
+    return [line for line in lines_shown() if line.split()[: len(program)] == [*program]]
+
+
+def test_no_other_programs_are_shown_than_those_tested_here():
+    shown = {line.split()[0] for line in lines_shown()}
+    assert shown == {"make", "pip", "python3.11", "layershard", "vllm"}
 
 
 def test_make_setup_runs_the_lines_that_install_on_a_cpu():
     """So CI, which begins with `make setup`, runs what the README shows."""
-    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
     (block,) = [block for block in blocks if "[cpu]" in block]
     venv, *installing = block.splitlines()
     assert venv == "python3.11 -m venv .venv && . .venv/bin/activate"
@@ -113,20 +114,51 @@ def test_figures_that_are_shown_are_those_that_are_printed(command, shown, tmp_p
 
 
 def test_the_page_on_whether_it_pays_shows_its_figures():
-    page = (ROOT / "docs" / "paying.md").read_text()
-    assert page.count("```text") == len([c for c, _ in shown_outputs() if c in page]) >= 8
+    assert PAYING.count("```text") == len([c for c, _ in shown_outputs() if c in PAYING]) >= 8
 
 
-def test_the_servers_commands_are_those_that_the_serve_tests_run():
-    shown = [command for command in commands("vllm") if command != "vllm --version"]
+def test_the_readmes_results_are_those_of_the_page_on_whether_it_pays():
+    _, table, _ = re.split(
+        r"^(\| model .*?)\n\n", README, maxsplit=1, flags=re.DOTALL | re.MULTILINE
+    )
+    _, _, *rows = table.splitlines()
+    assert len(rows) == 3
+    for row in rows:
+        model, devices, *results = (cell.strip() for cell in row.strip("|").split("|"))
+        hardware = devices.split()[-1]
+        outputs = "\n".join(
+            shown
+            for command, shown in shown_outputs()
+            if f"--model {model} " in command and f"--hardware {hardware}" in command
+        )
+        for figure in re.findall(r"[\d.,]+(?: GiB|%)?", " ".join(results)):
+            assert figure in outputs, figure
+
+
+def served_by_tests(tokens: list[str], value: object) -> bool:
+    """Whether a server of the tests is started with all these words."""
+    run = Server(Path("MODEL"), Path("log"), sharding=value).command
+    return {*tokens[1:]} <= {*run}
+
+
+def printed_by_the_planner(command: str, tokens: list[str], names: list[str], at: Path) -> bool:
+    """Whether `layershard plan` prints this very command for its model, size and layers."""
+    size = tokens[tokens.index("--data-parallel-size") + 1]
+    ep = " --ep" if "--enable-expert-parallel" in tokens else ""
+    plan = f"layershard plan --model {tokens[2]} --dp {size}{ep} --layers {','.join(names)}"
+    return command in printed(plan, at)
+
+
+def test_the_servers_commands_are_those_that_tests_run_or_the_planner_prints(tmp_path):
+    shown = commands("vllm", "serve")
     assert shown
     for command in shown:
         tokens = shlex.split(command)
         value = json.loads(tokens[tokens.index("--additional-config") + 1])["layer_sharding"]
-        LayerShardConfig.parse(value)
-        run = Server(Path("MODEL"), Path("log"), sharding=value).command
-        assert Path(run[0]).name == "vllm"
-        assert set(tokens[1:]) <= set(run), set(tokens) - set(run)
+        names = list(LayerShardConfig.parse(value).layers)
+        assert served_by_tests(tokens, value) or printed_by_the_planner(
+            command, tokens, names, tmp_path
+        ), command
 
 
 def test_make_targets_exist():
@@ -137,7 +169,9 @@ def test_make_targets_exist():
 
 def test_pip_extras_exist():
     project = (ROOT / "pyproject.toml").read_text()
-    for extra in re.findall(r"\[(\w+)\]", " ".join(commands("pip"))):
+    shown = set(re.findall(r"pip install [^`\n]*'\.\[(\w+)\]'", README))
+    assert shown == {"cpu", "cuda"}
+    for extra in shown:
         assert re.search(rf"^{extra} = \[", project, re.MULTILINE)
 
 
@@ -162,11 +196,19 @@ def test_configurations_shown_are_valid():
         assert f"| `{key}` |" in page
 
 
+def anchors_of(page: Path) -> set[str]:
+    """What a link to one of the page's headings ends in, as GitHub makes it."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
-    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+    for target, anchor in re.findall(r"\]\(([^)#]*)(?:#([^)]*))?\)", page.read_text()):
         if not target.startswith("https://"):
-            assert (page.parent / target).exists(), target
+            led_to = page.parent / target if target else page
+            assert led_to.exists(), target
+            assert not anchor or anchor in anchors_of(led_to), f"{target}#{anchor}"
 
 
 def test_every_test_that_a_page_names_is_there():
