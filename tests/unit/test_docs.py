@@ -223,3 +223,31 @@ def test_every_test_that_a_page_names_is_there():
         text = (ROOT / file).read_text() if (ROOT / file).exists() else ""
         assert text, f"{file} is not there"
         assert not test or f"def {test}(" in text, f"{one} is not there"
+
+
+def test_the_words_are_borne_by_the_code_that_the_table_names():
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    section = page.partition("## Words\n")[2].partition("### To rename")[0]
+    rows = re.findall(r"^\| (.*?) \| (.*) \|([^|]*)\|$", section, re.MULTILINE)[2:]
+    words = [word for cell, _, _ in rows for word in cell.split(", ")]
+    assert len(words) == len(set(words)) > 30
+    sources = {
+        file: file.read_text()
+        for root in ("vllm_layershard", "cli")
+        for file in (ROOT / root).rglob("*.py")
+    }
+    folders = {f"{file.parent.name}/" for file in sources}
+    for _, _, borne in rows:
+        for name in re.findall(r"`([^`]+)`", borne):
+            for part in () if name in folders else name.split("."):
+                assert any(re.search(rf"\b{part}\b", text) for text in sources.values()), name
+
+
+def test_the_map_shows_every_module_and_folder_of_the_top():
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    top = [*(ROOT / "vllm_layershard").iterdir(), *(ROOT / "tests").iterdir()]
+    shown = page.partition("## The map of the house\n")[2].partition("\n## ")[0]
+    for path in top:
+        is_package = path.is_dir() and any(path.rglob("*.py"))
+        if is_package or (path.suffix == ".py" and path.parent.name == "vllm_layershard"):
+            assert re.search(rf"\b{path.name}\b", shown), path.name
