@@ -135,6 +135,17 @@ def test_the_readmes_results_are_those_of_the_page_on_whether_it_pays():
             assert figure in outputs, figure
 
 
+def test_the_table_of_performance_shows_figures_of_the_runs_behind_it():
+    page = (ROOT / "docs" / "performance.md").read_text()
+    runs = (ROOT / "docs" / "benchmarks" / "2026-11.md").read_text()
+    rows = re.findall(r"^\| ([\d.]+) \|(.*)\|$", page, re.MULTILINE)
+    assert len(rows) == 6
+    for ratio, row in rows:
+        measured = "\n".join(re.findall(rf"^\| {re.escape(ratio)} \|.*$", runs, re.MULTILINE))
+        for figure in row.split("|"):
+            assert f"| {figure.strip()} " in measured, figure
+
+
 def served_by_tests(tokens: list[str], value: object) -> bool:
     """Whether a server of the tests is started with all these words."""
     run = Server(Path("MODEL"), Path("log"), sharding=value).command
