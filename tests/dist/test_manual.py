@@ -11,7 +11,9 @@ import torch.distributed as dist
 from torch import nn
 
 from dist.ranks import RankError, run_ranks
-from vllm_layershard.errors import ConfigError, PlanError
+from npu import FRACTAL_NZ, cast, stand_in
+from vllm_layershard.errors import ConfigError, HostError, PlanError
+from vllm_layershard.runtime import manual
 from vllm_layershard.runtime.manual import (
     _places,
     finish_loading,
@@ -293,3 +295,22 @@ def test_refusals_name_the_series_and_the_remedy(tmp_path):
         strict=True,
     ):
         assert part in message
+
+
+def refused_format(rank: int) -> str:
+    layers = [nn.Linear(4, 4, bias=False) for _ in range(4)]
+    for layer in layers:
+        cast(layer.weight, FRACTAL_NZ)
+    manual._device = stand_in  # type: ignore[assignment]
+    for layer_id, layer in enumerate(layers):
+        register_layer(layer, series="a", layer_id=layer_id)
+    with pytest.raises(HostError) as error:
+        finish_loading("a")
+    return str(error.value)
+
+
+def test_weights_in_a_format_of_the_devices_own_are_refused(tmp_path):
+    for rank, message in enumerate(run_ranks(2, refused_format, tmp_path)):
+        assert f"layer {rank} of series 'a': its tensor 'weight' is in the device's" in message
+        assert "FRACTAL_NZ (29)" in message
+        assert '"weight_nz_mode": 0' in message

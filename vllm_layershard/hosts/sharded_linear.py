@@ -48,8 +48,8 @@ class ShardedLinear:
         """Hand the processed large tensors to the series.
 
         Raises:
-            HostError: the quant method left no tensor that could be the weight, or there is no
-                memory that the others can read.
+            HostError: the quant method left no tensor that could be the weight, or one in a format
+                of the device's own, or there is no memory that the others can read.
         """
         with self._adopting():
             self._adopt()

@@ -46,6 +46,13 @@ class Device(ABC):
     def synchronize(self) -> None:
         """Block the host until the compute stream has done all it was given."""
 
+    def private_format(self, tensor: torch.Tensor) -> str | None:
+        """The name of a format of the device's own that the tensor is kept in; None for plain rows.
+
+        The CPU and CUDA know none.
+        """
+        return None
+
 
 class _Task:
     """Work for the side thread; also the event of its end."""
@@ -141,6 +148,33 @@ class StreamDevice(Device):
         self._accelerator.synchronize(self.torch_device)
 
 
+_PLAIN_FORMATS = (0, 2, 30)
+"""NCHW, ND and NCDHW: what torch_npu gives memory that no kernel asked for, by its dimensions."""
+_FORMAT_NAMES = {1: "NHWC", 3: "NC1HWC0", 4: "FRACTAL_Z", 27: "NDHWC", 29: "FRACTAL_NZ"}
+
+
+class NpuDevice(StreamDevice):
+    """An NPU: memory has a format, kept in its storage, that neither shape nor stride tells.
+
+    Written against torch_npu's sources, and not run. Its csrc/framework/FormatHelper.cpp lists the
+    formats and which of them are padded; numbers are aclFormat's (CANN, acl/acl_base.h).
+    `empty_strided` always gives a plain one; `as_strided` of a padded one is an alias of its tiles.
+    """
+
+    def __init__(self, torch_device: torch.device, accelerator: ModuleType) -> None:
+        super().__init__(torch_device, accelerator, "hccl")
+
+    def private_format(self, tensor: torch.Tensor) -> str | None:
+        from torch_npu import get_npu_format
+
+        if tensor.device.type != self.torch_device.type:
+            return None  # not loaded here, or in the host's memory
+        number = int(get_npu_format(tensor))
+        if number in _PLAIN_FORMATS:
+            return None
+        return f"{_FORMAT_NAMES.get(number, 'unknown')} ({number})"
+
+
 def device_of(torch_device: torch.device) -> Device:
     """The device layer for a torch device.
 
@@ -152,7 +186,7 @@ def device_of(torch_device: torch.device) -> Device:
     if torch_device.type == "cuda":
         return StreamDevice(torch_device, torch.cuda, "nccl")
     if torch_device.type == "npu":
-        return StreamDevice(torch_device, torch.npu, "hccl")  # type: ignore[attr-defined]
+        return NpuDevice(torch_device, torch.npu)  # type: ignore[attr-defined]
     raise HostError(
         f"device {torch_device}: layer sharding moves weights on cpu, cuda and npu devices only"
     )

@@ -21,6 +21,7 @@ from vllm_layershard.plan import SeriesPlan
 from vllm_layershard.runtime.beside import Beside
 from vllm_layershard.runtime.device import Device
 from vllm_layershard.runtime.exports import exports_of
+from vllm_layershard.runtime.formats import check_formats
 from vllm_layershard.runtime.group import Group, RankGroup
 from vllm_layershard.runtime.holding import Holding
 from vllm_layershard.runtime.slots import SlotPool
@@ -124,21 +125,28 @@ class ShardedSeries:
     def _broadcast(
         self, group: RankGroup, position: int, module: nn.Module, leave: tuple[str, ...]
     ) -> None:
-        for name, param in sorted(held(module).items()):
-            if isinstance(param, nn.Parameter) and name not in leave:
-                try:
-                    group.broadcast(flat(param), self.plan.loader[position])
-                except RuntimeError as error:
-                    raise self._lost(position, error) from error
+        sent = {
+            name: param
+            for name, param in sorted(held(module).items())
+            if isinstance(param, nn.Parameter) and name not in leave
+        }
+        check_formats(self.device, self._layer(position), sent)
+        for param in sent.values():
+            try:
+                group.broadcast(flat(param), self.plan.loader[position])
+            except RuntimeError as error:
+                raise self._lost(position, error) from error
 
     def adopt(self, position: int, module: nn.Module, names: tuple[str, ...]) -> None:
         """Take over the module's large tensors `names`, in their final form: see Holding.take.
 
         Raises:
-            HostError: the transport has no memory for them.
+            HostError: one is in a format of the device's own, or the transport has no memory for
+                them.
         """
         assert self.state is State.LOADING, f"series {self.name!r} is already loaded"
         assert position not in self._adopted, f"series {self.name!r}: {position} adopted twice"
+        self._check_formats(position, module, names)
         if self._first_arrivals is not None and self.loads(position):
             self._first_arrivals.note(position, tuple(held(module)[name] for name in names))
         self._beside.note(position, module, names)
@@ -176,8 +184,12 @@ class ShardedSeries:
         """Between two forwards: serve what the module's tensors hold now. No address changes.
 
         Not collective; the next forward moves the new bytes. See Holding.renew.
+
+        Raises:
+            HostError: a new tensor is in a format of the device's own.
         """
         assert self.state is State.READY, f"series {self.name!r} is still loading"
+        self._check_formats(position, module, self.holding.names)
         self.holding.renew(position, module)
         if self._first_arrivals is not None:
             self._first_arrivals.forget(position)
@@ -237,13 +249,19 @@ class ShardedSeries:
         if position == self._last:
             self.on_forward_end()
 
+    def _check_formats(self, position: int, module: nn.Module, names: tuple[str, ...]) -> None:
+        if self._moves:
+            tensors = held(module)
+            large = {name: tensors[name] for name in names}
+            check_formats(self.device, self._layer(position), large)
+
+    def _layer(self, position: int) -> str:
+        return f"layer {self.plan.series.layer_ids[position]} of series {self.name!r}"
+
     def _lost(self, position: int, error: RuntimeError) -> TransportError:
         owner = self.group.ranks[self.plan.loader[position]]
         whose = "kept in stripes" if self.plan.is_striped else f"owned by rank {owner}"
-        layer_id = self.plan.series.layer_ids[position]
-        return self.group.lost(
-            f"layer {layer_id} of series {self.name!r}, {whose}, could not be moved", error
-        )
+        return self.group.lost(f"{self._layer(position)}, {whose}, could not be moved", error)
 
     def weights(self, position: int) -> Mapping[str, torch.Tensor]:
         """The tensors that `position`'s linear reads on this rank, by attribute name."""

@@ -1,6 +1,7 @@
 """The tensors that a module holds directly: describe them, release them, point them elsewhere.
 
-Quant methods keep weights as parameters, buffers or plain attributes; all three count.
+Quant methods keep weights as parameters, buffers or plain attributes; all three count. Bytes are
+taken to lie in rows: `check_formats` refuses others before they come here.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from vllm_layershard.errors import HostError
 from vllm_layershard.plan import TensorSpec
 
 
@@ -112,7 +112,6 @@ def flat(tensor: torch.Tensor) -> torch.Tensor:
     """A one-dimensional alias over all bytes of a dense tensor, whatever its strides.
 
     A collective wants contiguous memory, and gloo knows no fp8: on the CPU the alias is uint8.
-    Device tensors with a layout of their own (NPU's NZ) are contiguous and pass unchanged.
     """
     if tensor.device.type != "cpu" and tensor.is_contiguous():
         return tensor.detach()
@@ -127,18 +126,8 @@ def storage_bytes(tensors: Iterable[torch.Tensor]) -> int:
 
 
 def byte_line(tensor: torch.Tensor) -> torch.Tensor:
-    """A flat alias over all bytes of a dense tensor, whatever its strides: [nbytes] of uint8.
-
-    Raises:
-        HostError: it is in a layout of its device's own and can only be seen through a copy.
-    """
-    line = tensor.detach().as_strided((tensor.numel(),), (1,))
-    if line.data_ptr() != tensor.data_ptr():
-        raise HostError(
-            "weights in an NPU's own layout (NZ) cannot be pulled; set VLLM_ASCEND_ENABLE_NZ=0, or "
-            "use transport 'broadcast' where the ranks run in lockstep"
-        )
-    return line.view(torch.uint8)
+    """A flat alias over all bytes of a dense tensor, whatever its strides: [nbytes] of uint8."""
+    return tensor.detach().as_strided((tensor.numel(),), (1,)).view(torch.uint8)
 
 
 def placed_like(tensor: torch.Tensor, line: torch.Tensor) -> torch.Tensor:

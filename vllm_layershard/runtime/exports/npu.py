@@ -9,8 +9,7 @@ Written against torch_npu's sources (August 2026) and CANN 8.5's documentation, 
   DISABLE_PID_VALIDATION, so that no list of readers (aclrtIpcMemSetImportPid) is needed, and is
   opened by aclrtIpcMemImportByKey with ENABLE_PEER_ACCESS; whoever is out of reach is told there.
 - torch_npu/csrc/ipc/StorageSharing.cpp: a storage in a layout of the NPU's own (NZ) is refused. It
-  does not come so far: as_strided (torch_npu/csrc/aten/common/TensorShape.cpp) would see it through
-  a copy in another layout, which `byte_line` notices.
+  does not come so far: `check_formats` refuses it before, by name.
 - torch_npu/csrc/npu/NPUPluggableAllocator.cpp only warns where it cannot share.
 """
 

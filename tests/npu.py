@@ -1,0 +1,58 @@
+"""An NPU's part that matters for formats, on the CPU: a format beside each storage.
+
+As in torch_npu's sources: the format belongs to the storage, views share it, memory that no kernel
+asked for is ND, and neither shape nor stride nor `as_strided` tells it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import torch
+
+from vllm_layershard.runtime.device import NpuDevice
+
+ND, FRACTAL_NZ = 2, 29
+
+_formats: dict[int, tuple[int, torch.UntypedStorage]] = {}
+"""By address; the storage is kept, so that no other comes to its address."""
+
+
+def cast(tensor: torch.Tensor, number: int) -> torch.Tensor:
+    """As npu_format_cast: the storage is in that format from now on."""
+    storage = tensor.untyped_storage()
+    _formats[storage.data_ptr()] = (number, storage)
+    return tensor
+
+
+def _get_npu_format(tensor: torch.Tensor) -> int:
+    number, _ = _formats.get(tensor.untyped_storage().data_ptr(), (ND, None))
+    return number
+
+
+class _Stream:
+    def __init__(self, device: Any = None) -> None:
+        self.device = device
+
+    def wait_event(self, event: Any) -> None:
+        return None
+
+    def record_event(self) -> object:
+        return object()
+
+
+def stand_in(torch_device: torch.device) -> NpuDevice:
+    """The device, whose streams do everything at once; `torch_npu` is importable afterwards."""
+    module = ModuleType("torch_npu")
+    module.get_npu_format = _get_npu_format  # type: ignore[attr-defined]
+    sys.modules["torch_npu"] = module
+    accelerator: Any = SimpleNamespace(
+        Stream=_Stream,
+        current_stream=_Stream,
+        stream=contextlib.nullcontext,
+        synchronize=lambda device: None,
+    )
+    return NpuDevice(torch_device, accelerator)

@@ -1,0 +1,86 @@
+"""Formats of a device's own are refused where a series takes tensors, whatever moves them."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+
+from npu import FRACTAL_NZ, cast, stand_in
+from vllm_layershard.errors import HostError
+from vllm_layershard.plan import Series, build_plan
+from vllm_layershard.runtime.device import CpuDevice, Device
+from vllm_layershard.runtime.group import RankGroup
+from vllm_layershard.runtime.series import ShardedSeries
+
+CPU = torch.device("cpu")
+LAYERS = 3
+
+
+@pytest.fixture
+def npu(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch_npu", None)  # put back afterwards
+    return stand_in(CPU)
+
+
+def series_on(device: Device, placement: str = "round_robin", movement: str = "broadcast"):
+    series = [Series("o_proj", tuple(range(LAYERS)), 64)]
+    (plan,) = build_plan(series, 2, 1, placement).series
+    group = RankGroup((0, 1), 0, data=None, control=None)  # type: ignore[arg-type]
+    return ShardedSeries(plan, group, device, movement=movement)
+
+
+def linear(number: int | None = None) -> torch.nn.Linear:
+    made = torch.nn.Linear(4, 4, bias=False)
+    if number is not None:
+        cast(made.weight, number)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("number", "named"), [(29, r"FRACTAL_NZ \(29\)"), (4, "FRACTAL_Z"), (-1, r"unknown \(-1\)")]
+)
+@pytest.mark.parametrize("position", [0, 1])
+def test_a_padded_format_is_refused_by_name_and_plain_rows_are_taken(npu, number, named, position):
+    refusal = rf"layer {position} of series 'o_proj': its tensor 'weight' .*{named}.*weight_nz_mode"
+    with pytest.raises(HostError, match=refusal):
+        series_on(npu).adopt(position, linear(number), ("weight",))
+    for plain in (0, 2, 30):
+        series_on(npu).adopt(position, linear(plain), ("weight",))
+
+
+@pytest.mark.parametrize(
+    ("placement", "movement"),
+    [("round_robin", "broadcast"), ("round_robin", "pull"), ("striped", "pull")],
+)
+def test_no_transport_and_no_placement_takes_them(npu, placement, movement):
+    with pytest.raises(HostError, match="FRACTAL_NZ"):
+        series_on(npu, placement, movement).adopt(0, linear(FRACTAL_NZ), ("weight",))
+
+
+def test_what_stays_where_it_is_may_have_any_format(npu):
+    series_on(npu, "replicated").adopt(0, linear(FRACTAL_NZ), ("weight",))
+
+
+def test_a_view_of_padded_memory_is_refused(npu):
+    module = torch.nn.Module()
+    module.weight = torch.nn.Parameter(cast(torch.randn(4, 8), FRACTAL_NZ).t())
+    with pytest.raises(HostError, match="FRACTAL_NZ"):
+        series_on(npu).adopt(0, module, ("weight",))
+
+
+def test_the_cpu_knows_no_format_of_its_own():
+    assert CpuDevice(CPU).private_format(cast(torch.zeros(4), FRACTAL_NZ)) is None
+
+
+def test_a_reload_that_brings_them_is_refused_and_the_old_ones_stay(npu):
+    series = series_on(npu)
+    modules = [linear() for _ in range(LAYERS)]
+    for position, module in enumerate(modules):
+        series.adopt(position, module, ("weight",))
+    series.finish(series.plan)
+    served = series.weights(0)["weight"].clone()
+    with pytest.raises(HostError, match=r"layer 0 of series 'o_proj'.*FRACTAL_NZ"):
+        series.renew(0, linear(FRACTAL_NZ))
+    assert torch.equal(series.weights(0)["weight"], served)
