@@ -4,9 +4,14 @@ vLLM calls `register` in every process, mostly before it has a configuration at 
 off: nothing is imported or patched unless the key `layer_sharding` is found in what this process
 was given, which is looked for in this order:
 
-1. `VLLM_PLUGINS` names `layershard`: always install (each patch still is inert without the key);
+1. `VLLM_PLUGINS` names `layershard` too: always install (each patch is inert without the key);
 2. the command line, or the file that its `--config` names, speaks of the key;
 3. the engine arguments or the VllmConfig on behalf of which vLLM is loading plugins hold it.
+
+A misspelt key there would serve unsharded without a word: it is warned of, once.
+
+`VLLM_PLUGINS` is one list of all that loads, the platform's plugin too. Where it leaves out
+`layershard`, nothing here runs, and no message can tell.
 """
 
 from __future__ import annotations
@@ -14,6 +19,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from inspect import getattr_static
 from pathlib import Path
 from typing import Any
@@ -23,6 +29,11 @@ KEY = "layer_sharding"
 
 _FRAMES = 12
 """How far up the call stack the configuration is looked for: vLLM's own calls are 3 to 6 deep."""
+
+_NEAR = 0.8
+"""How much of a key must be that of the right one (difflib's ratio) to be taken for it."""
+
+_warned = False
 
 
 def register() -> None:
@@ -35,6 +46,79 @@ def register() -> None:
         from vllm_layershard.hosts.install import install
 
         install()
+    with suppress(Exception):  # whatever a configuration holds, looking at it does no harm
+        _warn_of_near_keys(sys.argv[1:])
+
+
+def _warn_of_near_keys(arguments: list[str]) -> None:
+    """Say once that a key was probably meant for ours.
+
+    vLLM's child processes inherit the command line and are handed the configuration of which the
+    front end has spoken: there only engine arguments that they make themselves are looked at.
+    """
+    global _warned
+    if _warned:
+        return
+    given = _keys_on_command_line(arguments)
+    parent = sys.modules.get("multiprocessing.process")
+    if parent is not None and parent.parent_process() is not None:
+        given = _keys_in_hand("self") - given
+    else:
+        given |= _keys_in_hand("self", "vllm_config")
+    near = sorted(filter(_is_near, given - {KEY})) if KEY not in given else []
+    if near:
+        import logging
+
+        _warned = True
+        logging.getLogger(f"vllm.{__name__}").warning(  # below vLLM's own: with its format
+            "Layer sharding is off: additional_config has no key %r, but %s; if that is meant, "
+            'write {"%s": ["o_proj"]}',
+            KEY,
+            " and ".join(map(repr, near)),
+            KEY,
+        )
+
+
+def _is_near(key: str) -> bool:
+    from difflib import get_close_matches
+
+    plain = "".join(filter(str.isalnum, key)).lower()
+    return bool(get_close_matches(plain, [KEY.replace("_", "")], cutoff=_NEAR))
+
+
+def _keys_on_command_line(arguments: list[str]) -> set[str]:
+    """Top-level keys of `--additional-config` and, found by their looks, in `--config`'s file."""
+    found: set[str] = set()
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
+        flag, _, value = argument.partition("=")
+        option, _, dotted = flag.partition(".")
+        option = option.replace("_", "-")
+        if option == "--additional-config" and dotted:
+            found.add(dotted.partition(".")[0].rstrip("+"))
+        elif option == "--additional-config":
+            found |= _keys_of(value or following)
+    for file in _config_files(arguments):
+        found |= _keys_in_file(_text_of(file))
+    return found
+
+
+def _keys_of(text: str) -> set[str]:
+    import json
+
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return set()  # vLLM itself says so
+    return set(value) if isinstance(value, dict) else set()
+
+
+def _keys_in_file(text: str) -> set[str]:
+    """Whatever looks like a key behind `additional-config`: to read YAML takes another library."""
+    import re
+
+    lines = (line for line in text.splitlines() if not line.lstrip().startswith("#"))
+    behind = re.split(r"additional[-_]config", "\n".join(lines), maxsplit=1)[1:]
+    return {key for part in behind for key in re.findall(r"([A-Za-z][\w-]*)[\"']?\s*:", part)}
 
 
 def _is_named() -> bool:
@@ -42,12 +126,16 @@ def _is_named() -> bool:
 
 
 def _is_on_command_line(arguments: list[str]) -> bool:
-    files = [
-        argument.partition("=")[2] or following
+    texts = [_text_of(file) for file in _config_files(arguments)]
+    return any(map(_mentions_key, [*arguments, *texts]))
+
+
+def _config_files(arguments: list[str]) -> list[Path]:
+    return [
+        Path(argument.partition("=")[2] or following)
         for argument, following in zip(arguments, [*arguments[1:], ""], strict=False)
         if argument.partition("=")[0] == "--config"
     ]
-    return any(map(_mentions_key, [*arguments, *(_text_of(Path(file)) for file in files)]))
 
 
 def _mentions_key(text: str) -> bool:
@@ -62,19 +150,26 @@ def _text_of(file: Path) -> str:
 
 
 def _is_in_hand() -> bool:
-    return any(
-        isinstance(extra, dict) and KEY in extra
-        for held in _held_by_callers()
+    return any(KEY in config for config in _configs_in_hand("self", "vllm_config"))
+
+
+def _keys_in_hand(*names: str) -> set[str]:
+    return {key for config in _configs_in_hand(*names) for key in config if isinstance(key, str)}
+
+
+def _configs_in_hand(*names: str) -> Iterator[dict[Any, Any]]:
+    """The additional_config of `self` (EngineArgs) and `vllm_config` (core, worker) of callers."""
+    for held in _held_by_callers(names):
         # Static: the worker's wrapper forwards unknown names to a worker that is not there yet.
-        if (extra := getattr_static(held, "additional_config", None)) is not None
-    )
+        extra = getattr_static(held, "additional_config", None)
+        if isinstance(extra, dict):
+            yield extra
 
 
-def _held_by_callers() -> Iterator[Any]:
-    """`self` (EngineArgs) and `vllm_config` (engine core, worker) of the calling frames."""
+def _held_by_callers(names: tuple[str, ...]) -> Iterator[Any]:
     frame = sys._getframe(1)
     for _ in range(_FRAMES):
-        for name in ("self", "vllm_config"):
+        for name in names:
             if name in frame.f_locals:
                 yield frame.f_locals[name]
         if frame.f_back is None:

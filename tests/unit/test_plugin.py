@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import logging
+import multiprocessing
+import sys
+from types import SimpleNamespace
+
 import pytest
 
 from vllm_layershard import plugin
@@ -12,6 +18,7 @@ def _installs(monkeypatch):
     """Nothing in the environment or on the command line of the tests themselves."""
     monkeypatch.delenv("VLLM_PLUGINS", raising=False)
     monkeypatch.setattr("sys.argv", ["pytest"])
+    monkeypatch.setattr(plugin, "_warned", False)
 
 
 class Forwarding:
@@ -77,3 +84,134 @@ def test_the_file_that_config_names(tmp_path, form):
 def test_vllm_plugins_by_name(monkeypatch, names, asked):
     monkeypatch.setenv("VLLM_PLUGINS", names)
     assert plugin._is_named() is asked
+
+
+@pytest.fixture
+def warnings(monkeypatch):
+    """What `register` logs from here on."""
+    logger = logging.getLogger("vllm.vllm_layershard.plugin")
+    said = []
+    monkeypatch.setattr(logger, "handle", lambda record: said.append(record.getMessage()))
+    monkeypatch.setattr(logger, "disabled", False)
+    monkeypatch.setattr(logger, "level", logging.WARNING)
+    return said
+
+
+NEAR = ["layer_shardin", "layersharding", "LayerSharding", "layershard", "layer_sharing"]
+FOREIGN = [
+    "weight_prefetch_config",
+    "gdn_prefill_backend",
+    "weight_nz_mode",
+    "finegrained_tp_config",
+]
+FOREIGN += [
+    "layer_stride",
+    "enable_pcp_o_proj_weight_sharding",
+    "multistream_overlap_shared_expert",
+]
+
+
+def command_line(monkeypatch, *arguments):
+    monkeypatch.setattr("sys.argv", ["vllm", "serve", "m", *arguments])
+
+
+@pytest.mark.parametrize("key", NEAR)
+@pytest.mark.parametrize(
+    "form",
+    [
+        ["--additional-config", '{{"{}": ["o_proj"]}}'],
+        ['--additional-config={{"{}": ["o_proj"]}}'],
+        ['--additional_config={{"{}": ["o_proj"]}}'],
+        ["--additional-config.{}+", "o_proj"],
+        ["--additional-config.{}.layers+=o_proj"],
+    ],
+)
+def test_a_near_key_on_the_command_line_is_warned_of_once(monkeypatch, warnings, form, key):
+    command_line(monkeypatch, *(part.format(key) for part in form))
+    plugin.register()
+    plugin.register()
+    (said,) = warnings
+    assert repr(key) in said
+    assert '{"layer_sharding": ["o_proj"]}' in said
+
+
+@pytest.mark.parametrize("key", FOREIGN)
+def test_keys_that_others_know_are_not_warned_of(monkeypatch, warnings, key):
+    command_line(monkeypatch, "--additional-config", json.dumps({key: {"layer_shardin": 1}}))
+    plugin.register()
+    assert not warnings
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["", "{", "[1]", "null", '"layer_shardin"', '{"a": "layer_shardin"}', "{'layer_shardin': 1}"],
+)
+def test_other_values_are_left_to_vllm(monkeypatch, warnings, value):
+    command_line(monkeypatch, "--additional-config", value)
+    plugin.register()
+    assert not warnings
+
+
+def test_a_near_key_beside_the_right_one_is_not_warned_of(monkeypatch, warnings):
+    value = {"layer_sharding": [], "layer_shardin": []}
+    command_line(monkeypatch, "--additional-config", json.dumps(value))
+    plugin._warn_of_near_keys(sys.argv[1:])
+    assert not warnings
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("additional-config:\n  layer_shardin: [o_proj]\n", 1),
+        ('additional_config: \'{"layer_shardin": ["o_proj"]}\'\n', 1),
+        ("additional-config:\n  # layer_shardin: [o_proj]\n  other: 1\n", 0),
+        ("additional-config:\n  layer_sharding: [o_proj]\n", 0),
+        ("layer_shardin: 1\n", 0),
+        ("layer-stride: 1\nadditional-config:\n  weight_prefetch_config: {enabled: true}\n", 0),
+    ],
+)
+def test_a_near_key_in_the_file_that_config_names(monkeypatch, warnings, tmp_path, text, count):
+    file = tmp_path / "serve.yaml"
+    file.write_text(text)
+    command_line(monkeypatch, "--config", str(file))
+    plugin._warn_of_near_keys(sys.argv[1:])
+    assert len(warnings) == count
+
+
+class Arguments:
+    """As EngineArgs: plugins are loaded while `self` holds the configuration."""
+
+    def __init__(self, additional_config):
+        self.additional_config = additional_config
+        plugin.register()
+
+
+def test_a_near_key_in_engine_arguments_is_warned_of_once(warnings):
+    Arguments({"layer_shardin": ["o_proj"], 3: 4})
+    Arguments({"layer_shardin": ["o_proj"]})
+    assert len(warnings) == 1
+
+
+def test_a_child_repeats_nothing_that_its_parent_has_said(monkeypatch, warnings):
+    monkeypatch.setattr(multiprocessing.process, "parent_process", lambda: object())
+    key = {"layer_shardin": ["o_proj"]}
+
+    def core(vllm_config):
+        plugin.register()
+
+    core(SimpleNamespace(additional_config=key))
+    command_line(monkeypatch, "--additional-config", json.dumps(key))
+    Arguments(key)
+    assert not warnings
+    command_line(monkeypatch)
+    Arguments(key)
+    assert len(warnings) == 1
+
+
+def test_nothing_that_a_caller_holds_makes_it_raise(warnings):
+    class Odd(dict):
+        def __iter__(self):
+            raise RuntimeError("no")
+
+    Arguments(Odd(layer_shardin=1))
+    assert not warnings
