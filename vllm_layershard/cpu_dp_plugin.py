@@ -1,6 +1,7 @@
 """The entry point `layershard_cpu_dp`: data parallelism of MoE models on vLLM's CPU backend.
 
-It stands apart from layer sharding and acts without it; `VLLM_PLUGINS` can leave it out.
+It stands apart from layer sharding and acts without it; `VLLM_PLUGINS`, an
+allow-list of all plugins, leaves it out unless it names it.
 """
 
 

@@ -262,3 +262,20 @@ def test_the_map_shows_every_module_and_folder_of_the_top():
         is_package = path.is_dir() and any(path.rglob("*.py"))
         if is_package or (path.suffix == ".py" and path.parent.name == "vllm_layershard"):
             assert re.search(rf"\b{path.name}\b", shown), path.name
+
+
+PLATFORM_PLUGINS = {"layershard_cpu_dp", "ascend"}
+
+
+def test_a_shown_vllm_plugins_names_a_platforms_plugin_too():
+    """It is one list of all that vLLM loads: `layershard` alone removes the platform itself."""
+    sources = [*PAGES, *ROOT.glob("vllm_layershard/**/*.py")]
+    shown = [
+        (source.name, names)
+        for source in sources
+        for names in re.findall(r"VLLM_PLUGINS=([\w,]+)", source.read_text())
+    ]
+    assert len(shown) >= 2
+    for source, names in shown:
+        assert set(names.split(",")) & PLATFORM_PLUGINS, f"{source}: {names}"
+        assert "layershard" in names.split(","), f"{source}: {names}"
