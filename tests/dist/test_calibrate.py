@@ -77,6 +77,24 @@ def test_one_message_where_torch_cannot_be_imported(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_a_backend_of_torch_that_does_not_load_is_told_with_the_remedy(tmp_path: Path) -> None:
+    """As torch_npu without CANN: torch loads what names itself a backend, and raises."""
+    (tmp_path / "backend_without_cann.py").write_text("raise OSError('libascendcl.so')\n")
+    installed = tmp_path / "backend_without_cann-1.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text("Name: backend-without-cann\nVersion: 1\n")
+    (installed / "entry_points.txt").write_text(
+        "[torch.backends]\nbackend_without_cann = backend_without_cann:load\n"
+    )
+    paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    done = layershard("calibrate", PYTHONPATH=paths)
+    assert done.returncode == 3
+    assert "Failed to load the backend extension" in done.stderr
+    assert "set_env.sh" in done.stderr
+    assert "TORCH_DEVICE_BACKEND_AUTOLOAD=0" in done.stderr.partition("set_env.sh")[2]
+    assert "Traceback" not in done.stderr
+
+
 def test_a_backend_without_devices_is_refused() -> None:
     done = layershard("calibrate", "--backend", "hccl", "--ranks", "3")
     assert done.returncode == 3

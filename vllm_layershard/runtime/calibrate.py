@@ -30,6 +30,11 @@ try:
     from vllm_layershard.runtime.bench import Bench, Effort, effort_for, run
 except (ImportError, OSError) as error:
     sys.exit(f"layershard: calibrate needs torch, which cannot be imported ({error}); install it")
+except RuntimeError as error:  # torch loads torch_npu by itself, which needs CANN
+    sys.exit(
+        f"layershard: calibrate needs torch, which cannot be imported ({error}); on an NPU run "
+        "`source set_env.sh` of CANN first; without one set TORCH_DEVICE_BACKEND_AUTOLOAD=0"
+    )
 
 _TIMEOUT: Final = timedelta(minutes=5)
 _DEVICE_OF: Final = {"gloo": "cpu", "nccl": "cuda", "hccl": "npu"}
