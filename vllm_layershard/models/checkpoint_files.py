@@ -137,10 +137,8 @@ def _counts(directory: Path) -> dict[str, int | None]:
     index = directory / INDEX
     try:
         if index.is_symlink() or index.exists():
-            with index.open("rb") as file:
-                raw = file.read(MAX_INDEX_BYTES + 1)
             try:
-                return dict(parse_weight_map(raw, str(index)))
+                return dict(parse_weight_map(_contents(index), str(index)))
             except ModelError as error:
                 raise ModelError(f"{error}; {remedy(directory)}") from None
         names = sorted(path.name for path in directory.glob("*.safetensors"))
@@ -153,6 +151,12 @@ def _counts(directory: Path) -> dict[str, int | None]:
     if len(usual) > MAX_FILES:
         raise ModelError(f"{directory}: holds more than {MAX_FILES:,} safetensors files")
     return dict.fromkeys(usual)
+
+
+def _contents(index: Path) -> bytes:
+    """Of the index, which a local name of the caller would keep while the text is read."""
+    with index.open("rb") as file:
+        return file.read(MAX_INDEX_BYTES + 1)
 
 
 def _read_header(path: Path) -> Header:

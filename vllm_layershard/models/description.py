@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
+from sys import intern
 from typing import Final
 
 from vllm_layershard.errors import ModelError
@@ -33,14 +35,18 @@ def with_description(config: ConfigFile, directory: Path | None) -> ConfigFile:
         return config
     path = directory / DESCRIPTION
     try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_DESCRIPTION_BYTES + 1)
+        kinds = parse_description(_contents(path), str(path))
     except FileNotFoundError:
         return config
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from None
-    read = {"quant_method": "ascend", KINDS: parse_description(raw, str(path))}
+    read = {"quant_method": "ascend", KINDS: kinds}
     return config._replace(values={**config.values, "quantization_config": read})
+
+
+def _contents(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(MAX_DESCRIPTION_BYTES + 1)
 
 
 def parse_description(raw: bytes, where: str) -> Mapping[str, str]:
@@ -52,14 +58,14 @@ def parse_description(raw: bytes, where: str) -> Mapping[str, str]:
     if len(raw) > MAX_DESCRIPTION_BYTES:
         raise ModelError(f"{where}: is larger than {MAX_DESCRIPTION_BYTES:,} bytes")
     scanner = Scanner(decoded(raw, where), where)
-    del raw
+    del raw  # the caller keeps no reference: the bytes and the text are not held together
     kinds: dict[str, str] = {}
     for name in scanner.names():
         if scanner.peek() != '"':
             scanner.skip()
             continue
-        kind = scanner.string()
-        if name.endswith(".weight") and not _LATER_EXPERT.search(name):
-            kinds[name.removesuffix(".weight")] = kind
+        for weight, kind in chain([(name, scanner.string())], scanner.run()):
+            if weight.endswith(".weight") and not _LATER_EXPERT.search(weight):
+                kinds[weight.removesuffix(".weight")] = intern(kind)
     scanner.end()
     return kinds

@@ -65,6 +65,7 @@ _USUAL = re.compile(
 """A tensor's entry as every writer known writes it."""
 
 _ENTRY = re.compile(r"\{[^{}]*+\}")
+_PAIRS = json.JSONDecoder(object_pairs_hook=list)
 _KEYS: Final = {"dtype", "shape", "data_offsets"}
 
 
@@ -185,7 +186,7 @@ def _unusual(name: str, scanner: Scanner) -> tuple[str, tuple[int, ...], int, in
     pairs: Any = None
     if entry is not None and len(entry[0]) <= _MAX_ENTRY:
         try:
-            pairs = json.loads(entry[0], object_pairs_hook=list)
+            pairs = _PAIRS.decode(entry[0])
         except (ValueError, RecursionError):
             pairs = None
     found = dict(pairs) if pairs is not None else {}
@@ -214,7 +215,6 @@ def _are_sizes(values: Any) -> bool:
 def _skip_metadata(scanner: Scanner) -> None:
     """Strings by name; nothing in them is used."""
     until = scanner.position + MAX_METADATA
-    for _ in scanner.names():
-        scanner.string()
+    for _ in scanner.pairs():
         if scanner.position > until:
             scanner.fail(f"has more than {MAX_METADATA:,} characters of __metadata__")

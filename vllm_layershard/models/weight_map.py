@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Final
 
 from vllm_layershard.errors import ModelError
@@ -16,10 +16,6 @@ SINGLE: Final = "model.safetensors"
 MAX_INDEX_BYTES: Final = 24 << 20
 MAX_FILES: Final = 4096
 
-_PAIR = re.compile(
-    r'[ \t\n\r]*+,[ \t\n\r]*+"([^"\\\x00-\x1f]*+)"'
-    r'[ \t\n\r]*+:[ \t\n\r]*+"([^"\\\x00-\x1f]*+)"'
-)
 _FILE = re.compile(r"[\w-][\w.-]{0,199}\.safetensors", re.ASCII)
 
 
@@ -33,7 +29,7 @@ def parse_weight_map(raw: bytes, where: str) -> Mapping[str, int]:
     if len(raw) > MAX_INDEX_BYTES:
         raise ModelError(f"{where}: is larger than {MAX_INDEX_BYTES:,} bytes")
     scanner = Scanner(decoded(raw, where), where)
-    del raw
+    del raw  # the caller keeps no reference: the bytes and the text are not held together
     files: dict[str, int] | None = None
     for key in scanner.names():
         if key != "weight_map":
@@ -51,7 +47,7 @@ def parse_weight_map(raw: bytes, where: str) -> Mapping[str, int]:
 def _files(scanner: Scanner) -> dict[str, int]:
     files: dict[str, int] = {}
     seen: set[str] = set()
-    for name, file in _pairs(scanner):
+    for name, file in scanner.pairs():
         if name in seen:
             scanner.fail(f"names tensor {name!r} twice")
         seen.add(name)
@@ -63,12 +59,3 @@ def _files(scanner: Scanner) -> dict[str, int]:
             files[file] = 0
         files[file] += 1
     return files
-
-
-def _pairs(scanner: Scanner) -> Iterator[tuple[str, str]]:
-    """Tensor and file; runs of the usual spelling are read by one expression."""
-    for name in scanner.names():
-        yield name, scanner.string()
-        for pair in iter(lambda: _PAIR.match(scanner.text, scanner.position), None):
-            scanner.position = pair.end()
-            yield pair[1], pair[2]
