@@ -13,6 +13,7 @@ from pathlib import Path
 
 from checkpoints import deepseek, header_of, small_config, write, write_raw
 from vllm_layershard.models import source
+from vllm_layershard.models.description import DESCRIPTION
 from vllm_layershard.models.weight_map import INDEX
 
 Case = Callable[[Path], list[str]]
@@ -369,6 +370,13 @@ HEADERS: dict[str, tuple[bytes, int]] = {
     "a bad escape": (entry().replace(b'"a"', b'"\\x"'), 8),
     "a very long name": (entry("F7").replace(b'"a"', b'"' + b"a" * 1_000_000 + b'"'), 8),
     "lists for eight megabytes": (b'{"a":[' + b"[]," * 2_790_000, 0),
+    "tensors for eight megabytes": (
+        b"{"
+        + b",".join(
+            b'"%x":{"dtype":"F32","shape":[],"data_offsets":[0,4]}' % i for i in range(140_000)
+        ),
+        4,
+    ),
     "metadata for eight megabytes": (b'{"__metadata__":{' + b'"a":"b",' * 1_040_000, 0),
 }
 LENGTHS = {"zero": 0, "two to the 63rd": 1 << 63, "all ones": (1 << 64) - 1, "100 MB": 100 << 20}
@@ -436,6 +444,8 @@ def checkpoints() -> Iterator[tuple[str, Case]]:
         yield f"index {what}", _checkpoint(_index(change))
     yield "index is a directory", _checkpoint(lambda place: (place / INDEX).mkdir())
     yield "index leads nowhere", _checkpoint(lambda place: (place / INDEX).symlink_to("nowhere"))
+    for what, text in DESCRIPTIONS.items():
+        yield f"description {what}", _checkpoint(_description(text))
     yield "shard leads nowhere", _checkpoint(_shard(lambda path: path.symlink_to("nowhere")))
     yield "shard leads to itself", _checkpoint(_shard(lambda path: path.symlink_to(path.name)))
     yield "shard is a directory", _checkpoint(_shard(Path.mkdir))
@@ -494,10 +504,37 @@ INDICES: dict[str, Callable[[str], str]] = {
     "is cut short": lambda text: text[:-20],
     "is 25 megabytes": lambda text: '{"weight_map": {' + " " * (25 << 20),
     "has lists for 24 megabytes": lambda text: '{"metadata": [' + "[]," * 8_000_000,
+    "has lists for 24 megabytes under many keys": lambda text: (
+        "{" + ",".join(f'"{i}": [{"[]," * 300_000}[]]' for i in range(24)) + "}"
+    ),
+    "has keys for 24 megabytes": lambda text: "{" + '"a":1,' * 4_000_000,
+    "has texts for 24 megabytes": lambda text: '{"metadata": {' + '"a":"b",' * 3_000_000,
     "has tensors for 24 megabytes": lambda text: (
         '{"weight_map": {' + ",".join(f'"{i:060}":"a.safetensors"' for i in range(300_000))
     ),
+    "has tensors of short names for 24 megabytes": lambda text: (
+        '{"weight_map": {' + ",".join(f'"{i:05x}":"a.safetensors"' for i in range(1_000_000))
+    ),
+    "has tensors of escaped names for 24 megabytes": lambda text: (
+        '{"weight_map": {' + ",".join(f'"\\u0061{i}":"a.safetensors"' for i in range(700_000))
+    ),
 }
+
+
+DESCRIPTIONS = {
+    "is empty": "",
+    "is a list": "[]",
+    "is 25 megabytes": "{" + " " * (25 << 20),
+    "has lists for 24 megabytes": '{"metadata": [' + "[]," * 8_000_000,
+    "has numbers for 24 megabytes": "{" + '"a":1,' * 4_000_000,
+    "has short names for 24 megabytes": "{" + '"a":"b",' * 3_000_000,
+    "has weights for 24 megabytes": "{"
+    + ",".join(f'"{i:x}.weight":"FLOAT"' for i in range(1_000_000)),
+}
+
+
+def _description(text: str) -> Callable[[Path], object]:
+    return lambda place: (place / DESCRIPTION).write_text(text)
 
 
 def _index(change: Callable[[str], str]) -> Callable[[Path], None]:
