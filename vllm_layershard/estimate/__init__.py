@@ -11,7 +11,8 @@ from vllm_layershard.estimate.forecast import (
 )
 from vllm_layershard.estimate.hardware import Hardware
 from vllm_layershard.estimate.overlap import Forward, Span
-from vllm_layershard.estimate.profiles import DEFAULT, profile, profile_names
+from vllm_layershard.estimate.profile_file import profile
+from vllm_layershard.estimate.profiles import DEFAULT, profile_names
 
 __all__ = [
     "DECODE_CONTEXT",

@@ -29,7 +29,9 @@ from vllm_layershard.estimate.hardware import (
     Hardware,
     TimeTable,
     Topology,
+    unknown_hardware,
 )
+from vllm_layershard.estimate.profiles import bundled_profile, profile_names
 
 _MAX_BYTES: Final = 1 << 20
 _MAX_ENTRIES: Final = 256
@@ -67,6 +69,20 @@ _MAY_BE_NULL: Final = (
 def looks_like_a_file(text: str) -> bool:
     """Whether `--hardware` means a file rather than a name."""
     return text.lower().endswith(".json") or os.sep in text
+
+
+def profile(name: str) -> Hardware:
+    """The bundled profile of a device, in any case, or the one in a file of that name.
+
+    Raises:
+        HardwareError: none of that name; lists the known ones. Or a file that cannot be used.
+    """
+    found = bundled_profile(name)
+    if found is not None:
+        return found
+    if looks_like_a_file(name):
+        return read_profile(name)
+    raise unknown_hardware(name, profile_names())
 
 
 def read_profile(path: str) -> Hardware:
@@ -130,14 +146,11 @@ class _Reader:
         return replace(base, name=name, **given)
 
     def _base(self, value: Any) -> Hardware:
-        from vllm_layershard.estimate.profiles import profile, profile_names
-
-        names = profile_names()
-        if not isinstance(value, str) or value.lower() not in [name.lower() for name in names]:
-            self._refuse(
-                f"base: {_shown(value)} is no bundled profile; those are {', '.join(names)}"
-            )
-        return profile(value)
+        base = bundled_profile(value) if isinstance(value, str) else None
+        if base is None:
+            names = ", ".join(profile_names())
+            self._refuse(f"base: {_shown(value)} is no bundled profile; those are {names}")
+        return base
 
     def _figure(self, key: str, value: Any) -> Figure | None:
         if value is None and key in _MAY_BE_NULL:

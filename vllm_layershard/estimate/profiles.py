@@ -1,4 +1,4 @@
-"""The hardware profiles that come with the package, and the choice of one."""
+"""The hardware profiles that come with the package."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from vllm_layershard.estimate.hardware import (
     Hardware,
     LowBitFormat,
     Topology,
-    unknown_hardware,
 )
 
 _AIC = "ai-dynamo/aiconfigurator, systems"
@@ -158,21 +157,10 @@ _ALL: Final = {
 
 
 def profile_names() -> tuple[str, ...]:
-    """The names that `--hardware` takes."""
+    """The names of the bundled profiles, as `--hardware` takes them."""
     return tuple(hardware.name for hardware in _ALL.values())
 
 
-def profile(name: str) -> Hardware:
-    """The profile of a device, in any case, or the one in a file of that name.
-
-    Raises:
-        HardwareError: none of that name; lists the known ones. Or a file that cannot be used.
-    """
-    found = _ALL.get(name.lower())
-    if found is not None:
-        return found
-    from vllm_layershard.estimate.profile_file import looks_like_a_file, read_profile
-
-    if looks_like_a_file(name):
-        return read_profile(name)
-    raise unknown_hardware(name, profile_names())
+def bundled_profile(name: str) -> Hardware | None:
+    """The profile of a device, in any case, or None if there is none of that name."""
+    return _ALL.get(name.lower())
