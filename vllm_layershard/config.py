@@ -123,17 +123,6 @@ class LayerShardConfig:
             return self.transport
         return "broadcast" if lockstep and self.placement != "striped" else "pull"
 
-    @classmethod
-    def parse(cls, value: Any) -> LayerShardConfig:
-        """Validate the value of the `layer_sharding` key, of whatever types it is.
-
-        Raises:
-            ConfigError: the faults, each naming the key, the value and the remedy.
-        """
-        from vllm_layershard.schema import validated
-
-        return validated(value)
-
 
 OPTIONS: Final = tuple(field.name for field in fields(LayerShardConfig))
 """The known keys."""

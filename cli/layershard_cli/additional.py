@@ -8,6 +8,7 @@ from typing import Any
 
 from vllm_layershard.config import KEY, OPTIONS, LayerShardConfig
 from vllm_layershard.errors import ConfigError
+from vllm_layershard.schema import validated
 
 _MAX_BYTES = 1 << 20
 
@@ -22,7 +23,7 @@ def read_additional(text: str) -> tuple[LayerShardConfig, tuple[str, ...]]:
     """
     value = _parsed(_contents(text[1:]) if text.startswith("@") else text)
     if isinstance(value, dict) and KEY in value:
-        return LayerShardConfig.parse(value[KEY]), ()
+        return validated(value[KEY]), ()
     if isinstance(value, dict) and not value.keys() & set(OPTIONS):
         raise ConfigError(
             f"the additional config has no key {KEY!r}, so nothing would be sharded; write for "
@@ -31,7 +32,7 @@ def read_additional(text: str) -> tuple[LayerShardConfig, tuple[str, ...]]:
     note = (
         f"this is the value of {KEY!r} alone; vLLM wants --additional-config '{{\"{KEY}\": ...}}'"
     )
-    return LayerShardConfig.parse(value), (note,)
+    return validated(value), (note,)
 
 
 def _contents(path: str) -> str:

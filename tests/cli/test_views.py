@@ -17,10 +17,10 @@ from typer.testing import CliRunner
 
 from layershard_cli.main import application
 from layershard_cli.timeline import ASCII, UNICODE, draw
-from vllm_layershard.config import LayerShardConfig
 from vllm_layershard.estimate import forecast, profile
 from vllm_layershard.models import Deployment, Sharding, load_model, plan_model
 from vllm_layershard.plan import ParallelLayout
+from vllm_layershard.schema import validated
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 HEADLESS = (
@@ -37,7 +37,7 @@ def layershard(*arguments: str) -> str:
 
 def sharding(*names: str) -> Sharding:
     deployment = Deployment(ParallelLayout(dp=8), ep=True)
-    return plan_model(load_model("DeepSeek-V3"), deployment, LayerShardConfig.parse(list(names)))
+    return plan_model(load_model("DeepSeek-V3"), deployment, validated(list(names)))
 
 
 @pytest.mark.parametrize("ink", [UNICODE, ASCII])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from checkpoints import small_config
 from layershard_cli.additional import read_additional
-from vllm_layershard.config import LayerShardConfig, refusal_of
+from vllm_layershard.config import refusal_of
 from vllm_layershard.errors import LayerShardError
 from vllm_layershard.estimate import DEFAULT, forecast, profile
 from vllm_layershard.models import Deployment, Found, model_of, plan_model
@@ -22,6 +22,7 @@ from vllm_layershard.models.safetensors import PREFIX_BYTES, header_bytes, parse
 from vllm_layershard.models.weight_map import INDEX, parse_weight_map
 from vllm_layershard.plan import Linear, ParallelLayout
 from vllm_layershard.plan.linear import suffix_of
+from vllm_layershard.schema import validated
 
 LAYOUTS = (
     Deployment(ParallelLayout(dp=2), ep=True),
@@ -49,7 +50,7 @@ def config(data: bytes) -> bool:
             linears = model.linears(deployment)
             suffixes = (suffix_of(linear.prefix) for linear in reversed(linears))
             names = [next(suffix for suffix in suffixes if refusal_of(suffix) is None)]
-            sharding = plan_model(model, deployment, LayerShardConfig.parse(names))
+            sharding = plan_model(model, deployment, validated(names))
             sharding.tokens_gained("auto")
             forecast(sharding, profile(DEFAULT), 512)
         except LayerShardError as error:

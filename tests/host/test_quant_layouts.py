@@ -168,14 +168,14 @@ def bytes_of(tensor: torch.Tensor) -> tuple[Any, ...]:
 
 @torch.inference_mode()
 def processed(rank: int, config: Any, name: str) -> dict[str, Any]:
-    from vllm_layershard.config import LayerShardConfig
     from vllm_layershard.hosts.model import build
     from vllm_layershard.runtime.ops import bound_series
     from vllm_layershard.runtime.tensors import held
+    from vllm_layershard.schema import validated
 
     case = CASES[name]
     choose(case)
-    model = build(LayerShardConfig.parse(["o_proj"]), config, stack(case))
+    model = build(validated(["o_proj"]), config, stack(case))
     plain = stack(case)()
     taken = fill(model)
     fill(plain)

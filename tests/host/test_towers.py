@@ -11,10 +11,10 @@ import tempfile
 from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.distributed import init_distributed_environment, initialize_model_parallel
 from vllm.model_executor.layers.linear import ReplicatedLinear
-from vllm_layershard.config import LayerShardConfig
 from vllm_layershard.errors import PlanError
 from vllm_layershard.hosts.linears import check_matched, collecting, leave_towers
 from vllm_layershard.plan import select
+from vllm_layershard.schema import validated
 
 class Layer(nn.Module):
     def __init__(self, prefix):
@@ -41,7 +41,7 @@ class HasEyesOfItsOwn(SeesAndSpeaks):
         self.eyes.layers[1].lens = ReplicatedLinear(8, 8, prefix="eyes.encoder.layers.1.lens")
 
 def build(construct, name="o_proj"):
-    config = LayerShardConfig.parse([name])
+    config = validated([name])
     with set_current_vllm_config(VllmConfig()), tempfile.TemporaryDirectory() as scratch:
         init_distributed_environment(1, 0, f"file://{scratch}/rendezvous", 0, "gloo")
         initialize_model_parallel()

@@ -8,16 +8,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vllm_layershard.config import OPTIONS, LayerShardConfig
+from vllm_layershard.config import OPTIONS
 from vllm_layershard.errors import ConfigError
+from vllm_layershard.schema import validated
 
 UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 """How long an example takes says how busy the machine is."""
 
 
 def test_a_list_is_short_for_an_object():
-    config = LayerShardConfig.parse(["o_proj", "q_b_proj"])
-    assert config == LayerShardConfig.parse({"layers": ["o_proj", "q_b_proj"]})
+    config = validated(["o_proj", "q_b_proj"])
+    assert config == validated({"layers": ["o_proj", "q_b_proj"]})
     assert config.layers == ("o_proj", "q_b_proj")
     assert (config.prefetch_step, config.layer_stride, config.verify) == (1, 1, False)
     assert (config.placement, config.transport, config.report_dir) == ("round_robin", "auto", None)
@@ -27,12 +28,12 @@ def test_a_list_is_short_for_an_object():
 
 def test_it_is_frozen():
     with pytest.raises(FrozenInstanceError):
-        LayerShardConfig.parse(["o_proj"]).prefetch_step = 2
+        validated(["o_proj"]).prefetch_step = 2
 
 
 def test_shared_experts_may_be_sharded():
     names = ["shared_experts.down_proj", "mlp.gate_up_proj", "fused_qkv_a_proj"]
-    assert LayerShardConfig.parse(names).layers == tuple(names)
+    assert validated(names).layers == tuple(names)
 
 
 @pytest.mark.parametrize(
@@ -118,14 +119,14 @@ def test_shared_experts_may_be_sharded():
 )
 def test_one_line_names_the_key_the_value_and_the_remedy(value, message):
     with pytest.raises(ConfigError) as error:
-        LayerShardConfig.parse(value)
+        validated(value)
     assert message in str(error.value)
     assert len(str(error.value).splitlines()) == 1
 
 
 def test_one_fault_is_one_sentence():
     with pytest.raises(ConfigError) as error:
-        LayerShardConfig.parse([1])
+        validated([1])
     assert str(error.value) == (
         "layer_sharding.layers.0 = 1: should be a valid string; "
         'name at least one linear, such as ["o_proj", "q_b_proj"]'
@@ -134,9 +135,9 @@ def test_one_fault_is_one_sentence():
 
 def test_two_faults_are_both_named():
     with pytest.raises(ConfigError, match=r"prefetch_step = '1': .*; layer_sharding\.verify = 2: "):
-        LayerShardConfig.parse({"layers": ["a"], "prefetch_step": "1", "verify": 2})
+        validated({"layers": ["a"], "prefetch_step": "1", "verify": 2})
     with pytest.raises(ConfigError, match=r"layers: is empty.*; layer_sharding\.layer_stride = 0"):
-        LayerShardConfig.parse({"layers": [], "layer_stride": 0})
+        validated({"layers": [], "layer_stride": 0})
 
 
 DEEP: list = []
@@ -162,37 +163,37 @@ for _ in range(900):
 )
 def test_a_huge_value_has_a_short_answer(value):
     with pytest.raises(ConfigError) as error:
-        LayerShardConfig.parse(value)
+        validated(value)
     assert len(str(error.value)) < 1000
 
 
 def test_many_faults_are_counted():
     with pytest.raises(ConfigError, match=r"; and 5 more$"):
-        LayerShardConfig.parse([1] * 10)
+        validated([1] * 10)
     with pytest.raises(ConfigError) as error:
-        LayerShardConfig.parse([1] * 5)
+        validated([1] * 5)
     assert "more" not in str(error.value)
 
 
 def test_many_names_are_checked_in_no_time():
     names = [f"block.linear_{i}" for i in range(20_000)]
-    assert LayerShardConfig.parse(names).layers == tuple(names)
+    assert validated(names).layers == tuple(names)
 
 
 @pytest.mark.parametrize("step", [0, 64])
 def test_the_ends_of_the_prefetch_step_are_legal(step):
-    config = LayerShardConfig.parse({"layers": ["o_proj"], "prefetch_step": step})
+    config = validated({"layers": ["o_proj"], "prefetch_step": step})
     assert config.prefetch_step == step
 
 
 @pytest.mark.parametrize("name", ["gate_up_proj", "gate_proj", "shared_experts.gate_up_proj"])
 def test_a_name_that_only_begins_like_a_refused_one_is_legal(name):
-    assert LayerShardConfig.parse([name]).layers == (name,)
+    assert validated([name]).layers == (name,)
 
 
 def test_names_that_only_end_alike_do_not_overlap():
     names = ("proj", "o_proj", "kv_o_proj")
-    assert LayerShardConfig.parse(list(names)).layers == names
+    assert validated(list(names)).layers == names
 
 
 NAMES = st.lists(
@@ -210,7 +211,7 @@ def test_a_list_and_an_object_are_answered_alike(names):
     answers = []
     for value in (names, {"layers": names}):
         try:
-            answers.append(LayerShardConfig.parse(value))
+            answers.append(validated(value))
         except ConfigError as error:
             answers.append(str(error))
     assert answers[0] == answers[1]
@@ -227,9 +228,9 @@ def test_names_are_accepted_if_and_only_if_no_two_match_the_same_linear(names):
     )
     if refused or overlap:
         with pytest.raises(ConfigError):
-            LayerShardConfig.parse(names)
+            validated(names)
     else:
-        assert LayerShardConfig.parse(names).layers == tuple(names)
+        assert validated(names).layers == tuple(names)
 
 
 ANY_TEXT = st.text(st.characters(), max_size=40)
@@ -246,7 +247,7 @@ KEYS = st.sampled_from([*OPTIONS, "other"])
 @given(JSON | st.dictionaries(KEYS, JSON | st.just(["o_proj"])))
 def test_any_json_is_accepted_or_refused_in_one_line(value):
     try:
-        LayerShardConfig.parse(value)
+        validated(value)
         message = "accepted"
     except ConfigError as error:
         message = str(error)

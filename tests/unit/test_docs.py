@@ -15,7 +15,8 @@ import pytest
 
 from dist.ranks import run_ranks
 from servers.server import Server
-from vllm_layershard.config import OPTIONS, LayerShardConfig
+from vllm_layershard.config import OPTIONS
+from vllm_layershard.schema import validated
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -166,7 +167,7 @@ def test_the_servers_commands_are_those_that_tests_run_or_the_planner_prints(tmp
     for command in shown:
         tokens = shlex.split(command)
         value = json.loads(tokens[tokens.index("--additional-config") + 1])["layer_sharding"]
-        names = list(LayerShardConfig.parse(value).layers)
+        names = list(validated(value).layers)
         assert served_by_tests(tokens, value) or printed_by_the_planner(
             command, tokens, names, tmp_path
         ), command
@@ -202,7 +203,7 @@ def test_the_manual_apis_example_runs_on_two_ranks(tmp_path):
 def test_configurations_shown_are_valid():
     page = (ROOT / "docs" / "configuration.md").read_text()
     for block in re.findall(r"```json\n(.*?)```", page, re.DOTALL):
-        LayerShardConfig.parse(json.loads(block)["layer_sharding"])
+        validated(json.loads(block)["layer_sharding"])
     for key in OPTIONS:
         assert f"| `{key}` |" in page
 

@@ -6,8 +6,10 @@ Each case is a process of its own, because this one may have imported anything a
 from __future__ import annotations
 
 import json
+import pkgutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -103,3 +105,11 @@ def test_the_package_itself_is_only_its_version():
     loaded = run(IMPORT.format(name="vllm_layershard"))
     own = [module for module in loaded if module.startswith("vllm_layershard")]
     assert own == ["vllm_layershard"]
+
+
+def test_every_package_and_module_stands_in_a_layers_contract():
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    layers = [c["layers"] for c in contracts["contracts"] if c["type"] == "layers"]
+    named = {name.strip() for lines in layers for line in lines for name in line.split("|")}
+    found = {f"vllm_layershard.{m.name}" for m in pkgutil.iter_modules([ROOT / "vllm_layershard"])}
+    assert found | {"layershard_cli"} == named

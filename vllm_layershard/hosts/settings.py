@@ -10,6 +10,7 @@ from vllm_layershard.errors import HostError
 from vllm_layershard.hosts.launch import launched_as, note_launch, reaches_other_hosts
 from vllm_layershard.plan import ParallelLayout
 from vllm_layershard.runtime.report import make_writable
+from vllm_layershard.schema import validated
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -29,7 +30,7 @@ def requested(vllm_config: VllmConfig) -> LayerShardConfig | None:
     extra = vllm_config.additional_config
     if not isinstance(extra, dict) or KEY not in extra:
         return None
-    return LayerShardConfig.parse(extra[KEY])
+    return validated(extra[KEY])
 
 
 def is_served_model(model_config: Any) -> bool:

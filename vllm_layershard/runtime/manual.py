@@ -32,6 +32,7 @@ from vllm_layershard.runtime.group import RankGroup, group_over, private_group
 from vllm_layershard.runtime.ops import Place
 from vllm_layershard.runtime.series import ShardedSeries
 from vllm_layershard.runtime.tensors import describe, held, release
+from vllm_layershard.schema import validated
 
 
 @dataclass(slots=True)
@@ -100,7 +101,7 @@ def register_layer(
         PlanError: the layer or its index is registered already, the layer holds no tensor or one of
             another layer's, or group or step differ from the series' first layer.
     """
-    config = LayerShardConfig.parse(
+    config = validated(
         {
             "layers": [_ANY_NAME],
             "prefetch_step": prefetch_step,
