@@ -37,7 +37,7 @@ from vllm_layershard.hosts.linears import (
     leave_towers,
 )
 from vllm_layershard.hosts.settings import layout_of
-from vllm_layershard.hosts.sharded_linear import ShardedLinear, check_linear, wrap
+from vllm_layershard.hosts.sharded_linear import check_linear, wrap
 from vllm_layershard.plan import (
     Linear,
     ParallelLayout,
@@ -189,7 +189,7 @@ class ShardedModel:
                     boundaries[boundary] = model.get_submodule(boundary)
                     place = Place(series, position)
                     bind(boundary, linear.prefix, place)
-                    wrap(module, ShardedLinear(module, place, self.adopting))
+                    wrap(module, place, self.adopting)
                     self._to_adopt += 1
         placed = {x.prefix for d in self._decisions for xs in d.linears.values() for x in xs}
         for linear in named:
