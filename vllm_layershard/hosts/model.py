@@ -89,7 +89,7 @@ def build(
         check_matched(config, selected, [linear for linear, _ in found.values()], vllm_config)
         modules = {linear.prefix: module for linear, module in found.values()}
         check_untied(model, [modules[x.prefix] for members in selected.values() for x in members])
-        sharded = ShardedModel(config, groups, device, model, modules, selected)
+        sharded = ShardedModel(config, layout, groups, device, model, modules, selected)
     except Exception as error:
         groups.leave(error)
         raise
@@ -146,6 +146,7 @@ class ShardedModel:
     def __init__(
         self,
         config: LayerShardConfig,
+        layout: ParallelLayout,
         groups: Groups,
         device: Device,
         model: nn.Module,
@@ -170,7 +171,7 @@ class ShardedModel:
                     series_plan,
                     decision.group,
                     device,
-                    movement=config.movement(lockstep=decision.group.lockstep),
+                    movement=layout.movement,
                     slice_bytes=config.slice_bytes,
                     verify=config.verify,
                 )

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from vllm_layershard.config import KEY, LayerShardConfig
 from vllm_layershard.errors import HostError
 from vllm_layershard.hosts.launch import launched_as, note_launch, reaches_other_hosts
-from vllm_layershard.plan import ParallelLayout
+from vllm_layershard.plan import ParallelLayout, engines_that_share, sharing_layout
 from vllm_layershard.runtime.report import make_writable
 from vllm_layershard.schema import validated
 
@@ -41,21 +40,19 @@ def is_served_model(model_config: Any) -> bool:
 
 def layout_of(vllm_config: VllmConfig, config: LayerShardConfig) -> ParallelLayout:
     """The ranks of one engine, or of all where they run in lockstep or pull from each other."""
-    asked = _asked_layout(vllm_config, config)
-    return asked if asked.dp_shares else replace(asked, dp=1)
+    return engines_that_share(_asked_layout(vllm_config, config))
 
 
 def _asked_layout(vllm_config: VllmConfig, config: LayerShardConfig) -> ParallelLayout:
     parallel = vllm_config.parallel_config
-    layout = ParallelLayout(
+    return sharing_layout(
         tp=parallel.tensor_parallel_size,
         dp=launched_as(vllm_config).size,
         pcp=parallel.prefill_context_parallel_size,
         pp=parallel.pipeline_parallel_size,
-        dp_lockstep=vllm_config.model_config.is_moe,
+        is_moe=vllm_config.model_config.is_moe,
+        config=config,
     )
-    pulls = config.movement(lockstep=layout.in_lockstep) == "pull"
-    return replace(layout, one_sided=pulls)
 
 
 def check(vllm_config: VllmConfig) -> None:

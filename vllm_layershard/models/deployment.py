@@ -13,7 +13,11 @@ MAX_RANKS = 4096
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """How a model is laid out over ranks. `ep` is `vllm serve --enable-expert-parallel`."""
+    """How a model is laid out over ranks. `ep` is `vllm serve --enable-expert-parallel`.
+
+    Of a deployment that is asked for, only the sizes in `layout` count: `plan_model` decides
+    lockstep and movement (plan/sharing.py), and its result has the complete layout.
+    """
 
     layout: ParallelLayout
     ep: bool = False

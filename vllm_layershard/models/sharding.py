@@ -20,6 +20,7 @@ from vllm_layershard.plan import (
     none_left,
     select,
     series_of,
+    sharing_layout,
     stage_layers,
 )
 
@@ -59,7 +60,7 @@ class Sharding(NamedTuple):
         """How weights move; None where the placement moves none."""
         if self.config.placement == "replicated":
             return None
-        return self.config.movement(lockstep=self.deployment.layout.in_lockstep)
+        return self.deployment.layout.movement
 
     @property
     def loses(self) -> bool:
@@ -113,9 +114,10 @@ def plan_model(model: Model, deployment: Deployment, config: LayerShardConfig) -
             parallelism without experts, or too large a prefetch_step.
     """
     require_experts(model, deployment)
-    layout = replace(deployment.layout, dp_lockstep=model.is_moe)
-    movement = config.movement(lockstep=layout.in_lockstep)
-    layout = replace(layout, one_sided=movement == "pull")
+    sizes = deployment.layout
+    layout = sharing_layout(
+        tp=sizes.tp, dp=sizes.dp, pcp=sizes.pcp, pp=sizes.pp, is_moe=model.is_moe, config=config
+    )
     layout.require_peers()
     deployment = replace(deployment, layout=layout)
     linears = model.linears(deployment)

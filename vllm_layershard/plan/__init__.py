@@ -5,6 +5,7 @@ from vllm_layershard.plan.linear import Linear, TensorSpec, inventory, no_match,
 from vllm_layershard.plan.placement import EVERY_RANK, NO_RANK, Stripe
 from vllm_layershard.plan.plan import Plan, SeriesPlan, build_plan, differences
 from vllm_layershard.plan.series import Series, as_processed, by_group, series_of
+from vllm_layershard.plan.sharing import engines_that_share, sharing_layout
 
 __all__ = [
     "EVERY_RANK",
@@ -20,10 +21,12 @@ __all__ = [
     "build_plan",
     "by_group",
     "differences",
+    "engines_that_share",
     "inventory",
     "no_match",
     "none_left",
     "select",
     "series_of",
+    "sharing_layout",
     "stage_layers",
 ]

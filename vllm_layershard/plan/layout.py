@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vllm_layershard.config import KEY
+from vllm_layershard.config import KEY, Movement
 from vllm_layershard.errors import PlanError
 
 
@@ -39,7 +39,12 @@ class ParallelLayout:
     @property
     def in_lockstep(self) -> bool:
         """Whether all ranks of a group run every forward together."""
-        return self.dp_lockstep or self.dp == 1
+        return run_in_lockstep(self.dp, dp_lockstep=self.dp_lockstep)
+
+    @property
+    def movement(self) -> Movement:
+        """How weights move between the ranks of a group."""
+        return "pull" if self.one_sided else "broadcast"
 
     @property
     def dp_shares(self) -> bool:
@@ -93,6 +98,11 @@ class ParallelLayout:
             for pp in range(self.pp)
             for tps in alike
         )
+
+
+def run_in_lockstep(dp: int, *, dp_lockstep: bool) -> bool:
+    """Whether all ranks of a deployment run every forward together: one engine always does."""
+    return dp_lockstep or dp == 1
 
 
 def stage_layers(num_layers: int, pp: int) -> tuple[range, ...]:

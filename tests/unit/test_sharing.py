@@ -1,0 +1,72 @@
+"""Sharing: lockstep and movement follow from the sizes, the experts and the transport."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import get_args
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from vllm_layershard.config import LayerShardConfig, Placement, Transport
+from vllm_layershard.errors import PlanError
+from vllm_layershard.plan import ParallelLayout, engines_that_share, sharing_layout
+
+UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""How long an example takes says how busy the machine is."""
+
+CONFIGS = st.sampled_from(
+    [
+        LayerShardConfig(("o_proj",), placement=placement, transport=transport)
+        for placement in get_args(Placement)
+        for transport in get_args(Transport)
+        if (placement, transport) != ("striped", "broadcast")
+    ]
+)
+SIZES = st.fixed_dictionaries({name: st.integers(1, 4) for name in ("tp", "dp", "pcp", "pp")})
+
+
+@UNHURRIED
+@given(SIZES, st.booleans(), CONFIGS)
+def test_the_layout_is_born_with_its_movement(sizes, is_moe, config):
+    layout = sharing_layout(**sizes, is_moe=is_moe, config=config)
+    assert layout.in_lockstep == (is_moe or sizes["dp"] == 1)
+    assert layout.movement == config.movement(lockstep=layout.in_lockstep)
+    assert layout.one_sided == (layout.movement == "pull")
+    assert layout == ParallelLayout(**sizes, dp_lockstep=is_moe, one_sided=layout.one_sided)
+
+
+@pytest.mark.parametrize(
+    ("dp", "is_moe", "options", "lockstep", "movement", "shares"),
+    [
+        (8, True, {}, True, "broadcast", True),
+        (8, True, {"placement": "striped"}, True, "pull", True),
+        (8, True, {"transport": "pull"}, True, "pull", True),
+        (8, False, {}, False, "pull", True),
+        (8, False, {"transport": "broadcast"}, False, "broadcast", False),
+        (1, False, {}, True, "broadcast", False),
+        (1, False, {"transport": "pull"}, True, "pull", True),
+    ],
+)
+def test_cases_written_out(dp, is_moe, options, lockstep, movement, shares):
+    config = LayerShardConfig(("o_proj",), **options)
+    layout = sharing_layout(tp=2, dp=dp, pcp=1, pp=1, is_moe=is_moe, config=config)
+    assert (layout.in_lockstep, layout.movement, layout.dp_shares) == (lockstep, movement, shares)
+
+
+@UNHURRIED
+@given(SIZES, st.booleans(), CONFIGS)
+def test_engines_that_do_not_share_are_planned_one_by_one(sizes, is_moe, config):
+    layout = sharing_layout(**sizes, is_moe=is_moe, config=config)
+    together = engines_that_share(layout)
+    assert together == (layout if layout.dp_shares else replace(layout, dp=1))
+    for tp_replicated in (False, True):
+        assert together.group_size(tp_replicated) == layout.group_size(tp_replicated)
+        assert set(together.groups(tp_replicated)) <= set(layout.groups(tp_replicated))
+
+
+def test_a_size_below_one_is_refused():
+    config = LayerShardConfig(("o_proj",))
+    with pytest.raises(PlanError, match="tp = 0: a parallel size is at least 1"):
+        sharing_layout(tp=0, dp=1, pcp=1, pp=1, is_moe=True, config=config)

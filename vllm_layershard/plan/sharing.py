@@ -1,0 +1,29 @@
+"""Sharing: which ranks share their layers, and how weights move between them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from vllm_layershard.config import LayerShardConfig
+from vllm_layershard.plan.layout import ParallelLayout, run_in_lockstep
+
+
+def sharing_layout(
+    *, tp: int, dp: int, pcp: int, pp: int, is_moe: bool, config: LayerShardConfig
+) -> ParallelLayout:
+    """The layout of a deployment of these sizes, with its lockstep and its movement decided.
+
+    The planner and the plugin both call it: they read the sizes, and decide nothing.
+
+    Raises:
+        PlanError: a size is below 1.
+    """
+    movement = config.movement(lockstep=run_in_lockstep(dp, dp_lockstep=is_moe))
+    return ParallelLayout(
+        tp=tp, dp=dp, pcp=pcp, pp=pp, dp_lockstep=is_moe, one_sided=movement == "pull"
+    )
+
+
+def engines_that_share(layout: ParallelLayout) -> ParallelLayout:
+    """The layout of the engines that share with each other: of one engine where none does."""
+    return layout if layout.dp_shares else replace(layout, dp=1)
