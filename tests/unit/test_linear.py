@@ -9,6 +9,7 @@ from vllm_layershard.plan import (
     Linear,
     TensorSpec,
     as_processed,
+    in_stride,
     inventory,
     no_match,
     none_left,
@@ -96,6 +97,7 @@ def test_a_stride_leaves_the_other_layers_replicated():
     linears = [linear(f"layers.{i}.o_proj", 10) for i in range(3, 10)]
     (series,) = series_of(select(linears, ["o_proj"]), layer_stride=3)
     assert series.layer_ids == (3, 6, 9)
+    assert [x.layer_id for x in linears if in_stride(x.layer_id, 3)] == [3, 6, 9]
 
 
 def test_the_first_layer_may_stay_on_every_rank():

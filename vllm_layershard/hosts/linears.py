@@ -14,7 +14,7 @@ from vllm.model_executor.layers.linear import LinearBase, ReplicatedLinear
 
 from vllm_layershard.config import KEY, LayerShardConfig
 from vllm_layershard.errors import HostError
-from vllm_layershard.plan import Linear, no_match, none_left
+from vllm_layershard.plan import Linear, in_stride, no_match, none_left
 from vllm_layershard.runtime.tensors import describe, materialise, release, tie
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def collecting(
         linear = describe_linear(child, layer_id)
         found[id(child)] = (linear, child)
         named = any(linear.is_named(name) for name in config.layers)
-        if named and layer_id % config.layer_stride == 0:
+        if named and in_stride(layer_id, config.layer_stride):
             release(child)
 
     handle = register_module_module_registration_hook(on_registration)
@@ -107,7 +107,7 @@ def check_matched(
     for name, ids in layer_ids.items():
         if not ids:
             raise no_match(name, linears)
-        if all(layer_id % config.layer_stride for layer_id in ids):
+        if not any(in_stride(layer_id, config.layer_stride) for layer_id in ids):
             raise none_left(name, config.layer_stride)
 
 

@@ -16,6 +16,7 @@ from vllm_layershard.plan import (
     Series,
     build_plan,
     by_group,
+    in_stride,
     no_match,
     none_left,
     select,
@@ -124,7 +125,7 @@ def plan_model(model: Model, deployment: Deployment, config: LayerShardConfig) -
     for name, matched in select(linears, config.layers).items():
         if not matched:
             raise no_match(name, linears)
-        if all(linear.layer_id % config.layer_stride for linear in matched):
+        if not any(in_stride(linear.layer_id, config.layer_stride) for linear in matched):
             raise none_left(name, config.layer_stride)
     groups: list[GroupPlan] = []
     for stage, layers in enumerate(stage_layers(model.num_layers, layout.pp)):

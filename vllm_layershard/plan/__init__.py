@@ -4,7 +4,7 @@ from vllm_layershard.plan.layout import ParallelLayout, stage_layers
 from vllm_layershard.plan.linear import Linear, TensorSpec, inventory, no_match, none_left, select
 from vllm_layershard.plan.placement import EVERY_RANK, NO_RANK, Stripe
 from vllm_layershard.plan.plan import Plan, SeriesPlan, build_plan, differences
-from vllm_layershard.plan.series import Series, as_processed, by_group, series_of
+from vllm_layershard.plan.series import Series, as_processed, by_group, in_stride, series_of
 from vllm_layershard.plan.sharing import engines_that_share, sharing_layout
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "by_group",
     "differences",
     "engines_that_share",
+    "in_stride",
     "inventory",
     "no_match",
     "none_left",

@@ -46,6 +46,11 @@ class Series:
         return self.layer_ids[position]
 
 
+def in_stride(layer_id: int, layer_stride: int) -> bool:
+    """Whether a layer takes part under this `layer_stride`; the others stay on every rank."""
+    return layer_id % layer_stride == 0
+
+
 def series_of(
     selected: Mapping[str, Sequence[Linear]], layer_stride: int = 1, *, keep_first: bool = False
 ) -> dict[Series, tuple[Linear, ...]]:
@@ -59,7 +64,7 @@ def series_of(
     for name, linears in selected.items():
         alike: dict[tuple[bool, str], list[Linear]] = {}
         for linear in linears:
-            if linear.layer_id % layer_stride == 0:
+            if in_stride(linear.layer_id, layer_stride):
                 layout = " ".join(f"{t.name}:{t.layout}" for t in linear.large)
                 alike.setdefault((linear.tp_replicated, layout), []).append(linear)
         for (tp_replicated, layout), members in alike.items():
