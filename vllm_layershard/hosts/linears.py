@@ -14,7 +14,7 @@ from vllm.model_executor.layers.linear import LinearBase, ReplicatedLinear
 
 from vllm_layershard.config import KEY, LayerShardConfig
 from vllm_layershard.errors import HostError
-from vllm_layershard.plan import Linear, in_stride, no_match, none_left
+from vllm_layershard.plan import Linear, in_stride, layers_of, require_layers
 from vllm_layershard.runtime.tensors import describe, materialise, release, tie
 
 if TYPE_CHECKING:
@@ -97,18 +97,15 @@ def check_matched(
     Raises:
         PlanError: a name matches no linear, or the stride leaves none of its layers.
     """
-    layer_ids = {name: {x.layer_id for x in members} for name, members in selected.items()}
+    stages = [layers_of(selected)]
     if vllm_config.parallel_config.pipeline_parallel_size > 1:
         from vllm.distributed.parallel_state import get_pp_group
 
-        stages: list[Any] = [None] * get_pp_group().world_size
-        dist.all_gather_object(stages, layer_ids, group=get_pp_group().cpu_group)
-        layer_ids = {name: set().union(*(stage[name] for stage in stages)) for name in layer_ids}
-    for name, ids in layer_ids.items():
-        if not ids:
-            raise no_match(name, linears)
-        if not any(in_stride(layer_id, config.layer_stride) for layer_id in ids):
-            raise none_left(name, config.layer_stride)
+        group = get_pp_group()
+        gathered: list[Any] = [None] * group.world_size
+        dist.all_gather_object(gathered, stages[0], group=group.cpu_group)
+        stages = gathered
+    require_layers(stages, linears, config.layer_stride)
 
 
 def check_untied(model: nn.Module, modules: Sequence[Any]) -> None:

@@ -16,8 +16,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import vllm
@@ -38,17 +38,7 @@ from vllm_layershard.hosts.linears import (
 )
 from vllm_layershard.hosts.settings import layout_of
 from vllm_layershard.hosts.sharded_linear import check_linear, wrap
-from vllm_layershard.plan import (
-    Linear,
-    ParallelLayout,
-    Plan,
-    Series,
-    as_processed,
-    build_plan,
-    by_group,
-    select,
-    series_of,
-)
+from vllm_layershard.plan import GroupPlan, Linear, ParallelLayout, group_plans, select
 from vllm_layershard.plan.linear import suffix_of
 from vllm_layershard.runtime.agreement import agree
 from vllm_layershard.runtime.device import Device, device_of
@@ -107,37 +97,17 @@ def started_with(config: LayerShardConfig, layout: ParallelLayout) -> dict[str, 
     }
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """A plan, the group it is for, and the linears of each of its series."""
+class Decision(NamedTuple):
+    """A plan, and this rank's group of those that obey it."""
 
-    plan: Plan
+    group_plan: GroupPlan
     group: Group
-    linears: dict[Series, tuple[Linear, ...]]
-
-
-def _decide(
-    config: LayerShardConfig, groups: Groups, selected: dict[str, tuple[Linear, ...]]
-) -> list[Decision]:
-    """One plan for each group that the selected linears' layouts ask for."""
-    grouped = series_of(selected, config.layer_stride, keep_first=config.keep_first)
-    decisions = []
-    for tp_replicated, linears in by_group(grouped):
-        group = groups.of(tp_replicated)
-        decisions.append(Decision(_plan(config, group, list(linears)), group, linears))
-    return decisions
 
 
 def _alike(linear: Linear, named: list[Linear], layer_id: int) -> Linear:
     """The linear of the same name in another layer."""
     suffix = suffix_of(linear.prefix)
     return next(x for x in named if x.layer_id == layer_id and suffix_of(x.prefix) == suffix)
-
-
-def _plan(config: LayerShardConfig, group: Group, series: list[Series]) -> Plan:
-    return build_plan(
-        series, group.size, config.prefetch_step, config.placement, config.layer_stride
-    )
 
 
 class ShardedModel:
@@ -156,7 +126,11 @@ class ShardedModel:
         self._config = config
         self._groups = groups
         self._modules = modules
-        self._decisions = _decide(config, groups, selected)
+        stage = layout.stage_of(groups.rank)
+        self._decisions = [
+            Decision(group_plan, groups.of(group_plan.tp_replicated))
+            for group_plan in group_plans(selected, config, layout, stage)
+        ]
         self._series: list[ShardedSeries] = []
         self._to_adopt = 0
         paths = {id(module): path for path, module in model.named_modules()}
@@ -164,19 +138,20 @@ class ShardedModel:
         unbind({boundary_of(paths[id(m)]) for m in modules.values() if id(m) in paths})
         named = [linear for members in selected.values() for linear in members]
         self.planned: dict[tuple[int, ...], list[dict[str, Any]]] = {}
-        for decision in self._decisions:
-            self.planned.setdefault(decision.group.ranks, []).append(decision.plan.document())
-            for series_plan in decision.plan.series:
+        for group_plan, group in self._decisions:
+            plan = group_plan.plan
+            self.planned.setdefault(group.ranks, []).append(plan.document())
+            for series_plan, linears in zip(plan.series, group_plan.linears, strict=True):
                 series = ShardedSeries(
                     series_plan,
-                    decision.group,
+                    group,
                     device,
                     movement=layout.movement,
                     slice_bytes=config.slice_bytes,
                     verify=config.verify,
                 )
                 self._series.append(series)
-                for position, linear in enumerate(decision.linears[series_plan.series]):
+                for position, linear in enumerate(linears):
                     module = modules[linear.prefix]
                     check_linear(module)
                     if series.loads(position):
@@ -192,7 +167,7 @@ class ShardedModel:
                     bind(boundary, linear.prefix, place)
                     wrap(module, place, self.adopting)
                     self._to_adopt += 1
-        placed = {x.prefix for d in self._decisions for xs in d.linears.values() for x in xs}
+        placed = {x for each, _ in self._decisions for prefixes in each.prefixes for x in prefixes}
         for linear in named:
             if linear.prefix not in placed:  # a kept one was released with the others
                 materialise(modules[linear.prefix], device.torch_device)
@@ -222,15 +197,12 @@ class ShardedModel:
         """Agree on the final plan, and serve."""
         digests: dict[str, str] = {}
         unfinished = iter(self._series)
-        for decision in self._decisions:
-            processed = [
-                as_processed(
-                    series, [describe_linear(self._modules[x.prefix], x.layer_id) for x in linears]
-                )
-                for series, linears in decision.linears.items()
-            ]
-            plan = _plan(self._config, decision.group, processed)
-            agree(plan, decision.group)
+        for group_plan, group in self._decisions:
+            plan = group_plan.as_processed(
+                [describe_linear(self._modules[x.prefix], x.layer_id) for x in linears]
+                for linears in group_plan.linears
+            ).plan
+            agree(plan, group)
             for series_plan in plan.series:
                 next(unfinished).finish(series_plan)
                 digests[series_plan.series.name] = plan.digest()

@@ -4,8 +4,9 @@ from vllm_layershard.models.deployment import Deployment
 from vllm_layershard.models.evidence import Evidence, evidence_for
 from vllm_layershard.models.family import Batch, Model, Step, WeightBytes
 from vllm_layershard.models.registry import load_model, model_of, supported
-from vllm_layershard.models.sharding import GroupPlan, Sharding, plan_model, require_experts
+from vllm_layershard.models.sharding import Sharding, plan_model, require_experts
 from vllm_layershard.models.source import Found, bundled_names, find
+from vllm_layershard.plan import GroupPlan
 
 __all__ = [
     "Batch",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -11,37 +11,22 @@ from vllm_layershard.errors import PlanError
 from vllm_layershard.models.deployment import Deployment
 from vllm_layershard.models.family import Model, WeightBytes
 from vllm_layershard.plan import (
-    Linear,
-    Plan,
-    Series,
-    build_plan,
-    by_group,
-    in_stride,
-    no_match,
-    none_left,
+    GroupPlan,
+    group_plans,
+    layers_of,
+    require_layers,
     select,
-    series_of,
     sharing_layout,
     stage_layers,
 )
 
 
-class GroupPlan(NamedTuple):
-    """The plan that every group of one kind in one pipeline stage obeys.
-
-    `ranks[g]` are the global ranks of group g in group-rank order. `prefixes[s][p]` is the linear
-    at position p of the plan's series s.
-    """
-
-    pp_stage: int
-    tp_replicated: bool
-    ranks: tuple[tuple[int, ...], ...]
-    plan: Plan
-    prefixes: tuple[tuple[str, ...], ...]
-
-
 class Sharding(NamedTuple):
-    """Everything that is decided before launch; all tuples are indexed by global rank."""
+    """Everything that is decided before launch.
+
+    `weight_bytes` and `saved_bytes` are indexed by global rank; `groups` are in the order of the
+    pipeline stages.
+    """
 
     model: Model
     deployment: Deployment
@@ -122,20 +107,20 @@ def plan_model(model: Model, deployment: Deployment, config: LayerShardConfig) -
     layout.require_peers()
     deployment = replace(deployment, layout=layout)
     linears = model.linears(deployment)
-    for name, matched in select(linears, config.layers).items():
-        if not matched:
-            raise no_match(name, linears)
-        if not any(in_stride(linear.layer_id, config.layer_stride) for linear in matched):
-            raise none_left(name, config.layer_stride)
+    selected = select(linears, config.layers)
+    require_layers([layers_of(selected)], linears, config.layer_stride)
     groups: list[GroupPlan] = []
     for stage, layers in enumerate(stage_layers(model.num_layers, layout.pp)):
-        here = select([x for x in linears if x.layer_id in layers], config.layers)
-        groups.extend(
-            _group(stage, tp_replicated, members, deployment, config)
-            for tp_replicated, members in by_group(
-                series_of(here, config.layer_stride, keep_first=config.keep_first)
-            )
-        )
+        here = {
+            name: [linear for linear in members if linear.layer_id in layers]
+            for name, members in selected.items()
+        }
+        try:
+            groups.extend(group_plans(here, config, layout, stage))
+        except PlanError as error:
+            if layout.pp == 1:
+                raise
+            raise PlanError(f"pipeline stage {stage} of {layout.pp}: {error}") from None
     saved = [0] * layout.world_size
     for group in groups:
         for ranks in group.ranks:
@@ -148,35 +133,6 @@ def plan_model(model: Model, deployment: Deployment, config: LayerShardConfig) -
         groups=tuple(groups),
         weight_bytes=_weight_bytes(model, deployment),
         saved_bytes=tuple(saved),
-    )
-
-
-def _group(
-    stage: int,
-    tp_replicated: bool,
-    members: Mapping[Series, Sequence[Linear]],
-    deployment: Deployment,
-    config: LayerShardConfig,
-) -> GroupPlan:
-    layout = deployment.layout
-    try:
-        plan = build_plan(
-            tuple(members),
-            layout.group_size(tp_replicated),
-            config.prefetch_step,
-            config.placement,
-            config.layer_stride,
-        )
-    except PlanError as error:
-        if layout.pp == 1:
-            raise
-        raise PlanError(f"pipeline stage {stage} of {layout.pp}: {error}") from None
-    return GroupPlan(
-        pp_stage=stage,
-        tp_replicated=tp_replicated,
-        ranks=tuple(g for g in layout.groups(tp_replicated) if layout.stage_of(g[0]) == stage),
-        plan=plan,
-        prefixes=tuple(tuple(x.prefix for x in linears) for linears in members.values()),
     )
 
 

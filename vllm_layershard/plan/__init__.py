@@ -1,5 +1,6 @@
 """All that is decided, in pure Python: owners, slots, launches and bytes."""
 
+from vllm_layershard.plan.groups import GroupPlan, group_plans, layers_of, require_layers
 from vllm_layershard.plan.layout import ParallelLayout, stage_layers
 from vllm_layershard.plan.linear import Linear, TensorSpec, inventory, no_match, none_left, select
 from vllm_layershard.plan.placement import EVERY_RANK, NO_RANK, Stripe
@@ -10,6 +11,7 @@ from vllm_layershard.plan.sharing import engines_that_share, sharing_layout
 __all__ = [
     "EVERY_RANK",
     "NO_RANK",
+    "GroupPlan",
     "Linear",
     "ParallelLayout",
     "Plan",
@@ -22,10 +24,13 @@ __all__ = [
     "by_group",
     "differences",
     "engines_that_share",
+    "group_plans",
     "in_stride",
     "inventory",
+    "layers_of",
     "no_match",
     "none_left",
+    "require_layers",
     "select",
     "series_of",
     "sharing_layout",

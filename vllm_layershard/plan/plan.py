@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from vllm_layershard import __version__
@@ -72,6 +72,27 @@ class Plan:
         return tuple(
             sum(s.ledger.saved_bytes[rank] for s in self.series) for rank in range(self.group_size)
         )
+
+    def with_series(self, series: Sequence[Series]) -> Plan:
+        """The plan of other series under the same decisions: of the same, once bytes are known.
+
+        Raises:
+            PlanError: the prefetch_step is too large for one of them.
+        """
+        return build_plan(
+            series, self.group_size, self.prefetch_step, self.placement, self.layer_stride
+        )
+
+    def with_prefetch_step(self, prefetch_step: int) -> Plan:
+        """The plan of the same series under another prefetch_step.
+
+        Raises:
+            PlanError: it is too large for a series.
+        """
+        if prefetch_step == self.prefetch_step:
+            return self
+        other = replace(self, prefetch_step=prefetch_step)
+        return other.with_series([series_plan.series for series_plan in self.series])
 
     def document(self) -> dict[str, Any]:
         """The whole plan as plain data, with the version that made it."""

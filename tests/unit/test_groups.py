@@ -1,0 +1,87 @@
+"""GroupPlans: what is found in a stage, what is refused, and what processing changes."""
+
+from __future__ import annotations
+
+import pytest
+
+from vllm_layershard.config import LayerShardConfig
+from vllm_layershard.errors import PlanError
+from vllm_layershard.plan import (
+    Linear,
+    ParallelLayout,
+    TensorSpec,
+    build_plan,
+    group_plans,
+    layers_of,
+    require_layers,
+    select,
+)
+
+PP2_DP2_TP2 = ParallelLayout(tp=2, dp=2, pp=2)
+
+
+def linear(name: str, layer_id: int, nbytes: int, *, whole: bool = False) -> Linear:
+    spec = TensorSpec("weight", (nbytes,), "uint8", nbytes)
+    return Linear(f"model.layers.{layer_id}.{name}", layer_id, whole, (spec,))
+
+
+SECOND_STAGE = [
+    linear(name, i, nbytes, whole=whole)
+    for i in (4, 5, 6, 7)
+    for name, nbytes, whole in (("attn.a", 10, True), ("attn.b", 20, False), ("mlp.c", 30, False))
+]
+
+
+def test_each_kind_of_group_has_one_plan_for_all_its_series():
+    config = LayerShardConfig(("a", "b", "c"), keep_first=True)
+    split, whole = group_plans(select(SECOND_STAGE, config.layers), config, PP2_DP2_TP2, 1)
+    assert (split.pp_stage, split.tp_replicated, split.ranks) == (1, False, ((2, 6), (3, 7)))
+    assert (whole.pp_stage, whole.tp_replicated, whole.ranks) == (1, True, ((2, 3, 6, 7),))
+    assert [s.series.name for s in split.plan.series] == ["b", "c"]
+    assert split.prefixes == (
+        tuple(f"model.layers.{i}.attn.b" for i in (5, 6, 7)),
+        tuple(f"model.layers.{i}.mlp.c" for i in (5, 6, 7)),
+    )
+    assert whole.plan == build_plan([whole.plan.series[0].series], 4, 1)
+    assert whole.plan.series[0].series.kept_layer == 4
+
+
+def test_a_stage_without_the_named_linears_has_no_plan():
+    config = LayerShardConfig(("nowhere",))
+    selected = select(SECOND_STAGE, config.layers)
+    assert group_plans(selected, config, PP2_DP2_TP2, 1) == ()
+
+
+def test_processing_changes_bytes_and_nothing_else():
+    config = LayerShardConfig(("b",), placement="striped", layer_stride=2, prefetch_step=0)
+    (loaded,) = group_plans(select(SECOND_STAGE, config.layers), config, PP2_DP2_TP2, 1)
+    packed = [[linear("attn.b", x.layer_id, 12) for x in xs] for xs in loaded.linears]
+    processed = loaded.as_processed(packed)
+    assert processed.linears == tuple(map(tuple, packed))
+    assert processed._replace(plan=loaded.plan, linears=loaded.linears) == loaded
+    assert processed.plan.series[0].series.layer_bytes == 12
+    assert processed.plan.series[0].schedule == loaded.plan.series[0].schedule
+    assert processed.plan == build_plan([processed.plan.series[0].series], 2, 0, "striped", 2)
+
+
+def test_a_name_must_match_on_some_stage():
+    here = layers_of(select(SECOND_STAGE, ["a", "d"]))
+    there = {"a": set(), "d": {0, 3}}
+    assert here == {"a": {4, 5, 6, 7}, "d": set()}
+    require_layers([there, here], SECOND_STAGE, 1)
+    require_layers([here, there], SECOND_STAGE, 3)
+    with pytest.raises(PlanError, match=r"'d' matches no linear of this model; .*: attn\.a \(4 x"):
+        require_layers([here, here], SECOND_STAGE, 1)
+    with pytest.raises(PlanError, match="layer_stride 8 leaves no layer of 'a' to shard; lower it"):
+        require_layers([there, here], SECOND_STAGE, 8)
+
+
+def test_another_prefetch_step_of_the_same_series():
+    config = LayerShardConfig(("b", "c"), layer_stride=1, placement="striped")
+    (group,) = group_plans(select(SECOND_STAGE, config.layers), config, PP2_DP2_TP2, 1)
+    series = [s.series for s in group.plan.series]
+    assert group.plan.with_prefetch_step(3) == build_plan(series, 2, 3, "striped")
+    assert group.plan.with_prefetch_step(1) == group.plan
+    assert group.plan.with_prefetch_step(3).with_prefetch_step(1) == group.plan
+    with pytest.raises(PlanError, match="prefetch_step 4 needs at least 5"):
+        group.plan.with_prefetch_step(4)

@@ -1,0 +1,98 @@
+"""GroupPlan: from the linears that are found to the plan of every group of ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from vllm_layershard.config import LayerShardConfig
+from vllm_layershard.plan.layout import ParallelLayout
+from vllm_layershard.plan.linear import Linear, no_match, none_left
+from vllm_layershard.plan.plan import Plan, build_plan
+from vllm_layershard.plan.series import as_processed, by_group, in_stride, series_of
+
+
+class GroupPlan(NamedTuple):
+    """The plan that every group of one kind in one pipeline stage obeys.
+
+    `ranks[g]` are the global ranks of group g in group-rank order. `linears[s][p]` is the linear
+    at position p of the plan's series s.
+    """
+
+    pp_stage: int
+    tp_replicated: bool
+    ranks: tuple[tuple[int, ...], ...]
+    plan: Plan
+    linears: tuple[tuple[Linear, ...], ...]
+
+    @property
+    def prefixes(self) -> tuple[tuple[str, ...], ...]:
+        """The names of the linears."""
+        return tuple(tuple(linear.prefix for linear in linears) for linears in self.linears)
+
+    def as_processed(self, linears: Iterable[Sequence[Linear]]) -> GroupPlan:
+        """The same plan with the bytes that these linears, its own, hold once processed."""
+        processed = tuple(tuple(members) for members in linears)
+        pairs = zip(self.plan.series, processed, strict=True)
+        series = [as_processed(series_plan.series, members) for series_plan, members in pairs]
+        return self._replace(plan=self.plan.with_series(series), linears=processed)
+
+
+def layers_of(selected: Mapping[str, Sequence[Linear]]) -> dict[str, set[int]]:
+    """The absolute layer indices at which each name matches: what pipeline stages exchange."""
+    return {name: {linear.layer_id for linear in members} for name, members in selected.items()}
+
+
+def require_layers(
+    stages: Sequence[Mapping[str, set[int]]], linears: Sequence[Linear], layer_stride: int
+) -> None:
+    """Refuse names that shard nothing on any pipeline stage.
+
+    `stages` has `layers_of` every stage, or of the whole model. `linears` are all that the error
+    may propose.
+
+    Raises:
+        PlanError: a name matches no linear, or the stride leaves none of its layers.
+    """
+    for name in stages[0]:
+        layer_ids = {layer_id for stage in stages for layer_id in stage[name]}
+        if not layer_ids:
+            raise no_match(name, linears)
+        if not any(in_stride(layer_id, layer_stride) for layer_id in layer_ids):
+            raise none_left(name, layer_stride)
+
+
+def group_plans(
+    selected: Mapping[str, Sequence[Linear]],
+    config: LayerShardConfig,
+    layout: ParallelLayout,
+    pp_stage: int = 0,
+) -> tuple[GroupPlan, ...]:
+    """The plans of one pipeline stage: one for each kind of group that its linears ask for.
+
+    `selected` are the stage's linears of each name. The planner and the plugin both call it.
+
+    Raises:
+        PlanError: a group of one rank, or a prefetch_step too large for a series.
+    """
+    grouped = series_of(selected, config.layer_stride, keep_first=config.keep_first)
+    return tuple(
+        GroupPlan(
+            pp_stage=pp_stage,
+            tp_replicated=tp_replicated,
+            ranks=tuple(
+                ranks
+                for ranks in layout.groups(tp_replicated)
+                if layout.stage_of(ranks[0]) == pp_stage
+            ),
+            plan=build_plan(
+                tuple(members),
+                layout.group_size(tp_replicated),
+                config.prefetch_step,
+                config.placement,
+                config.layer_stride,
+            ),
+            linears=tuple(members.values()),
+        )
+        for tp_replicated, members in by_group(grouped)
+    )
