@@ -62,6 +62,8 @@ def test_processing_changes_bytes_and_nothing_else():
     assert processed.plan.series[0].series.layer_bytes == 12
     assert processed.plan.series[0].schedule == loaded.plan.series[0].schedule
     assert processed.plan == build_plan([processed.plan.series[0].series], 2, 0, "striped", 2)
+    assert loaded.plan.series[0].stripes == ((0, 0), (0, 20))
+    assert loaded.plan.series[0].stripes_of(12) == processed.plan.series[0].stripes
 
 
 def test_a_name_must_match_on_some_stage():

@@ -47,6 +47,13 @@ class SeriesPlan:
         ahead = {} if kept is None else {kept: EVERY_RANK}
         return ahead | dict(zip(self.series.layer_ids, self.owner, strict=True))
 
+    def stripes_of(self, layer_bytes: int) -> tuple[Stripe, ...]:
+        """The stripes of a layer of that many bytes: of what processing has made of a weight.
+
+        They are `stripes` of the plan that is made once the bytes are known (Plan.with_series).
+        """
+        return stripes(layer_bytes, len(self.stripes))
+
     def owned_layers(self, group_rank: int) -> tuple[int, ...]:
         """The absolute indices of the layers that this rank keeps."""
         return tuple(

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from vllm_layershard.plan import SeriesPlan, Stripe
-from vllm_layershard.plan.placement import stripes
 from vllm_layershard.runtime.group import Group
 from vllm_layershard.runtime.slots import SlotPool
 from vllm_layershard.runtime.tensors import byte_line, cut, held, join, point, storage_bytes
@@ -80,7 +79,7 @@ class Holding:
         self.slots = SlotPool(num_slots, tuple(tensors.values()), self._torch_device)
         if self._plan.is_striped:  # the plan so far knows the bytes as they were loaded
             nbytes = sum(byte_line(tensor).numel() for tensor in tensors.values())
-            self.stripe = stripes(nbytes, self._group.size)[self._group.group_rank]
+            self.stripe = self._plan.stripes_of(nbytes)[self._group.group_rank]
 
     def _keep_part(
         self, transport: Transport, position: int, tensors: Iterable[torch.Tensor]
