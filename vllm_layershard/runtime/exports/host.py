@@ -19,7 +19,6 @@ import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +26,7 @@ import torch
 from vllm_layershard.errors import HostError, TransportError
 from vllm_layershard.runtime import shared_memory
 from vllm_layershard.runtime.exports.base import Exports, Parts
+from vllm_layershard.runtime.exports.boot import boot_id
 from vllm_layershard.runtime.shared_memory import Piece, Window
 from vllm_layershard.runtime.tensors import byte_line, placed_like
 
@@ -220,8 +220,7 @@ def _lives(prefix: str) -> bool:
 
 def _host() -> str:
     """This boot of this machine, and this shared memory: containers may have one of their own."""
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return f"{boot} {os.stat(shared_memory.DIRECTORY).st_dev}"
+    return f"{boot_id()} {os.stat(shared_memory.DIRECTORY).st_dev}"
 
 
 def _aligned(nbytes: int) -> int:

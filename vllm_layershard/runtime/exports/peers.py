@@ -10,9 +10,9 @@ import os
 import select
 import weakref
 from contextlib import suppress
-from pathlib import Path
 
 from vllm_layershard.errors import HostError, TransportError
+from vllm_layershard.runtime.exports.boot import boot_id
 
 Address = dict[str, str | int]
 """Where a process is found, as plain data: its host, its PID namespace, its number."""
@@ -21,7 +21,7 @@ Address = dict[str, str | int]
 def address() -> Address:
     """This process's."""
     return {
-        "host": Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+        "host": boot_id(),
         "hostname": os.uname().nodename,
         "namespace": os.readlink("/proc/self/ns/pid"),
         "pid": os.getpid(),
