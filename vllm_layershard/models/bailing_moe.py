@@ -5,9 +5,10 @@ Source: vLLM 0.32, model_executor/models/bailing_moe.py.
 
 from __future__ import annotations
 
+from vllm_layershard.models.blueprint import MAX_LAYERS
 from vllm_layershard.models.config_file import ConfigFile
 from vllm_layershard.models.gqa import GqaBlueprint, Router
-from vllm_layershard.models.gqa_config import MAX_LAYERS, norm_if, read_gqa, read_moe
+from vllm_layershard.models.gqa_config import norm_if, read_gqa, read_moe
 
 _ROUTER_DTYPES = {None: None, "fp32": "float32", "bf16": "bfloat16"}
 

@@ -11,6 +11,12 @@ from vllm_layershard.models.family import Batch
 from vllm_layershard.models.quantization import Quantization
 from vllm_layershard.models.shape import Shape, Vector
 
+MAX_LAYERS = 1024
+"""More hidden layers than any model has."""
+
+MAX_EXPERTS = 1 << 16
+"""More routed experts in a layer than any model has."""
+
 
 class Moe(NamedTuple):
     """The routed experts of every layer that `layers` marks: gated MLPs, up, gate and down.

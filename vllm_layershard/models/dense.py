@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from vllm_layershard.models.config_file import ConfigFile
 from vllm_layershard.models.gqa import GqaBlueprint
-from vllm_layershard.models.gqa_config import read_gqa, require_activation, windows_of
+from vllm_layershard.models.gqa_config import read_gqa, windows_of
+from vllm_layershard.models.mlp import require_silu
 
 
 def build(architecture: str, config: ConfigFile) -> GqaBlueprint:
@@ -16,7 +17,7 @@ def build(architecture: str, config: ConfigFile) -> GqaBlueprint:
     Raises:
         ModelError: its config.json is broken or inconsistent.
     """
-    require_activation(config)
+    require_silu(config)
     c = read_gqa(config)
     bias = config.boolean("attention_bias")
     llama = architecture == "LlamaForCausalLM"

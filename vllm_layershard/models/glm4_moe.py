@@ -5,15 +5,11 @@ Source: vLLM 0.32, model_executor/models/glm4_moe.py.
 
 from __future__ import annotations
 
+from vllm_layershard.models.blueprint import MAX_LAYERS
 from vllm_layershard.models.config_file import ConfigFile
 from vllm_layershard.models.gqa import GqaBlueprint, Router
-from vllm_layershard.models.gqa_config import (
-    MAX_LAYERS,
-    norm_if,
-    read_gqa,
-    read_moe,
-    require_activation,
-)
+from vllm_layershard.models.gqa_config import norm_if, read_gqa, read_moe
+from vllm_layershard.models.mlp import require_silu
 
 
 def build(architecture: str, config: ConfigFile) -> GqaBlueprint:
@@ -22,7 +18,7 @@ def build(architecture: str, config: ConfigFile) -> GqaBlueprint:
     Raises:
         ModelError: its config.json is broken or inconsistent.
     """
-    require_activation(config)
+    require_silu(config)
     c = read_gqa(config)
     first = config.integer("first_k_dense_replace", low=0, high=MAX_LAYERS)
     moe = read_moe(config, tuple(i >= first for i in range(c.layers)), experts="n_routed_experts")

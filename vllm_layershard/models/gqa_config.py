@@ -5,14 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from vllm_layershard.models.blueprint import Moe
-from vllm_layershard.models.config_file import ConfigFile, shown
+from vllm_layershard.models.blueprint import MAX_EXPERTS, MAX_LAYERS, Moe
+from vllm_layershard.models.config_file import ConfigFile
 from vllm_layershard.models.dtypes import dtype_of
 from vllm_layershard.models.gqa import Attention
 from vllm_layershard.models.quantization import Quantization, quantization_of
-
-MAX_LAYERS = 1024
-MAX_EXPERTS = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +93,6 @@ def read_moe(
         name=name,
         bias=bias,
     )
-
-
-def require_activation(config: ConfigFile, key: str = "hidden_act") -> None:
-    """Refuse what vLLM does not run: these families know SiLU only."""
-    activation = config.string(key)
-    if activation != "silu":
-        config.fail(key, f"{shown(activation)}: vLLM runs this architecture with 'silu' only")
 
 
 def norm_if(wanted: bool) -> Literal["none", "head"]:

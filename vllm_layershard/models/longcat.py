@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from vllm_layershard.models.blueprint import Moe, Work
+from vllm_layershard.models.blueprint import MAX_EXPERTS, MAX_LAYERS, Moe, Work
 from vllm_layershard.models.cache import Caches
 from vllm_layershard.models.config_file import ConfigFile
 from vllm_layershard.models.deployment import Deployment
 from vllm_layershard.models.dtypes import dtype_of
 from vllm_layershard.models.family import Batch
 from vllm_layershard.models.mla import MlaBlueprint
-from vllm_layershard.models.mla_config import MAX_LAYERS, MlaConfig
+from vllm_layershard.models.mla_config import MlaConfig
 from vllm_layershard.models.mlp import gated_mlp
 from vllm_layershard.models.quantization import Quantization, quantization_of
 from vllm_layershard.models.shape import Shape, Vector
@@ -118,8 +118,8 @@ def build(architecture: str, config: ConfigFile) -> LongcatBlueprint:
     """
     layers = config.integer("num_layers", high=MAX_LAYERS)
     dtype, notes = dtype_of(config)
-    experts = config.integer("n_routed_experts", high=1 << 16)
-    zero_experts = config.integer("zero_expert_num", low=0, high=1 << 16)
+    experts = config.integer("n_routed_experts", high=MAX_EXPERTS)
+    zero_experts = config.integer("zero_expert_num", low=0, high=MAX_EXPERTS)
     mla = MlaConfig(
         layers=layers,
         hidden=config.integer("hidden_size"),

@@ -16,13 +16,12 @@ from vllm_layershard.models.config_file import ConfigFile
 from vllm_layershard.models.deployment import Deployment
 from vllm_layershard.models.dtypes import DTYPE_BYTES
 from vllm_layershard.models.family import Batch
+from vllm_layershard.models.language_model import STEM, TEXT_ONLY, language_model_of
 from vllm_layershard.models.mla_config import MlaConfig, read_mla
 from vllm_layershard.models.mlp import gated_mlp
 from vllm_layershard.models.quantization import Quantization
 from vllm_layershard.models.shape import Shape, Vector
 from vllm_layershard.models.split import require_divisible
-
-_TEXT_ONLY = "the vision tower's weights are not counted: the plan is for the language model"
 
 _SPARSE_CLASSES = ("DeepseekV32ForCausalLM", "GlmMoeDsaForCausalLM")
 """These have a class of their own on CUDA, which also keeps dense MLPs whole under
@@ -184,12 +183,9 @@ def build(architecture: str, config: ConfigFile) -> MlaBlueprint:
     """
     if architecture != "KimiK25ForConditionalGeneration":
         return MlaBlueprint(architecture=architecture, config=read_mla(config))
-    text = config.section("text_config")
-    if text is None:
-        config.fail("text_config", "is missing; this architecture states its language model there")
-    read = read_mla(text)
+    read = read_mla(language_model_of(config))
     return MlaBlueprint(
         architecture=architecture,
-        config=read._replace(notes=(*read.notes, _TEXT_ONLY)),
-        stem="language_model.model.layers",
+        config=read._replace(notes=(*read.notes, TEXT_ONLY)),
+        stem=STEM,
     )

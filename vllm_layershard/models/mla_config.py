@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from vllm_layershard.models.blueprint import Moe
-from vllm_layershard.models.config_file import ConfigFile, shown
+from vllm_layershard.models.blueprint import MAX_EXPERTS, MAX_LAYERS, Moe
+from vllm_layershard.models.config_file import ConfigFile
 from vllm_layershard.models.dtypes import dtype_of
+from vllm_layershard.models.mlp import require_silu
 from vllm_layershard.models.quantization import Quantization, quantization_of
-
-MAX_LAYERS = 1024
 
 
 class Indexer(NamedTuple):
@@ -50,11 +49,7 @@ def read_mla(config: ConfigFile) -> MlaConfig:
         ModelError: names the file, the key and what is wrong with it.
     """
     layers = config.integer("num_hidden_layers", high=MAX_LAYERS)
-    activation = config.string("hidden_act")
-    if activation != "silu":
-        config.fail(
-            "hidden_act", f"{shown(activation)}: vLLM runs this architecture with 'silu' only"
-        )
+    require_silu(config)
     dtype, notes = dtype_of(config)
     q_lora = config.optional_integer("q_lora_rank")
     indexer = _indexer(config, layers)
@@ -83,7 +78,7 @@ def read_mla(config: ConfigFile) -> MlaConfig:
 
 def _moe(config: ConfigFile, layers: int) -> Moe | None:
     """Source: vLLM 0.32, models/deepseek_v2.py, `DeepseekV2DecoderLayer`, `DeepseekV2MoE`."""
-    experts = config.optional_integer("n_routed_experts", high=1 << 16)
+    experts = config.optional_integer("n_routed_experts", high=MAX_EXPERTS)
     if experts is None:
         return None
     first = config.integer("first_k_dense_replace", low=0, high=MAX_LAYERS)

@@ -4,7 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from vllm_layershard.models.config_file import ConfigFile, shown
 from vllm_layershard.models.shape import Shape, Split
+
+
+def require_silu(config: ConfigFile) -> None:
+    """Refuse an activation that vLLM does not run: the MLPs of these families know SiLU only.
+
+    Raises:
+        ModelError: names the file and the activation.
+    """
+    activation = config.string("hidden_act")
+    if activation != "silu":
+        problem = f"{shown(activation)}: vLLM runs this architecture with 'silu' only"
+        config.fail("hidden_act", problem)
 
 
 def gated_mlp(

@@ -5,14 +5,11 @@ Source: vLLM 0.32, model_executor/models/qwen3_moe.py.
 
 from __future__ import annotations
 
+from vllm_layershard.models.blueprint import MAX_LAYERS
 from vllm_layershard.models.config_file import ConfigFile
 from vllm_layershard.models.gqa import GqaBlueprint, Router
-from vllm_layershard.models.gqa_config import (
-    MAX_LAYERS,
-    read_gqa,
-    read_moe,
-    require_activation,
-)
+from vllm_layershard.models.gqa_config import read_gqa, read_moe
+from vllm_layershard.models.mlp import require_silu
 
 
 def build(architecture: str, config: ConfigFile) -> GqaBlueprint:
@@ -21,7 +18,7 @@ def build(architecture: str, config: ConfigFile) -> GqaBlueprint:
     Raises:
         ModelError: its config.json is broken or inconsistent.
     """
-    require_activation(config)
+    require_silu(config)
     c = read_gqa(config)
     if config.optional_integer("shared_expert_intermediate_size", low=0):
         config.fail("shared_expert_intermediate_size", "is not known for this architecture")

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from vllm_layershard.models.blueprint import MAX_LAYERS
 from vllm_layershard.models.config_file import ConfigFile
 from vllm_layershard.models.dtypes import DTYPE_BYTES
 from vllm_layershard.models.gqa import GqaBlueprint
-from vllm_layershard.models.gqa_config import (
-    MAX_LAYERS,
-    read_gqa,
-    read_moe,
-    require_activation,
-)
+from vllm_layershard.models.gqa_config import read_gqa, read_moe
 from vllm_layershard.models.hybrid import DeltaNet, HybridBlueprint
-
-_TEXT_ONLY = "the vision tower's weights are not counted: the plan is for the language model"
+from vllm_layershard.models.language_model import STEM, TEXT_ONLY, language_model_of
+from vllm_layershard.models.mlp import require_silu
 
 
 def build(architecture: str, config: ConfigFile) -> HybridBlueprint:
@@ -28,19 +24,14 @@ def build(architecture: str, config: ConfigFile) -> HybridBlueprint:
         return _read(config, config, fused=True)
     if architecture == "Qwen3_5MoeForCausalLM":
         return _read(config, config, fused=False)
-    text = config.section("text_config")
-    if text is None:
-        config.fail("text_config", "is missing; this architecture states its language model there")
-    language_model = _read(text, config, fused=False)
+    language_model = _read(language_model_of(config), config, fused=False)
     full = language_model.full
-    notes = (*full.notes, _TEXT_ONLY)
-    return replace(
-        language_model, full=replace(full, stem="language_model.model.layers", notes=notes)
-    )
+    notes = (*full.notes, TEXT_ONLY)
+    return replace(language_model, full=replace(full, stem=STEM, notes=notes))
 
 
 def _read(config: ConfigFile, outer: ConfigFile, *, fused: bool) -> HybridBlueprint:
-    require_activation(config)
+    require_silu(config)
     c = read_gqa(config)
     every = config.optional_integer("decoder_sparse_step", high=MAX_LAYERS) or 1
     dense = config.integers("mlp_only_layers", high=MAX_LAYERS)
