@@ -1,7 +1,8 @@
 """Schema: reads the value of the `layer_sharding` key, whatever JSON it holds, with pydantic.
 
 Apart from config.py, because the planner's flags need no schema and pydantic takes a while to
-import.
+import. It judges keys and types only. Bounds stand in config.py alone: a value of good types gets
+all its faults in one message, and pydantic would stop at the bounds before the names are read.
 """
 
 from __future__ import annotations
