@@ -196,6 +196,8 @@ BAD = {
     "null": ({"latency": None}, "latency: null is not a number from 0"),
     "share": ({"link_efficiency": 1.5}, "link_efficiency: 1.5 is a share: from 0.001 to 1"),
     "basis": ({"bf16": {"value": 1e12, "basis": "sure"}}, 'bf16: basis "sure" is not one of exact'),
+    "format": ({"low_bit_format": "fp4"}, 'low_bit_format: "fp4" is not fp8 or int8'),
+    "topology as a list": ({"topology": ["ring"]}, 'topology: ["ring"] is not ring or mesh'),
     "object": ({"bf16": {"basis": "exact"}}, "bf16: an object has value, basis and source"),
     "base": ({"base": "H21"}, 'base: "H21" is no bundled profile; those are A100'),
     "name": ({"name": "a\x1b[31mb"}, "name: "),
@@ -271,6 +273,24 @@ def test_a_broadcast_takes_memory_traffic_from_what_is_bound_by_memory() -> None
     assert roofline.slowdown(balanced) == pytest.approx(0.35)
     assert Roofline(device).slowdown(memory_bound) == 0.0
     assert Roofline(device, 1e9).slowdown(memory_bound) == pytest.approx(1.0), "half is left"
+
+
+OTHER_VALUES = {
+    **dict.fromkeys(LABELS, 2e9),
+    **dict.fromkeys(("node_size", "host_size"), 3),
+    **dict.fromkeys(("compute_efficiency", "memory_efficiency", "link_efficiency"), 0.123),
+    "name": "another",
+    "topology": "mesh",
+    "low_bit_format": "int8",
+    "bus": [{"ranks": 2, "sizes": [MIB], "bandwidths": [1e9]}],
+    "broadcast": [{"ranks": 2, "sizes": [MIB], "seconds": [1e-3]}],
+}
+
+
+@pytest.mark.parametrize("key", Hardware.__slots__)
+def test_a_key_that_is_known_is_read(key: str, tmp_path: Path) -> None:
+    read = profile(written(tmp_path, {"base": "H200", key: OTHER_VALUES[key]}))
+    assert getattr(read, key) != getattr(profile("H200"), key)
 
 
 def test_every_figure_has_a_name() -> None:

@@ -14,7 +14,8 @@ import json
 import math
 import os
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, NoReturn, get_args
@@ -27,6 +28,7 @@ from vllm_layershard.estimate.hardware import (
     BusTable,
     Figure,
     Hardware,
+    LowBitFormat,
     TimeTable,
     Topology,
     unknown_hardware,
@@ -122,28 +124,34 @@ class _Reader:
     def hardware(self, document: Any) -> Hardware:
         if not isinstance(document, dict):
             self._refuse("a JSON object was expected")
-        known = {field.name for field in fields(Hardware)} | {"base"}
+        readers = self._readers()
+        known = {*readers, "base"}
         unknown = [key for key in document if key not in known]
         if unknown:
             self._refuse(f"{_shown(unknown[0])}: no such key; known are {', '.join(sorted(known))}")
         base = Hardware(name=Path(self._path).stem)
         if "base" in document:
             base = self._base(document["base"])
-        name = self._text("name", document.get("name", Path(self._path).stem))
-        given: dict[str, Any] = {
-            key: self._figure(key, document[key]) for key in LABELS if key in document
+        given = {"name": Path(self._path).stem} | {
+            key: read(key, document[key]) for key, read in readers.items() if key in document
         }
-        if "topology" in document:
-            if document["topology"] not in get_args(Topology):
-                self._refuse(f"topology: {_shown(document['topology'])} is not ring or mesh")
-            given["topology"] = document["topology"]
-        if "bus" in document:
-            given["bus"] = self._tables("bus", document["bus"], "bandwidths", BusTable)
-        if "broadcast" in document:
-            given["broadcast"] = self._tables(
-                "broadcast", document["broadcast"], "seconds", TimeTable
-            )
-        return replace(base, name=name, **given)
+        return replace(base, **given)
+
+    def _readers(self) -> dict[str, Callable[[str, Any], Any]]:
+        """How each key is read. A key is known because it stands here, so none can be ignored."""
+        return {
+            "name": self._text,
+            **dict.fromkeys(LABELS, self._figure),
+            "topology": partial(self._choice, known=get_args(Topology)),
+            "low_bit_format": partial(self._choice, known=get_args(LowBitFormat)),
+            "bus": partial(self._tables, column="bandwidths", table=BusTable),
+            "broadcast": partial(self._tables, column="seconds", table=TimeTable),
+        }
+
+    def _choice(self, key: str, value: Any, known: tuple[str, ...]) -> str:
+        if not isinstance(value, str) or value not in known:
+            self._refuse(f"{key}: {_shown(value)} is not {' or '.join(known)}")
+        return value
 
     def _base(self, value: Any) -> Hardware:
         base = bundled_profile(value) if isinstance(value, str) else None
