@@ -51,7 +51,6 @@ def application(commands: Iterable[str] = COMMANDS) -> typer.Typer:
     app = typer.Typer(
         name="layershard",
         help="Plan layer sharding for vLLM: what it saves, whether it hides, which rank owns what.",
-        no_args_is_help=True,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
     )
@@ -63,7 +62,10 @@ def application(commands: Iterable[str] = COMMANDS) -> typer.Typer:
 
 
 def run() -> None:
-    """The console script: runs the app; every expected error ends in one message here."""
+    """The console script: runs the app; every expected error ends in one message here.
+
+    Without an argument it prints the help, as `--help` does: to stdout, with exit code 0.
+    """
     if sys.stdout is None:
         complain("stdout is closed; give it somewhere to write")
         sys.exit(2)
@@ -72,7 +74,8 @@ def run() -> None:
             stream.reconfigure(errors="backslashreplace")
     asked = [word for word in sys.argv[1:2] if word in COMMANDS]  # else help, or a slip
     try:
-        sys.exit(command_of(application(asked or COMMANDS))(standalone_mode=False) or 0)
+        command = command_of(application(asked or COMMANDS))
+        sys.exit(command(sys.argv[1:] or ["--help"], standalone_mode=False) or 0)
     except _USAGE_ERROR as error:
         error.message = printable(error.message)
         error.show()

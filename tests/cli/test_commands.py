@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from layershard_cli.main import application
+from layershard_cli.main import application, run
 from vllm_layershard import __version__
 
 RUNNER = CliRunner()
@@ -154,3 +154,19 @@ def test_a_shell_completes(words: str, offered: list[str], tmp_path: Path) -> No
         check=True,
     )
     assert found.stdout.split() == offered
+
+
+def test_without_an_argument_the_help_is_printed_and_nothing_has_failed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outputs = []
+    for arguments in ([], ["--help"]):
+        monkeypatch.setattr(sys, "argv", ["layershard", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            run()
+        assert ended.value.code == 0
+        outputs.append(capsys.readouterr())
+    assert outputs[0] == outputs[1]
+    assert outputs[0].err == ""
+    assert "\\n" not in outputs[0].out
+    assert len(outputs[0].out.splitlines()) > 10
