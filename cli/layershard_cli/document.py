@@ -47,6 +47,10 @@ def plan_document(
                 "derived": held.derived,
             },
             "saved_bytes": list(sharding.saved_bytes),
+            "fits": None if forecast.fit is None else forecast.fit.fits,
+            "fits_without_sharding": (
+                None if forecast.fit is None else forecast.fit.fits_without_sharding
+            ),
         },
         "kv_cache": {
             "dtype": sharding.model.cache_dtype(kv_cache_dtype),
@@ -79,7 +83,7 @@ def plan_document(
             "prefetch.phases.fetch_us": forecast.movement_basis,
         },
         "groups": [_group(group) for group in sharding.groups],
-        "launch": launch_command(sharding, kv_cache_dtype),
+        "launch": launch_command(sharding, kv_cache_dtype) if forecast.starts else None,
         "warnings": list(warnings),
     }
 

@@ -68,18 +68,22 @@ def page(
         for phase in forecast.phases
         if phase.forward is not None
     ]
+    verdict = (
+        f'<p id="verdict"><strong>{escape(forecast.verdict)}</strong> '
+        f"(estimate for {escape(forecast.hardware.name)})</p>"
+    )
+    launch = f"<pre>{escape(launch_command(sharding, kv_cache_dtype))}</pre>"
     body = [
         f"<h1>{escape(title)}</h1>",
         f"<p>{escape(sharding.model.architecture)}, {sharding.model.num_layers} layers, "
         f"quantization {escape(sharding.model.quantization)} ({escape(sharding.model.source)}). "
         f"tp {layout.tp}, dp {layout.dp}, pcp {layout.pcp}, pp {layout.pp}, {ep} expert "
         f"parallelism: {layout.world_size} ranks.</p>",
+        *([] if forecast.starts else [verdict]),
         '<div class="figures">',
         *(f"<div><b>{escape(k)}</b><small>{escape(v)}</small></div>" for k, v in figures.items()),
         "</div>",
-        f'<p id="verdict"><strong>{escape(forecast.verdict)}</strong> '
-        f"(estimate for {escape(forecast.hardware.name)})</p>",
-        f"<pre>{escape(launch_command(sharding, kv_cache_dtype))}</pre>",
+        *([verdict, launch] if forecast.starts else []),
         "<h2>One forward</h2>",
         *timelines,
         *(["<p>No estimate.</p>"] if not timelines else []),

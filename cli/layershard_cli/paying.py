@@ -11,8 +11,13 @@ from vllm_layershard.models import Sharding
 
 
 def require_paying(sharding: Sharding, forecast: Forecast, phases: Sequence[PhaseName]) -> None:
-    """Exit with 1, and say why, if some rank saves nothing or one of the phases does not hide."""
+    """Exit with 1, and say why.
+
+    It fails where the weights do not fit, a rank saves nothing, or one of the phases does not hide.
+    """
     failures = []
+    if not forecast.starts:
+        failures.append("it does not fit")
     if min(sharding.saved_bytes) <= 0:
         failures.append(f"a rank saves {min(sharding.saved_bytes):,} bytes")
     for phase in forecast.phases:

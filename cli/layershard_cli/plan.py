@@ -72,7 +72,7 @@ def plan_command(
         *notes,
         *remarks_on(sharding, device),
         *remarks_on_load(sharding, device, expected.phases[1].batch, kv_cache_dtype),
-        *launch_notes(sharding),
+        *(launch_notes(sharding) if expected.starts else ()),
     )
     if html is not None or trace is not None:
         from layershard_cli.files import write_html, write_trace

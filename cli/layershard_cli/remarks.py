@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from layershard_cli.units import layers, slots
 from vllm_layershard.estimate import Hardware
-from vllm_layershard.estimate.capacity import UTILIZATION
+from vllm_layershard.estimate.capacity import exceeding, fit_of
 from vllm_layershard.models import Batch, Sharding
 from vllm_layershard.plan import Plan, SeriesPlan
 
@@ -88,36 +88,22 @@ def _on_pulls(sharding: Sharding, hardware: Hardware | None) -> Iterator[str]:
 
 
 def _on_memory(sharding: Sharding, hardware: Hardware | None) -> Iterator[str]:
-    if hardware is None or hardware.memory_bytes is None:
-        return
-    before = [held.total for held in sharding.weight_bytes]
-    after = [held - saved for held, saved in zip(before, sharding.saved_bytes, strict=True)]
-    budget = hardware.memory_bytes.value * UTILIZATION
-    room = (
-        f"the {budget / 2**30:,.1f} GiB that vLLM takes on {hardware.name} "
-        f"({UTILIZATION:.0%} of its memory)"
-    )
-    if max(after) > budget:
-        yield (
-            f"it does not fit: the weights of one rank ({max(before) / 2**30:,.1f} GiB, sharded "
-            f"{max(after) / 2**30:,.1f} GiB) exceed {room}"
-        )
-    elif max(before) > budget:
-        yield (
-            f"without sharding it does not fit: the weights of one rank "
-            f"({max(before) / 2**30:,.1f} GiB, sharded {max(after) / 2**30:,.1f} GiB) exceed {room}"
-        )
+    """What sharding alone makes room for; that even it does not suffice is the verdict's to say."""
+    fit = None if hardware is None else fit_of(sharding, hardware)
+    if hardware is not None and fit is not None and fit.fits and not fit.fits_without_sharding:
+        yield f"without sharding it does not fit: {exceeding(fit, hardware)}"
 
 
 def remarks_on_load(
     sharding: Sharding, hardware: Hardware, decode: Batch, kv_cache_dtype: str
 ) -> tuple[str, ...]:
     """A decode whose sequences no rank has room for."""
-    if hardware.memory_bytes is None:
+    fit = fit_of(sharding, hardware)
+    if fit is None:
         return ()
     rank = sharding.binding_rank
     held = sharding.weight_bytes[rank].total - sharding.saved_bytes[rank]
-    room = int(hardware.memory_bytes.value * UTILIZATION) - held
+    room = fit.room_bytes - held
     per_token = sharding.kv_bytes_per_token(kv_cache_dtype, rank)
     asked = decode.tokens * int(decode.context)
     if room <= 0 or asked * per_token <= room:

@@ -85,8 +85,9 @@ def print_plan(
         page.line(f"  - {assumption}")
     for warning in warnings:
         page.note(warning)
-    page.line("Launch:")
-    emit(printable(launch_command(sharding, kv_cache_dtype)))
+    if forecast.starts:
+        page.line("Launch:")
+        emit(printable(launch_command(sharding, kv_cache_dtype)))
 
 
 def _print_timelines(page: Sheet, forecast: Forecast) -> None:

@@ -123,7 +123,8 @@ def test_a_decode_that_only_keep_first_hides_is_not_refused_outright() -> None:
     ],
 )
 def test_what_helps_is_named_before_what_does_not(flags: str, advised: str) -> None:
-    decode = said("plan", "--model", *flags.split()).partition("decode at batch")[2]
+    printed = " ".join(said("plan", "--model", *flags.split()).split())  # however wide a line is
+    decode = printed.partition("decode at batch")[2]
     assert advised in decode.partition("):")[0]
 
 
@@ -149,15 +150,49 @@ def test_phases_may_be_given_one_by_one() -> None:
 
 
 def test_what_does_not_fit_is_said_as_compare_says_it() -> None:
-    notes = " ".join(plan("--dp", "8", "--ep", "--hardware", "H20")["warnings"])
-    assert (
-        "it does not fit: the weights of one rank (95.8 GiB, sharded 88.5 GiB) exceed the" in notes
-    )
+    unfit = plan("--dp", "8", "--ep", "--hardware", "H20")
+    said = "it does not fit: the weights of one rank (95.8 GiB, sharded 88.5 GiB) exceed the"
+    assert unfit["prefetch"]["verdict"].startswith(said)
+    assert "fit" not in " ".join(unfit["warnings"]), "it is said once"
     notes = " ".join(plan("--dp", "8", "--ep")["warnings"])
     assert "does not fit" not in notes
     assert "tokens of cache" not in notes
     notes = " ".join(plan("--dp", "8", "--ep", "--batch", "512", "--context", "16K")["warnings"])
     assert "asks for 8,388,608 tokens of cache; H200 has room for" in notes
+
+
+def test_a_plan_that_does_not_fit_fails_and_names_no_command_to_launch(tmp_path: Path) -> None:
+    flags = ["plan", "--model", "DeepSeek-V3", "--dp", "8", "--ep", "--tokens", "16K", "--check"]
+    fits = RUNNER.invoke(application(), [*flags, "--hardware", "H200"])
+    assert fits.exit_code == 0
+    assert "vllm serve" in fits.stdout
+    page = tmp_path / "page.html"
+    unfit = RUNNER.invoke(application(), [*flags, "--hardware", "A100", "--html", str(page)])
+    assert unfit.exit_code == 1
+    assert "check failed: it does not fit" in unfit.stderr
+    assert "vllm serve" not in unfit.stdout
+    verdict = next(line for line in unfit.stdout.splitlines() if line.startswith("verdict"))
+    assert verdict.split(maxsplit=1)[1].startswith("it does not fit: ")
+    text = page.read_text()
+    assert "vllm serve" not in text
+    assert text.index("it does not fit: ") < text.index('class="figures"')
+
+
+def test_the_document_says_whether_the_weights_fit(tmp_path: Path) -> None:
+    unknown = tmp_path / "unknown.json"
+    unknown.write_text(json.dumps({"base": "H200", "memory_bytes": None}))
+    small = tmp_path / "small.json"
+    small.write_text(json.dumps({"base": "H200", "memory_bytes": 100 * 2**30}))
+    for device, fits, fits_without in (
+        ("H200", True, True),
+        (str(small), True, False),
+        ("A100", False, False),
+        (str(unknown), None, None),
+    ):
+        found = plan("--dp", "8", "--ep", "--hardware", device)
+        assert found["memory"]["fits"] is fits
+        assert found["memory"]["fits_without_sharding"] is fits_without
+        assert (found["launch"] is None) == (fits is False)
 
 
 def test_a_context_parallel_prefill_attends_to_the_whole_prompt() -> None:

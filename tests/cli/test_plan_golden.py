@@ -137,7 +137,7 @@ def test_a_series_that_saves_nothing_is_named() -> None:
 
 
 def test_replicated_moves_nothing() -> None:
-    plan = planned("--model", "DeepSeek-V3", "--dp", "2", "--placement", "replicated")
+    plan = planned("--model", "DeepSeek-V3", "--dp", "8", "--ep", "--placement", "replicated")
     assert plan["memory"]["saved_bytes_min"] == plan["memory"]["saved_bytes_max"] == 0
     assert "nothing moves" in plan["prefetch"]["verdict"]
     assert '"placement": "replicated"' in plan["launch"]

@@ -51,7 +51,8 @@ def test_o_proj_over_four_context_parallel_h20_hides_in_prefill_and_not_in_decod
 
 def test_the_verdict_says_so_in_words() -> None:
     verdict = on_h20(64).verdict
-    assert verdict.startswith("hidden in prefill from 1,")
+    assert verdict.startswith("it does not fit: the weights of one rank (172.0 GiB, sharded ")
+    assert "; hidden in prefill from 1," in verdict
     assert verdict.endswith("do not enable it there")
     assert "decode at batch 64 would slow by" in verdict
     assert "the link is the bound, no prefetch_step helps" in on_h20(1).verdict

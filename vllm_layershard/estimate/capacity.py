@@ -1,19 +1,61 @@
-"""Capacity: how many KV-cache tokens a deployment holds, with and without sharding."""
+"""Capacity: whether the weights fit, and how many KV-cache tokens a deployment then holds."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from vllm_layershard.errors import HardwareError
 from vllm_layershard.estimate.hardware import Hardware
-from vllm_layershard.models import Deployment, Model
+from vllm_layershard.models import Deployment, Model, Sharding
 from vllm_layershard.plan import stage_layers
 
 UTILIZATION: Final = 0.92
 """The share of the memory that vLLM takes. Source: vLLM 0.32, config/cache.py, default of
 `gpu_memory_utilization`."""
+
+
+class Fit(NamedTuple):
+    """The weights of the fullest rank beside what vLLM takes of a device's memory, in bytes."""
+
+    room_bytes: int
+    replicated_bytes: int
+    sharded_bytes: int
+
+    @property
+    def fits(self) -> bool:
+        """Whether every rank has room for its weights, with layer sharding."""
+        return self.sharded_bytes <= self.room_bytes
+
+    @property
+    def fits_without_sharding(self) -> bool:
+        """Whether every rank has room for its weights without layer sharding."""
+        return self.replicated_bytes <= self.room_bytes
+
+
+def fit_of(sharding: Sharding, hardware: Hardware) -> Fit | None:
+    """Compare the weights of every rank with the device; None where its memory is not known.
+
+    Activations, graphs and what the driver takes are not counted.
+    """
+    if hardware.memory_bytes is None:
+        return None
+    held = [bytes_of.total for bytes_of in sharding.weight_bytes]
+    return Fit(
+        room_bytes=int(hardware.memory_bytes.value * UTILIZATION),
+        replicated_bytes=max(held),
+        sharded_bytes=max(h - s for h, s in zip(held, sharding.saved_bytes, strict=True)),
+    )
+
+
+def exceeding(fit: Fit, hardware: Hardware) -> str:
+    """What weights that do not fit exceed, in words: both sizes of a rank and the device's room."""
+    return (
+        f"the weights of one rank ({fit.replicated_bytes / 2**30:,.1f} GiB, sharded "
+        f"{fit.sharded_bytes / 2**30:,.1f} GiB) exceed the {fit.room_bytes / 2**30:,.1f} GiB that "
+        f"vLLM takes on {hardware.name} ({UTILIZATION:.0%} of its memory)"
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Final, Literal, NamedTuple
 
 from vllm_layershard.errors import PlanError
+from vllm_layershard.estimate.capacity import Fit, exceeding, fit_of
 from vllm_layershard.estimate.forwards import Forwards
 from vllm_layershard.estimate.hardware import LABELS, Basis, Hardware
 from vllm_layershard.estimate.overlap import TOLERANCE, Forward
@@ -54,7 +55,8 @@ class Forecast(NamedTuple):
 
     `recommended_step` is that of the prefill; `break_even_tokens` the fewest prefill tokens a rank
     that hide the movement, None if none do. `lacking` names the numbers without which nothing is
-    estimated; then there are no times, no step and no break-even.
+    estimated; then there are no times, no step and no break-even. `fit` says whether the weights
+    fit the device, None where its memory is not known.
     """
 
     hardware: Hardware
@@ -64,9 +66,15 @@ class Forecast(NamedTuple):
     verdict: str
     assumptions: tuple[str, ...]
     lacking: tuple[str, ...] = ()
+    fit: Fit | None = None
     movement_basis: Basis = "assumed"
     """Of what the movement takes alone. All other times are assumed: experts evenly loaded, and
     what a step reaches."""
+
+    @property
+    def starts(self) -> bool:
+        """False where the weights are known not to fit, so that no server starts."""
+        return self.fit is None or self.fit.fits
 
 
 def prefill(tokens: int, pcp: int = 1) -> Batch:
@@ -112,9 +120,10 @@ def forecast(
             phases=tuple(Phase(name, batch) for name, batch in batches),
             recommended_step=None,
             break_even_tokens=None,
-            verdict=_warned(sharding, _abstention(hardware, lacking)),
+            verdict=_warned(sharding, hardware, _abstention(hardware, lacking)),
             assumptions=(),
             lacking=lacking,
+            fit=fit_of(sharding, hardware),
         )
     forwards = Forwards(sharding, hardware)
     step = sharding.config.prefetch_step
@@ -132,8 +141,11 @@ def forecast(
         phases=phases,
         recommended_step=phases[0].recommended_step,
         break_even_tokens=break_even,
-        verdict=_warned(sharding, verdict_on(phases, step, break_even, pulls=transfer.pulls)),
+        verdict=_warned(
+            sharding, hardware, verdict_on(phases, step, break_even, pulls=transfer.pulls)
+        ),
         assumptions=_assumptions(sharding, hardware, transfer, phases),
+        fit=fit_of(sharding, hardware),
         movement_basis=transfer.basis(),
     )
 
@@ -171,12 +183,15 @@ def _worth(phase: Phase, kept: Forward) -> Forward | None:
     return kept if kept.exposed <= WORTH * phase.forward.exposed else None
 
 
-def _warned(sharding: Sharding, verdict: str) -> str:
-    """The verdict, behind what comes first: whether there is anything to gain."""
-    if not sharding.loses:
-        return verdict
-    least = min(sharding.saved_bytes)
-    return f"do not enable it: a rank saves nothing ({least:,} bytes); {verdict}"
+def _warned(sharding: Sharding, hardware: Hardware, verdict: str) -> str:
+    """The verdict, behind what comes first: whether the weights fit, and anything is saved."""
+    if sharding.loses:
+        least = min(sharding.saved_bytes)
+        verdict = f"do not enable it: a rank saves nothing ({least:,} bytes); {verdict}"
+    fit = fit_of(sharding, hardware)
+    if fit is not None and not fit.fits:
+        verdict = f"it does not fit: {exceeding(fit, hardware)}; {verdict}"
+    return verdict
 
 
 def _prompt_ranks(sharding: Sharding) -> str:
