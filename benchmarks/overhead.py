@@ -17,7 +17,7 @@ from result import Times, publish
 from vllm_layershard.plan import Series, SeriesPlan, build_plan
 from vllm_layershard.runtime import ops
 from vllm_layershard.runtime.device import CpuDevice
-from vllm_layershard.runtime.group import RankGroup
+from vllm_layershard.runtime.ranks.group import RankGroup
 from vllm_layershard.runtime.series import ShardedSeries
 from vllm_layershard.runtime.slots import SlotPool
 from vllm_layershard.runtime.transport import Ticket, Transport

@@ -22,10 +22,10 @@ from torch.multiprocessing.spawn import spawn
 
 from vllm_layershard.estimate.broadcast import broadcast_seconds
 from vllm_layershard.estimate.hardware import Hardware
+from vllm_layershard.estimate.nodes import Spread
 from vllm_layershard.estimate.overlap import Forward, TimedLayer, TimedStep, movements, simulate
 from vllm_layershard.estimate.profile_file import read_profile
 from vllm_layershard.estimate.roofline import Roofline
-from vllm_layershard.estimate.spread import Spread
 from vllm_layershard.models import Step
 from vllm_layershard.plan import Series, build_plan
 from vllm_layershard.runtime.manual import finish_loading, reach_layer, register_layer, wait_layer
@@ -112,7 +112,7 @@ def measured() -> dict[str, float]:
 
 
 def calibrated() -> Hardware:
-    command = [sys.executable, "-m", "vllm_layershard.runtime.calibrate"]
+    command = [sys.executable, "-m", "vllm_layershard.measure.calibrate"]
     command += ["--ranks", str(RANKS), "--backend", "gloo"]
     with tempfile.TemporaryDirectory() as folder:
         profile = Path(folder, "here.json")

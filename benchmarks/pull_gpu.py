@@ -37,9 +37,9 @@ from torch.multiprocessing.spawn import spawn
 from torch.profiler import ProfilerActivity, profile
 
 from vllm_layershard.runtime.device import device_of
-from vllm_layershard.runtime.exports import exports_of
-from vllm_layershard.runtime.group import group_over
 from vllm_layershard.runtime.manual import finish_loading, reach_layer, register_layer, wait_layer
+from vllm_layershard.runtime.peer_memory import exports_of
+from vllm_layershard.runtime.ranks.group import group_over
 
 TOKENS = 16
 RATIOS = (0.25, 0.5, 0.75, 1.0)

@@ -12,8 +12,8 @@ from compute import Compute, Gemms, Slept
 from contestants import CONTESTANTS, Contestant, Sampled, Unsharded
 
 from vllm_layershard.runtime.device import device_of
-from vllm_layershard.runtime.exports import exports_of
-from vllm_layershard.runtime.group import group_over
+from vllm_layershard.runtime.peer_memory import exports_of
+from vllm_layershard.runtime.ranks.group import group_over
 
 RATIOS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 STEPS = (0, 1, 2, 3)

@@ -43,7 +43,7 @@ def register() -> None:
         HostError: it was asked for, and this version of vLLM lacks a symbol that it needs.
     """
     if _is_named() or _is_on_command_line(sys.argv[1:]) or _is_in_hand():
-        from vllm_layershard.hosts.install import install
+        from vllm_layershard.hosts.patches import install
 
         install()
     with suppress(Exception):  # whatever a configuration holds, looking at it does no harm

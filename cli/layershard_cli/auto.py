@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from layershard_cli.phases import PREFILL
-from layershard_cli.request import Conditions
+from layershard_cli.resolve import Conditions
 from vllm_layershard.config import LayerShardConfig
 from vllm_layershard.errors import ConfigError
-from vllm_layershard.estimate.choice import choose
+from vllm_layershard.estimate.auto_layers import choose
 from vllm_layershard.models import Deployment, Model, Sharding
 
 

@@ -23,7 +23,7 @@ _USAGE_ERROR: Any = typer.BadParameter.__base__
 """click's UsageError: newer versions of typer carry click within them."""
 
 COMMANDS: Final = ("plan", "map", "check", "models", "hardware", "calibrate", "compare")
-"""Each is the function `NAME_command` of the module `layershard_cli.NAME`."""
+"""Each is the function `NAME_command` of the module `layershard_cli.commands.NAME`."""
 
 
 def _print_version(wanted: bool) -> None:
@@ -56,7 +56,7 @@ def application(commands: Iterable[str] = COMMANDS) -> typer.Typer:
     )
     app.callback()(main)
     for name in commands:
-        module = import_module(f"layershard_cli.{name}")
+        module = import_module(f"layershard_cli.commands.{name}")
         app.command(name)(getattr(module, f"{name}_command"))
     return app
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from checkpoints import small_config
 from fuzz import targets
-from vllm_layershard.models import bundled_names, source
+from vllm_layershard.models import bundled_names
+from vllm_layershard.models.sources import source
 
 UNHURRIED = settings(
     deadline=None,

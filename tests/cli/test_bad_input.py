@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from layershard_cli import main
-from vllm_layershard.models import source
+from vllm_layershard.models.sources import source
 
 V3 = json.loads((source._BUNDLED / "deepseek-ai--DeepSeek-V3.json").read_text())
 

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 from checkpoints import deepseek, header_of, small_config, write
 from layershard_cli.main import application
 from layershard_cli.output import printable
-from layershard_cli.rich_sheet import RichSheet
-from layershard_cli.sheet import PlainSheet
+from layershard_cli.render.rich_sheet import RichSheet
+from layershard_cli.render.sheet import PlainSheet
 
 RUNNER = CliRunner()
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

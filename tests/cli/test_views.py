@@ -16,7 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from layershard_cli.main import application
-from layershard_cli.timeline import ASCII, UNICODE, draw
+from layershard_cli.render.timeline import ASCII, UNICODE, draw
 from vllm_layershard.estimate import forecast, profile
 from vllm_layershard.models import Deployment, Sharding, load_model, plan_model
 from vllm_layershard.plan import ParallelLayout
@@ -124,7 +124,7 @@ def test_a_hostile_name_is_text(tmp_path: Path) -> None:
 
 
 def load_source() -> dict[str, object]:
-    from vllm_layershard.models.source import find
+    from vllm_layershard.models.sources.source import find
 
     return dict(find("DeepSeek-V3").config.values)
 
@@ -212,7 +212,7 @@ def test_compare_says_what_does_not_fit_and_what_is_refused() -> None:
 
 @pytest.mark.parametrize("text", ["", "tp", "tp0", "tp2tp2", "tp2+x", "pcp2", "8", "tp99999"])
 def test_layouts_that_are_none(text: str) -> None:
-    from layershard_cli.compare import read_layout
+    from layershard_cli.commands.compare import read_layout
     from vllm_layershard.errors import ConfigError
 
     with pytest.raises(ConfigError, match="such as tp8"):

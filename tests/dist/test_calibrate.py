@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vllm_layershard.estimate import profile
 from vllm_layershard.estimate.broadcast import broadcast_seconds
-from vllm_layershard.estimate.spread import widest
+from vllm_layershard.estimate.nodes import widest
 
 MIB = 1 << 20
 

@@ -18,7 +18,7 @@ from torch._C._distributed_c10d import PrefixStore
 from torch.distributed import TCPStore
 
 from vllm_layershard.errors import MismatchError, PlanError
-from vllm_layershard.runtime.handshake import Handshake
+from vllm_layershard.runtime.ranks.handshake import Handshake
 
 PATIENCE_S = 3.0
 LATE_S = 1.0

@@ -13,7 +13,7 @@ from torch import nn
 from dist.ranks import run_ranks
 from vllm_layershard.plan import ParallelLayout, Series, build_plan, stage_layers
 from vllm_layershard.runtime.device import device_of
-from vllm_layershard.runtime.group import create_groups
+from vllm_layershard.runtime.ranks.group import create_groups
 from vllm_layershard.runtime.series import ShardedSeries
 
 RANKS = 4

@@ -11,8 +11,8 @@ from dist.test_manual import WIDTH, Stack
 from vllm_layershard.plan import Series, build_plan
 from vllm_layershard.runtime import shared_memory
 from vllm_layershard.runtime.device import CpuDevice
-from vllm_layershard.runtime.group import group_over
 from vllm_layershard.runtime.manual import finish_loading, register_layer
+from vllm_layershard.runtime.ranks.group import group_over
 from vllm_layershard.runtime.series import ShardedSeries
 
 OPTIONS = [

@@ -16,7 +16,7 @@ from torch import nn
 from dist.racing import Racing
 from dist.ranks import run_ranks
 from vllm_layershard.plan import Series, build_plan
-from vllm_layershard.runtime.group import group_over
+from vllm_layershard.runtime.ranks.group import group_over
 from vllm_layershard.runtime.series import ShardedSeries
 
 FORWARDS = 3

@@ -13,11 +13,11 @@ import pytest
 from dist.meetings import Guest
 from forked import forked
 from vllm_layershard.errors import TransportError
-from vllm_layershard.runtime import rendezvous as module
 from vllm_layershard.runtime import shared_memory
-from vllm_layershard.runtime.agreement import agree_on
-from vllm_layershard.runtime.rendezvous import Rendezvous
-from vllm_layershard.runtime.replicas import ReplicaGroup
+from vllm_layershard.runtime.ranks import rendezvous as module
+from vllm_layershard.runtime.ranks.agreement import agree_on
+from vllm_layershard.runtime.ranks.rendezvous import Rendezvous
+from vllm_layershard.runtime.ranks.replicas import ReplicaGroup
 
 SHORT_S = 1.0
 RANKS = (0, 1)

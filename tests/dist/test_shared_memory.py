@@ -15,8 +15,8 @@ import torch
 
 from vllm_layershard.errors import HostError, TransportError
 from vllm_layershard.runtime import shared_memory
-from vllm_layershard.runtime.exports import host
-from vllm_layershard.runtime.exports.host import HostExports
+from vllm_layershard.runtime.peer_memory import posix
+from vllm_layershard.runtime.peer_memory.posix import HostExports
 from vllm_layershard.runtime.shared_memory import PREFIX, Piece, Window
 
 FORK = multiprocessing.get_context("fork")
@@ -170,7 +170,7 @@ def followed(
     handles: Any, opened: Any, go_on: Any, patience_s: float = 30.0, versions: Any = (1,)
 ) -> list[Any]:
     """A peer that sees layer 3, and follows to these versions when it is told to."""
-    host.PATIENCE_S = patience_s
+    posix.PATIENCE_S = patience_s
     peer = HostExports(f"peer-{os.getpid()}", 1)
     (part,) = peer.open(0, handles)[3]
     found = [part.view(torch.float).tolist()]

@@ -15,7 +15,7 @@ import atheris
 
 with atheris.instrument_imports(include=["vllm_layershard", "layershard_cli"]):
     from fuzz.targets import TARGETS
-    from vllm_layershard.models import source
+    from vllm_layershard.models.sources import source
 
 from checkpoints import deepseek, header_of, small_config
 

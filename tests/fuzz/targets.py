@@ -9,17 +9,17 @@ from functools import cache
 from pathlib import Path
 
 from checkpoints import small_config
-from layershard_cli.additional import read_additional
+from layershard_cli.additional_config import read_additional
 from vllm_layershard.config import refusal_of
 from vllm_layershard.errors import LayerShardError
 from vllm_layershard.estimate import DEFAULT, forecast, profile
 from vllm_layershard.models import Deployment, Found, model_of, plan_model
-from vllm_layershard.models.checkpoint import compare
-from vllm_layershard.models.checkpoint_files import Checkpoint, read_checkpoint
-from vllm_layershard.models.config_file import parse_config
-from vllm_layershard.models.description import parse_description
-from vllm_layershard.models.safetensors import PREFIX_BYTES, header_bytes, parse_header
-from vllm_layershard.models.weight_map import INDEX, parse_weight_map
+from vllm_layershard.models.checkpoint.compare import compare
+from vllm_layershard.models.checkpoint.files import Checkpoint, read_checkpoint
+from vllm_layershard.models.checkpoint.safetensors import PREFIX_BYTES, header_bytes, parse_header
+from vllm_layershard.models.checkpoint.weight_map import INDEX, parse_weight_map
+from vllm_layershard.models.quantization.modelslim import parse_description
+from vllm_layershard.models.sources.config_file import parse_config
 from vllm_layershard.plan import Linear, ParallelLayout
 from vllm_layershard.plan.linear import suffix_of
 from vllm_layershard.schema import validated

@@ -13,7 +13,7 @@ from vllm_layershard.config import Placement
 from vllm_layershard.plan import Series, build_plan
 from vllm_layershard.runtime import ops
 from vllm_layershard.runtime.device import StreamDevice
-from vllm_layershard.runtime.group import group_over
+from vllm_layershard.runtime.ranks.group import group_over
 from vllm_layershard.runtime.series import ShardedSeries
 
 

@@ -13,8 +13,8 @@ import torch.distributed as dist
 from dist.ranks import RankError, run_ranks
 from gpu.test_pull import SHAPES, eager
 from vllm_layershard.errors import HostError
-from vllm_layershard.runtime.exports.cuda import CudaExports
-from vllm_layershard.runtime.group import group_over
+from vllm_layershard.runtime.peer_memory.cuda import CudaExports
+from vllm_layershard.runtime.ranks.group import group_over
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: IPC")
 
@@ -58,8 +58,8 @@ def test_a_peers_bytes_are_seen_and_not_shared_on(tmp_path):
 
 def test_memory_of_another_allocator_is_refused_by_its_name():
     code = (
-        "import torch; from vllm_layershard.runtime.group import RankGroup;"
-        "from vllm_layershard.runtime.exports.cuda import CudaExports;"
+        "import torch; from vllm_layershard.runtime.ranks.group import RankGroup;"
+        "from vllm_layershard.runtime.peer_memory.cuda import CudaExports;"
         "CudaExports(RankGroup((0, 1), 0, data=None, control=None), torch.device('cuda', 0))"
     )
     finished = subprocess.run(

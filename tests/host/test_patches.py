@@ -8,7 +8,8 @@ import pytest
 
 from host.child import run_child
 from vllm_layershard.errors import HostError
-from vllm_layershard.hosts import cpu_dp, install
+from vllm_layershard.hosts import cpu_dp
+from vllm_layershard.hosts import patches as install
 from vllm_layershard.hosts.patch import Patch
 
 DOCS = Path(__file__).parents[2] / "docs" / "patches.md"
@@ -40,7 +41,7 @@ def test_a_symbol_that_the_host_lacks_is_named():
 def test_installed_twice_is_installed_once_and_inert_without_the_key():
     assert run_child(
         """
-from vllm_layershard.hosts.install import PATCHES, install
+from vllm_layershard.hosts.patches import PATCHES, install
 calls = []
 def initialize_model(vllm_config, **kwargs):
     calls.append(sorted(kwargs)); return "a model"

@@ -139,7 +139,7 @@ LAUNCHES = """
 import sys, json, pickle
 from dataclasses import asdict
 from vllm.engine.arg_utils import EngineArgs
-from vllm_layershard.hosts.launch import deployment_of
+from vllm_layershard.hosts.deployment import deployment_of
 from vllm_layershard.hosts.settings import layout_of, requested
 result = []
 for arguments in json.loads(sys.argv[1]):

@@ -11,7 +11,7 @@ PATIENCE_S = 5.0
 
 def strangers(rank: int, config) -> list[str]:
     """What each start comes to on this rank, which alone is changed if it is rank 1."""
-    from vllm_layershard.runtime import handshake
+    from vllm_layershard.runtime.ranks import handshake
 
     handshake.PATIENCE_S = PATIENCE_S
     text, settings = config.model_config.hf_text_config, config.additional_config

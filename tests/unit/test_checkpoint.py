@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from checkpoints import deepseek, header_of, small_config, write
-from vllm_layershard.models import Deployment, find, load_model, model_of, source
-from vllm_layershard.models.checkpoint import Comparison, compare
-from vllm_layershard.models.checkpoint_files import Checkpoint
-from vllm_layershard.models.evidence import evidence_for
-from vllm_layershard.models.safetensors import DTYPE_BITS, Stored
-from vllm_layershard.models.transforms import TORCH_DTYPES, TRANSFORMS
+from vllm_layershard.models import Deployment, find, load_model, model_of
+from vllm_layershard.models.checkpoint.compare import Comparison, compare
+from vllm_layershard.models.checkpoint.files import Checkpoint
+from vllm_layershard.models.checkpoint.safetensors import DTYPE_BITS, Stored
+from vllm_layershard.models.checkpoint.stored import evidence_for
+from vllm_layershard.models.checkpoint.transforms import TORCH_DTYPES, TRANSFORMS
+from vllm_layershard.models.sources import source
 from vllm_layershard.plan import ParallelLayout
 
 Tensors = dict[str, tuple[str, Sequence[int]]]

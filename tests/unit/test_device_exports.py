@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from vllm_layershard.errors import HostError, TransportError
-from vllm_layershard.runtime.exports.ipc import Shared
-from vllm_layershard.runtime.exports.npu import NpuExports
-from vllm_layershard.runtime.exports.peers import Peers, address
-from vllm_layershard.runtime.group import RankGroup
+from vllm_layershard.runtime.peer_memory.ipc import Shared
+from vllm_layershard.runtime.peer_memory.npu import NpuExports
+from vllm_layershard.runtime.peer_memory.processes import Peers, address
+from vllm_layershard.runtime.ranks.group import RankGroup
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from vllm_layershard.config import LayerShardConfig
 from vllm_layershard.errors import HardwareError
 from vllm_layershard.estimate import forecast, profile, profile_names
 from vllm_layershard.estimate.broadcast import broadcast_seconds
+from vllm_layershard.estimate.nodes import widest
 from vllm_layershard.estimate.overlap import (
     Movement,
     Span,
@@ -17,7 +18,6 @@ from vllm_layershard.estimate.overlap import (
     simulate,
     trace,
 )
-from vllm_layershard.estimate.spread import widest
 from vllm_layershard.models import Deployment, load_model, plan_model
 from vllm_layershard.plan import ParallelLayout, Series, build_plan
 

@@ -11,7 +11,7 @@ from npu import FRACTAL_NZ, cast, stand_in
 from vllm_layershard.errors import HostError
 from vllm_layershard.plan import Series, build_plan
 from vllm_layershard.runtime.device import CpuDevice, Device
-from vllm_layershard.runtime.group import RankGroup
+from vllm_layershard.runtime.ranks.group import RankGroup
 from vllm_layershard.runtime.series import ShardedSeries
 
 CPU = torch.device("cpu")

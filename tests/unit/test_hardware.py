@@ -14,8 +14,8 @@ from vllm_layershard.errors import HardwareError
 from vllm_layershard.estimate import forecast, profile, profile_names
 from vllm_layershard.estimate.broadcast import broadcast_basis, broadcast_seconds
 from vllm_layershard.estimate.hardware import LABELS, Figure, Hardware
+from vllm_layershard.estimate.nodes import Spread, widest
 from vllm_layershard.estimate.roofline import Roofline
-from vllm_layershard.estimate.spread import Spread, widest
 from vllm_layershard.models import Deployment, Step, load_model, plan_model
 from vllm_layershard.plan import ParallelLayout
 

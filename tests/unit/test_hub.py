@@ -14,10 +14,12 @@ import pytest
 
 from checkpoints import deepseek, small_config, write
 from vllm_layershard.errors import ModelError, UnknownModelError
-from vllm_layershard.models import find, hub, hub_checkpoint, model_of
-from vllm_layershard.models.evidence import evidence_for
-from vllm_layershard.models.hub import fetch
-from vllm_layershard.models.hub_checkpoint import fetch_checkpoint
+from vllm_layershard.models import find, model_of
+from vllm_layershard.models.checkpoint import from_hub as hub_checkpoint
+from vllm_layershard.models.checkpoint.from_hub import fetch_checkpoint
+from vllm_layershard.models.checkpoint.stored import evidence_for
+from vllm_layershard.models.sources import hub
+from vllm_layershard.models.sources.hub import fetch
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 NAME = "some/model"

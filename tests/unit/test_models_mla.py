@@ -138,7 +138,7 @@ def test_impossible_layouts(layout: ParallelLayout, ep: bool, message: str) -> N
 
 
 def test_half_a_fused_linear_cannot_stay_unquantised(tmp_path: Path) -> None:
-    from vllm_layershard.models import source
+    from vllm_layershard.models.sources import source
 
     config = json.loads((source._BUNDLED / "deepseek-ai--DeepSeek-V3.json").read_text())
     config["quantization_config"]["modules_to_not_convert"] = ["model.layers.0.mlp.up_proj"]
@@ -148,7 +148,7 @@ def test_half_a_fused_linear_cannot_stay_unquantised(tmp_path: Path) -> None:
 
 
 def test_a_missing_dtype_is_noted(tmp_path: Path) -> None:
-    from vllm_layershard.models import source
+    from vllm_layershard.models.sources import source
 
     config = json.loads((source._BUNDLED / "deepseek-ai--DeepSeek-V3.json").read_text())
     del config["torch_dtype"]

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from vllm_layershard.errors import ModelError, UnknownModelError
-from vllm_layershard.models import bundled_names, find, load_model, source
+from vllm_layershard.models import bundled_names, find, load_model
+from vllm_layershard.models.sources import source
 
 V3 = (source._BUNDLED / "deepseek-ai--DeepSeek-V3.json").read_text()
 

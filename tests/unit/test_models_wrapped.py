@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vllm_layershard.models import Deployment, load_model
-from vllm_layershard.models.source import _BUNDLED
+from vllm_layershard.models.sources.source import _BUNDLED
 from vllm_layershard.plan import ParallelLayout
 
 WRAPPED = {

@@ -7,7 +7,7 @@ import torch
 from vllm_layershard.plan import Series, build_plan
 from vllm_layershard.runtime import ops
 from vllm_layershard.runtime.device import CpuDevice
-from vllm_layershard.runtime.group import RankGroup
+from vllm_layershard.runtime.ranks.group import RankGroup
 from vllm_layershard.runtime.series import ShardedSeries
 
 

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from vllm_layershard.config import LayerShardConfig
 from vllm_layershard.errors import PlanError
 from vllm_layershard.estimate import forecast, profile, profile_names
-from vllm_layershard.estimate.choice import choose
+from vllm_layershard.estimate.auto_layers import choose
 from vllm_layershard.estimate.hardware import Figure, Hardware
+from vllm_layershard.estimate.nodes import Spread, widest
 from vllm_layershard.estimate.pull import pull_basis, pull_seconds, pull_traffic
 from vllm_layershard.estimate.roofline import Roofline
-from vllm_layershard.estimate.spread import Spread, widest
 from vllm_layershard.models import Deployment, Sharding, Step, load_model, plan_model
 from vllm_layershard.plan import ParallelLayout
 

@@ -10,8 +10,8 @@ import pytest
 
 from vllm_layershard.errors import LayerShardError, ModelError
 from vllm_layershard.models import Deployment, load_model
-from vllm_layershard.models.description import DESCRIPTION, MAX_DESCRIPTION_BYTES
-from vllm_layershard.models.source import _BUNDLED
+from vllm_layershard.models.quantization.modelslim import DESCRIPTION, MAX_DESCRIPTION_BYTES
+from vllm_layershard.models.sources.source import _BUNDLED
 from vllm_layershard.plan import ParallelLayout
 
 ONE = Deployment(ParallelLayout())

@@ -15,8 +15,8 @@ from safetensors.numpy import save
 from checkpoints import deepseek, header_of, small_config, write, write_raw
 from fuzz import targets
 from vllm_layershard.errors import ModelError
-from vllm_layershard.models.checkpoint_files import MissingFilesError, read_checkpoint
-from vllm_layershard.models.safetensors import DTYPE_BITS, parse_header
+from vllm_layershard.models.checkpoint.files import MissingFilesError, read_checkpoint
+from vllm_layershard.models.checkpoint.safetensors import DTYPE_BITS, parse_header
 
 UNHURRIED = settings(
     deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]

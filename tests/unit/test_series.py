@@ -10,7 +10,7 @@ import torch
 from vllm_layershard.errors import TransportError
 from vllm_layershard.plan import Series, SeriesPlan, build_plan
 from vllm_layershard.runtime.device import CpuDevice
-from vllm_layershard.runtime.group import RankGroup
+from vllm_layershard.runtime.ranks.group import RankGroup
 from vllm_layershard.runtime.series import ShardedSeries
 from vllm_layershard.runtime.slots import SlotPool
 from vllm_layershard.runtime.transport import Ticket, Transport

@@ -9,7 +9,7 @@ import pytest
 from vllm_layershard.config import LayerShardConfig
 from vllm_layershard.errors import HardwareError, PlanError
 from vllm_layershard.estimate import Forecast, forecast, profile
-from vllm_layershard.estimate.choice import choose
+from vllm_layershard.estimate.auto_layers import choose
 from vllm_layershard.estimate.forecast import prefill
 from vllm_layershard.estimate.forwards import Forwards
 from vllm_layershard.estimate.hardware import Figure

@@ -7,7 +7,7 @@ from itertools import pairwise
 from math import exp, log
 
 from vllm_layershard.estimate.hardware import Basis, BusTable, Hardware, TimeTable
-from vllm_layershard.estimate.spread import Spread
+from vllm_layershard.estimate.nodes import Spread
 
 
 def broadcast_seconds(nbytes: int, spread: Spread, hardware: Hardware) -> float:

@@ -8,7 +8,7 @@ from typing import Final, Literal
 
 from vllm_layershard.config import Movement
 from vllm_layershard.errors import HardwareError
-from vllm_layershard.estimate.spread import Spread
+from vllm_layershard.estimate.nodes import Spread
 
 Basis = Literal["exact", "formula", "measured", "assumed"]
 """What stands behind a number. `exact`: the bytes themselves; `formula`: follows from stated

@@ -8,7 +8,7 @@ from typing import Final
 
 from vllm_layershard.config import LayerShardConfig
 from vllm_layershard.errors import PlanError
-from vllm_layershard.estimate.choice import candidates
+from vllm_layershard.estimate.auto_layers import candidates
 from vllm_layershard.estimate.forecast import lacking_for
 from vllm_layershard.estimate.forwards import Forwards
 from vllm_layershard.estimate.hardware import Hardware

@@ -14,7 +14,7 @@ from math import ceil
 
 from vllm_layershard.estimate.broadcast import bus_bandwidth
 from vllm_layershard.estimate.hardware import Basis, Hardware
-from vllm_layershard.estimate.spread import Spread
+from vllm_layershard.estimate.nodes import Spread
 
 
 def pull_seconds(

@@ -10,9 +10,9 @@ from vllm_layershard.config import KEY
 from vllm_layershard.errors import PlanError
 from vllm_layershard.estimate.broadcast import broadcast_basis, broadcast_seconds
 from vllm_layershard.estimate.hardware import Basis, Hardware
+from vllm_layershard.estimate.nodes import ALONE, Spread, widest
 from vllm_layershard.estimate.pull import pull_basis, pull_seconds, pull_traffic
 from vllm_layershard.estimate.roofline import Roofline
-from vllm_layershard.estimate.spread import ALONE, Spread, widest
 from vllm_layershard.models import GroupPlan, Sharding
 
 _WEAKEST_FIRST: Final[tuple[Basis, ...]] = ("assumed", "formula", "measured", "exact")

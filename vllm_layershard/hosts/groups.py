@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 
-from vllm_layershard.hosts.launch import deployment_of, launched_as
+from vllm_layershard.hosts.deployment import deployment_of, launched_as
 from vllm_layershard.plan import ParallelLayout
 from vllm_layershard.runtime import shared_memory
-from vllm_layershard.runtime.agreement import agree_on
-from vllm_layershard.runtime.group import Group, create_groups
-from vllm_layershard.runtime.handshake import Ranks, handshake
-from vllm_layershard.runtime.rendezvous import Rendezvous
-from vllm_layershard.runtime.replicas import ReplicaGroup
+from vllm_layershard.runtime.ranks.agreement import agree_on
+from vllm_layershard.runtime.ranks.group import Group, create_groups
+from vllm_layershard.runtime.ranks.handshake import Ranks, handshake
+from vllm_layershard.runtime.ranks.rendezvous import Rendezvous
+from vllm_layershard.runtime.ranks.replicas import ReplicaGroup
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig

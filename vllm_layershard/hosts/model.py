@@ -40,10 +40,10 @@ from vllm_layershard.hosts.settings import layout_of
 from vllm_layershard.hosts.sharded_linear import check_linear, wrap
 from vllm_layershard.plan import GroupPlan, Linear, ParallelLayout, group_plans, select
 from vllm_layershard.plan.linear import suffix_of
-from vllm_layershard.runtime.agreement import agree
 from vllm_layershard.runtime.device import Device, device_of
-from vllm_layershard.runtime.group import Group
 from vllm_layershard.runtime.ops import Place, bind, unbind
+from vllm_layershard.runtime.ranks.agreement import agree
+from vllm_layershard.runtime.ranks.group import Group
 from vllm_layershard.runtime.report import Report
 from vllm_layershard.runtime.series import ShardedSeries
 from vllm_layershard.runtime.tensors import materialise

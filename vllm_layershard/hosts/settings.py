@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_layershard.config import KEY, LayerShardConfig
 from vllm_layershard.errors import HostError
-from vllm_layershard.hosts.launch import launched_as, note_launch, reaches_other_hosts
+from vllm_layershard.hosts.deployment import launched_as, note_launch, reaches_other_hosts
 from vllm_layershard.plan import ParallelLayout, engines_that_share, sharing_layout
 from vllm_layershard.runtime.report import make_writable
 from vllm_layershard.schema import validated
@@ -60,7 +60,7 @@ def check(vllm_config: VllmConfig) -> None:
 
     Effect: in a piecewise-compiled model the two ops are made borders of the pieces, so that what
     is started in one captured graph is not left to be joined in another; and it is noted how many
-    data-parallel ranks were asked for (hosts/launch.py).
+    data-parallel ranks were asked for (hosts/deployment.py).
 
     Raises:
         ConfigError: the value of the key is not valid.

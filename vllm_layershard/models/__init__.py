@@ -1,11 +1,11 @@
 """Models: from a config.json to linears, their bytes, and cache bytes per token."""
 
+from vllm_layershard.models.checkpoint.stored import Evidence, evidence_for
 from vllm_layershard.models.deployment import Deployment
-from vllm_layershard.models.evidence import Evidence, evidence_for
-from vllm_layershard.models.family import Batch, Model, Step, WeightBytes
+from vllm_layershard.models.model import Batch, Model, Step, WeightBytes
 from vllm_layershard.models.registry import load_model, model_of, supported
 from vllm_layershard.models.sharding import Sharding, plan_model, require_experts
-from vllm_layershard.models.source import Found, bundled_names, find
+from vllm_layershard.models.sources.source import Found, bundled_names, find
 from vllm_layershard.plan import GroupPlan
 
 __all__ = [

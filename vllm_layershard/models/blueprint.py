@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
-from vllm_layershard.models.cache import LayerCache
 from vllm_layershard.models.deployment import Deployment
-from vllm_layershard.models.family import Batch
+from vllm_layershard.models.kv_cache import LayerCache
+from vllm_layershard.models.model import Batch
 from vllm_layershard.models.quantization import Quantization
 from vllm_layershard.models.shape import Shape, Vector
 

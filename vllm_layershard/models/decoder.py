@@ -14,7 +14,7 @@ from vllm_layershard.errors import PlanError
 from vllm_layershard.models.blueprint import Blueprint, Moe
 from vllm_layershard.models.deployment import Deployment
 from vllm_layershard.models.dtypes import DTYPE_BYTES
-from vllm_layershard.models.family import Batch, Step, WeightBytes
+from vllm_layershard.models.model import Batch, Step, WeightBytes
 from vllm_layershard.models.shape import Shape
 from vllm_layershard.models.split import require_divisible
 from vllm_layershard.plan import Linear, ParallelLayout, TensorSpec, stage_layers

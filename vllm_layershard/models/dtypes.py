@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from vllm_layershard.models.config_file import ConfigFile
+from vllm_layershard.models.sources.config_file import ConfigFile
 
 DTYPE_BYTES: Final[dict[str, int]] = {
     "bfloat16": 2,

@@ -7,9 +7,9 @@ from typing import Final
 
 from vllm_layershard.errors import UnknownModelError
 from vllm_layershard.models.decoder import DecoderModel
-from vllm_layershard.models.description import with_description
 from vllm_layershard.models.quantization import cache_dtype_of
-from vllm_layershard.models.source import Found, find
+from vllm_layershard.models.quantization.modelslim import with_description
+from vllm_layershard.models.sources.source import Found, find
 
 _FAMILIES: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
     "DeepseekV2ForCausalLM": ("mla", ("deepseek_v2",)),
@@ -72,7 +72,7 @@ def model_of(found: Found) -> DecoderModel:
             f"{config.where}: model_type {model_type!r} with architecture {architecture!r} is not "
             f"known to the planner; expected {' or '.join(model_types)}"
         )
-    build = import_module(f"vllm_layershard.models.{family}").build
+    build = import_module(f"vllm_layershard.models.families.{family}").build
     blueprint = build(architecture, config)
     asked = cache_dtype_of(config, latent=family in _LATENT)
     return DecoderModel(found.name, found.source, architecture, blueprint, asked)

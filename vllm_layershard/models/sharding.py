@@ -9,7 +9,7 @@ from typing import NamedTuple
 from vllm_layershard.config import LayerShardConfig, Movement
 from vllm_layershard.errors import PlanError
 from vllm_layershard.models.deployment import Deployment
-from vllm_layershard.models.family import Model, WeightBytes
+from vllm_layershard.models.model import Model, WeightBytes
 from vllm_layershard.plan import (
     GroupPlan,
     group_plans,

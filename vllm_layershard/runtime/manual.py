@@ -26,10 +26,10 @@ from vllm_layershard.config import LayerShardConfig, Placement, Transport
 from vllm_layershard.errors import PlanError
 from vllm_layershard.plan import Linear, Plan, build_plan, series_of
 from vllm_layershard.plan.placement import round_robin_owner
-from vllm_layershard.runtime.agreement import agree
 from vllm_layershard.runtime.device import Device, device_of
-from vllm_layershard.runtime.group import RankGroup, group_over, private_group
 from vllm_layershard.runtime.ops import Place
+from vllm_layershard.runtime.ranks.agreement import agree
+from vllm_layershard.runtime.ranks.group import RankGroup, group_over, private_group
 from vllm_layershard.runtime.series import ShardedSeries
 from vllm_layershard.runtime.tensors import describe, held, release
 from vllm_layershard.schema import validated

@@ -18,17 +18,17 @@ from torch import nn
 from vllm_layershard.config import Movement, Placement
 from vllm_layershard.errors import TransportError
 from vllm_layershard.plan import SeriesPlan
-from vllm_layershard.runtime.beside import Beside
 from vllm_layershard.runtime.device import Device
-from vllm_layershard.runtime.exports import exports_of
 from vllm_layershard.runtime.formats import check_formats
-from vllm_layershard.runtime.group import Group, RankGroup
-from vllm_layershard.runtime.holding import Holding
+from vllm_layershard.runtime.peer_memory import exports_of
+from vllm_layershard.runtime.ranks.first_arrivals import FirstArrivals
+from vllm_layershard.runtime.ranks.group import Group, RankGroup
+from vllm_layershard.runtime.ranks.small_tensors import Beside
 from vllm_layershard.runtime.slots import SlotPool
 from vllm_layershard.runtime.stats import Counters
 from vllm_layershard.runtime.tensors import flat, held, materialise
 from vllm_layershard.runtime.transport import Broadcast, Pull, Ticket, Transport
-from vllm_layershard.runtime.verify import FirstArrivals
+from vllm_layershard.runtime.weights import Holding
 
 
 class State(enum.Enum):

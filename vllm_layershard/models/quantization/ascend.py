@@ -9,9 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from vllm_layershard.errors import ModelError
-from vllm_layershard.models.config_file import ConfigFile
-from vllm_layershard.models.description import DESCRIPTION, KINDS
-from vllm_layershard.models.family import Precision
+from vllm_layershard.models.model import Precision
 from vllm_layershard.models.quantization.method import (
     FUSED,
     bias_of,
@@ -19,7 +17,9 @@ from vllm_layershard.models.quantization.method import (
     plain_linear,
     tensor,
 )
+from vllm_layershard.models.quantization.modelslim import DESCRIPTION, KINDS
 from vllm_layershard.models.shape import Shape
+from vllm_layershard.models.sources.config_file import ConfigFile
 from vllm_layershard.plan import TensorSpec
 
 _FLOAT, _STATIC, _DYNAMIC = "FLOAT", "W8A8", "W8A8_DYNAMIC"

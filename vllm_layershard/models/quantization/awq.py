@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from vllm_layershard.models.config_file import ConfigFile
-from vllm_layershard.models.family import Precision
+from vllm_layershard.models.model import Precision
 from vllm_layershard.models.quantization.ignored import Ignored, read_ignored
 from vllm_layershard.models.quantization.method import (
     bias_of,
@@ -16,6 +15,7 @@ from vllm_layershard.models.quantization.method import (
     tensor,
 )
 from vllm_layershard.models.shape import Shape
+from vllm_layershard.models.sources.config_file import ConfigFile
 from vllm_layershard.plan import TensorSpec
 
 _PACK: Final = 8

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from vllm_layershard.models.config_file import ConfigFile, shown
 from vllm_layershard.models.quantization.fp8_block import Fp8Block, read_block
 from vllm_layershard.models.quantization.ignored import read_ignored
 from vllm_layershard.models.quantization.method import Quantization
 from vllm_layershard.models.quantization.scaled import Scaled
+from vllm_layershard.models.sources.config_file import ConfigFile, shown
 
 
 def read_fp8(section: ConfigFile) -> Quantization:

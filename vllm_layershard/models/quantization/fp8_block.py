@@ -6,8 +6,7 @@ from math import gcd
 from typing import NamedTuple
 
 from vllm_layershard.errors import PlanError
-from vllm_layershard.models.config_file import ConfigFile
-from vllm_layershard.models.family import Precision
+from vllm_layershard.models.model import Precision
 from vllm_layershard.models.quantization.ignored import Ignored
 from vllm_layershard.models.quantization.method import (
     bias_of,
@@ -17,6 +16,7 @@ from vllm_layershard.models.quantization.method import (
     tensor,
 )
 from vllm_layershard.models.shape import Shape
+from vllm_layershard.models.sources.config_file import ConfigFile
 from vllm_layershard.plan import TensorSpec
 
 _MAX_BLOCK = 4096

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from vllm_layershard.models.config_file import ConfigFile
-from vllm_layershard.models.family import Precision
+from vllm_layershard.models.model import Precision
 from vllm_layershard.models.quantization.method import (
     bias_of,
     check_groups,
@@ -15,6 +14,7 @@ from vllm_layershard.models.quantization.method import (
     tensor,
 )
 from vllm_layershard.models.shape import Shape
+from vllm_layershard.models.sources.config_file import ConfigFile
 from vllm_layershard.plan import TensorSpec
 
 

@@ -8,8 +8,8 @@ from fnmatch import translate
 from typing import Final, Literal, NamedTuple
 
 from vllm_layershard.errors import ModelError
-from vllm_layershard.models.config_file import ConfigFile
 from vllm_layershard.models.quantization.method import FUSED
+from vllm_layershard.models.sources.config_file import ConfigFile
 
 Rule = Literal["exact", "inside", "patterns", "wildcards"]
 """How a name of the list is compared with a module's: equal to it; part of it; equal, or a regular

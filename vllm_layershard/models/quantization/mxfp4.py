@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from vllm_layershard.models.config_file import ConfigFile
-from vllm_layershard.models.family import Precision
+from vllm_layershard.models.model import Precision
 from vllm_layershard.models.quantization.method import plain_linear, tensor
 from vllm_layershard.models.shape import Shape
+from vllm_layershard.models.sources.config_file import ConfigFile
 from vllm_layershard.plan import TensorSpec
 
 _BLOCK: Final = 32

@@ -5,9 +5,9 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any, Final
 
-from vllm_layershard.models.config_file import ConfigFile, shown
 from vllm_layershard.models.quantization.method import Quantization
 from vllm_layershard.models.quantization.none import Unquantized
+from vllm_layershard.models.sources.config_file import ConfigFile, shown
 
 _READERS: Final[dict[str, tuple[str, str]]] = {
     "fp8": ("fp8", "read_fp8"),

@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from vllm_layershard.plan import SeriesPlan
 from vllm_layershard.runtime.device import Device
-from vllm_layershard.runtime.group import RankGroup
+from vllm_layershard.runtime.ranks.group import RankGroup
 from vllm_layershard.runtime.slots import SlotPool
 from vllm_layershard.runtime.tensors import flat
 from vllm_layershard.runtime.transport.base import Ticket, Transport

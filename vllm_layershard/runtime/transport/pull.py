@@ -17,8 +17,8 @@ import torch
 
 from vllm_layershard.plan import SeriesPlan
 from vllm_layershard.runtime.device import Device
-from vllm_layershard.runtime.exports import Exports, Parts
-from vllm_layershard.runtime.group import Group
+from vllm_layershard.runtime.peer_memory import Exports, Parts
+from vllm_layershard.runtime.ranks.group import Group
 from vllm_layershard.runtime.slots import SlotPool
 from vllm_layershard.runtime.tensors import byte_line, cut
 from vllm_layershard.runtime.transport.base import Ticket, Transport

@@ -1,0 +1,110 @@
+"""`layershard hardware`: the profiles, and every number of one with its basis and source."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from layershard_cli.flags import AsJson
+from layershard_cli.output import emit, emit_json
+from vllm_layershard.estimate import Hardware, profile, profile_names
+from vllm_layershard.estimate.hardware import LABELS, UNITS
+
+
+def hardware_command(
+    name: Annotated[
+        str | None,
+        typer.Argument(help="A profile's name, or a FILE.json.  [default: list all]"),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """The devices that the planner knows, or every number of one with its source.
+
+    Example: layershard hardware H200
+    """
+    if name is not None:
+        device = profile(name)
+        if as_json:
+            emit_json({"schema_version": 1, "hardware": hardware_document(device)})
+        else:
+            _print_one(device)
+        return
+    devices = [profile(known) for known in profile_names()]
+    if as_json:
+        documents = [hardware_document(device) for device in devices]
+        emit_json({"schema_version": 1, "hardware": documents})
+        return
+    emit(f"{'device':8}{'memory':>12}{'TB/s':>7}{'bf16':>7}{'8 bit':>7}{'link':>7}{'between':>9}")
+    for device in devices:
+        emit(
+            f"{device.name:8}{_in(device, 'memory_bytes', 2**30):>8} GiB"
+            f"{_in(device, 'memory_bandwidth', 1e12):>7}{_in(device, 'bf16', 1e12):>7}"
+            f"{_in(device, 'low_bit', 1e12):>7}{_in(device, 'intra_node', 1e9):>7}"
+            f"{_in(device, 'inter_node', 1e9):>9}"
+        )
+    emit("bf16 and 8 bit: dense TFLOP/s; link within and between nodes: GB/s one way; - is unknown")
+    emit("layershard hardware NAME shows each number's basis and source")
+
+
+def hardware_document(device: Hardware) -> dict[str, Any]:
+    """Every number with unit, basis and source; null where nobody says."""
+    return {
+        "name": device.name,
+        "topology": device.topology,
+        "figures": {
+            key: figure
+            and {
+                "value": figure.value,
+                "unit": UNITS.get(key, ""),
+                "basis": figure.basis,
+                "source": figure.source,
+            }
+            for key, figure in device.figures.items()
+        },
+        "bus": [
+            {
+                "ranks": table.ranks,
+                "sizes": list(table.sizes),
+                "bandwidths": list(table.bandwidths),
+                "basis": table.basis,
+                "source": table.source,
+            }
+            for table in device.bus
+        ],
+        "broadcast": [
+            {
+                "ranks": table.ranks,
+                "sizes": list(table.sizes),
+                "seconds": list(table.seconds),
+                "basis": table.basis,
+                "source": table.source,
+            }
+            for table in device.broadcast
+        ],
+    }
+
+
+def _print_one(device: Hardware) -> None:
+    emit(f"{device.name} (broadcasts without a table: {device.topology})")
+    for key, figure in device.figures.items():
+        if figure is None:
+            emit(f"  {LABELS[key]}: -")
+        else:
+            unit = UNITS.get(key)
+            said = f"{figure.value:,.6g}" if abs(figure.value) < 1e6 else f"{figure.value:,.0f}"
+            said += f" {unit}" if unit else ""
+            emit(f"  {LABELS[key]}: {said} ({figure.basis}: {figure.source})")
+    for bus in device.bus:
+        emit(f"  bus bandwidth among {bus.ranks} devices ({bus.basis}: {bus.source})")
+        for size, rate in zip(bus.sizes, bus.bandwidths, strict=True):
+            emit(f"    {size:,} bytes: {rate / 1e9:,.1f} GB/s")
+    for table in device.broadcast:
+        emit(f"  broadcast over {table.ranks} ranks ({table.basis}: {table.source})")
+        for size, seconds in zip(table.sizes, table.seconds, strict=True):
+            emit(f"    {size:,} bytes: {seconds * 1e6:,.1f} us")
+
+
+def _in(device: Hardware, key: str, unit: float) -> str:
+    figure = device.figures[key]
+    return "-" if figure is None else f"{figure.value / unit:,.4g}"

@@ -1,0 +1,134 @@
+"""Remarks: what a user should know before launching this plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from layershard_cli.render.units import layers, slots
+from vllm_layershard.estimate import Hardware
+from vllm_layershard.estimate.capacity import exceeding, fit_of
+from vllm_layershard.models import Batch, Sharding
+from vllm_layershard.plan import Plan, SeriesPlan
+
+_NODE = 8
+"""Devices of one host, where no device is named."""
+
+
+def remarks_on(sharding: Sharding, hardware: Hardware | None) -> tuple[str, ...]:
+    """Series that save nothing, owners out of balance, weights that a device cannot take."""
+    return (
+        *_on_series(sharding),
+        *_on_pulls(sharding, hardware),
+        *_on_memory(sharding, hardware),
+        *_on_format(sharding, hardware),
+        *_on_context(sharding),
+    )
+
+
+def _on_series(sharding: Sharding) -> Iterator[str]:
+    for group in sharding.groups:
+        if group.plan.placement == "replicated":
+            continue
+        for series_plan in group.plan.series:
+            name = series_plan.series.name
+            if sharding.deployment.layout.pp > 1:
+                name = f"{name} (pipeline stage {group.pp_stage})"
+            least = min(series_plan.ledger.saved_bytes)
+            if least <= 0:
+                yield (
+                    f"series {name} saves nothing on some rank ({least:,} bytes): it has "
+                    f"{layers(len(series_plan.series))} and every rank keeps "
+                    f"{slots(series_plan.schedule.num_slots)}; {_remedy(group.plan, series_plan)}"
+                )
+            if not series_plan.is_striped:
+                yield from _on_balance(name, series_plan, group.plan.group_size)
+
+
+def _remedy(plan: Plan, series_plan: SeriesPlan) -> str:
+    lower = [
+        *(["lower prefetch_step"] if plan.prefetch_step else []),
+        *(["lower layer_stride"] if plan.layer_stride > 1 else []),
+        *(["do without keep_first"] if series_plan.series.kept_layer is not None else []),
+    ]
+    return " or ".join([*lower, "leave it out"])
+
+
+def _on_balance(name: str, series_plan: SeriesPlan, group_size: int) -> Iterator[str]:
+    counts = [len(series_plan.owned_layers(rank)) for rank in range(group_size)]
+    if max(counts) - min(counts) > 1:
+        yield (
+            f"series {name}: owners are out of balance, ranks keep from {min(counts)} to "
+            f"{max(counts)} layers; the fullest rank decides what is saved"
+        )
+    elif not min(counts):
+        yield f"series {name}: {counts.count(0)} of {group_size} ranks own no layer of it"
+
+
+def _on_pulls(sharding: Sharding, hardware: Hardware | None) -> Iterator[str]:
+    config, largest = sharding.config, max(group.plan.group_size for group in sharding.groups)
+    if sharding.movement != "pull":
+        if config.slice_bytes:
+            yield "slice_bytes does nothing here: only pulls are sliced"
+        return
+    if config.placement == "round_robin" and largest > 2:
+        yield (
+            f"an owner is the one source of {largest - 1} pulls at once; with placement striped "
+            "each rank takes a part from every other, and all keep as many bytes"
+        )
+    if hardware is None and any(
+        rank // _NODE != ranks[0] // _NODE
+        for group in sharding.groups
+        for ranks in group.ranks
+        for rank in ranks
+    ):
+        yield (
+            f"ranks that pull from each other must be on one host: with {_NODE} ranks a host "
+            "these are not (layershard plan --hardware knows the device's number)"
+        )
+
+
+def _on_memory(sharding: Sharding, hardware: Hardware | None) -> Iterator[str]:
+    """What sharding alone makes room for; that even it does not suffice is the verdict's to say."""
+    fit = None if hardware is None else fit_of(sharding, hardware)
+    if hardware is not None and fit is not None and fit.fits and not fit.fits_without_sharding:
+        yield f"without sharding it does not fit: {exceeding(fit, hardware)}"
+
+
+def remarks_on_load(
+    sharding: Sharding, hardware: Hardware, decode: Batch, kv_cache_dtype: str
+) -> tuple[str, ...]:
+    """A decode whose sequences no rank has room for."""
+    fit = fit_of(sharding, hardware)
+    if fit is None:
+        return ()
+    rank = sharding.binding_rank
+    held = sharding.weight_bytes[rank].total - sharding.saved_bytes[rank]
+    room = fit.room_bytes - held
+    per_token = sharding.kv_bytes_per_token(kv_cache_dtype, rank)
+    asked = decode.tokens * int(decode.context)
+    if room <= 0 or asked * per_token <= room:
+        return ()
+    return (
+        f"a decode of {decode.tokens:,} sequences after {int(decode.context):,} tokens each asks "
+        f"for {asked:,} tokens of cache; {hardware.name} has room for {room // per_token:,}",
+    )
+
+
+def _on_context(sharding: Sharding) -> Iterator[str]:
+    linears = sharding.model.linears(sharding.deployment)
+    latent = any(linear.is_named("kv_b_proj") for linear in linears)
+    if sharding.deployment.layout.pcp > 1 and not latent:
+        yield (
+            "prefill-context parallelism: the attention backends of vLLM 0.32 itself have it for "
+            "multi-head latent attention (MLA) only, which this model has not"
+        )
+
+
+def _on_format(sharding: Sharding, hardware: Hardware | None) -> Iterator[str]:
+    if hardware is None or hardware.low_bit_format == "fp8":
+        return
+    if "fp8" in sharding.model.quantization:
+        yield (
+            f"{hardware.name} computes in int8, not in fp8: it serves the W8A8 checkpoint of this "
+            "model, with as many bytes a weight but other scales; give its path for exact bytes"
+        )

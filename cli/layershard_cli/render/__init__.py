@@ -1,0 +1,1 @@
+"""What the commands print and write: text, JSON, HTML, traces."""

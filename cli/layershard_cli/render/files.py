@@ -1,0 +1,64 @@
+"""Files: what `layershard plan` writes beside its answer. Progress and failures go to stderr."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import typer
+
+from vllm_layershard.config import LayerShardConfig
+from vllm_layershard.errors import ConfigError
+from vllm_layershard.estimate import Forecast
+from vllm_layershard.models import Sharding
+
+
+def write_html(
+    path: str,
+    sharding: Sharding,
+    forecast: Forecast,
+    kv_cache_dtype: str,
+    warnings: tuple[str, ...],
+) -> None:
+    """`--html FILE`.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+    from layershard_cli.render.html import page
+    from vllm_layershard.estimate.pareto import pareto
+
+    def config(names: tuple[str, ...], layer_stride: int) -> LayerShardConfig:
+        return replace(sharding.config, layers=names, layer_stride=layer_stride)
+
+    points = pareto(
+        sharding.model,
+        sharding.deployment,
+        forecast.hardware,
+        config,
+        tuple(phase.batch for phase in forecast.phases),
+    )
+    _write("--html", path, page(sharding, forecast, points, kv_cache_dtype, warnings))
+
+
+def write_trace(path: str, forecast: Forecast) -> None:
+    """`--trace FILE`.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+    from layershard_cli.render.trace import trace_document
+
+    _write("--trace", path, json.dumps(trace_document(forecast)))
+
+
+def _write(flag: str, path: str, text: str) -> None:
+    if not path:
+        raise ConfigError(f"{flag} is empty; give the name of a file")
+    try:
+        Path(path).write_text(text, encoding="utf-8")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{flag} {path!r}: cannot be written: {reason}") from None
+    typer.echo(f"wrote {path}", err=True)

@@ -1,0 +1,150 @@
+"""Page: a plan as one self-contained HTML file, without a script or anything from elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import Final
+
+from layershard_cli.render.serve_command import launch_command
+from layershard_cli.render.svg import pareto_svg, timeline_svg
+from layershard_cli.render.units import milliseconds, size
+from vllm_layershard import __version__
+from vllm_layershard.estimate import Forecast
+from vllm_layershard.estimate.pareto import Point
+from vllm_layershard.models import GroupPlan, Sharding
+from vllm_layershard.plan import EVERY_RANK, NO_RANK
+
+_KEEPERS: Final = {EVERY_RANK: "all", NO_RANK: "all, in parts"}
+
+_STYLE: Final = """
+:root { color-scheme: light dark; --ink: #1b2733; --paper: #fff; --soft: #66788a;
+  --a: #2f6db5; --b: #7fb0e6; --c: #c2571a; --d: #eaa878; --wait: #d22; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e4ebf2; --paper: #14191f; --soft: #93a4b5; } }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
+  max-width: 64rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
+.figures { display: flex; flex-wrap: wrap; gap: 1rem 2.5rem; }
+.figures b { display: block; font-size: 1.4rem; }
+.figures small, .soft { color: var(--soft); }
+svg { width: 100%; height: auto; } svg text { fill: var(--ink); font-size: 13px; }
+svg text.tick { fill: var(--soft); font-size: 11px; }
+.compute.even { fill: var(--a); } .compute.odd { fill: var(--b); }
+.link.even { fill: var(--c); } .link.odd { fill: var(--d); } .stall { fill: var(--wait); }
+.axis { stroke: var(--soft); } polyline { fill: none; stroke-width: 1.5; }
+polyline.phase0 { stroke: var(--a); } polyline.phase1 { stroke: var(--c); }
+circle.phase0, text.phase0 { fill: var(--a); } circle.phase1, text.phase1 { fill: var(--c); }
+circle.chosen { fill: none; stroke: var(--ink); stroke-width: 2; }
+table { border-collapse: collapse; } td, th { padding: .15rem .8rem .15rem 0; text-align: right; }
+td:first-child, th:first-child { text-align: left; }
+pre { overflow-x: auto; padding: .8rem; background: #8881; }
+.scroll { overflow-x: auto; }
+"""
+
+
+def page(
+    sharding: Sharding,
+    forecast: Forecast,
+    points: Sequence[Point],
+    kv_cache_dtype: str,
+    warnings: Iterable[str],
+) -> str:
+    """The whole document."""
+    rank = sharding.binding_rank
+    title = f"Layer sharding plan: {sharding.model.name}"
+    layout = sharding.deployment.layout
+    ep = "with" if sharding.deployment.ep else "without"
+    held, saved = sharding.weight_bytes[rank].total, sharding.saved_bytes[rank]
+    per_token = sharding.kv_bytes_per_token(kv_cache_dtype, rank)
+    figures = {
+        f"{size(saved)}": "saved per rank, at least",
+        f"{sharding.tokens_gained(kv_cache_dtype):,}": f"more KV tokens, at {per_token:,} bytes",
+        f"{size(held)} → {size(held - saved)}": "weights per rank",
+    }
+    timelines = [
+        f"<h3>{escape(phase.name)}, {phase.batch.tokens:,} tokens a rank: compute "
+        f"{milliseconds(phase.forward.compute)}, movement {milliseconds(phase.forward.fetch)}, "
+        f"exposed {milliseconds(phase.forward.exposed)}</h3>{timeline_svg(phase)}"
+        for phase in forecast.phases
+        if phase.forward is not None
+    ]
+    verdict = (
+        f'<p id="verdict"><strong>{escape(forecast.verdict)}</strong> '
+        f"(estimate for {escape(forecast.hardware.name)})</p>"
+    )
+    launch = f"<pre>{escape(launch_command(sharding, kv_cache_dtype))}</pre>"
+    body = [
+        f"<h1>{escape(title)}</h1>",
+        f"<p>{escape(sharding.model.architecture)}, {sharding.model.num_layers} layers, "
+        f"quantization {escape(sharding.model.quantization)} ({escape(sharding.model.source)}). "
+        f"tp {layout.tp}, dp {layout.dp}, pcp {layout.pcp}, pp {layout.pp}, {ep} expert "
+        f"parallelism: {layout.world_size} ranks.</p>",
+        *([] if forecast.starts else [verdict]),
+        '<div class="figures">',
+        *(f"<div><b>{escape(k)}</b><small>{escape(v)}</small></div>" for k, v in figures.items()),
+        "</div>",
+        *([verdict, launch] if forecast.starts else []),
+        "<h2>One forward</h2>",
+        *timelines,
+        *(["<p>No estimate.</p>"] if not timelines else []),
+        "<h2>Memory saved against time exposed</h2>",
+        pareto_svg(points, forecast.phases, saved) or "<p>No estimate.</p>",
+        '<p class="soft">Each point is a set of linears at a layer_stride; lines join those that '
+        "no other beats; the rings are this plan.</p>",
+        "<h2>What each rank holds</h2>",
+        *(_ledger(group) for group in sharding.groups),
+        "<h2>Which rank keeps which layer</h2>",
+        *(_owners(group) for group in sharding.groups),
+        "<h2>What stands behind the numbers</h2>",
+        "<p>Layer bytes and savings are exact; totals and KV bytes follow from formulas; times "
+        "as stated here:</p>",
+        _list(forecast.assumptions),
+        _list(warnings),
+        f'<p class="soft">layershard {escape(__version__)}</p>',
+    ]
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n"
+        f"<body>\n{chr(10).join(body)}\n</body></html>\n"
+    )
+
+
+def _ledger(group: GroupPlan) -> str:
+    rows = [
+        (
+            series.series.name,
+            str(group.pp_stage),
+            str(rank),
+            f"{series.ledger.replicated_bytes:,}",
+            f"{series.ledger.resident_bytes[rank]:,}",
+            f"{series.ledger.slot_bytes:,}",
+            f"{series.ledger.saved_bytes[rank]:,}",
+        )
+        for series in group.plan.series
+        for rank in range(group.plan.group_size)
+    ]
+    heads = ("series", "stage", "group rank", "replicated", "resident", "slots", "saved")
+    return _table(heads, rows)
+
+
+def _owners(group: GroupPlan) -> str:
+    layers = sorted({i for series in group.plan.series for i in series.keepers})
+    rows = []
+    for series in group.plan.series:
+        owner = series.keepers
+        cells = ["-" if i not in owner else _KEEPERS.get(owner[i], str(owner[i])) for i in layers]
+        rows.append((series.series.name, *cells))
+    return _table((f"layer (stage {group.pp_stage})", *map(str, layers)), rows)
+
+
+def _table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in heads)
+    body = "".join(
+        f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows
+    )
+    return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
+
+
+def _list(lines: Iterable[str]) -> str:
+    return f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>"

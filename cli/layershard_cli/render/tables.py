@@ -1,0 +1,224 @@
+"""Tables: a plan and a map for a person."""
+
+from __future__ import annotations
+
+import sys
+
+from layershard_cli.output import emit, printable
+from layershard_cli.render.serve_command import launch_command
+from layershard_cli.render.sheet import Sheet, sheet
+from layershard_cli.render.units import milliseconds, size, span
+from vllm_layershard.estimate import Forecast, Phase
+from vllm_layershard.estimate.verdict import percent, tokens
+from vllm_layershard.models import Evidence, GroupPlan, Sharding
+from vllm_layershard.plan import EVERY_RANK, NO_RANK, SeriesPlan
+
+
+def print_plan(
+    sharding: Sharding,
+    forecast: Forecast,
+    kv_cache_dtype: str,
+    warnings: tuple[str, ...],
+    evidence: Evidence,
+    *,
+    timeline: bool = False,
+    ledger: bool = False,
+) -> None:
+    """`layershard plan`."""
+    page = sheet()
+    _print_heading(page, sharding, evidence)
+    rows = []
+    for group in sharding.groups:
+        for series_plan in group.plan.series:
+            saved = series_plan.ledger.saved_bytes
+            rows.append(
+                [
+                    series_plan.series.name,
+                    str(group.pp_stage),
+                    str(group.plan.group_size),
+                    str(len(series_plan.series)),
+                    size(series_plan.series.layer_bytes),
+                    f"{series_plan.schedule.num_slots} = {size(series_plan.ledger.slot_bytes)}",
+                    span(min(saved), max(saved)),
+                ]
+            )
+    columns = ("series", "stage", "ranks", "layers", "layer", "slots", "saved per rank")
+    page.table("What is sharded", columns, rows)
+
+    rank = sharding.binding_rank
+    saved_bytes, held = sharding.saved_bytes[rank], sharding.weight_bytes[rank]
+    gained = sharding.tokens_gained(kv_cache_dtype)
+    per_token = sharding.kv_bytes_per_token(kv_cache_dtype, rank)
+    recommended = ", ".join(
+        f"{phase.recommended_step} for {phase.name}"
+        for phase in forecast.phases
+        if phase.recommended_step is not None
+    )
+    stepped = f"{sharding.config.prefetch_step}" + (f"; best {recommended}" if recommended else "")
+    estimated = f" (estimate for {forecast.hardware.name})"
+    page.pairs(
+        [
+            ("weights per rank", f"{size(held.total)} -> {size(held.total - saved_bytes)}"),
+            ("saved per rank", f"at least {size(saved_bytes)} ({saved_bytes:,} bytes)"),
+            (
+                "KV cache",
+                f"{abs(gained):,} {'more' if gained >= 0 else 'fewer'} tokens, "
+                f"at {per_token:,} bytes a token",
+            ),
+            *((f"{p.name}, {tokens(p.batch.tokens)}", _times(p)) for p in forecast.phases),
+            ("movement", _movement(sharding)),
+            ("prefetch_step", stepped),
+            ("verdict", forecast.verdict + ("" if forecast.lacking else estimated)),
+        ]
+    )
+    if timeline:
+        _print_timelines(page, forecast)
+    if ledger:
+        _print_ledger(page, sharding)
+    page.line(
+        "Layer bytes and savings are exact, totals and KV bytes follow from formulas, times are "
+        "assumed:"
+        if forecast.assumptions
+        else "Layer bytes and savings are exact, totals and KV bytes follow from formulas.",
+    )
+    for assumption in forecast.assumptions:
+        page.line(f"  - {assumption}")
+    for warning in warnings:
+        page.note(warning)
+    if forecast.starts:
+        page.line("Launch:")
+        emit(printable(launch_command(sharding, kv_cache_dtype)))
+
+
+def _print_timelines(page: Sheet, forecast: Forecast) -> None:
+    """The middle layers of each phase, to scale."""
+    from layershard_cli.render.timeline import ASCII, LAYERS, UNICODE, draw
+
+    ink = UNICODE if (sys.stdout.encoding or "").lower().startswith("utf") else ASCII
+    for phase in forecast.phases:
+        lines = draw(phase, page.width, ink)
+        if lines:
+            page.line(
+                f"{phase.name}, {LAYERS} layers to scale ({ink.compute[0]}{ink.compute[1]} compute "
+                f"of even and odd layers, {ink.stall} waiting, {ink.link[0]}{ink.link[1]} movement)"
+            )
+        for line in lines:
+            page.drawn(line)
+
+
+def _print_ledger(page: Sheet, sharding: Sharding) -> None:
+    """What every rank of a group holds of each series, in bytes."""
+    rows = []
+    for group in sharding.groups:
+        for series_plan in group.plan.series:
+            ledger = series_plan.ledger
+            rows += [
+                [
+                    series_plan.series.name,
+                    str(group.pp_stage),
+                    str(rank),
+                    f"{ledger.replicated_bytes:,}",
+                    f"{ledger.resident_bytes[rank]:,}",
+                    f"{ledger.slot_bytes:,}",
+                    f"{ledger.saved_bytes[rank]:,}",
+                ]
+                for rank in range(group.plan.group_size)
+            ]
+    columns = ("series", "stage", "group rank", "before", "resident", "slots", "saved")
+    page.table("Bytes of each rank", columns, rows)
+
+
+def print_map(sharding: Sharding, warnings: tuple[str, ...], evidence: Evidence) -> None:
+    """`layershard map`."""
+    page = sheet()
+    _print_heading(page, sharding, evidence)
+    for group in sharding.groups:
+        _print_owners(page, sharding, group)
+        _print_layers(page, group)
+    for warning in warnings:
+        page.note(warning)
+
+
+def _print_owners(page: Sheet, sharding: Sharding, group: GroupPlan) -> None:
+    """The layers of each rank."""
+    title = f"Layers that each rank keeps (pipeline stage {group.pp_stage})"
+    names = [series_plan.series.name for series_plan in group.plan.series]
+    rows = [
+        [
+            ", ".join(str(ranks[rank]) for ranks in group.ranks),
+            *(_kept(plan, rank) for plan in group.plan.series),
+        ]
+        for rank in range(group.plan.group_size)
+    ]
+    page.table(title, ["global ranks", *names], rows)
+
+
+def _kept(plan: SeriesPlan, rank: int) -> str:
+    if plan.is_striped:
+        start, end = plan.stripes[rank]
+        ahead = plan.series.kept_layer
+        whole = "" if ahead is None else f"{ahead}, "
+        return f"{whole}{size(end - start)} of each"
+    kept = (i for i, keeper in plan.keepers.items() if keeper in (rank, EVERY_RANK))
+    return " ".join(map(str, kept))
+
+
+def _print_layers(page: Sheet, group: GroupPlan) -> None:
+    """The owner of each layer."""
+    title = f"Rank that keeps each layer (pipeline stage {group.pp_stage})"
+    owners = [plan.keepers for plan in group.plan.series]
+    rows = [
+        [str(layer_id), *(_keeper(by_layer.get(layer_id), group) for by_layer in owners)]
+        for layer_id in sorted({layer_id for by_layer in owners for layer_id in by_layer})
+    ]
+    page.table(title, ["layer", *(plan.series.name for plan in group.plan.series)], rows)
+
+
+def _keeper(owner: int | None, group: GroupPlan) -> str:
+    if owner is None:
+        return "-"
+    if owner == NO_RANK:
+        return "all, in parts"
+    if owner == EVERY_RANK:
+        return "every rank"
+    return ", ".join(str(ranks[owner]) for ranks in group.ranks)
+
+
+def _print_heading(page: Sheet, sharding: Sharding, evidence: Evidence) -> None:
+    model, layout = sharding.model, sharding.deployment.layout
+    about = (
+        f": {model.architecture}, {model.num_layers} layers, {model.dtype}, quantization "
+        f"{model.quantization} ({model.source})"
+    )
+    page.heading(model.name, about)
+    if evidence.revision is not None:
+        page.line(f"revision {evidence.revision}")
+    if evidence.comparison is not None:
+        page.line(f"checkpoint: {evidence.comparison.said} ({evidence.headers})")
+    ep = "with" if sharding.deployment.ep else "without"
+    page.line(
+        f"tp {layout.tp}, dp {layout.dp}, pcp {layout.pcp}, pp {layout.pp}, {ep} expert "
+        f"parallelism: {layout.world_size} ranks"
+    )
+
+
+def _movement(sharding: Sharding) -> str:
+    config = sharding.config
+    if sharding.movement is None:
+        return "none: every rank keeps every layer"
+    layers = "stripes" if config.placement == "striped" else "whole layers"
+    sliced = config.slice_bytes and sharding.movement == "pull"
+    slices = f", in slices of {config.slice_bytes:,} bytes" if sliced else ""
+    keeps = any(s.series.kept_layer is not None for g in sharding.groups for s in g.plan.series)
+    kept = ", but for the first one of each series" if keeps else ""
+    return f"{sharding.movement} of {layers}{kept}{slices} (transport {config.transport})"
+
+
+def _times(phase: Phase) -> str:
+    forward = phase.forward
+    if forward is None:
+        return "not estimated"
+    return (
+        f"compute {milliseconds(forward.compute)}, movement {milliseconds(forward.fetch)}, "
+        f"exposed {milliseconds(forward.exposed)} ({percent(forward.slowdown)})"
+    )

@@ -1,0 +1,1 @@
+"""Measurements of the devices of this machine, for the planner's hardware profiles."""

@@ -1,0 +1,93 @@
+"""Evidence: the checkpoint that belongs to a config, from wherever it can be had."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+from vllm_layershard.errors import UnknownModelError
+from vllm_layershard.models.deployment import Deployment
+from vllm_layershard.models.model import Model
+from vllm_layershard.models.sources.source import Found
+from vllm_layershard.plan import ParallelLayout
+
+if TYPE_CHECKING:
+    from vllm_layershard.models.checkpoint.compare import Comparison
+    from vllm_layershard.models.checkpoint.files import Checkpoint
+
+
+class Evidence(NamedTuple):
+    """How well a model is known: the revision of its config, and its stored tensors.
+
+    `headers` says where safetensors headers came from; it and `comparison` are None where there
+    were none.
+    """
+
+    revision: str | None
+    headers: str | None = None
+    comparison: Comparison | None = None
+
+
+def evidence_for(
+    found: Found, model: Model, exact: bool, progress: Callable[[int, int], None]
+) -> tuple[Evidence, tuple[str, ...]]:
+    """Compare a model with its checkpoint where that is at hand, or on the Hub with `exact`.
+
+    Returns notes for the user, too.
+
+    Raises:
+        UnknownModelError: `exact`, and the headers are nowhere or cannot be reached.
+        ModelError: a header is broken.
+    """
+    if found.directory is None and not exact:
+        return Evidence(found.revision), ()
+    from vllm_layershard.models.checkpoint.compare import compare
+    from vllm_layershard.models.checkpoint.files import MissingFilesError, read_checkpoint
+
+    notes: tuple[str, ...] = ()
+    checkpoint: Checkpoint | None = None
+    headers = found.source
+    if found.directory is not None:
+        try:
+            checkpoint = read_checkpoint(found.directory)
+        except MissingFilesError as error:
+            if not headers.startswith("cache:"):
+                raise
+            if not exact:  # a cache often holds but a part
+                notes = (f"stored tensors are not compared: {error}",)
+    if checkpoint is None and exact:
+        checkpoint, headers = _from_hub(found, progress)
+    if checkpoint is None:
+        return Evidence(found.revision), notes
+    comparison = compare(model.linears(Deployment(ParallelLayout())), model.num_layers, checkpoint)
+    return Evidence(found.revision, headers, comparison), (*notes, *_warnings(comparison))
+
+
+def _from_hub(found: Found, progress: Callable[[int, int], None]) -> tuple[Checkpoint, str]:
+    if found.source.startswith("local:"):
+        raise UnknownModelError(
+            f"{found.name}: --exact needs safetensors files, and there are none beside its "
+            "config; give a directory that holds them, or a name on the Hub"
+        )
+    from vllm_layershard.models.checkpoint.from_hub import fetch_checkpoint
+
+    bundled = found.source.startswith("bundled:")
+    asked = "main" if bundled or found.revision is None else found.revision
+    checkpoint, revision = fetch_checkpoint(found.name, asked, progress)
+    return checkpoint, f"hub:{found.name}@{revision[:12]}"
+
+
+_MAX_WARNINGS = 3
+
+
+def _warnings(comparison: Comparison) -> tuple[str, ...]:
+    found = comparison.disagreements
+    if not found:
+        return ()
+    more = len(found) - _MAX_WARNINGS
+    shown = "; ".join(map(str, found[:_MAX_WARNINGS]))
+    return (
+        f"config.json and the stored tensors disagree on {len(found)} "
+        f"{'tensor' if len(found) == 1 else 'tensors'}: {shown}"
+        + (f"; and {more} more (--json lists them)" if more > 0 else ""),
+    )

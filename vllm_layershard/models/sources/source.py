@@ -1,0 +1,109 @@
+"""Source: finds a model's config.json by path or name.
+
+Order: a local path, the Hugging Face cache, the bundled configs, the Hub. Nothing but JSON and
+safetensors headers is read, and no code of a model repository is ever run.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from vllm_layershard.errors import UnknownModelError
+from vllm_layershard.models.sources.config_file import ConfigFile, read_config
+from vllm_layershard.models.sources.hf_cache import snapshot_of
+from vllm_layershard.models.sources.provenance import revision_of
+
+_BUNDLED = Path(__file__).parents[1] / "configs"
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+
+
+class Found(NamedTuple):
+    """A config.json with the name to call the model by and the place it was found in.
+
+    `revision`: the commit of what came from a cache or the Hub; where a bundled config was taken
+    from; None for a local path, and where nobody said. `directory` holds the rest of the model,
+    None where only a config was given or found.
+    """
+
+    name: str
+    source: str
+    config: ConfigFile
+    revision: str | None = None
+    directory: Path | None = None
+
+
+def bundled_names() -> tuple[str, ...]:
+    """The repositories whose configs come with the package."""
+    return tuple(sorted(path.stem.replace("--", "/") for path in _BUNDLED.glob("*.json")))
+
+
+def find(name: str) -> Found:
+    """Find a model.
+
+    Raises:
+        UnknownModelError: nothing of that name anywhere; says where it was looked for.
+        ModelError: it was found, but its config.json cannot be read.
+    """
+    if _is_path(name):
+        return _local(name)
+    full = _bundled_name(name)
+    if full is None and not _REPOSITORY.fullmatch(name):
+        raise UnknownModelError(
+            f"{name!r} is neither a path, nor a bundled model ({', '.join(bundled_names())}), nor "
+            "a Hub name such as 'organisation/model'"
+        )
+    return _cached(full or name) or (_bundled(full) if full is not None else _fetched(name))
+
+
+def _is_path(name: str) -> bool:
+    looks_local = name.endswith(".json") or name.startswith((".", "~", os.sep))
+    try:
+        return looks_local or name.count("/") > 1 or not name or Path(name).exists()
+    except (OSError, ValueError):  # too long, or a NUL: no file has such a name
+        return False
+
+
+def _local(name: str) -> Found:
+    if not name:
+        raise UnknownModelError("--model is empty; give a path or a name such as DeepSeek-V3")
+    try:
+        path = Path(name).expanduser()
+    except RuntimeError:
+        raise UnknownModelError(f"{name}: there is no such user") from None
+    config = read_config(path)
+    directory = path if path.is_dir() else None
+    return Found(name, f"local:{config.where}", config, directory=directory)
+
+
+def _bundled_name(name: str) -> str | None:
+    """The full name of a bundled model, from its full or short name in any case."""
+    wanted = name.lower()
+    for known in bundled_names():
+        if wanted in (known.lower(), known.lower().partition("/")[2]):
+            return known
+    return None
+
+
+def _cached(name: str) -> Found | None:
+    found = snapshot_of(name)
+    if found is None:
+        return None
+    directory, revision = found
+    config = read_config(directory)
+    return Found(name, f"cache:{name}@{revision[:12]}", config, revision, directory)
+
+
+def _bundled(name: str) -> Found:
+    path = _BUNDLED / f"{name.replace('/', '--')}.json"
+    revision = revision_of(_BUNDLED / "PROVENANCE.md", path.name)
+    return Found(name, f"bundled:{name}", read_config(path), revision)
+
+
+def _fetched(name: str) -> Found:
+    from vllm_layershard.models.sources.hub import fetch_config
+
+    config, commit = fetch_config(name)
+    return Found(name, f"hub:{name}@{commit[:12] if commit else 'main'}", config, commit)

@@ -1,0 +1,33 @@
+"""Memory that other ranks of the group may read: POSIX shared memory, CUDA IPC, ACL IPC."""
+
+from __future__ import annotations
+
+import secrets
+
+from vllm_layershard.runtime.device import Device
+from vllm_layershard.runtime.peer_memory.base import Exports, Parts
+from vllm_layershard.runtime.peer_memory.posix import HostExports
+from vllm_layershard.runtime.ranks.group import Group
+
+__all__ = ["Exports", "HostExports", "Parts", "exports_of"]
+
+
+def exports_of(device: Device, group: Group, series: str) -> Exports:
+    """This rank's exports of one series, in whatever memory its device can share.
+
+    In lockstep the names are new for each series that is made; replicas meet under the group's.
+
+    Raises:
+        HostError: it can share none.
+    """
+    torch_device = device.torch_device
+    if torch_device.type == "cuda":
+        from vllm_layershard.runtime.peer_memory.cuda import CudaExports
+
+        return CudaExports(group, torch_device)
+    if torch_device.type == "npu":
+        from vllm_layershard.runtime.peer_memory.npu import NpuExports
+
+        return NpuExports(group, torch_device)
+    name = secrets.token_hex(6) if group.lockstep else group.name
+    return HostExports(f"{name}-{series}", group.ranks[group.group_rank])

@@ -1,0 +1,81 @@
+"""Peers: the processes whose memory this one has mapped, and whether they still run.
+
+By the kernel's own handles on them (pidfd, Linux 5.3): no process is taken for another that got its
+number, and one system call asks after all.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import weakref
+from contextlib import suppress
+
+from vllm_layershard.errors import HostError, TransportError
+from vllm_layershard.runtime.peer_memory.boot import boot_id
+
+Address = dict[str, str | int]
+"""Where a process is found, as plain data: its host, its PID namespace, its number."""
+
+
+def address() -> Address:
+    """This process's."""
+    return {
+        "host": boot_id(),
+        "hostname": os.uname().nodename,
+        "namespace": os.readlink("/proc/self/ns/pid"),
+        "pid": os.getpid(),
+    }
+
+
+class Peers:
+    """`rank` is this process's global rank, for the messages."""
+
+    def __init__(self, rank: int) -> None:
+        self._rank = rank
+        self._ranks: dict[int, int] = {}
+        self._ends = select.poll()
+        weakref.finalize(self, _close, self._ranks)
+
+    def watch(self, rank: int, where: Address) -> None:
+        """Count the process at this address in, as global rank `rank`.
+
+        Raises:
+            HostError: it is on another host, or in another container.
+            TransportError: it has ended.
+        """
+        here = address()
+        for key, what in (("host", "host"), ("namespace", "container (PID namespace)")):
+            if where[key] != here[key]:
+                raise HostError(
+                    f"rank {self._rank} on {here['hostname']} cannot read the device memory of "
+                    f"rank {rank} on {where['hostname']}, in another {what}; keep each group in "
+                    "one, or use transport 'broadcast' where its ranks run in lockstep"
+                )
+        try:
+            fd = os.pidfd_open(int(where["pid"]))
+        except ProcessLookupError:
+            raise self._gone(rank) from None
+        self._ranks[fd] = rank
+        self._ends.register(fd, select.POLLIN)
+
+    def check(self) -> None:
+        """Return if all run.
+
+        Raises:
+            TransportError: one has ended.
+        """
+        for fd, _ in self._ends.poll(0):
+            raise self._gone(self._ranks[fd])
+
+    def _gone(self, rank: int) -> TransportError:
+        return TransportError(
+            f"rank {self._rank}: rank {rank} has ended, and the weights that it kept in device "
+            "memory with it; see that rank's log, then restart all ranks of this model together"
+        )
+
+
+def _close(fds: dict[int, int]) -> None:
+    for fd in fds:
+        with suppress(OSError):
+            os.close(fd)

@@ -1,0 +1,1 @@
+"""Ranks that share: their groups, how they meet, and what they compare."""
