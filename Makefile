@@ -45,7 +45,7 @@ $(OLDEST_READY): pyproject.toml tests/constraints.txt tests/vllm-metadata/pyproj
 	touch $@
 
 demo: $(READY)
-	PYTHONPATH=tests $(BIN)/python -m demo
+	PYTHONPATH=tests/support $(BIN)/python -m demo
 
 # The models that the servers serve are trained once, before any test's clock runs.
 MODELS := model-experts model-dense
@@ -53,11 +53,10 @@ models: $(READY)
 	$(MAKE) --no-print-directory --jobs 2 $(MODELS)
 
 $(MODELS): model-%: $(READY)
-	PYTHONPATH=tests $(BIN)/python -m recital $*
+	PYTHONPATH=tests/support $(BIN)/python -m recital $*
 
 # What keeps to one core runs side by side, file by file; vLLM's ranks and servers have both cores.
-ONE_CORE := tests/unit tests/cli $(wildcard tests/host/test_truth_*.py) \
-	$(patsubst %,tests/host/test_%.py,compilers excluded off patches settings towers)
+ONE_CORE := tests/pure tests/vllm/truth tests/vllm/hooks
 SIDE_BY_SIDE := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ONE_CORE)
 ONE_BY_ONE := $(BIN)/python -m pytest $(addprefix --ignore=,$(ONE_CORE))
 # A failure in the first half does not hide what the second would say.
@@ -70,21 +69,21 @@ test-fast: models
 
 test-matrix: models $(OLDEST_READY)
 	$(BIN)/python -m pytest -m matrix
-	$(OLDEST)/python -m pytest -m serve tests/serve/test_baseline.py tests/serve/test_eager.py
+	$(OLDEST)/python -m pytest -m serve tests/servers/test_baseline.py tests/servers/test_eager.py
 
 FUZZ_SECONDS ?= 60
 fuzz: $(READY)
 	$(BIN)/pip install --quiet atheris
 	for target in config additional file header weight_map description directory; do \
-		PYTHONPATH=tests $(BIN)/python -m fuzz $$target $(FUZZ_SECONDS) || exit 1; done
+		PYTHONPATH=tests/support $(BIN)/python -m fuzz $$target $(FUZZ_SECONDS) || exit 1; done
 
 MINUTES ?= 20
 soak: $(READY)
-	PYTHONPATH=tests $(BIN)/python benchmarks/soak.py --minutes $(MINUTES)
+	PYTHONPATH=tests/support $(BIN)/python benchmarks/soak.py --minutes $(MINUTES)
 
 outputs: $(READY)
 	git worktree add --force --detach .cache/before $(REV)
-	PYTHONPATH=tests $(BIN)/python -m outputs .cache/before .; status=$$?; \
+	PYTHONPATH=tests/support $(BIN)/python -m outputs .cache/before .; status=$$?; \
 		git worktree remove --force .cache/before; exit $$status
 
 lint: $(READY)
@@ -114,8 +113,8 @@ bench-gpu: $(READY)
 	$(BIN)/python benchmarks/pull_gpu.py
 
 bench-servers: $(READY)
-	PYTHONPATH=tests $(BIN)/python benchmarks/load.py
-	PYTHONPATH=tests $(BIN)/python benchmarks/serve.py
+	PYTHONPATH=tests/support $(BIN)/python benchmarks/load.py
+	PYTHONPATH=tests/support $(BIN)/python benchmarks/serve.py
 
 clean:
 	rm -rf .venv .venv-oldest .cache

@@ -3,7 +3,7 @@
 Both serve the same DeepSeek-V3 of random weights on two data-parallel ranks, in turn, round after
 round. The memory is anonymous (files that are mapped do not count), of all processes of the server
 together, looked at ten times a second: the highest sum, and that at the end.
-Run: PYTHONPATH=tests python benchmarks/load.py
+Run: PYTHONPATH=tests/support python benchmarks/load.py
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from typing import Any
 
 from result import Times, publish
 
-from host.wide import wide_model
+from hosted.wide import wide_model
 from recital.tokens import save_tokenizer
-from servers.processes import footprint
-from servers.server import Server
+from serving.processes import footprint
+from serving.server import Server
 
 SHARDING = {"layers": ["o_proj", "q_b_proj"]}
 SERVERS: dict[str, Any] = {"replicated": None, "sharded": SHARDING}

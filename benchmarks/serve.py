@@ -4,7 +4,7 @@ Throughput, time to the first token and between tokens, of the same random reque
 are asked in turn, round after round: replicated, with broadcasts, with pulls. All run all the time,
 and whoever is not asked is idle. On a CPU what moves takes from the cores that compute, and the
 model is small, so that what is measured is the overhead, not what a GPU would hide.
-Run: PYTHONPATH=tests python benchmarks/serve.py
+Run: PYTHONPATH=tests/support python benchmarks/serve.py
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 from result import Times, publish
 
 from recital import model_path
-from servers.server import Server
+from serving.server import Server
 
 LAYERS = ["o_proj", "q_b_proj"]
 SHARDED = {name: {"layers": LAYERS, "transport": name} for name in ("broadcast", "pull")}

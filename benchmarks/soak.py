@@ -23,11 +23,11 @@ from statistics import median
 from openai import OpenAIError
 
 from recital import model_path
-from servers.answers import ask
-from servers.processes import Footprint, footprint
-from servers.questions import questions
-from servers.server import Server
-from servers.streams import cut_off
+from serving.answers import ask
+from serving.processes import Footprint, footprint
+from serving.questions import questions
+from serving.server import Server
+from serving.streams import cut_off
 
 SHARDING = {"layers": ["o_proj", "q_b_proj", "shared_experts.down_proj"]}
 SAMPLE_S = 5.0

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-pytest.register_assert_rewrite("host.truth", "servers.answers", "servers.reports")
+pytest.register_assert_rewrite("truth.compare", "serving.answers", "serving.reports")
 
 
 @pytest.fixture(scope="session", autouse=True)

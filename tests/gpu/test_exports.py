@@ -10,8 +10,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from dist.ranks import RankError, run_ranks
-from gpu.test_pull import SHAPES, eager
+from gloo.ranks import RankError, run_ranks
+from tests.gpu.test_pull import SHAPES, eager
 from vllm_layershard.errors import HostError
 from vllm_layershard.runtime.peer_memory.cuda import CudaExports
 from vllm_layershard.runtime.ranks.group import group_over

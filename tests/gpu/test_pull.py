@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 from torch.profiler import ProfilerActivity, profile
 
-from dist.ranks import run_ranks
-from gpu.pulled import DEVICES, Pulled, batch
+from gloo.ranks import run_ranks
+from one_gpu.pulled import DEVICES, Pulled, batch
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="needs a CUDA device: IPC, streams, events and graphs"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gpu.copies import WIDTH, OneOfTwo
+from one_gpu.copies import WIDTH, OneOfTwo
 from vllm_layershard.runtime.device import device_of
 
 pytestmark = pytest.mark.skipif(

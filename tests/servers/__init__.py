@@ -1,1 +1,0 @@
-"""Real `vllm serve` processes, the questions they are asked, and their answers compared."""

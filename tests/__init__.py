@@ -1,0 +1,1 @@
+"""Tests: a folder says what a test needs and costs (CONTRIBUTING.md has the list)."""

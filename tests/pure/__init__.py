@@ -1,0 +1,1 @@
+"""Seconds, one core: no rank, no vLLM, no server."""

@@ -1,0 +1,115 @@
+"""What importing costs: the planner's half needs neither torch nor vLLM, the entry module nothing.
+
+Each case is a process of its own, because this one may have imported anything already.
+"""
+
+from __future__ import annotations
+
+import json
+import pkgutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+HEAVY = {"torch", "vllm", "vllm_ascend", "transformers"}
+PLANNER = [
+    "vllm_layershard",
+    "vllm_layershard.errors",
+    "vllm_layershard.config",
+    "vllm_layershard.plan",
+    "vllm_layershard.models",
+    "vllm_layershard.estimate",
+    "layershard_cli",
+]
+
+BLOCKED = """
+import sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {blocked!r}:
+            raise ImportError(f"{{name}} is blocked")
+
+sys.meta_path.insert(0, Blocker())
+"""
+IMPORT_ALL = """
+import importlib, json, pkgutil
+
+def modules(name):
+    module = importlib.import_module(name)
+    yield name
+    for found in pkgutil.walk_packages(getattr(module, "__path__", []), name + "."):
+        if not found.name.endswith(".__main__"):
+            importlib.import_module(found.name)
+            yield found.name
+
+print(json.dumps([found for name in {names!r} for found in modules(name)]))
+"""
+IMPORT = """
+import importlib, json, sys
+before = set(sys.modules)
+importlib.import_module({name!r})
+print(json.dumps(sorted(set(sys.modules) - before)))
+"""
+
+
+def run(script: str) -> list[str]:
+    """What a fresh interpreter prints, from the root of the repository."""
+    paths = f"import sys\nsys.path[:0] = {[str(ROOT), str(ROOT / 'cli')]!r}\n"
+    result = subprocess.run(
+        [sys.executable, "-c", paths + script], capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def test_every_module_of_the_planner_imports_with_torch_and_vllm_blocked():
+    # vllm_layershard itself is walked by name: its runtime, hosts and plugin are not the planner.
+    below = [name for name in PLANNER if name != "vllm_layershard"]
+    script = BLOCKED.format(blocked=HEAVY) + IMPORT_ALL.format(names=below)
+    found = run("import vllm_layershard\n" + script)
+    assert set(below) <= set(found)
+    assert "layershard_cli.main" in found
+    assert "vllm_layershard.plan.schedule" in found
+
+
+def test_the_blocker_blocks():
+    with pytest.raises(AssertionError, match="torch is blocked"):
+        run(BLOCKED.format(blocked=HEAVY) + IMPORT.format(name="torch"))
+
+
+@pytest.mark.parametrize("name", PLANNER)
+def test_none_of_the_planner_tries_torch_or_vllm(name):
+    """Not even in a `try`: the modules loaded are looked at, with nothing blocked."""
+    assert not {module.partition(".")[0] for module in run(IMPORT.format(name=name))} & HEAVY
+
+
+@pytest.mark.parametrize("name", ["vllm_layershard.plugin", "vllm_layershard.cpu_dp_plugin"])
+def test_an_entry_module_imports_itself_and_the_standard_library_only(name):
+    """vLLM imports it in every process, whether or not layer sharding is asked for."""
+    tops = {module.partition(".")[0] for module in run(IMPORT.format(name=name))}
+    assert tops - sys.stdlib_module_names == {"vllm_layershard"}
+
+
+def test_an_entry_module_brings_nothing_else_of_the_package():
+    loaded = run(IMPORT.format(name="vllm_layershard.plugin"))
+    own = [module for module in loaded if module.startswith("vllm_layershard")]
+    assert own == ["vllm_layershard", "vllm_layershard.plugin"]
+
+
+def test_the_package_itself_is_only_its_version():
+    loaded = run(IMPORT.format(name="vllm_layershard"))
+    own = [module for module in loaded if module.startswith("vllm_layershard")]
+    assert own == ["vllm_layershard"]
+
+
+def test_every_package_and_module_stands_in_a_layers_contract():
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    layers = [c["layers"] for c in contracts["contracts"] if c["type"] == "layers"]
+    named = {name.strip() for lines in layers for line in lines for name in line.split("|")}
+    found = {f"vllm_layershard.{m.name}" for m in pkgutil.iter_modules([ROOT / "vllm_layershard"])}
+    assert found | {"layershard_cli"} == named

@@ -1,0 +1,86 @@
+"""Every layout's groups with real ranks: split linears and whole ones, stages that start anywhere.
+
+vLLM has no context parallelism on a CPU (tests/vllm/hooks/test_settings.py):
+its groups are shown here.
+"""
+
+from __future__ import annotations
+
+from itertools import chain
+
+import torch
+from torch import nn
+
+from gloo.ranks import run_ranks
+from vllm_layershard.plan import ParallelLayout, Series, build_plan, stage_layers
+from vllm_layershard.runtime.device import device_of
+from vllm_layershard.runtime.ranks.group import create_groups
+from vllm_layershard.runtime.series import ShardedSeries
+
+RANKS = 4
+LAYERS = 7
+ELEMENTS = 64
+
+LAYOUTS = [
+    ParallelLayout(pcp=4),
+    ParallelLayout(tp=2, pcp=2),
+    ParallelLayout(dp=2, pcp=2),
+    ParallelLayout(pcp=2, pp=2),
+    ParallelLayout(dp=2, tp=2),
+    ParallelLayout(dp=2, pp=2),
+]
+
+
+class Weight(nn.Module):
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((ELEMENTS,), value), requires_grad=False)
+
+
+def value_of(layer: int, tp_rank: int, whole: bool) -> float:
+    """What a rank must read; a split linear's weight differs from one tensor rank to the next."""
+    return 10.0 * layer + (9 if whole else tp_rank)
+
+
+@torch.inference_mode()
+def read_all(rank: int) -> list[tuple[str, list[bool]]]:
+    """All cases in one start of the ranks: importing torch takes longer than each."""
+    cases = [(layout, movement) for layout in LAYOUTS for movement in ("broadcast", "pull")]
+    return [(f"{movement} {layout}", read(rank, layout, movement)) for layout, movement in cases]
+
+
+def read(rank: int, layout: ParallelLayout, movement: str) -> list[bool]:
+    kinds = [whole for whole in (False, True) if layout.group_size(whole) > 1]
+    wanted = [layout.groups(whole) for whole in kinds]
+    groups = create_groups(list(dict.fromkeys(chain(*wanted))), "gloo")
+    tp_rank = rank % layout.tp
+    layers = stage_layers(LAYERS, layout.pp)[layout.stage_of(rank)]
+    right = []
+    for whole, of_kind in zip(kinds, wanted, strict=True):
+        (group,) = (group for group in groups.values() if group.ranks in of_kind)
+        series = Series("linear", tuple(layers), ELEMENTS * 4)
+        (plan,) = build_plan([series], group.size, prefetch_step=1).series
+        sharded = ShardedSeries(plan, group, device_of(torch.device("cpu")), movement=movement)
+        modules = [Weight(value_of(layer, tp_rank, whole)) for layer in layers]
+        for position, module in enumerate(modules):
+            if not sharded.owns(position):
+                module.weight.fill_(torch.nan)  # what it must get from its owner
+            sharded.adopt(position, module, ("weight",))
+        sharded.finish(plan)
+        sharded.slots.poison()
+        for _ in range(2):
+            for position, (module, layer) in enumerate(zip(modules, layers, strict=True)):
+                sharded.reach(position)
+                sharded.wait(position)
+                right.append(bool((module.weight == value_of(layer, tp_rank, whole)).all()))
+        group.gather(None)  # nobody leaves while another still reads its memory
+    return right
+
+
+def test_every_rank_reads_its_own_copies(tmp_path):
+    assert {layout.world_size for layout in LAYOUTS} == {RANKS}
+    for cases in run_ranks(RANKS, read_all, tmp_path):
+        assert len(cases) == 2 * len(LAYOUTS)
+        for name, right in cases:
+            assert right, name
+            assert all(right), name

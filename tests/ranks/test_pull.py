@@ -1,0 +1,110 @@
+"""Pulls and stripes on plain torch modules: real ranks, real shared memory, real bytes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from gloo.ranks import run_ranks
+from tests.ranks.test_manual import WIDTH, Stack
+from vllm_layershard.plan import Series, build_plan
+from vllm_layershard.runtime import shared_memory
+from vllm_layershard.runtime.device import CpuDevice
+from vllm_layershard.runtime.manual import finish_loading, register_layer
+from vllm_layershard.runtime.ranks.group import group_over
+from vllm_layershard.runtime.series import ShardedSeries
+
+OPTIONS = [
+    ("round_robin", "pull", 0),
+    ("round_robin", "pull", 1000),
+    ("striped", "auto", 0),
+    ("striped", "pull", 300),
+]
+
+
+def pulled(stack: Stack, step: int, placement: str, transport: str, nbytes: int) -> ShardedSeries:
+    for i, linear in enumerate(stack.linears):
+        register_layer(
+            linear,
+            series="linear",
+            layer_id=i,
+            prefetch_step=step,
+            placement=placement,
+            transport=transport,
+            slice_bytes=nbytes,
+        )
+    return finish_loading("linear", verify=True)
+
+
+@torch.inference_mode()
+def equal_outputs(rank: int, num_layers: int, step: int, *options) -> dict:
+    plain, stack = Stack(num_layers, seed=7), Stack(num_layers, seed=7)
+    series = pulled(stack, step, *options)
+    addresses, equal = set(), []
+    for forward in range(3 + rank):  # nobody waits for the others
+        x = torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(10 * rank + forward))
+        series.slots.poison()
+        equal.append(torch.equal(stack.sharded_forward(x), plain(x)))
+        addresses.add(tuple(linear.weight.data_ptr() for linear in stack.linears))
+    return {
+        "equal": equal,
+        "addresses": len(addresses),
+        "resident": series.resident_bytes(),
+        "slots": series.slots.nbytes(),
+        "ledger": series.plan.ledger,
+        "movement": series.movement,
+        "names": list(shared_memory._mine),
+        "in_flight": [ticket for ticket in series._tickets if ticket is not None],
+    }
+
+
+def every_option(rank: int, num_layers: int, step: int) -> list[dict]:
+    """All in one start of the ranks: importing torch takes longer than each."""
+    return [equal_outputs(rank, num_layers, step, *options) for options in OPTIONS]
+
+
+@pytest.mark.parametrize(("size", "num_layers", "step"), [(2, 5, 1), (3, 7, 3), (4, 3, 0)])
+def test_outputs_equal_the_unsharded_stack(tmp_path, size, num_layers, step):
+    for rank, found in enumerate(run_ranks(size, every_option, tmp_path, num_layers, step)):
+        assert len(found) == len(OPTIONS)
+        for seen in found:
+            assert seen["equal"] == [True] * (3 + rank)
+            assert seen["addresses"] == 1
+            assert seen["resident"] == seen["ledger"].resident_bytes[rank]
+            assert seen["slots"] == seen["ledger"].slot_bytes
+            assert seen["movement"] == "pull"
+            assert seen["in_flight"] == []
+            assert seen["names"] == [], "nobody else will come, so nothing is to be found"
+
+
+class Processed(nn.Module):
+    """Its quant method has left it a weight of another size than was loaded."""
+
+    def __init__(self, layer: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((1000,), float(layer)), requires_grad=False)
+
+
+@torch.inference_mode()
+def cut_as_processed(rank: int) -> list[bool]:
+    loaded, processed = (Series("linear", (0, 1, 2), nbytes) for nbytes in (512, 4000))
+    plan, final = (
+        build_plan([layers], 2, 1, "striped").series[0] for layers in (loaded, processed)
+    )
+    series = ShardedSeries(plan, group_over(None), CpuDevice(torch.device("cpu")), movement="pull")
+    modules = [Processed(layer) for layer in range(3)]
+    for position, module in enumerate(modules):
+        series.adopt(position, module, ("weight",))
+    series.finish(final)
+    series.slots.poison()
+    right = [series.resident_bytes() == final.ledger.resident_bytes[rank]]
+    for position, module in enumerate(modules):
+        series.reach(position)
+        series.wait(position)
+        right.append(bool((module.weight == position).all()))
+    return right
+
+
+def test_stripes_are_cut_from_what_the_quant_method_has_left(tmp_path):
+    assert run_ranks(2, cut_as_processed, tmp_path) == [[True] * 4] * 2

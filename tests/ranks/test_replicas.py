@@ -1,0 +1,178 @@
+"""Replicas meet in the host's shared memory: late, again, or not at all."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from secrets import token_hex
+from typing import Any
+
+import pytest
+
+from forked import forked
+from gloo.meetings import Guest
+from vllm_layershard.errors import TransportError
+from vllm_layershard.runtime import shared_memory
+from vllm_layershard.runtime.ranks import rendezvous as module
+from vllm_layershard.runtime.ranks.agreement import agree_on
+from vllm_layershard.runtime.ranks.rendezvous import Rendezvous
+from vllm_layershard.runtime.ranks.replicas import ReplicaGroup
+
+SHORT_S = 1.0
+RANKS = (0, 1)
+
+
+@pytest.fixture
+def name() -> str:
+    return f"test{token_hex(4)}"
+
+
+def gathered(name: str, rank: int, values: list[Any], wait_s: float = 0.0) -> list[list[Any]]:
+    """What the group gathers when this rank gives these values, one after another."""
+    time.sleep(wait_s)
+    group = ReplicaGroup(Rendezvous(name, rank), RANKS)
+    gathered.kept = group  # for as long as the process lives
+    return [group.gather(value) for value in values]
+
+
+def test_every_rank_sees_every_value_however_late_one_comes(name):
+    with (
+        Guest(gathered, name, 0, ["a", {"b": [1]}]) as zero,
+        Guest(gathered, name, 1, ["c", None], 1.0) as one,
+    ):
+        assert zero.says() == one.says() == [["a", "c"], [{"b": [1]}, None]]
+
+
+def test_a_rank_that_restarts_finds_what_the_others_showed_then(name):
+    with Guest(gathered, name, 0, ["a", "b"]) as zero:
+        with Guest(gathered, name, 1, ["c", "d"]) as one:
+            assert zero.says() == one.says() == [["a", "c"], ["b", "d"]]
+        with Guest(gathered, name, 1, ["e", "f"]) as again:
+            assert again.says() == [["a", "e"], ["b", "f"]]
+
+
+def shown(name: str, rank: int, subject: str, document: Any) -> str:
+    shown.kept = Rendezvous(name, rank)
+    shown.kept.publish(subject, document)
+    return "shown"
+
+
+def test_what_the_dead_have_left_is_not_there_and_the_next_start_removes_it(name, monkeypatch):
+    monkeypatch.setattr(module, "PATIENCE_S", SHORT_S)
+    with Guest(shown, name, 1, "weights", "mine") as one:
+        assert one.says() == "shown"
+        zero = Rendezvous(name, 0)
+        assert zero.read("weights", [1]) == ["mine"]
+        one.kill()
+        assert shared_memory.names(name)
+        with pytest.raises(TransportError, match=r"rank 0: rank 1 did not come .* \(weights\)"):
+            zero.read("weights", [1])
+    Rendezvous(name, 0)
+    assert not shared_memory.names(name)
+
+
+class Clock:
+    """Stands still but for those who sleep."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+    def sleep(self, seconds: float) -> None:
+        self.now_s += seconds
+
+
+def test_all_who_are_missing_are_named_with_the_reasons_that_there_may_be(name, monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(module, "PATIENCE_S", SHORT_S)
+    zero = Rendezvous(name, 0)
+    zero.publish("weights", 1)
+    with pytest.raises(TransportError) as error:
+        zero.read("weights", [0, 1, 2])
+    assert SHORT_S < clock.now_s <= SHORT_S + 2 * module._LOOK_S
+    zero.close()
+    assert str(error.value) == (
+        "rank 0: rank 1 and 2 did not come to compare notes on this host (weights) within 1 s: it "
+        "died, stalled or was not started, or it is on another host, where its memory cannot be "
+        "read; see its log, and keep replicas that share weights on one host"
+    )
+
+
+def leaving(name: str, rank: int) -> str:
+    leaving.kept = Rendezvous(name, rank)
+    leaving.kept.leave(ValueError("no such layer"))
+    return "left"
+
+
+def test_a_rank_that_ends_says_why_and_nobody_waits_for_it_also_when_it_is_gone(name):
+    zero = Rendezvous(name, 0)
+    with Guest(leaving, name, 1) as one:
+        assert one.says() == "left"
+        with pytest.raises(TransportError, match="rank 1 ended: ValueError: no such layer"):
+            zero.read("weights", [1])
+    with pytest.raises(TransportError, match="rank 1 ended: ValueError: no such layer"):
+        zero.read("weights", [1])
+    Rendezvous(name, 0)
+    assert not shared_memory.names(name)
+
+
+def ended(name: str, rank: int) -> None:
+    Rendezvous(name, rank).leave(ValueError("no such layer"))
+    sys.exit()
+
+
+def test_an_orderly_end_does_not_take_its_reason_along(name):
+    zero = Rendezvous(name, 0)
+    process = forked(ended, name, 1)
+    process.start()
+    process.join()
+    with pytest.raises(TransportError, match="rank 1 ended: ValueError: no such layer"):
+        zero.read("weights", [1])
+    shared_memory.sweep()
+
+
+def as_nobody(name: str, rank: int) -> str:
+    os.setresuid(65534, 65534, 65534)
+    return shown(name, rank, "weights", "forged")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_what_another_user_shows_is_not_read(name, monkeypatch):
+    monkeypatch.setattr(module, "PATIENCE_S", SHORT_S)
+    with Guest(as_nobody, name, 1) as forger:
+        assert forger.says() == "shown"
+        with pytest.raises(TransportError, match="rank 1 did not come"):
+            Rendezvous(name, 0).read("weights", [1])
+    for left in shared_memory.names(name):
+        shared_memory.path_of(left).unlink()  # which only its owner or root may
+
+
+def agreed(name: str, rank: int, document: Any) -> str:
+    agreed.kept = ReplicaGroup(Rendezvous(name, rank), RANKS)
+    agree_on("configuration", document, agreed.kept)
+    return "agreed"
+
+
+def test_a_difference_is_one_error_on_every_rank(name):
+    with (
+        Guest(agreed, name, 0, {"layers": ["o_proj"]}) as zero,
+        Guest(agreed, name, 1, {"layers": ["q_proj"]}) as one,
+    ):
+        said = one.says()
+        assert said == zero.says()
+        assert said.startswith(
+            "MismatchError: the ranks of a layer sharding group have different configurations"
+        )
+        assert "rank 1 against rank 0: configuration.layers[0]: 'o_proj' != 'q_proj'" in said
+
+
+def test_groups_of_one_deployment_keep_their_values_apart(name):
+    zero = Rendezvous(name, 0)
+    groups = [ReplicaGroup(zero, (0,)), ReplicaGroup(zero, (0,), "start")]
+    assert groups[0].name != groups[1].name
+    assert [group.gather(i) for i, group in enumerate(groups)] == [[0], [1]]
+    zero.close()

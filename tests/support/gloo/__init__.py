@@ -1,0 +1,1 @@
+"""Real ranks over gloo, and devices that dawdle."""

@@ -1,0 +1,1 @@
+"""Real vLLM in a process of the tests' own, without a server."""

@@ -1,0 +1,1 @@
+"""Real `vllm serve` processes, the questions they are asked, and their answers compared."""

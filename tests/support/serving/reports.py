@@ -1,0 +1,61 @@
+"""Reports: what the ranks of a running server say they hold, against the plan."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from serving.layout import TWO_RANKS, Layout
+from serving.plan import planned
+
+DEADLINE_S = 30
+
+
+def reports(directory: Path, layout: Layout) -> list[dict[str, Any]]:
+    """Every rank's report, written after the last forward: they follow it within a second."""
+    deadline = time.monotonic() + DEADLINE_S
+    while True:
+        ranks = range(layout.world_size)
+        files = [directory / f"layershard-rank{rank}.json" for rank in ranks]
+        found = [json.loads(file.read_text()) for file in files]
+        series = [s for report in found for s in report["series"]]
+        at_rest = all(s["waits"] == s["forwards"] * len(s["layer_ids"]) > 0 for s in series)
+        if at_rest or time.monotonic() > deadline:
+            return found
+        time.sleep(0.5)
+
+
+def check_reports(
+    directory: Path,
+    model: Path,
+    layers: list[str],
+    prefetch_step: int = 1,
+    layout: Layout = TWO_RANKS,
+    placement: str = "round_robin",
+    *,
+    keep_first: bool = False,
+) -> None:
+    """Owners and bytes measured by each rank equal, to the byte, those that the planner says."""
+    document = planned(model, layers, prefetch_step, layout, placement, keep_first=keep_first)
+    plan = document["series"]
+    for rank, report in enumerate(reports(directory, layout)):
+        mine = {s["name"]: s for s in plan if s["pp_stage"] == layout.stage_of(rank)}
+        assert {s["name"] for s in report["series"]} == set(mine)
+        for series in report["series"]:
+            says = mine[series["name"]]
+            place = series["group_rank"]
+            assert series["group_ranks"].index(rank) == place
+            assert len(series["group_ranks"]) == says["group_size"]
+            assert series["layer_ids"] == says["layer_ids"]
+            assert series["replicated_bytes"] == says["replicated_bytes"]
+            assert series["resident_bytes"] == says["resident_bytes"][place]
+            assert series["slot_bytes"] == says["slot_bytes"]
+            owned = [i for i, owner in zip(says["layer_ids"], says["owner"], strict=True)
+                     if owner == place]  # fmt: skip
+            assert series["owned_layers"] == owned
+            assert series["placement"] == placement
+            assert series["forwards"] > 0
+            moved = series["forwards"] * len(says["layer_ids"])
+            assert series["launches"] == series["waits"] == moved

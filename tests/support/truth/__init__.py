@@ -1,0 +1,1 @@
+"""What vLLM's own classes hold, beside what the planner says."""

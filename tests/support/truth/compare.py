@@ -1,0 +1,125 @@
+"""Truth: what vLLM's own classes hold, and whether the planner says the same, to the byte."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vllm_layershard.models import Deployment, load_model
+from vllm_layershard.plan import ParallelLayout
+
+CONFIGS = Path(__file__).parents[3] / "vllm_layershard" / "models" / "configs"
+
+STAND_INS = Path(__file__).parent / "stand_ins"
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_PLUGINS": "",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "PYTHONPATH": os.pathsep.join([str(STAND_INS), os.environ.get("PYTHONPATH", "")]),
+}
+
+LAYOUTS = ((1, 1, False), (2, 1, False), (8, 1, False), (2, 1, True), (8, 1, True))
+"""(tp, dp, ep): tensor parallelism of 1, 2 and 8, with and without expert parallelism."""
+WITH_DP = (*LAYOUTS, (1, 2, True), (2, 2, True), (1, 2, False))
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A real config.json with some of its values changed, on some layouts.
+
+    `text_class`: its text_config alone is built, as this architecture: the multimodal class around
+    it needs packages that are not here.
+    """
+
+    config: str
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    layouts: tuple[tuple[int, int, bool], ...] = WITH_DP
+    text_class: str | None = None
+
+    def write(self, directory: Path) -> Path:
+        """The changed config; a change to None removes a key. `auto_map` names code: never run."""
+        config = json.loads((CONFIGS / f"{self.config}.json").read_text())
+        if self.text_class is not None:
+            config = config["text_config"] | {"architectures": [self.text_class]}
+        config.pop("auto_map", None)
+        changed = config | dict(self.changes)
+        removed = {key for key, value in self.changes.items() if value is None}
+        kept = {key: value for key, value in changed.items() if key not in removed}
+        directory.mkdir(parents=True)
+        (directory / "config.json").write_text(json.dumps(kept))
+        return directory
+
+
+def names(cases: Mapping[str, Case]) -> list[str]:
+    """`case tp2 dp1 ep`, one for each layout of each case."""
+    return [name for case in cases for name, *_ in _named(case, cases[case])]
+
+
+def _named(name: str, case: Case) -> Iterator[tuple[str, int, int, bool]]:
+    for tp, dp, ep in case.layouts:
+        yield f"{name} tp{tp} dp{dp}{' ep' if ep else ''}", tp, dp, ep
+
+
+class Truth:
+    """All cases of one test file, built by vLLM in one process."""
+
+    def __init__(self, cases: Mapping[str, Case], root: Path) -> None:
+        self._asked = {}
+        for name, case in cases.items():
+            directory = case.write(root / name)
+            for full, tp, dp, ep in _named(name, case):
+                deployment = Deployment(ParallelLayout(tp=tp, dp=dp), ep=ep)
+                self._asked[full] = (directory, deployment)
+        self._inventories = _built_by_vllm(self._asked)
+
+    def check(self, name: str) -> None:
+        """Names, shapes, dtypes, strides, layouts, total bytes and cache bytes are equal."""
+        directory, deployment = self._asked[name]
+        truth = self._inventories[name]
+        model = load_model(str(directory))
+        planned = {
+            linear.prefix: {
+                "prefix": linear.prefix,
+                "tp_replicated": linear.tp_replicated,
+                "tensors": sorted(
+                    [t.name, list(t.shape), t.dtype, list(t.stride)] for t in linear.tensors
+                ),
+            }
+            for linear in model.linears(deployment)
+        }
+        assert planned == truth["linears"]
+        held = model.weight_bytes(deployment, rank=0)
+        assert held.total - held.derived == truth["total_bytes"]
+        layers = range(model.num_layers)
+        per_token = model.kv_bytes_per_token("auto", layers, deployment)
+        assert per_token == truth["kv_bytes_per_token"]
+        assert model.state_bytes_per_sequence(layers, deployment) == truth["state_bytes"]
+
+
+def _built_by_vllm(asked: Mapping[str, tuple[Path, Deployment]]) -> dict[str, Any]:
+    cases = [
+        {
+            "name": name,
+            "directory": str(directory),
+            "tp": deployment.layout.tp,
+            "dp": deployment.layout.dp,
+            "ep": deployment.ep,
+        }
+        for name, (directory, deployment) in asked.items()
+    ]
+    result = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("vllm_inventory.py"))],
+        input=json.dumps(cases),
+        capture_output=True,
+        text=True,
+        timeout=500,
+        env=os.environ | ENVIRONMENT,
+    )
+    assert result.returncode == 0, result.stderr[-4000:]
+    return json.loads(result.stdout.splitlines()[-1])

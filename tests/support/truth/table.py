@@ -1,0 +1,77 @@
+"""The table of docs/support.md: what the planner was compared with, from the very test cases.
+
+Run as a script with tests/support on the path, it writes the table into the page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from tests.vllm.truth import (
+    test_truth_grouped,
+    test_truth_hybrids,
+    test_truth_mla,
+    test_truth_quantized,
+    test_truth_real,
+)
+from truth.compare import CONFIGS, Case
+from vllm_layershard.models import load_model
+
+PAGE = Path(__file__).parents[3] / "docs" / "support.md"
+BEGIN = "<!-- made by tests/support/truth/table.py: begin -->\n"
+END = "<!-- end -->\n"
+
+SMALL = (
+    test_truth_mla.CASES,
+    test_truth_grouped.CASES,
+    test_truth_hybrids.CASES,
+    test_truth_quantized.CASES,
+)
+
+
+def table() -> str:
+    """Markdown, with the markers around it."""
+    return "".join([BEGIN, *_families(), "\n", *_methods(), END])
+
+
+def _families() -> Iterator[str]:
+    yield "| vLLM's class | as published | scaled down: layouts compared |\n| --- | --- | --- |\n"
+    small = [case for cases in SMALL for case in cases.values()]
+    by_class: dict[str, list[str]] = {}
+    for case in test_truth_real.CASES.values():
+        by_class.setdefault(_architecture(case), []).append(case.config.partition("--")[2])
+    for architecture, models in by_class.items():
+        layouts = sum(len(case.layouts) for case in small if _architecture(case) == architecture)
+        yield f"| `{architecture}` | {', '.join(models)} | {layouts} |\n"
+
+
+def _methods() -> Iterator[str]:
+    yield "| quantisation | compared in |\n| --- | --- |\n"
+    methods: dict[str, set[str]] = {}
+    for name, case in test_truth_quantized.CASES.items():
+        methods.setdefault(name.partition(" ")[2], set()).add(_architecture(case))
+    for method, architectures in methods.items():
+        yield f"| {method} | {_listed(architectures)} |\n"
+    published = {case.config: load_model(case.config.replace("--", "/")) for case in _published()}
+    for method in sorted({model.quantization for model in published.values()}):
+        names = [n.partition("--")[2] for n, m in published.items() if m.quantization == method]
+        if method != "none":
+            yield f"| `{method}`, as published | {', '.join(names)} |\n"
+
+
+def _published() -> Iterable[Case]:
+    return test_truth_real.CASES.values()
+
+
+def _architecture(case: Case) -> str:
+    return case.text_class or load_model(str(CONFIGS / f"{case.config}.json")).architecture
+
+
+def _listed(architectures: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in sorted(architectures))
+
+
+if __name__ == "__main__":
+    before, _, rest = PAGE.read_text().partition(BEGIN)
+    PAGE.write_text(before + table() + rest.partition(END)[2])

@@ -1,0 +1,119 @@
+"""What vLLM's other settings exclude: each is refused by name, and everything else passes."""
+
+from __future__ import annotations
+
+import pytest
+
+from hosted.child import run_child
+from hosted.tiny import CONFIG, write_config
+
+CHECKED = """
+import sys
+from contextlib import contextmanager
+from typing import get_args
+from vllm.engine.arg_utils import EngineArgs
+from vllm.model_executor.model_loader import LoadFormats
+from vllm_layershard.errors import HostError
+from vllm_layershard.hosts.settings import check
+config = EngineArgs(
+    model=sys.argv[1], data_parallel_size=2, skip_tokenizer_init=True,
+    additional_config={"layer_sharding": ["o_proj"]},
+).create_engine_config()
+parallel, offload, load = config.parallel_config, config.offload_config, config.load_config
+model = config.model_config
+
+def verdict(owner, attribute, value):
+    before = getattr(owner, attribute)
+    object.__setattr__(owner, attribute, value)  # vLLM itself refuses some of them on this platform
+    try:
+        check(config)
+        return "accepted"
+    except HostError as error:
+        return str(error)
+    finally:
+        object.__setattr__(owner, attribute, before)
+
+def pulling(owner, attribute, value):
+    config.additional_config = {"layer_sharding": {"layers": ["o_proj"], "transport": "pull"}}
+    parallel.data_parallel_master_ip = "192.0.2.1"
+    try:
+        return [verdict(parallel, "enable_dbo", False), verdict(owner, attribute, value)]
+    finally:
+        config.additional_config = {"layer_sharding": ["o_proj"]}
+
+result = {
+    "nothing": verdict(parallel, "enable_dbo", False),
+    "dual batch overlap (--enable-dbo)": verdict(parallel, "enable_dbo", True),
+    "elastic expert parallelism": verdict(parallel, "enable_elastic_ep", True),
+    "weight offloading (--cpu-offload-gb)": verdict(offload.uva, "cpu_offload_gb", 1.0),
+    "weight offloading (--offload-group-size)": verdict(
+        offload.prefetch, "offload_group_size", 4
+    ),
+    "sleep": pulling(model, "enable_sleep_mode", True),
+    "other hosts": pulling(parallel, "data_parallel_size_local", 1),
+    "formats": {name: verdict(load, "load_format", name) for name in get_args(LoadFormats)},
+}
+"""
+
+SERVED = {"auto", "hf", "safetensors", "pt", "npcache", "dummy", "mistral"}
+
+
+@pytest.fixture(scope="module")
+def verdicts(tmp_path_factory) -> dict:
+    return run_child(CHECKED, str(write_config(tmp_path_factory.mktemp("model"), CONFIG)))
+
+
+def test_settings_that_break_the_lockstep_or_move_the_weights_themselves(verdicts):
+    assert verdicts["nothing"] == "accepted"
+    excluded = verdicts.keys() - {"nothing", "sleep", "other hosts", "formats"}
+    assert len(excluded) == 4
+    for setting in excluded:
+        said = verdicts[setting]
+        expected = f"layer_sharding: cannot be combined with {setting}; use one of the two"
+        assert said == expected
+
+
+def test_what_a_pull_cannot_reach(verdicts):
+    for case, reason in (
+        ("sleep", "with --enable-sleep-mode weights are in memory that no other process can map"),
+        ("other hosts", "its ranks would be on several hosts"),
+    ):
+        without, said = verdicts[case]
+        assert without == "accepted"
+        assert said.startswith(f"layer_sharding: {reason}")
+        assert said.endswith("use transport 'broadcast'")
+
+
+def test_every_load_format_of_vllm_is_served_or_refused_by_name(verdicts):
+    formats = verdicts["formats"]
+    assert {"sharded_state", "tensorizer", "runai_streamer_sharded", "ipc_cache"} <= formats.keys()
+    for name, said in formats.items():
+        if name in SERVED:
+            assert said == "accepted"
+        else:
+            assert said.startswith(f"layer_sharding: load format {name!r} does not load through")
+
+
+MIN_LATENCY = """
+import tempfile
+from vllm.config import VllmConfig, set_current_vllm_config
+from vllm.distributed import init_distributed_environment, initialize_model_parallel
+from vllm.model_executor.layers.linear import ReplicatedLinear
+from vllm_layershard.errors import HostError
+from vllm_layershard.hosts.sharded_linear import check_linear
+with set_current_vllm_config(VllmConfig()), tempfile.TemporaryDirectory() as scratch:
+    init_distributed_environment(1, 0, f"file://{scratch}/rendezvous", 0, "gloo")
+    initialize_model_parallel()
+    linear = ReplicatedLinear(8, 8, bias=False, prefix="model.layers.0.fused_qkv_a_proj")
+check_linear(linear)
+linear._use_min_latency_gemm = True  # as DeepSeek's fused_qkv_a_proj decides on some GPUs
+try:
+    check_linear(linear)
+    result = "accepted"
+except HostError as error:
+    result = str(error)
+"""
+
+
+def test_a_linear_with_the_min_latency_gemm_is_refused_by_name():
+    assert "fused_qkv_a_proj uses vLLM's min-latency GEMM" in run_child(MIN_LATENCY)

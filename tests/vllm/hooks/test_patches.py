@@ -1,0 +1,72 @@
+"""Patches: each has its row in the docs, each is inert without the key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hosted.child import run_child
+from vllm_layershard.errors import HostError
+from vllm_layershard.hosts import cpu_dp
+from vllm_layershard.hosts import patches as install
+from vllm_layershard.hosts.patch import Patch
+
+DOCS = Path(__file__).parents[3] / "docs" / "patches.md"
+
+
+def test_the_table_in_the_docs_is_the_patches():
+    rows = [
+        tuple(cell.strip() for cell in line.strip("|").split("|"))
+        for line in DOCS.read_text().splitlines()
+        if line.startswith("| `")
+    ]
+    expected = [
+        (f"`{patch.symbol}`", patch.versions, f"`{entry}`", patch.reason, patch.removal)
+        for entry, patches in (
+            ("layershard", install.PATCHES),
+            ("layershard_cpu_dp", cpu_dp.PATCHES),
+        )
+        for patch in patches
+    ]
+    assert rows == expected
+
+
+def test_a_symbol_that_the_host_lacks_is_named():
+    patch = Patch("vllm.config", "VllmConfig", "no_such_hook", "0.1", "", "", lambda f: f)
+    with pytest.raises(HostError, match=r"vllm has no vllm\.config\.VllmConfig\.no_such_hook"):
+        patch.install()
+
+
+def test_installed_twice_is_installed_once_and_inert_without_the_key():
+    assert run_child(
+        """
+from vllm_layershard.hosts.patches import PATCHES, install
+calls = []
+def initialize_model(vllm_config, **kwargs):
+    calls.append(sorted(kwargs)); return "a model"
+import vllm.model_executor.model_loader.base_loader as loader
+loader.initialize_model = initialize_model
+loader.log_online_quantization = loader.log_model_inspection = lambda *a: None
+originals = [getattr(p._owner(), p.attribute) for p in PATCHES]
+install(); install()
+from vllm.config import VllmConfig
+config = VllmConfig(additional_config={"other": 1})
+model = loader.BaseModelLoader.create_model(None, config, config.model_config)
+import sys
+result = {
+    "wrapped_once": [
+        getattr(p._owner(), p.attribute).__layershard_original__ is original
+        for p, original in zip(PATCHES, originals)
+    ],
+    "calls": calls,
+    "model": model,
+    "sharding_imported": "vllm_layershard.hosts.model" in sys.modules,
+}
+"""
+    ) == {
+        "wrapped_once": [True, True],
+        "calls": [["model_config", "prefix"]],
+        "model": "a model",
+        "sharding_imported": False,
+    }

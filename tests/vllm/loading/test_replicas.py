@@ -1,0 +1,234 @@
+"""Two engines of a dense model, which never wait for each other, load it with the real vLLM."""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hosted.engines import load, run_engines
+from recital import model_path
+from serving.weights import with_other_weights
+from vllm_layershard.errors import HostError, LayerShardError
+
+LAYERS = range(7)
+SINCE_S = 5
+NAMES = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
+STORED = {
+    "self_attn.qkv_proj": ("q_proj", "k_proj", "v_proj"),
+    "self_attn.o_proj": ("o_proj",),
+    "mlp.gate_up_proj": ("gate_proj", "up_proj"),
+    "mlp.down_proj": ("down_proj",),
+}
+"""The checkpoint's names of what vLLM fuses."""
+
+
+@pytest.fixture(scope="module")
+def dense() -> Path:
+    return model_path("dense")
+
+
+def stored(directory: str) -> dict[tuple[str, int], torch.Tensor]:
+    """Each linear's weight as vLLM holds it, from a checkpoint; by series name and layer."""
+    tensors = load_file(f"{directory}/model.safetensors")
+    return {
+        (path.split(".")[1], layer): torch.cat(
+            [tensors[f"model.layers.{layer}.{path.split('.')[0]}.{name}.weight"] for name in names]
+        )
+        for path, names in STORED.items()
+        for layer in LAYERS
+    }
+
+
+def one_forward() -> dict[tuple[str, int], torch.Tensor]:
+    """What each linear would read in a forward, in the order of the model's."""
+    from vllm_layershard.runtime.ops import bound_series
+
+    read = {}
+    for layer in LAYERS:
+        for series in bound_series():
+            series.reach(layer)
+        for series in bound_series():
+            series.wait(layer)
+            read[series.name, layer] = series.weights(layer)["weight"].clone()
+    return read
+
+
+def wrong(read: dict, expected: dict) -> list[tuple[str, int]]:
+    return [key for key, weight in expected.items() if not torch.equal(read[key], weight)]
+
+
+def life(rank: int, config: Any) -> dict[str, Any]:
+    from vllm_layershard.runtime.ops import bound_series
+
+    on_meta: list[int] = []
+
+    def between(model: torch.nn.Module) -> None:
+        on_meta.extend(
+            layer
+            for layer in LAYERS
+            if model.get_submodule(f"model.layers.{layer}.self_attn.qkv_proj").weight.is_meta
+        )
+
+    time.sleep(2 * rank)  # one is late
+    _kept = load(config, between)
+    poison = [series.slots.poison for series in bound_series()]
+    checkpoint = stored(config.model_config.model)
+    forwards = []
+    for _ in range(2 + rank):
+        for each in poison:
+            each()
+        forwards.append(wrong(one_forward(), checkpoint))
+    return {
+        "ranks": {series.group.ranks for series in bound_series()},
+        "group rank": {series.group.group_rank for series in bound_series()},
+        "lockstep": {series.group.lockstep for series in bound_series()},
+        "names": [series.name for series in bound_series()],
+        "on meta": on_meta,
+        "owned": list(bound_series()[0].plan.owned_layers(rank)),
+        "wrong": forwards,
+        "held": [series.resident_bytes() for series in bound_series()],
+        "planned": [series.plan.ledger.resident_bytes[rank] for series in bound_series()],
+    }
+
+
+@pytest.mark.parametrize(
+    "placement", ["round_robin", pytest.param("striped", marks=pytest.mark.matrix)]
+)
+def test_replicas_read_each_others_layers_and_load_only_their_own(dense, placement, tmp_path):
+    sharding = {
+        "layers": NAMES,
+        "placement": placement,
+        "verify": True,
+        "report_dir": str(tmp_path),
+    }
+    for rank, seen in enumerate(run_engines(dense, sharding, life)):
+        assert not isinstance(seen, str), seen
+        assert seen["ranks"] == {(0, 1)}
+        assert seen["group rank"] == {rank}
+        assert seen["lockstep"] == {False}
+        assert seen["names"] == NAMES
+        owned = [layer for layer in LAYERS if layer % 2 == rank]
+        whole = placement == "round_robin"
+        assert seen["owned"] == (owned if whole else [])
+        assert seen["on meta"] == ([i for i in LAYERS if i not in owned] if whole else [])
+        assert seen["wrong"] == [[]] * (2 + rank)
+        assert seen["held"] == seen["planned"]
+    assert {json.loads(file.read_text())["rank"] for file in tmp_path.iterdir()} == {0, 1}
+
+
+def reloaded(rank: int, config: Any, other: str) -> dict[str, Any]:
+    model = load(config, lambda model: None)
+    from vllm.model_executor.model_loader.reload.inplace import reload_weights
+
+    from vllm_layershard.runtime.ops import bound_series
+
+    old, new = stored(config.model_config.model), stored(other)
+    addresses = [
+        series.weights(i)["weight"].data_ptr() for series in bound_series() for i in LAYERS
+    ]
+    before = wrong(one_forward(), old)
+    waited = time.monotonic()
+    if rank:
+        while time.monotonic() < waited + SINCE_S:  # the other may have its new weights already
+            before += wrong(one_forward(), old)
+    after = []
+    for times in (1, 2):  # twice without a forward between them, on one of the two
+        with torch.inference_mode(), torch.device("cpu"):
+            reload_weights(config, model, None, other, is_checkpoint_format=True)
+        if rank or times == 2:
+            after += wrong(one_forward(), new)
+    return {
+        "before": before,
+        "after": after,
+        "same addresses": addresses
+        == [series.weights(i)["weight"].data_ptr() for series in bound_series() for i in LAYERS],
+    }
+
+
+def test_a_reload_is_never_mixed_with_what_was_there_before(dense, tmp_path):
+    """One replica goes on with the old weights while the other has been given its new ones."""
+    names = ("q_proj", "o_proj", "down_proj")
+    other = with_other_weights(dense, tmp_path / "other", names)
+    inspect = functools.partial(reloaded, other=str(other))
+    for seen in run_engines(dense, {"layers": NAMES}, inspect):
+        assert seen == {"before": [], "after": [], "same addresses": True}, seen
+
+
+def without_memory(rank: int, config: Any) -> str:
+    from vllm_layershard.runtime.peer_memory import HostExports
+
+    def refuse(*_: Any) -> Any:
+        raise HostError("/dev/shm is full")
+
+    if rank:
+        HostExports.keep = refuse
+    try:
+        load(config, lambda model: None)
+    except LayerShardError as error:
+        return f"{type(error).__name__}: {error}"
+    return "loaded"
+
+
+def test_a_replica_that_fails_while_it_loads_says_why_to_the_other(dense):
+    zero, one = run_engines(dense, {"layers": NAMES}, without_memory)
+    assert one == "HostError: /dev/shm is full"
+    assert zero == f"TransportError: rank 1 ended: {one}"
+
+
+def strangers(rank: int, config: Any, copy: str, other: str) -> list[str]:
+    """What each start comes to on this rank, which alone is changed if it is rank 1."""
+    said = []
+
+    def start() -> None:
+        config.compilation_config.static_forward_context.clear()
+        try:
+            load(config, lambda model: None)
+            said.append("loaded")
+        except LayerShardError as error:
+            said.append(f"{type(error).__name__}: {error}")
+
+    model, settings = config.model_config, config.additional_config
+    if rank:
+        config.additional_config = settings | {"layer_sharding": ["o_proj"]}
+    start()
+    config.additional_config = settings
+    directory, model.model = model.model, copy
+    start()
+    if rank:  # the same path, but written anew since the other replica has started
+        time.sleep(SINCE_S)
+        written = Path(copy, "model.safetensors")
+        written.write_bytes(Path(other, "model.safetensors").read_bytes())
+    start()
+    model.model = directory
+    from vllm_layershard.hosts import model as building
+
+    version = building.__version__
+    building.__version__ = f"{version}.post{rank}"
+    start()
+    building.__version__ = version
+    dtype, model.dtype = model.dtype, torch.float32 if rank else model.dtype
+    start()
+    model.dtype = dtype
+    start()
+    return said
+
+
+def test_replicas_that_were_not_started_alike_say_so_on_both_sides(dense, tmp_path):
+    copy = shutil.copytree(dense, tmp_path / "copy")
+    other = with_other_weights(dense, tmp_path / "other", ("q_proj",))
+    inspect = functools.partial(strangers, copy=str(copy), other=str(other))
+    zero, one = run_engines(dense, {"layers": NAMES}, inspect)
+    assert not isinstance(zero, str), zero
+    assert zero == one
+    against = "rank 1 against rank 0: configuration."
+    differing = [f"{against}layer_sharding.layers", None, f"{against}model.files.model.safetensors"]
+    for part, said in zip([*differing, against, f"{against}model.dtype", None], zero, strict=True):
+        assert said == "loaded" if part is None else part in said, (part, said)

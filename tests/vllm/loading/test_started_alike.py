@@ -1,0 +1,85 @@
+"""Two real engines of which one was started otherwise: both say so, before anything is loaded."""
+
+from __future__ import annotations
+
+from hosted.engines import load, run_engines
+from recital import model_path
+from vllm_layershard.errors import LayerShardError
+
+PATIENCE_S = 5.0
+
+
+def strangers(rank: int, config) -> list[str]:
+    """What each start comes to on this rank, which alone is changed if it is rank 1."""
+    from vllm_layershard.runtime.ranks import handshake
+
+    handshake.PATIENCE_S = PATIENCE_S
+    text, settings = config.model_config.hf_text_config, config.additional_config
+    said = []
+
+    def start() -> None:
+        config.compilation_config.static_forward_context.clear()
+        try:
+            load(config, lambda model: None)
+            said.append("loaded")
+        except LayerShardError as error:
+            said.append(f"{type(error).__name__}: {error}")
+
+    def other(value) -> None:
+        config.additional_config = {"layer_sharding": value} if rank else settings
+
+    other({"layers": ["o_proj", "q_b_proj"], "report_dir": "elsewhere"})
+    start()
+    other({"layers": ["o_proj"], "prefetch_step": 1, "verify": True})
+    start()
+    config.additional_config = settings
+    text.num_hidden_layers -= rank
+    start()
+    text.num_hidden_layers += rank
+    from vllm_layershard.hosts import model
+
+    version = model.__version__
+    model.__version__ = f"{version}.post{rank}"
+    start()
+    model.__version__ = version
+    model.check_matched, check_matched = fails_on(rank, model.check_matched), model.check_matched
+    start()
+    model.check_matched = check_matched
+    if rank:
+        config.additional_config = {}
+    start()
+    return said
+
+
+def fails_on(rank: int, check):
+    """Only this rank cannot shard its model."""
+
+    def checking(*arguments) -> None:
+        if rank:
+            raise LayerShardError("only here")
+        check(*arguments)
+
+    return checking
+
+
+def test_both_ranks_end_with_one_error_that_names_what_differs():
+    zero, one = run_engines(model_path(), {"layers": ["o_proj"]}, strangers)
+    assert not isinstance(zero, str), zero
+    assert not isinstance(one, str), one
+    against = "rank 1 against rank 0: configuration."
+    parts = [
+        f"{against}layer_sharding.layers: ['o_proj'] != ['o_proj', 'q_b_proj']",
+        f"{against}layer_sharding.verify: False != True",
+        f"{against}num_layers: 9 != 8",
+        f"{against}vllm-layershard: ",
+    ]
+    for part, said, also in zip(parts, zero, one, strict=False):
+        assert said == also
+        assert said.startswith("MismatchError: the ranks of layer sharding were not started alike")
+        assert part in said
+        assert "report_dir" not in said
+    assert zero[4] == "MismatchError: rank 1 ended: LayerShardError: only here"
+    assert one[4] == "LayerShardError: only here"
+    assert "MismatchError: rank 1 of the world's 2 did not come to compare the conf" in zero[5]
+    assert f"within {PATIENCE_S:g} s: it runs without the key layer_sharding" in zero[5]
+    assert one[5] == "loaded"
