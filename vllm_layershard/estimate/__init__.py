@@ -4,12 +4,10 @@ from vllm_layershard.estimate.forecast import (
     DECODE_CONTEXT,
     DECODE_SEQUENCES,
     PREFILL_TOKENS,
-    Forecast,
-    Phase,
-    PhaseName,
     forecast,
 )
 from vllm_layershard.estimate.hardware import Hardware
+from vllm_layershard.estimate.outcome import Forecast, Phase, PhaseName
 from vllm_layershard.estimate.overlap import Forward, Span
 from vllm_layershard.estimate.profile_file import profile
 from vllm_layershard.estimate.profiles import DEFAULT, profile_names

@@ -11,13 +11,13 @@ from vllm_layershard.estimate.forecast import (
     DECODE_CONTEXT,
     DECODE_SEQUENCES,
     PREFILL_TOKENS,
-    PhaseName,
     decode,
     lacking_for,
     prefill,
 )
 from vllm_layershard.estimate.forwards import Forwards
 from vllm_layershard.estimate.hardware import Hardware
+from vllm_layershard.estimate.outcome import PhaseName
 from vllm_layershard.models import Deployment, Model, Sharding, plan_model
 from vllm_layershard.plan.linear import short_names
 

@@ -1,17 +1,19 @@
-"""Forecast: what a sharding costs in time, phase by phase, before anything is launched."""
+"""Forecasting: simulates what a sharding costs in time, phase by phase, before any launch."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Final, Literal, NamedTuple
+from typing import Final
 
 from vllm_layershard.errors import PlanError
-from vllm_layershard.estimate.capacity import Fit, exceeding, fit_of
+from vllm_layershard.estimate.capacity import exceeding, fit_of
 from vllm_layershard.estimate.forwards import Forwards
-from vllm_layershard.estimate.hardware import LABELS, Basis, Hardware
+from vllm_layershard.estimate.hardware import LABELS, Hardware
+from vllm_layershard.estimate.outcome import Forecast, Phase, PhaseName
 from vllm_layershard.estimate.overlap import TOLERANCE, Forward
 from vllm_layershard.estimate.transfer import Transfer
-from vllm_layershard.estimate.verdict import tokens, verdict_on
+from vllm_layershard.estimate.verdict import verdict_on
+from vllm_layershard.estimate.wording import tokens
 from vllm_layershard.models import Batch, Sharding, plan_model
 
 PREFILL_TOKENS: Final = 8192
@@ -25,56 +27,6 @@ share of the time exposed."""
 
 MAX_TOKENS: Final = 1 << 20
 """The break-even is looked for up to here."""
-
-PhaseName = Literal["prefill", "decode"]
-
-
-class Phase(NamedTuple):
-    """One kind of forward, with its timeline, of the pipeline stage that loses most.
-
-    `recommended` is the forward with `recommended_step`: the smallest step that hides, or if none
-    does, the smallest within TOLERANCE of the fastest. Without the numbers these three are None.
-    `kept` is the forward with `keep_first`, where that is WORTH a layer's memory.
-    """
-
-    name: PhaseName
-    batch: Batch
-    forward: Forward | None = None
-    recommended_step: int | None = None
-    recommended: Forward | None = None
-    kept: Forward | None = None
-
-    @property
-    def hidden(self) -> bool:
-        """Whether it is known to hide."""
-        return self.forward is not None and self.forward.hidden
-
-
-class Forecast(NamedTuple):
-    """The phases, and what follows from them.
-
-    `recommended_step` is that of the prefill; `break_even_tokens` the fewest prefill tokens a rank
-    that hide the movement, None if none do. `lacking` names the numbers without which nothing is
-    estimated; then there are no times, no step and no break-even. `fit` says whether the weights
-    fit the device, None where its memory is not known.
-    """
-
-    hardware: Hardware
-    phases: tuple[Phase, ...]
-    recommended_step: int | None
-    break_even_tokens: int | None
-    verdict: str
-    assumptions: tuple[str, ...]
-    lacking: tuple[str, ...] = ()
-    fit: Fit | None = None
-    movement_basis: Basis = "assumed"
-    """Of what the movement takes alone. All other times are assumed: experts evenly loaded, and
-    what a step reaches."""
-
-    @property
-    def starts(self) -> bool:
-        """False where the weights are known not to fit, so that no server starts."""
-        return self.fit is None or self.fit.fits
 
 
 def prefill(tokens: int, pcp: int = 1) -> Batch:

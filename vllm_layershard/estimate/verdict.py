@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+from vllm_layershard.estimate.outcome import Phase
 from vllm_layershard.estimate.overlap import TOLERANCE, Forward
-
-if TYPE_CHECKING:
-    from vllm_layershard.estimate.forecast import Phase
-
+from vllm_layershard.estimate.wording import percent, tokens
 
 _BETTER = 0.999
 """A step is better than another from a thousandth of a forward on: less is no reason to change."""
@@ -54,18 +52,6 @@ def verdict_on(
         f"{percent(decode.slowdown)} ({why.words}): do not enable it there"
         + (" as it is" if why.better is not None and why.better.hidden else "")
     )
-
-
-def tokens(count: int) -> str:
-    """So many tokens, for a person."""
-    return "1 token" if count == 1 else f"{count:,} tokens"
-
-
-def percent(share: float) -> str:
-    """A slowdown for a person: finer around the 1 % that decides, and finest just above it."""
-    if 0.01 < share < 0.0101:
-        return f"{share:.4%}"
-    return f"{share:.2%}" if share < 0.02 else f"{share:.1%}" if share < 0.1 else f"{share:.0%}"
 
 
 def _why(phase: Phase, forward: Forward, step: int, pulls: bool) -> _Reason:

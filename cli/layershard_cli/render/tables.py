@@ -9,7 +9,7 @@ from layershard_cli.render.serve_command import launch_command
 from layershard_cli.render.sheet import Sheet, sheet
 from layershard_cli.render.units import milliseconds, size, span
 from vllm_layershard.estimate import Forecast, Phase
-from vllm_layershard.estimate.verdict import percent, tokens
+from vllm_layershard.estimate.wording import percent, tokens
 from vllm_layershard.models import Evidence, GroupPlan, Sharding
 from vllm_layershard.plan import EVERY_RANK, NO_RANK, SeriesPlan
 

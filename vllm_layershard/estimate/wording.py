@@ -1,0 +1,15 @@
+"""Wording: counts of tokens and slowdowns, as a person reads them."""
+
+from __future__ import annotations
+
+
+def tokens(count: int) -> str:
+    """So many tokens, for a person."""
+    return "1 token" if count == 1 else f"{count:,} tokens"
+
+
+def percent(share: float) -> str:
+    """A slowdown for a person: finer around the 1 % that decides, and finest just above it."""
+    if 0.01 < share < 0.0101:
+        return f"{share:.4%}"
+    return f"{share:.2%}" if share < 0.02 else f"{share:.1%}" if share < 0.1 else f"{share:.0%}"
