@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NamedTuple
 
 from layershard_cli.phases import PREFILL
-from layershard_cli.resolve import Conditions
-from vllm_layershard.config import LayerShardConfig
+from layershard_cli.resolve import Load, Options
 from vllm_layershard.errors import ConfigError
+from vllm_layershard.estimate import Hardware, PhaseName
 from vllm_layershard.estimate.auto_layers import choose
 from vllm_layershard.models import Deployment, Model, Sharding
 
 
+class Conditions(NamedTuple):
+    """What `--layers auto` decides for; `hide_in` are the phases as given, None where not."""
+
+    hardware: Hardware
+    load: Load
+    hide_in: tuple[PhaseName, ...] | None
+
+
 def auto_sharding(
-    model: Model, deployment: Deployment, options: dict[str, Any], conditions: Conditions
+    model: Model, deployment: Deployment, options: Options, conditions: Conditions
 ) -> tuple[Sharding, str]:
     """The sharding that saves most and stays hidden, and a note that says so.
 
@@ -23,21 +31,19 @@ def auto_sharding(
         PlanError: nothing stays hidden.
     """
     phases = conditions.hide_in or PREFILL
-    stride = options.get("layer_stride")
-    given = {
-        key: value for key, value in options.items() if value is not None and key != "layer_stride"
-    }
-
-    def config(names: tuple[str, ...], layer_stride: int) -> LayerShardConfig:
-        return LayerShardConfig(layers=names, layer_stride=layer_stride, **given)
-
-    if given.get("placement") == "replicated":
+    if options.placement == "replicated":
         raise ConfigError(
             "--layers auto chooses what to move, and --placement replicated moves none"
         )
-    config(("o_proj",), stride if stride is not None else 1)  # refuses a flag before any search
+    template = options.config(("o_proj",))  # refuses a flag before any search
     sharding = choose(
-        model, deployment, conditions.hardware, config, phases, stride, **conditions.load.sizes
+        model,
+        deployment,
+        conditions.hardware,
+        template,
+        phases,
+        options.layer_stride,
+        **conditions.load.sizes,
     )
     chosen = sharding.config
     return sharding, (

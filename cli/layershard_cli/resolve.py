@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 from vllm_layershard.config import LayerShardConfig
 from vllm_layershard.errors import ConfigError
-from vllm_layershard.estimate import Hardware, PhaseName
 from vllm_layershard.models import Deployment, Found, Model, Sharding, model_of, plan_model
 from vllm_layershard.plan import Linear, ParallelLayout
 from vllm_layershard.plan.linear import short_names
@@ -41,13 +40,29 @@ class Load(NamedTuple):
         return {key: value for key, value in given.items() if value is not None}
 
 
-class Conditions(NamedTuple):
-    """What `--layers auto` decides for; `hide_in` are the phases as given, None where not."""
+class Options(NamedTuple):
+    """The flags on the sharding, by the names of the configuration; None where not given.
 
-    hardware: Hardware
-    load: Load
-    hide_in: tuple[PhaseName, ...] | None
-    checked: bool
+    They are as the user wrote them: `config` refuses what is not valid.
+    """
+
+    prefetch_step: int | None = None
+    layer_stride: int | None = None
+    placement: str | None = None
+    transport: str | None = None
+    slice_bytes: int | None = None
+    keep_first: bool = False
+
+    def config(self, names: Sequence[str]) -> LayerShardConfig:
+        """The configuration of these linears; what was not given takes its default.
+
+        Raises:
+            ConfigError: a name or a flag's value is not valid.
+        """
+        given: dict[str, Any] = {
+            key: value for key, value in self._asdict().items() if value is not None
+        }
+        return LayerShardConfig(layers=tuple(names), **given)
 
 
 def deployment_of(flags: Layout, model: Model) -> tuple[Deployment, tuple[str, ...]]:
@@ -88,9 +103,9 @@ def config_of(
     layers: Sequence[str] | None,
     model: Model,
     deployment: Deployment,
-    options: dict[str, Any],
+    options: Options,
 ) -> LayerShardConfig:
-    """The sharding that the flags ask for; options that are None take the default.
+    """The sharding that the flags ask for.
 
     Raises:
         ConfigError: a flag's value is not valid, or `auto` where nothing can be chosen.
@@ -107,50 +122,20 @@ def config_of(
             raise ConfigError(
                 f"{model.name} has none of {', '.join(DEFAULT_LAYERS)}: give --layers"
             )
-    given = {key: value for key, value in options.items() if value is not None}
-    return LayerShardConfig(layers=tuple(names), **given)
+    return options.config(names)
 
 
 def sharding_of(
-    found: Found,
-    flags: Layout,
-    layers: Sequence[str] | None,
-    options: dict[str, Any],
-    conditions: Conditions | None = None,
+    found: Found, flags: Layout, layers: Sequence[str] | None, options: Options
 ) -> tuple[Sharding, tuple[str, ...]]:
     """Read and plan; returns the plan and what was assumed.
 
     Raises:
-        ConfigError: `auto` without conditions or beside other names, or --hide-in without it.
+        ConfigError: a flag's value is not valid.
+        ModelError: the model cannot be read.
+        PlanError: the layout or the names do not fit the model.
     """
     model = model_of(found)
     deployment, assumed = deployment_of(flags, model)
-    if conditions is not None and (names_of(layers) == ["auto"]):
-        from layershard_cli.auto import auto_sharding
-
-        sharding, note = auto_sharding(model, deployment, options, conditions)
-        return sharding, (*assumed, *model.notes, note)
-    if conditions is not None and conditions.hide_in is not None and not conditions.checked:
-        raise ConfigError("--hide-in goes with --layers auto or --check")
     config = config_of(layers, model, deployment, options)
     return plan_model(model, deployment, config), (*assumed, *model.notes)
-
-
-def options_of(
-    prefetch_step: int | None,
-    layer_stride: int | None,
-    placement: str | None,
-    transport: str | None,
-    slice_bytes: int | None = None,
-    *,
-    keep_first: bool = False,
-) -> dict[str, Any]:
-    """The flags on the sharding, by the names of the configuration; None where not given."""
-    return {
-        "prefetch_step": prefetch_step,
-        "layer_stride": layer_stride,
-        "keep_first": keep_first,
-        "placement": placement,
-        "transport": transport,
-        "slice_bytes": slice_bytes,
-    }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 from vllm_layershard.config import LayerShardConfig, refusal_of
@@ -28,7 +29,7 @@ def choose(
     model: Model,
     deployment: Deployment,
     hardware: Hardware,
-    config: Callable[[tuple[str, ...], int], LayerShardConfig],
+    template: LayerShardConfig,
     phases: Sequence[PhaseName],
     layer_stride: int | None = None,
     tokens: int = PREFILL_TOKENS,
@@ -38,7 +39,7 @@ def choose(
     """The linears and the smallest stride that save most while every one of `phases` hides them.
 
     For each stride (or the one given), linears are taken in the order of what each saves, and kept
-    if the set still hides. `config(names, layer_stride)` makes a configuration.
+    if the set still hides. `template` holds all other options; its names and stride are replaced.
 
     Raises:
         HardwareError: the hardware lacks a number that the choice needs.
@@ -63,9 +64,10 @@ def choose(
     best: Sharding | None = None
     for stride in _STRIDES if layer_stride is None else (layer_stride,):
         found: Sharding | None = None
-        for name in candidates(model, deployment, config, stride):
+        for name in candidates(model, deployment, replace(template, layer_stride=stride)):
             names = (*found.config.layers, name) if found is not None else (name,)
-            sharding = plan_model(model, deployment, config(names, stride))
+            config = replace(template, layers=names, layer_stride=stride)
+            sharding = plan_model(model, deployment, config)
             if (found is None or _saved(sharding) > _saved(found)) and hides(sharding):
                 found = sharding
         if found is not None and (best is None or _saved(found) > _saved(best)):
@@ -82,19 +84,17 @@ def _saved(sharding: Sharding) -> int:
     return min(sharding.saved_bytes)
 
 
-def candidates(
-    model: Model,
-    deployment: Deployment,
-    config: Callable[[tuple[str, ...], int], LayerShardConfig],
-    stride: int,
-) -> list[str]:
-    """Names of linears that save something alone, those that save most first."""
+def candidates(model: Model, deployment: Deployment, template: LayerShardConfig) -> list[str]:
+    """Names of linears that save something alone, those that save most first.
+
+    `template` holds the options; its names are replaced.
+    """
     saved: dict[str, int] = {}
     for name in short_names(model.linears(deployment)):
         if refusal_of(name) is not None:
             continue
         try:
-            saved[name] = _saved(plan_model(model, deployment, config((name,), stride)))
+            saved[name] = _saved(plan_model(model, deployment, replace(template, layers=(name,))))
         except PlanError:
             continue  # too short a series for the step, no layer of it at this stride
     return sorted((name for name in saved if saved[name] > 0), key=lambda name: -saved[name])

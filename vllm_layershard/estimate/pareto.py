@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Final
 
 from vllm_layershard.config import LayerShardConfig
@@ -32,19 +32,21 @@ def pareto(
     model: Model,
     deployment: Deployment,
     hardware: Hardware,
-    config: Callable[[tuple[str, ...], int], LayerShardConfig],
+    template: LayerShardConfig,
     batches: tuple[Batch, ...],
 ) -> tuple[Point, ...]:
     """Points for the linears that save most, one after the other, at a few strides.
 
-    Empty where the hardware lacks a number. `config(names, layer_stride)` makes a configuration.
+    Empty where the hardware lacks a number. `template` holds all other options.
     """
     points: list[Point] = []
     for stride in _STRIDES:
         names: tuple[str, ...] = ()
-        for name in candidates(model, deployment, config, stride)[:_MOST_NAMES]:
+        strided = replace(template, layer_stride=stride)
+        for name in candidates(model, deployment, strided)[:_MOST_NAMES]:
             try:
-                sharding = plan_model(model, deployment, config((*names, name), stride))
+                config = replace(strided, layers=(*names, name))
+                sharding = plan_model(model, deployment, config)
             except PlanError:
                 continue  # two names of one linear
             names = (*names, name)

@@ -12,7 +12,7 @@ import typer
 from layershard_cli import flags as flag
 from layershard_cli.output import emit, emit_json
 from layershard_cli.render.units import size
-from layershard_cli.resolve import config_of
+from layershard_cli.resolve import Options, config_of
 from vllm_layershard.config import Placement
 from vllm_layershard.errors import ConfigError, PlanError
 from vllm_layershard.estimate import DEFAULT, Hardware, profile
@@ -81,7 +81,7 @@ def compare_command(
     ep = "+ep" if found.is_moe else ""
     asked = layout or ["tp8", f"dp8{ep}", f"dp8{ep}+shard"]
     candidates = [read_layout(text) for text in asked]
-    options = {"prefetch_step": prefetch_step}
+    options = Options(prefetch_step=prefetch_step)
     counted: dict[str, Capacity | str] = {}
     for candidate in candidates:
         try:
@@ -106,12 +106,12 @@ def _saving(
     candidate: Candidate,
     device: Hardware,
     layers: list[str] | None,
-    options: dict[str, int | None],
+    options: Options,
 ) -> Callable[[int], int]:
     """What sharding saves on each rank; nothing where it is not asked for."""
     if candidate.placement is None:
         return lambda rank: 0
-    asked = {**options, "placement": candidate.placement}
+    asked = options._replace(placement=candidate.placement)
     config = config_of(layers, model, candidate.deployment, asked)
     sharding = plan_model(model, candidate.deployment, config)
     require_one_host(sharding, device)

@@ -6,7 +6,7 @@ from layershard_cli import flags as flag
 from layershard_cli.output import emit_json, show_progress
 from layershard_cli.plan_warnings import remarks_on
 from layershard_cli.render.json_document import map_document
-from layershard_cli.resolve import Layout, options_of, sharding_of
+from layershard_cli.resolve import Layout, Options, sharding_of
 from vllm_layershard.models import evidence_for, find
 
 
@@ -35,7 +35,7 @@ def map_command(
         found,
         Layout(tp, dp, pcp, pp, ep),
         layers,
-        options_of(prefetch_step, layer_stride, placement, transport, keep_first=keep_first),
+        Options(prefetch_step, layer_stride, placement, transport, keep_first=keep_first),
     )
     evidence, notes = evidence_for(found, sharding.model, exact, show_progress)
     warnings = (*assumed, *notes, *remarks_on(sharding, None))

@@ -8,10 +8,10 @@ from layershard_cli.phases import PREFILL, phases_of
 from layershard_cli.plan_warnings import remarks_on, remarks_on_load
 from layershard_cli.render.json_document import plan_document
 from layershard_cli.render.serve_command import launch_notes
-from layershard_cli.resolve import Conditions, Layout, Load, options_of, sharding_of
+from layershard_cli.resolve import Layout, Load, Options, deployment_of, names_of, sharding_of
 from vllm_layershard.errors import ConfigError
-from vllm_layershard.estimate import DEFAULT, forecast, profile
-from vllm_layershard.models import evidence_for, find
+from vllm_layershard.estimate import DEFAULT, Hardware, PhaseName, forecast, profile
+from vllm_layershard.models import Found, Sharding, evidence_for, find, model_of
 
 
 def plan_command(
@@ -52,15 +52,16 @@ def plan_command(
     device = profile(DEFAULT if hardware is None else hardware)
     found = find(model)
     load = Load(tokens, batch, context)
-    sharding, assumed = sharding_of(
-        found,
-        Layout(tp, dp, pcp, pp, ep),
-        layers,
-        options_of(
-            prefetch_step, layer_stride, placement, transport, slice_bytes, keep_first=keep_first
-        ),
-        Conditions(device, load, phases, checked=check),
+    flags = Layout(tp, dp, pcp, pp, ep)
+    options = Options(
+        prefetch_step, layer_stride, placement, transport, slice_bytes, keep_first=keep_first
     )
+    if names_of(layers) == ["auto"]:
+        sharding, assumed = _chosen(found, flags, options, device, load, phases)
+    elif phases is not None and not check:
+        raise ConfigError("--hide-in goes with --layers auto or --check")
+    else:
+        sharding, assumed = sharding_of(found, flags, layers, options)
     sharding.tokens_gained(kv_cache_dtype)  # refuses a dtype before anything is printed
     if hardware is None:
         assumed = (*assumed, f"assumed {device.name} devices for the times; give --hardware")
@@ -101,3 +102,21 @@ def plan_command(
         from layershard_cli.paying import require_paying
 
         require_paying(sharding, expected, phases or PREFILL)
+
+
+def _chosen(
+    found: Found,
+    flags: Layout,
+    options: Options,
+    device: Hardware,
+    load: Load,
+    hide_in: tuple[PhaseName, ...] | None,
+) -> tuple[Sharding, tuple[str, ...]]:
+    """`--layers auto`: the plan, and what was assumed for it and chosen."""
+    from layershard_cli.auto import Conditions, auto_sharding
+
+    model = model_of(found)
+    deployment, assumed = deployment_of(flags, model)
+    conditions = Conditions(device, load, hide_in)
+    sharding, note = auto_sharding(model, deployment, options, conditions)
+    return sharding, (*assumed, *model.notes, note)

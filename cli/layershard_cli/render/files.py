@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import typer
 
-from vllm_layershard.config import LayerShardConfig
 from vllm_layershard.errors import ConfigError
 from vllm_layershard.estimate import Forecast
 from vllm_layershard.models import Sharding
@@ -29,14 +27,11 @@ def write_html(
     from layershard_cli.render.html import page
     from vllm_layershard.estimate.pareto import pareto
 
-    def config(names: tuple[str, ...], layer_stride: int) -> LayerShardConfig:
-        return replace(sharding.config, layers=names, layer_stride=layer_stride)
-
     points = pareto(
         sharding.model,
         sharding.deployment,
         forecast.hardware,
-        config,
+        sharding.config,
         tuple(phase.batch for phase in forecast.phases),
     )
     _write("--html", path, page(sharding, forecast, points, kv_cache_dtype, warnings))
