@@ -6,12 +6,14 @@ Each case is a process of its own, because this one may have imported anything a
 from __future__ import annotations
 
 import json
+import os
 import pkgutil
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
+import grimp
 import pytest
 
 ROOT = Path(__file__).parents[3]
@@ -113,3 +115,60 @@ def test_every_package_and_module_stands_in_a_layers_contract():
     named = {name.strip() for lines in layers for line in lines for name in line.split("|")}
     found = {f"vllm_layershard.{m.name}" for m in pkgutil.iter_modules([ROOT / "vllm_layershard"])}
     assert found | {"layershard_cli"} == named
+
+
+CIRCLES = {
+    "none": ("from planted import b", "VALUE = 1", True),
+    "lazy": ("from planted import b", "def use():\n    from planted import a\n    return a", False),
+    "typing": (
+        "from planted import b",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from planted import a",
+        False,
+    ),
+    "both lazy": (
+        "def use():\n    from planted import b\n    return b",
+        "def use():\n    from planted import a\n    return a",
+        False,
+    ),
+    "lazy, one way": ("def use():\n    from planted import b\n    return b", "VALUE = 1", True),
+}
+
+
+@pytest.mark.parametrize("case", CIRCLES)
+def test_lint_finds_a_planted_circle_and_nothing_else(case, tmp_path):
+    """The contract of pyproject.toml itself, on a package of two files."""
+    one, other, kept = CIRCLES[case]
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    (contract,) = [c for c in contracts["contracts"] if c["type"] == "acyclic_siblings"]
+    assert set(contract["ancestors"]) == set(contracts["root_packages"])
+    package = tmp_path / "planted"
+    package.mkdir()
+    for name, text in (("__init__", ""), ("a", one), ("b", other)):
+        (package / f"{name}.py").write_text(f"{text}\n")
+    config = tmp_path / "lint.toml"
+    config.write_text(
+        '[tool.importlinter]\nroot_packages = ["planted"]\n[[tool.importlinter.contracts]]\n'
+        f'name = "planted"\ntype = "{contract["type"]}"\nancestors = ["planted"]\n'
+        f"depth = {contract['depth']}\n"
+    )
+    command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    ran = subprocess.run(
+        [*command, "--config", str(config)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ("1 kept, 0 broken" in ran.stdout) == kept, ran.stdout + ran.stderr
+    assert ("0 kept, 1 broken" in ran.stdout) == (not kept)
+
+
+def test_no_module_imports_the_package_that_it_stands_in():
+    """What the contract cannot see: a file and its own folder's `__init__.py`."""
+    graph = grimp.build_graph("vllm_layershard", "layershard_cli", cache_dir=None)
+    for module in graph.modules:
+        above = [module.rsplit(".", n)[0] for n in range(1, module.count(".") + 1)]
+        bound = {name for name in above if graph.find_modules_directly_imported_by(name)}
+        assert not graph.find_modules_directly_imported_by(module) & bound, module
