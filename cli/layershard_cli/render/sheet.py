@@ -1,111 +1,78 @@
-"""Sheet: lines, pairs and tables for a person. Plain text here; on a terminal, `rich_sheet` draws.
+"""Sheet: lines, pairs and tables for a person, from top to bottom.
 
-What goes into a pipe or a file is plain, and wrapped only where COLUMNS says how wide it may be.
+Lines are wrapped to the window of a terminal, or to COLUMNS; into a pipe without COLUMNS each is as
+long as it comes. A terminal gets what a pipe gets, with a bold name and yellow notes.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import textwrap
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Final, NamedTuple
 
 from layershard_cli.output import emit, printable
 
-_NARROWEST = 6
-_GAP = 2
+_NARROWEST: Final = 6
+_GAP: Final = 2
+
+_BOLD: Final = "\x1b[1m"
+_YELLOW: Final = "\x1b[33m"
+_PLAIN: Final = "\x1b[0m"
 
 
-class Sheet(Protocol):
-    """Where a command writes to, from top to bottom."""
+class Column(NamedTuple):
+    """A column's title, and whether its cells stand to the right, as numbers do."""
 
-    @property
-    def width(self) -> int:
-        """Characters in a line."""
-
-    def heading(self, name: str, text: str) -> None:
-        """What the sheet is about."""
-
-    def line(self, text: str) -> None:
-        """One paragraph."""
-
-    def note(self, text: str) -> None:
-        """What a user should know."""
-
-    def drawn(self, text: str) -> None:
-        """A line that is drawn with characters: never wrapped."""
-
-    def pairs(self, rows: Sequence[tuple[str, str]]) -> None:
-        """Names and what is said of them."""
-
-    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Cells; those of a `layer` or with numbers to the right, the others to the left."""
+    title: str
+    right: bool = False
 
 
-def sheet() -> Sheet:
-    """The one for what stdout is."""
-    if sys.stdout.isatty() or os.environ.get("FORCE_COLOR"):
-        from layershard_cli.render.rich_sheet import RichSheet
-
-        return RichSheet()
-    return PlainSheet()
-
-
-def is_number(column: str) -> bool:
-    """Whether the cells of a column stand to the right: all but names and lists."""
-    return column in _NUMBERS
-
-
-_NUMBERS = frozenset(
-    {
-        *("stage", "ranks", "layers", "layer", "slots", "saved per rank"),
-        *("group rank", "before", "resident", "saved"),
-    }
-)
-
-
-class PlainSheet:
-    """Plain text."""
+class Sheet:
+    """Writes to stdout. Nothing in a text is markup; what a terminal would act on is escaped."""
 
     def __init__(self) -> None:
-        given = os.environ.get("COLUMNS", "")
-        self._limit = max(int(given), 20) if given.isdecimal() and len(given) < 6 else None
+        on_terminal = sys.stdout.isatty()
+        self._limit = _limit(on_terminal)
+        coloured = on_terminal or bool(os.environ.get("FORCE_COLOR"))
+        self._coloured = coloured and not os.environ.get("NO_COLOR")
 
     @property
     def width(self) -> int:
-        """80 where nobody says."""
+        """Characters in a line; 80 where nobody says."""
         return self._limit or 80
 
     def heading(self, name: str, text: str) -> None:
-        """One paragraph."""
-        self.line(name + text)
+        """What the sheet is about: a paragraph that begins with the name."""
+        self._paragraph(printable(name), printable(text), _BOLD)
 
     def line(self, text: str) -> None:
-        """Wrapped."""
-        for part in self._wrapped(printable(text), self._limit):
-            emit(part)
+        """One paragraph."""
+        self._paragraph("", printable(text), "")
 
     def note(self, text: str) -> None:
-        """Wrapped."""
-        self.line(f"note: {text}")
+        """What a user should know."""
+        self._paragraph("note:", f" {printable(text)}", _YELLOW)
 
     def drawn(self, text: str) -> None:
-        """Cut."""
+        """A line that is drawn with characters: cut, never wrapped."""
         emit(text[: self._limit])
 
     def pairs(self, rows: Sequence[tuple[str, str]]) -> None:
-        """In two columns, the second one wrapped."""
+        """Names and what is said of them, in two columns; the second one is wrapped."""
         first = max(len(name) for name, _ in rows) + _GAP
         room = None if self._limit is None else max(self._limit - first, _NARROWEST)
         for name, text in rows:
-            for i, part in enumerate(self._wrapped(printable(text), room)):
+            for i, part in enumerate(_wrapped(printable(text), room)):
                 emit(f"{'' if i else name:{first}}{part}")
 
-    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """In columns, their cells folded where they do not fit."""
+    def table(self, title: str, columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
+        """A title, then columns; cells are folded where they do not fit."""
         self.line(title)
-        cells = [list(columns), *([printable(cell) for cell in row] for row in rows)]
+        titles = [column.title for column in columns]
+        cells = [titles, *([printable(cell) for cell in row] for row in rows)]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         if self._limit is not None:
             room = max(self._limit - _GAP * (len(widths) - 1), len(widths))
@@ -116,13 +83,30 @@ class PlainSheet:
             for i in range(max(map(len, folded))):
                 parts = [parts[i] if i < len(parts) else "" for parts in folded]
                 aligned = (
-                    f"{part:>{width}}" if is_number(column) else f"{part:<{width}}"
+                    f"{part:>{width}}" if column.right else f"{part:<{width}}"
                     for part, width, column in zip(parts, widths, columns, strict=True)
                 )
                 emit((" " * _GAP).join(aligned).rstrip())
 
-    def _wrapped(self, text: str, width: int | None) -> list[str]:
-        return [text] if width is None else textwrap.wrap(text, width) or [""]
+    def _paragraph(self, lead: str, text: str, colour: str) -> None:
+        """Wrapped; `lead` in the colour, unless the wrapping breaks it."""
+        first, *others = _wrapped(lead + text, self._limit)
+        if colour and self._coloured and first.startswith(lead):
+            first = f"{colour}{lead}{_PLAIN}{first[len(lead) :]}"
+        for part in (first, *others):
+            emit(part)
+
+
+def _limit(on_terminal: bool) -> int | None:
+    """The characters of a line; None where a line may be of any length."""
+    given = os.environ.get("COLUMNS", "")
+    if given.isdecimal() and len(given) < 6:
+        return max(int(given), 20)
+    return max(shutil.get_terminal_size().columns, 20) if on_terminal else None
+
+
+def _wrapped(text: str, width: int | None) -> list[str]:
+    return [text] if width is None else textwrap.wrap(text, width) or [""]
 
 
 def _folded(cell: str, width: int) -> list[str]:

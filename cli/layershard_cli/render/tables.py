@@ -6,7 +6,7 @@ import sys
 
 from layershard_cli.output import emit, printable
 from layershard_cli.render.serve_command import launch_command
-from layershard_cli.render.sheet import Sheet, sheet
+from layershard_cli.render.sheet import Column, Sheet
 from layershard_cli.render.units import milliseconds, size, span
 from vllm_layershard.estimate import Forecast, Phase
 from vllm_layershard.estimate.wording import percent, tokens
@@ -25,8 +25,8 @@ def print_plan(
     ledger: bool = False,
 ) -> None:
     """`layershard plan`."""
-    page = sheet()
-    _print_heading(page, sharding, evidence)
+    sheet = Sheet()
+    _print_heading(sheet, sharding, evidence)
     rows = []
     for group in sharding.groups:
         for series_plan in group.plan.series:
@@ -42,8 +42,9 @@ def print_plan(
                     span(min(saved), max(saved)),
                 ]
             )
-    columns = ("series", "stage", "ranks", "layers", "layer", "slots", "saved per rank")
-    page.table("What is sharded", columns, rows)
+    titles = ("stage", "ranks", "layers", "layer", "slots", "saved per rank")
+    columns = (Column("series"), *(Column(title, right=True) for title in titles))
+    sheet.table("What is sharded", columns, rows)
 
     rank = sharding.binding_rank
     saved_bytes, held = sharding.saved_bytes[rank], sharding.weight_bytes[rank]
@@ -56,7 +57,7 @@ def print_plan(
     )
     stepped = f"{sharding.config.prefetch_step}" + (f"; best {recommended}" if recommended else "")
     estimated = f" (estimate for {forecast.hardware.name})"
-    page.pairs(
+    sheet.pairs(
         [
             ("weights per rank", f"{size(held.total)} -> {size(held.total - saved_bytes)}"),
             ("saved per rank", f"at least {size(saved_bytes)} ({saved_bytes:,} bytes)"),
@@ -72,41 +73,41 @@ def print_plan(
         ]
     )
     if timeline:
-        _print_timelines(page, forecast)
+        _print_timelines(sheet, forecast)
     if ledger:
-        _print_ledger(page, sharding)
-    page.line(
+        _print_ledger(sheet, sharding)
+    sheet.line(
         "Layer bytes and savings are exact, totals and KV bytes follow from formulas, times are "
         "assumed:"
         if forecast.assumptions
         else "Layer bytes and savings are exact, totals and KV bytes follow from formulas.",
     )
     for assumption in forecast.assumptions:
-        page.line(f"  - {assumption}")
+        sheet.line(f"  - {assumption}")
     for warning in warnings:
-        page.note(warning)
+        sheet.note(warning)
     if forecast.starts:
-        page.line("Launch:")
+        sheet.line("Launch:")
         emit(printable(launch_command(sharding, kv_cache_dtype)))
 
 
-def _print_timelines(page: Sheet, forecast: Forecast) -> None:
+def _print_timelines(sheet: Sheet, forecast: Forecast) -> None:
     """The middle layers of each phase, to scale."""
     from layershard_cli.render.timeline import ASCII, LAYERS, UNICODE, draw
 
     ink = UNICODE if (sys.stdout.encoding or "").lower().startswith("utf") else ASCII
     for phase in forecast.phases:
-        lines = draw(phase, page.width, ink)
+        lines = draw(phase, sheet.width, ink)
         if lines:
-            page.line(
+            sheet.line(
                 f"{phase.name}, {LAYERS} layers to scale ({ink.compute[0]}{ink.compute[1]} compute "
                 f"of even and odd layers, {ink.stall} waiting, {ink.link[0]}{ink.link[1]} movement)"
             )
         for line in lines:
-            page.drawn(line)
+            sheet.drawn(line)
 
 
-def _print_ledger(page: Sheet, sharding: Sharding) -> None:
+def _print_ledger(sheet: Sheet, sharding: Sharding) -> None:
     """What every rank of a group holds of each series, in bytes."""
     rows = []
     for group in sharding.groups:
@@ -124,22 +125,23 @@ def _print_ledger(page: Sheet, sharding: Sharding) -> None:
                 ]
                 for rank in range(group.plan.group_size)
             ]
-    columns = ("series", "stage", "group rank", "before", "resident", "slots", "saved")
-    page.table("Bytes of each rank", columns, rows)
+    titles = ("stage", "group rank", "before", "resident", "slots", "saved")
+    columns = (Column("series"), *(Column(title, right=True) for title in titles))
+    sheet.table("Bytes of each rank", columns, rows)
 
 
 def print_map(sharding: Sharding, warnings: tuple[str, ...], evidence: Evidence) -> None:
     """`layershard map`."""
-    page = sheet()
-    _print_heading(page, sharding, evidence)
+    sheet = Sheet()
+    _print_heading(sheet, sharding, evidence)
     for group in sharding.groups:
-        _print_owners(page, sharding, group)
-        _print_layers(page, group)
+        _print_owners(sheet, sharding, group)
+        _print_layers(sheet, group)
     for warning in warnings:
-        page.note(warning)
+        sheet.note(warning)
 
 
-def _print_owners(page: Sheet, sharding: Sharding, group: GroupPlan) -> None:
+def _print_owners(sheet: Sheet, sharding: Sharding, group: GroupPlan) -> None:
     """The layers of each rank."""
     title = f"Layers that each rank keeps (pipeline stage {group.pp_stage})"
     names = [series_plan.series.name for series_plan in group.plan.series]
@@ -150,7 +152,7 @@ def _print_owners(page: Sheet, sharding: Sharding, group: GroupPlan) -> None:
         ]
         for rank in range(group.plan.group_size)
     ]
-    page.table(title, ["global ranks", *names], rows)
+    sheet.table(title, [Column("global ranks"), *map(Column, names)], rows)
 
 
 def _kept(plan: SeriesPlan, rank: int) -> str:
@@ -163,7 +165,7 @@ def _kept(plan: SeriesPlan, rank: int) -> str:
     return " ".join(map(str, kept))
 
 
-def _print_layers(page: Sheet, group: GroupPlan) -> None:
+def _print_layers(sheet: Sheet, group: GroupPlan) -> None:
     """The owner of each layer."""
     title = f"Rank that keeps each layer (pipeline stage {group.pp_stage})"
     owners = [plan.keepers for plan in group.plan.series]
@@ -171,7 +173,8 @@ def _print_layers(page: Sheet, group: GroupPlan) -> None:
         [str(layer_id), *(_keeper(by_layer.get(layer_id), group) for by_layer in owners)]
         for layer_id in sorted({layer_id for by_layer in owners for layer_id in by_layer})
     ]
-    page.table(title, ["layer", *(plan.series.name for plan in group.plan.series)], rows)
+    names = [plan.series.name for plan in group.plan.series]
+    sheet.table(title, [Column("layer", right=True), *map(Column, names)], rows)
 
 
 def _keeper(owner: int | None, group: GroupPlan) -> str:
@@ -184,19 +187,19 @@ def _keeper(owner: int | None, group: GroupPlan) -> str:
     return ", ".join(str(ranks[owner]) for ranks in group.ranks)
 
 
-def _print_heading(page: Sheet, sharding: Sharding, evidence: Evidence) -> None:
+def _print_heading(sheet: Sheet, sharding: Sharding, evidence: Evidence) -> None:
     model, layout = sharding.model, sharding.deployment.layout
     about = (
         f": {model.architecture}, {model.num_layers} layers, {model.dtype}, quantization "
         f"{model.quantization} ({model.source})"
     )
-    page.heading(model.name, about)
+    sheet.heading(model.name, about)
     if evidence.revision is not None:
-        page.line(f"revision {evidence.revision}")
+        sheet.line(f"revision {evidence.revision}")
     if evidence.comparison is not None:
-        page.line(f"checkpoint: {evidence.comparison.said} ({evidence.headers})")
+        sheet.line(f"checkpoint: {evidence.comparison.said} ({evidence.headers})")
     ep = "with" if sharding.deployment.ep else "without"
-    page.line(
+    sheet.line(
         f"tp {layout.tp}, dp {layout.dp}, pcp {layout.pcp}, pp {layout.pp}, {ep} expert "
         f"parallelism: {layout.world_size} ranks"
     )

@@ -246,7 +246,7 @@ def test_narrow_terminals_and_no_color(columns: str, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("columns", [50, 120])
-def test_a_terminal_gets_frames_that_fit(columns: int) -> None:
+def test_a_terminal_gets_colours_and_lines_that_fit(columns: int) -> None:
     terminal, ours = pty.openpty()
     words = [sys.executable, "-m", "layershard_cli", "plan", "--model", "DeepSeek-V3", "--timeline"]
     size = {"COLUMNS": str(columns), "LINES": "60", "TERM": "xterm-256color"}
@@ -266,11 +266,12 @@ def test_a_terminal_gets_frames_that_fit(columns: int) -> None:
     os.close(terminal)
     assert process.wait() == 0
     text = raw.decode()
-    assert "\x1b[" in text
+    assert "\x1b[1mdeepseek-ai/DeepSeek-V3\x1b[0m: " in text
+    assert "\x1b[33mnote:\x1b[0m " in text
     plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
     lines = [line for line in plain.splitlines() if not line.startswith("vllm serve")]
     assert max(map(len, lines)) <= columns
-    assert "┏" in plain
+    assert "What is sharded" in plain
     assert "█" in plain
     assert "…" not in plain
 
