@@ -175,6 +175,7 @@ Check = Annotated[
     bool,
     typer.Option(
         "--check",
-        help="Exit with 1 if a rank saves nothing, or a phase of --hide-in does not hide.",
+        help="Exit with 1 if it does not fit, a rank saves nothing, or a phase of --hide-in does "
+        "not hide.",
     ),
 ]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from layershard_cli.render.units import layers, slots
 from vllm_layershard.estimate import Hardware
-from vllm_layershard.estimate.capacity import exceeding, fit_of
+from vllm_layershard.estimate.capacity import budget_of, exceeding, fit_of
 from vllm_layershard.models import Batch, Sharding
 from vllm_layershard.plan import Plan, SeriesPlan
 
@@ -98,12 +98,12 @@ def remarks_on_load(
     sharding: Sharding, hardware: Hardware, decode: Batch, kv_cache_dtype: str
 ) -> tuple[str, ...]:
     """A decode whose sequences no rank has room for."""
-    fit = fit_of(sharding, hardware)
-    if fit is None:
+    budget = budget_of(hardware)
+    if budget is None:
         return ()
     rank = sharding.binding_rank
     held = sharding.weight_bytes[rank].total - sharding.saved_bytes[rank]
-    room = fit.room_bytes - held
+    room = budget - held
     per_token = sharding.kv_bytes_per_token(kv_cache_dtype, rank)
     asked = decode.tokens * int(decode.context)
     if room <= 0 or asked * per_token <= room:

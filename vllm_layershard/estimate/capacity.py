@@ -16,6 +16,17 @@ UTILIZATION: Final = 0.92
 `gpu_memory_utilization`."""
 
 
+def budget_of(hardware: Hardware) -> int | None:
+    """Bytes that vLLM takes of a device's memory; None where that is not known."""
+    memory = hardware.memory_bytes
+    return None if memory is None else int(memory.value * UTILIZATION)
+
+
+def have_room(weight_bytes: int, room_bytes: int) -> bool:
+    """Whether a rank's weights fit: they leave something of the room to the KV cache."""
+    return weight_bytes < room_bytes
+
+
 class Fit(NamedTuple):
     """The weights of the fullest rank beside what vLLM takes of a device's memory, in bytes."""
 
@@ -26,12 +37,12 @@ class Fit(NamedTuple):
     @property
     def fits(self) -> bool:
         """Whether every rank has room for its weights, with layer sharding."""
-        return self.sharded_bytes <= self.room_bytes
+        return have_room(self.sharded_bytes, self.room_bytes)
 
     @property
     def fits_without_sharding(self) -> bool:
         """Whether every rank has room for its weights without layer sharding."""
-        return self.replicated_bytes <= self.room_bytes
+        return have_room(self.replicated_bytes, self.room_bytes)
 
 
 def fit_of(sharding: Sharding, hardware: Hardware) -> Fit | None:
@@ -39,11 +50,12 @@ def fit_of(sharding: Sharding, hardware: Hardware) -> Fit | None:
 
     Activations, graphs and what the driver takes are not counted.
     """
-    if hardware.memory_bytes is None:
+    room = budget_of(hardware)
+    if room is None:
         return None
     held = [bytes_of.total for bytes_of in sharding.weight_bytes]
     return Fit(
-        room_bytes=int(hardware.memory_bytes.value * UTILIZATION),
+        room_bytes=room,
         replicated_bytes=max(held),
         sharded_bytes=max(h - s for h, s in zip(held, sharding.saved_bytes, strict=True)),
     )
@@ -60,7 +72,10 @@ def exceeding(fit: Fit, hardware: Hardware) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """What one deployment holds; per-rank figures are those of the rank with least room.
+    """What one deployment holds; per-rank figures are those of the rank that limits the cache.
+
+    That is the rank with room for the fewest tokens; the fullest one, where no rank keeps anything
+    of a token. `fits` holds for every rank.
 
     `engines` have a KV cache of their own each, of `engine_tokens`. Activations, graphs and what
     the driver takes are not counted, so that a server holds somewhat fewer.
@@ -70,6 +85,7 @@ class Capacity:
     room_bytes: int
     engines: int
     engine_tokens: int
+    fits: bool
 
     @property
     def tokens(self) -> int:
@@ -83,33 +99,39 @@ def capacity(
     hardware: Hardware,
     saved_bytes: Callable[[int], int],
     kv_cache_dtype: str,
-    utilization: float = UTILIZATION,
 ) -> Capacity:
     """Count it. `saved_bytes(rank)` is what sharding saves on a global rank.
 
     Every data-parallel rank is an engine; the ranks of one share each token's cache by heads and
-    layers, so that an engine holds what its tightest rank does.
+    layers, so that an engine holds what its tightest rank does. A rank whose layers keep nothing of
+    a token limits none.
 
     Raises:
         HardwareError: the hardware's memory is not known.
     """
     layout = deployment.layout
-    if hardware.memory_bytes is None:
+    budget = budget_of(hardware)
+    if budget is None:
         raise HardwareError(
             f"--hardware {hardware.name}: its memory is not known; give it in a profile "
             "(--hardware FILE.json)"
         )
-    budget = int(hardware.memory_bytes.value * utilization)
     stages = stage_layers(model.num_layers, layout.pp)
-    tightest: tuple[int, int, int] | None = None
-    for rank in range(layout.world_size):
-        held = model.weight_bytes(deployment, rank).total - saved_bytes(rank)
-        per_token = model.kv_bytes_per_token(
-            kv_cache_dtype, stages[layout.stage_of(rank)], deployment
-        )
-        tokens = max(0, budget - held) // per_token
-        if tightest is None or tokens < tightest[0]:
-            tightest = (tokens, held, budget - held)
-    assert tightest is not None, "a deployment has a rank"
-    tokens, held, room = tightest
-    return Capacity(weight_bytes=held, room_bytes=room, engines=layout.dp, engine_tokens=tokens)
+    held = [
+        model.weight_bytes(deployment, rank).total - saved_bytes(rank)
+        for rank in range(layout.world_size)
+    ]
+    room: list[tuple[int, int]] = []
+    for rank, weights in enumerate(held):
+        layers = stages[layout.stage_of(rank)]
+        per_token = model.kv_bytes_per_token(kv_cache_dtype, layers, deployment)
+        if per_token:
+            room.append((max(0, budget - weights) // per_token, rank))
+    tokens, tightest = min(room, default=(0, held.index(max(held))))
+    return Capacity(
+        weight_bytes=held[tightest],
+        room_bytes=budget - held[tightest],
+        engines=layout.dp,
+        engine_tokens=tokens,
+        fits=have_room(max(held), budget),
+    )

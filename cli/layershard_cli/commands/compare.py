@@ -138,7 +138,7 @@ def _document(
             if isinstance(found, str)
             else {
                 "layout": name,
-                "fits": found.room_bytes > 0,
+                "fits": found.fits,
                 "weight_bytes": found.weight_bytes,
                 "room_bytes": found.room_bytes,
                 "engines": found.engines,
@@ -165,7 +165,7 @@ def _print(
         if isinstance(found, str):
             emit(f"{name:{width}}  refused: {found}")
             continue
-        room = size(found.room_bytes) if found.room_bytes > 0 else "does not fit"
+        room = size(found.room_bytes) if found.fits else "does not fit"
         best = "  <- most" if found.tokens == most and most else ""
         emit(
             f"{name:{width}}  {size(found.weight_bytes):>14}  {room:>12}  "

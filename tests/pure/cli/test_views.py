@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from layershard_cli.main import application
 from layershard_cli.render.timeline import ASCII, UNICODE, draw
 from vllm_layershard.estimate import forecast, profile
+from vllm_layershard.estimate.capacity import UTILIZATION
 from vllm_layershard.models import Deployment, Sharding, load_model, plan_model
 from vllm_layershard.plan import ParallelLayout
 from vllm_layershard.schema import validated
@@ -208,6 +209,33 @@ def test_compare_says_what_does_not_fit_and_what_is_refused() -> None:
     assert "does not fit" in shown
     shown = layershard("compare", "--model", "DeepSeek-V2-Lite")
     assert "tp8" in shown
+
+
+@pytest.mark.parametrize("spare_bytes", [-1, 0, 1])
+def test_compare_and_plan_agree_on_what_fits_to_the_byte(spare_bytes: int, tmp_path: Path) -> None:
+    flags = ["--model", "DeepSeek-V3", "--json"]
+    plan = json.loads(layershard("plan", *flags))
+    kept = [
+        plan["memory"]["weight_bytes_replicated"] - saved for saved in plan["memory"]["saved_bytes"]
+    ]
+    memory = round((max(kept) + spare_bytes + 0.5) / UTILIZATION)
+    assert int(memory * UTILIZATION) == max(kept) + spare_bytes
+    device = tmp_path / "device.json"
+    device.write_text(json.dumps({"base": "H200", "memory_bytes": memory}))
+    flags += ["--hardware", str(device)]
+    fits = spare_bytes > 0
+    assert json.loads(layershard("plan", *flags))["memory"]["fits"] is fits
+    (layout,) = json.loads(layershard("compare", *flags, "--layout", "dp8+ep+shard"))["layouts"]
+    assert layout["fits"] is fits
+
+
+def test_compare_takes_stages_that_keep_nothing_of_a_token() -> None:
+    """A layer a stage: three of four are linear attention, which has a state and no tokens."""
+    flags = ["--model", "Qwen3-Next-80B-A3B-Instruct", "--layout", "pp12", "--layout", "pp48"]
+    twelve, every = json.loads(layershard("compare", *flags, "--json"))["layouts"]
+    assert every["fits"]
+    assert every["weight_bytes"] < twelve["weight_bytes"]
+    assert every["engine_tokens"] > twelve["engine_tokens"] > 0
 
 
 @pytest.mark.parametrize("text", ["", "tp", "tp0", "tp2tp2", "tp2+x", "pcp2", "8", "tp99999"])
