@@ -19,7 +19,7 @@ from vllm_layershard.estimate.overlap import (
 )
 from vllm_layershard.estimate.transfer import Transfer
 from vllm_layershard.models import Batch, Sharding
-from vllm_layershard.plan import Plan, build_plan, stage_layers
+from vllm_layershard.plan import Plan, stage_layers
 from vllm_layershard.plan.linear import suffix_of
 
 _STEPS: Final = (0, 1, 2, 3, 4, 6, 8)
@@ -129,15 +129,7 @@ class Forwards:
                 for group in self._sharding.groups
                 if group.pp_stage == stage
                 for move in movements(
-                    group.plan
-                    if group.plan.prefetch_step == prefetch_step
-                    else build_plan(
-                        [series.series for series in group.plan.series],
-                        group.plan.group_size,
-                        prefetch_step,
-                        group.plan.placement,
-                        group.plan.layer_stride,
-                    ),
+                    group.plan.with_prefetch_step(prefetch_step),
                     group.prefixes,
                     partial(self._transfer.seconds, spread=self._transfer.spread(group)),
                     self._pulling_rank(group.plan),
