@@ -7,7 +7,14 @@ from vllm_layershard.estimate.forecast import (
     forecast,
 )
 from vllm_layershard.estimate.hardware import Hardware
-from vllm_layershard.estimate.outcome import Forecast, Phase, PhaseName
+from vllm_layershard.estimate.outcome import (
+    Abstention,
+    Estimate,
+    Forecast,
+    Phase,
+    PhaseName,
+    Trial,
+)
 from vllm_layershard.estimate.overlap import Forward, Span
 from vllm_layershard.estimate.profile_file import profile
 from vllm_layershard.estimate.profiles import DEFAULT, profile_names
@@ -17,12 +24,15 @@ __all__ = [
     "DECODE_SEQUENCES",
     "DEFAULT",
     "PREFILL_TOKENS",
+    "Abstention",
+    "Estimate",
     "Forecast",
     "Forward",
     "Hardware",
     "Phase",
     "PhaseName",
     "Span",
+    "Trial",
     "forecast",
     "profile",
     "profile_names",

@@ -61,6 +61,11 @@ def fit_of(sharding: Sharding, hardware: Hardware) -> Fit | None:
     )
 
 
+def may_fit(fit: Fit | None) -> bool:
+    """False where the weights are known not to fit, so that there is nothing to launch."""
+    return fit is None or fit.fits
+
+
 def exceeding(fit: Fit, hardware: Hardware) -> str:
     """What weights that do not fit exceed, in words: both sizes of a rank and the device's room."""
     return (

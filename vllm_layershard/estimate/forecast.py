@@ -1,4 +1,4 @@
-"""Forecasting: simulates what a sharding costs in time, phase by phase, before any launch."""
+"""Forecast: what a sharding costs in time, phase by phase, before anything is launched."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from dataclasses import replace
 from typing import Final
 
 from vllm_layershard.errors import PlanError
-from vllm_layershard.estimate.capacity import exceeding, fit_of
+from vllm_layershard.estimate.capacity import fit_of
 from vllm_layershard.estimate.forwards import Forwards
-from vllm_layershard.estimate.hardware import LABELS, Hardware
-from vllm_layershard.estimate.outcome import Forecast, Phase, PhaseName
-from vllm_layershard.estimate.overlap import TOLERANCE, Forward
+from vllm_layershard.estimate.hardware import Hardware
+from vllm_layershard.estimate.outcome import Abstention, Estimate, Forecast, Phase, PhaseName, Trial
+from vllm_layershard.estimate.overlap import TOLERANCE
 from vllm_layershard.estimate.transfer import Transfer
-from vllm_layershard.estimate.verdict import verdict_on
+from vllm_layershard.estimate.verdict import abstaining, verdict_on, warned
 from vllm_layershard.estimate.wording import tokens
 from vllm_layershard.models import Batch, Sharding, plan_model
 
@@ -22,8 +22,8 @@ DECODE_CONTEXT: Final = 4096
 """The phases that are looked at where the user says nothing; assumed."""
 
 WORTH: Final = 0.75
-"""Keeping a layer is worth it where at least this share of the memory stays saved, and at most this
-share of the time exposed."""
+"""`keep_first` is suggested only where it leaves more than this share of the saving, and at most
+this share of the exposed time."""
 
 MAX_TOKENS: Final = 1 << 20
 """The break-even is looked for up to here."""
@@ -60,52 +60,52 @@ def forecast(
         PlanError: ranks that pull from each other lie on several hosts.
     """
     pcp = sharding.deployment.layout.pcp
-    batches: tuple[tuple[PhaseName, Batch], ...] = (
-        ("prefill", prefill(tokens, pcp)),
-        ("decode", decode(sequences, context)),
-    )
+    batches: dict[PhaseName, Batch] = {
+        "prefill": prefill(tokens, pcp),
+        "decode": decode(sequences, context),
+    }
     transfer = Transfer(sharding, hardware)
+    fit = fit_of(sharding, hardware)
     lacking = transfer.lacking()
     if lacking:
-        return Forecast(
-            hardware=hardware,
-            phases=tuple(Phase(name, batch) for name, batch in batches),
-            recommended_step=None,
-            break_even_tokens=None,
-            verdict=_warned(sharding, hardware, _abstention(hardware, lacking)),
-            assumptions=(),
-            lacking=lacking,
-            fit=fit_of(sharding, hardware),
-        )
+        verdict = warned(sharding, hardware, fit, abstaining(hardware, lacking))
+        return Abstention(hardware, fit, verdict, batches, lacking)
     forwards = Forwards(sharding, hardware)
-    step = sharding.config.prefetch_step
+    step, keep_first = sharding.config.prefetch_step, sharding.config.keep_first
     run = forwards.trace if traced else forwards.run
-    best = {batch: forwards.best_step(batch) for _, batch in batches}
     phases = tuple(
-        Phase(name, batch, run(batch, step), best[batch], forwards.run(batch, best[batch]))
-        for name, batch in batches
+        Phase(
+            name=name,
+            batch=batch,
+            asked=Trial(step, keep_first, run(batch, step)),
+            best=_best(forwards, batch, keep_first),
+            kept=None,
+        )
+        for name, batch in batches.items()
     )
-    if not sharding.config.keep_first and any(map(_waits, phases)):
+    if not keep_first and any(map(_waits, phases)):
         phases = _with_kept(phases, sharding, hardware)
     break_even = _break_even(forwards, step, pcp)
-    return Forecast(
+    verdict = verdict_on(phases, break_even, pulls=transfer.pulls)
+    return Estimate(
         hardware=hardware,
+        fit=fit,
+        verdict=warned(sharding, hardware, fit, verdict),
         phases=phases,
-        recommended_step=phases[0].recommended_step,
         break_even_tokens=break_even,
-        verdict=_warned(
-            sharding, hardware, verdict_on(phases, step, break_even, pulls=transfer.pulls)
-        ),
-        assumptions=_assumptions(sharding, hardware, transfer, phases),
-        fit=fit_of(sharding, hardware),
+        assumptions=_assumptions(sharding, hardware, transfer, batches),
         movement_basis=transfer.basis(),
     )
 
 
+def _best(forwards: Forwards, batch: Batch, keep_first: bool) -> Trial:
+    step = forwards.best_step(batch)
+    return Trial(step, keep_first, forwards.run(batch, step))
+
+
 def _waits(phase: Phase) -> bool:
-    """Whether the waiting, which alone `keep_first` spares, is so much of what it exposes."""
-    forward = phase.forward
-    assert forward is not None, "an estimate without numbers waits for nothing"
+    """True if stalls exceed a quarter of what is exposed: they alone are spared by `keep_first`."""
+    forward = phase.asked.forward
     return not forward.hidden and forward.stalled > (1 - WORTH) * forward.exposed
 
 
@@ -122,41 +122,22 @@ def _with_kept(
         return phases
     forwards = Forwards(kept, hardware)
     return tuple(
-        phase._replace(kept=_worth(phase, forwards.run(phase.batch, config.prefetch_step)))
-        if _waits(phase)
-        else phase
-        for phase in phases
+        phase._replace(kept=_worth(phase, forwards)) if _waits(phase) else phase for phase in phases
     )
 
 
-def _worth(phase: Phase, kept: Forward) -> Forward | None:
-    """The forward with `keep_first`, where it exposes so much less than the phase's."""
-    assert phase.forward is not None, "it waits"
-    return kept if kept.exposed <= WORTH * phase.forward.exposed else None
-
-
-def _warned(sharding: Sharding, hardware: Hardware, verdict: str) -> str:
-    """The verdict, behind what comes first: whether the weights fit, and anything is saved."""
-    if sharding.loses:
-        least = min(sharding.saved_bytes)
-        verdict = f"do not enable it: a rank saves nothing ({least:,} bytes); {verdict}"
-    fit = fit_of(sharding, hardware)
-    if fit is not None and not fit.fits:
-        verdict = f"it does not fit: {exceeding(fit, hardware)}; {verdict}"
-    return verdict
+def _worth(phase: Phase, forwards: Forwards) -> Trial | None:
+    """The trial with `keep_first`, where it exposes so much less than the one asked for."""
+    step = phase.asked.step
+    forward = forwards.run(phase.batch, step)
+    if forward.exposed > WORTH * phase.asked.forward.exposed:
+        return None
+    return Trial(step, True, forward)
 
 
 def _prompt_ranks(sharding: Sharding) -> str:
     pcp = sharding.deployment.layout.pcp
     return "a rank" if pcp == 1 else f"on each of its {pcp} context-parallel ranks"
-
-
-def _abstention(hardware: Hardware, lacking: tuple[str, ...]) -> str:
-    across = any(lack.startswith(LABELS["inter_node"]) for lack in lacking)
-    return (
-        f"no estimate: {hardware.name} lacks {'; '.join(lacking)}. Give it in a profile "
-        "(--hardware FILE.json)" + ("" if across else "; layershard calibrate measures one")
-    )
 
 
 def lacking_for(sharding: Sharding, hardware: Hardware) -> tuple[str, ...]:
@@ -200,9 +181,9 @@ def _break_even(forwards: Forwards, prefetch_step: int, pcp: int) -> int | None:
 
 
 def _assumptions(
-    sharding: Sharding, hardware: Hardware, transfer: Transfer, phases: tuple[Phase, ...]
+    sharding: Sharding, hardware: Hardware, transfer: Transfer, batches: dict[PhaseName, Batch]
 ) -> tuple[str, ...]:
-    prompt, sequences = phases[0].batch.tokens, phases[1].batch
+    prompt, sequences = batches["prefill"].tokens, batches["decode"]
     launched = "the copies of a pull" if transfer.pulls else "a broadcast"
     return (
         f"a step of a layer reaches {hardware.compute_efficiency.value:g} of the compute rate or "

@@ -1,7 +1,8 @@
-"""Forecast: what is foretold of one sharding on one device, phase by phase."""
+"""Outcome: what a forecast comes to, an estimate or an abstention."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 from vllm_layershard.estimate.capacity import Fit
@@ -12,49 +13,74 @@ from vllm_layershard.models import Batch
 PhaseName = Literal["prefill", "decode"]
 
 
-class Phase(NamedTuple):
-    """One kind of forward, with its timeline, of the pipeline stage that loses most.
+class Trial(NamedTuple):
+    """One simulated forward, and the two settings that it was simulated with."""
 
-    `recommended` is the forward with `recommended_step`: the smallest step that hides, or if none
-    does, the smallest within TOLERANCE of the fastest. Without the numbers these three are None.
-    `kept` is the forward with `keep_first`, where that is WORTH a layer's memory.
+    step: int
+    keep_first: bool
+    forward: Forward
+
+
+class Phase(NamedTuple):
+    """One kind of forward, of the pipeline stage that loses most: as asked for, and otherwise.
+
+    `asked` has the settings of the plan, and a timeline where one was wanted. `best` has the
+    smallest step that hides; if none does, the smallest within TOLERANCE of the fastest. `kept` has
+    `keep_first`; it is None where the plan has it already, and where it is not worth the memory.
     """
 
     name: PhaseName
     batch: Batch
-    forward: Forward | None = None
-    recommended_step: int | None = None
-    recommended: Forward | None = None
-    kept: Forward | None = None
+    asked: Trial
+    best: Trial
+    kept: Trial | None
 
     @property
     def hidden(self) -> bool:
-        """Whether it is known to hide."""
-        return self.forward is not None and self.forward.hidden
+        """Whether the plan hides, as it was asked for."""
+        return self.asked.forward.hidden
 
 
-class Forecast(NamedTuple):
-    """The phases, and what follows from them.
+class Estimate(NamedTuple):
+    """The times of all trials of a plan on one device, and what follows from them.
 
-    `recommended_step` is that of the prefill; `break_even_tokens` the fewest prefill tokens a rank
-    that hide the movement, None if none do. `lacking` names the numbers without which nothing is
-    estimated; then there are no times, no step and no break-even. `fit` says whether the weights
-    fit the device, None where its memory is not known.
+    `fit` says whether the weights fit the device; None where its memory is not known.
+    `break_even_tokens` are the fewest prefill tokens a rank that hide the movement, None if no
+    number does.
     """
 
     hardware: Hardware
-    phases: tuple[Phase, ...]
-    recommended_step: int | None
-    break_even_tokens: int | None
+    fit: Fit | None
     verdict: str
+    phases: tuple[Phase, ...]
+    break_even_tokens: int | None
     assumptions: tuple[str, ...]
-    lacking: tuple[str, ...] = ()
-    fit: Fit | None = None
-    movement_basis: Basis = "assumed"
+    movement_basis: Basis
     """Of what the movement takes alone. All other times are assumed: experts evenly loaded, and
     what a step reaches."""
 
     @property
-    def starts(self) -> bool:
-        """False where the weights are known not to fit, so that no server starts."""
-        return self.fit is None or self.fit.fits
+    def batches(self) -> Mapping[PhaseName, Batch]:
+        """What each phase was asked about: its batch on each rank."""
+        return {phase.name: phase.batch for phase in self.phases}
+
+    @property
+    def recommended_step(self) -> int:
+        """The best step of the prefill."""
+        return self.phases[0].best.step
+
+
+class Abstention(NamedTuple):
+    """What stands in the place of an estimate where the device lacks a number.
+
+    `lacking` names the numbers. `fit` and `batches` are as in an estimate: they need none of them.
+    """
+
+    hardware: Hardware
+    fit: Fit | None
+    verdict: str
+    batches: Mapping[PhaseName, Batch]
+    lacking: tuple[str, ...]
+
+
+Forecast = Estimate | Abstention

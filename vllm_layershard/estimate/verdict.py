@@ -1,74 +1,113 @@
-"""Verdict: the forecast in plain words."""
+"""Verdict: the one sentence that says whether a plan pays, and in which phase."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-from vllm_layershard.estimate.outcome import Phase
+from vllm_layershard.estimate.capacity import Fit, exceeding
+from vllm_layershard.estimate.hardware import LABELS, Hardware
+from vllm_layershard.estimate.outcome import Phase, Trial
 from vllm_layershard.estimate.overlap import TOLERANCE, Forward
 from vllm_layershard.estimate.wording import percent, tokens
+from vllm_layershard.models import Sharding
 
-_BETTER = 0.999
-"""A step is better than another from a thousandth of a forward on: less is no reason to change."""
+_BETTER: Final = 0.999
+"""Another step is recommended only where it makes the forward at least 0.1 % shorter."""
 
 
-class _Reason(NamedTuple):
-    """Why a forward does not hide, and the forward that would be better, where there is one."""
+class _Remedy(NamedTuple):
+    """A trial that does better than the one asked for, and how the verdict names it."""
 
     words: str
-    better: Forward | None = None
+    forward: Forward
 
 
-def verdict_on(
-    phases: tuple[Phase, ...], step: int, break_even: int | None, *, pulls: bool = False
-) -> str:
-    """Prefill, then decode. Both forwards are known."""
-    prefill, decode = (phase.forward for phase in phases)
-    assert prefill is not None, "an estimate without numbers has no verdict of its own"
-    assert decode is not None, "an estimate without numbers has no verdict of its own"
-    if not prefill.fetch:
+def verdict_on(phases: tuple[Phase, ...], break_even: int | None, *, pulls: bool) -> str:
+    """Prefill, then decode."""
+    prefill, decode = phases
+    if not prefill.asked.forward.fetch:
         return "nothing moves: the placement is replicated"
-    if phases[0].hidden:
+    if prefill.hidden:
         said = "hidden in prefill"
         if break_even is not None:
             said += f" from {tokens(break_even)} a rank"
     else:
-        why = _why(phases[0], prefill, step, pulls)
+        remedy = _preferred(_remedies(prefill))
         said = (
-            f"a prefill of {tokens(phases[0].batch.tokens)} a rank slows by "
-            f"{percent(prefill.slowdown)}: {why.words}; "
-            + ("as it is, " if why.better is not None else "")
+            f"a prefill of {tokens(prefill.batch.tokens)} a rank slows by "
+            f"{percent(prefill.asked.forward.slowdown)}: {_why(prefill, remedy, pulls)}; "
+            + ("as it is, " if remedy is not None else "")
             + (
                 f"it hides from {tokens(break_even)} a rank"
                 if break_even is not None
                 else "no number of tokens hides it"
             )
         )
-    if phases[1].hidden:
-        return f"{said}; hidden in decode at batch {phases[1].batch.tokens:,}"
-    why = _why(phases[1], decode, step, pulls)
+    if decode.hidden:
+        return f"{said}; hidden in decode at batch {decode.batch.tokens:,}"
+    remedy = _preferred(_remedies(decode))
     return (
-        f"{said}; decode at batch {phases[1].batch.tokens:,} would slow by "
-        f"{percent(decode.slowdown)} ({why.words}): do not enable it there"
-        + (" as it is" if why.better is not None and why.better.hidden else "")
+        f"{said}; decode at batch {decode.batch.tokens:,} would slow by "
+        f"{percent(decode.asked.forward.slowdown)} ({_why(decode, remedy, pulls)}): "
+        "do not enable it there"
+        + (" as it is" if remedy is not None and remedy.forward.hidden else "")
     )
 
 
-def _why(phase: Phase, forward: Forward, step: int, pulls: bool) -> _Reason:
-    recommended, better, kept = phase.recommended_step, phase.recommended, phase.kept
-    assert recommended is not None, "its forward is known"
-    assert better is not None, "its forward is known"
-    if (recommended > step or better.total < _BETTER * forward.total) and (
-        kept is None or better.hidden or better.total <= (1 + TOLERANCE) * kept.total
-    ):
-        return _Reason(f"prefetch_step {recommended} does better than {step}", better)
+def abstaining(hardware: Hardware, lacking: tuple[str, ...]) -> str:
+    """The verdict without an estimate: the numbers that the device lacks, and who measures them."""
+    across = any(lack.startswith(LABELS["inter_node"]) for lack in lacking)
+    return (
+        f"no estimate: {hardware.name} lacks {'; '.join(lacking)}. Give it in a profile "
+        "(--hardware FILE.json)" + ("" if across else "; layershard calibrate measures one")
+    )
+
+
+def warned(sharding: Sharding, hardware: Hardware, fit: Fit | None, verdict: str) -> str:
+    """The verdict, behind what comes first: whether the weights fit, and anything is saved."""
+    if sharding.loses:
+        least = min(sharding.saved_bytes)
+        verdict = f"do not enable it: a rank saves nothing ({least:,} bytes); {verdict}"
+    if fit is not None and not fit.fits:
+        verdict = f"it does not fit: {exceeding(fit, hardware)}; {verdict}"
+    return verdict
+
+
+def _remedies(phase: Phase) -> list[_Remedy]:
+    """What does better than the plan as asked for: first what costs least memory."""
+    asked, best, kept = phase.asked, phase.best, phase.kept
+    remedies = []
+    if best.step > asked.step or best.forward.total < _BETTER * asked.forward.total:
+        words = f"prefetch_step {best.step} does better than {asked.step}"
+        remedies.append(_Remedy(words, best.forward))
     if kept is not None:
-        return _Reason(f"with keep_first it would be {percent(kept.slowdown)}", kept)
+        words = f"with keep_first it would be {percent(kept.forward.slowdown)}"
+        remedies.append(_Remedy(words, kept.forward))
+    return remedies
+
+
+def _preferred(remedies: list[_Remedy]) -> _Remedy | None:
+    """The first remedy that hides or is within TOLERANCE of the fastest; None if there is none."""
+    fastest = min((remedy.forward.total for remedy in remedies), default=0.0)
+    for remedy in remedies:
+        if remedy.forward.hidden or remedy.forward.total <= (1 + TOLERANCE) * fastest:
+            return remedy
+    return None
+
+
+def _why(phase: Phase, remedy: _Remedy | None, pulls: bool) -> str:
+    """Why a phase does not hide: what would help, or else what stands in the way."""
+    return remedy.words if remedy is not None else _obstacle(phase.asked, pulls)
+
+
+def _obstacle(asked: Trial, pulls: bool) -> str:
+    """What keeps a forward from hiding that nothing helps."""
+    forward = asked.forward
     if forward.link_bound:
-        return _Reason("the link is the bound, no prefetch_step helps")
+        return "the link is the bound, no prefetch_step helps"
     if forward.stalled < forward.exposed / 2:
         shared = "pulls and compute share the memory"
         if not pulls:
             shared = "broadcasts and compute share the memory and the cores"
-        return _Reason(f"{shared}, no prefetch_step helps")
-    return _Reason(f"prefetch_step {step} waits, and no other does better by 1 %")
+        return f"{shared}, no prefetch_step helps"
+    return f"prefetch_step {asked.step} waits, and no other does better by 1 %"

@@ -10,7 +10,8 @@ from layershard_cli.render.json_document import plan_document
 from layershard_cli.render.serve_command import launch_notes
 from layershard_cli.resolve import Layout, Load, Options, deployment_of, names_of, sharding_of
 from vllm_layershard.errors import ConfigError
-from vllm_layershard.estimate import DEFAULT, Hardware, PhaseName, forecast, profile
+from vllm_layershard.estimate import DEFAULT, Estimate, Hardware, PhaseName, forecast, profile
+from vllm_layershard.estimate.capacity import may_fit
 from vllm_layershard.models import Found, Sharding, evidence_for, find, model_of
 
 
@@ -72,18 +73,18 @@ def plan_command(
         *assumed,
         *notes,
         *remarks_on(sharding, device),
-        *remarks_on_load(sharding, device, expected.phases[1].batch, kv_cache_dtype),
-        *(launch_notes(sharding) if expected.starts else ()),
+        *remarks_on_load(sharding, device, expected.batches["decode"], kv_cache_dtype),
+        *(launch_notes(sharding) if may_fit(expected.fit) else ()),
     )
     if html is not None or trace is not None:
         from layershard_cli.render.files import write_html, write_trace
 
         if html is not None:
             write_html(html, sharding, expected, kv_cache_dtype, warnings)
-        if trace is not None and expected.lacking:
-            warnings = (*warnings, f"{trace} was not written: nothing is estimated")
-        elif trace is not None:
+        if trace is not None and isinstance(expected, Estimate):
             write_trace(trace, expected)
+        elif trace is not None:
+            warnings = (*warnings, f"{trace} was not written: nothing is estimated")
     if as_json:
         emit_json(plan_document(sharding, expected, kv_cache_dtype, warnings, evidence))
     else:

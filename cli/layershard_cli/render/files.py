@@ -8,7 +8,7 @@ from pathlib import Path
 import typer
 
 from vllm_layershard.errors import ConfigError
-from vllm_layershard.estimate import Forecast
+from vllm_layershard.estimate import Estimate, Forecast
 from vllm_layershard.models import Sharding
 
 
@@ -32,12 +32,12 @@ def write_html(
         sharding.deployment,
         forecast.hardware,
         sharding.config,
-        tuple(phase.batch for phase in forecast.phases),
+        tuple(forecast.batches.values()),
     )
     _write("--html", path, page(sharding, forecast, points, kv_cache_dtype, warnings))
 
 
-def write_trace(path: str, forecast: Forecast) -> None:
+def write_trace(path: str, estimate: Estimate) -> None:
     """`--trace FILE`.
 
     Raises:
@@ -45,7 +45,7 @@ def write_trace(path: str, forecast: Forecast) -> None:
     """
     from layershard_cli.render.trace import trace_document
 
-    _write("--trace", path, json.dumps(trace_document(forecast)))
+    _write("--trace", path, json.dumps(trace_document(estimate)))
 
 
 def _write(flag: str, path: str, text: str) -> None:

@@ -10,7 +10,8 @@ from layershard_cli.render.serve_command import launch_command
 from layershard_cli.render.svg import pareto_svg, timeline_svg
 from layershard_cli.render.units import milliseconds, size
 from vllm_layershard import __version__
-from vllm_layershard.estimate import Forecast
+from vllm_layershard.estimate import Estimate, Forecast, Phase
+from vllm_layershard.estimate.capacity import may_fit
 from vllm_layershard.estimate.pareto import Point
 from vllm_layershard.models import GroupPlan, Sharding
 from vllm_layershard.plan import EVERY_RANK, NO_RANK
@@ -61,13 +62,9 @@ def page(
         f"{sharding.tokens_gained(kv_cache_dtype):,}": f"more KV tokens, at {per_token:,} bytes",
         f"{size(held)} → {size(held - saved)}": "weights per rank",
     }
-    timelines = [
-        f"<h3>{escape(phase.name)}, {phase.batch.tokens:,} tokens a rank: compute "
-        f"{milliseconds(phase.forward.compute)}, movement {milliseconds(phase.forward.fetch)}, "
-        f"exposed {milliseconds(phase.forward.exposed)}</h3>{timeline_svg(phase)}"
-        for phase in forecast.phases
-        if phase.forward is not None
-    ]
+    phases = forecast.phases if isinstance(forecast, Estimate) else ()
+    exposed = {phase.name: phase.asked.forward.exposed for phase in phases}
+    curves = pareto_svg(points, tuple(forecast.batches), saved, exposed)
     verdict = (
         f'<p id="verdict"><strong>{escape(forecast.verdict)}</strong> '
         f"(estimate for {escape(forecast.hardware.name)})</p>"
@@ -79,16 +76,15 @@ def page(
         f"quantization {escape(sharding.model.quantization)} ({escape(sharding.model.source)}). "
         f"tp {layout.tp}, dp {layout.dp}, pcp {layout.pcp}, pp {layout.pp}, {ep} expert "
         f"parallelism: {layout.world_size} ranks.</p>",
-        *([] if forecast.starts else [verdict]),
+        *([] if may_fit(forecast.fit) else [verdict]),
         '<div class="figures">',
         *(f"<div><b>{escape(k)}</b><small>{escape(v)}</small></div>" for k, v in figures.items()),
         "</div>",
-        *([verdict, launch] if forecast.starts else []),
+        *([verdict, launch] if may_fit(forecast.fit) else []),
         "<h2>One forward</h2>",
-        *timelines,
-        *(["<p>No estimate.</p>"] if not timelines else []),
+        *(map(_timeline, phases) if phases else ["<p>No estimate.</p>"]),
         "<h2>Memory saved against time exposed</h2>",
-        pareto_svg(points, forecast.phases, saved) or "<p>No estimate.</p>",
+        curves or "<p>No estimate.</p>",
         '<p class="soft">Each point is a set of linears at a layer_stride; lines join those that '
         "no other beats; the rings are this plan.</p>",
         "<h2>What each rank holds</h2>",
@@ -98,7 +94,7 @@ def page(
         "<h2>What stands behind the numbers</h2>",
         "<p>Layer bytes and savings are exact; totals and KV bytes follow from formulas; times "
         "as stated here:</p>",
-        _list(forecast.assumptions),
+        _list(forecast.assumptions if isinstance(forecast, Estimate) else ()),
         _list(warnings),
         f'<p class="soft">layershard {escape(__version__)}</p>',
     ]
@@ -107,6 +103,15 @@ def page(
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n"
         f"<body>\n{chr(10).join(body)}\n</body></html>\n"
+    )
+
+
+def _timeline(phase: Phase) -> str:
+    forward = phase.asked.forward
+    return (
+        f"<h3>{escape(phase.name)}, {phase.batch.tokens:,} tokens a rank: compute "
+        f"{milliseconds(forward.compute)}, movement {milliseconds(forward.fetch)}, "
+        f"exposed {milliseconds(forward.exposed)}</h3>{timeline_svg(phase)}"
     )
 
 

@@ -6,8 +6,9 @@ from typing import Any
 
 from layershard_cli.render.serve_command import launch_command
 from vllm_layershard import __version__
-from vllm_layershard.estimate import Forecast, Phase
-from vllm_layershard.models import Evidence, GroupPlan, Sharding
+from vllm_layershard.estimate import Abstention, Estimate, Forecast, Phase, PhaseName
+from vllm_layershard.estimate.capacity import may_fit
+from vllm_layershard.models import Batch, Evidence, GroupPlan, Sharding
 from vllm_layershard.plan import SeriesPlan
 
 SCHEMA_VERSION = 1
@@ -64,26 +65,19 @@ def plan_document(
             ),
             "tokens_gained": sharding.tokens_gained(kv_cache_dtype),
         },
-        "prefetch": {
-            "recommended_step": forecast.recommended_step,
-            "verdict": forecast.verdict,
-            "phases": [_phase(phase) for phase in forecast.phases],
-            "break_even_tokens": forecast.break_even_tokens,
-            "hardware": forecast.hardware.name,
-            "assumptions": list(forecast.assumptions),
-            "sources": list(forecast.hardware.sources),
-            "lacking": list(forecast.lacking),
-        },
+        "prefetch": _prefetch(forecast),
         "basis": {
             "series": "exact",
             "memory.saved_bytes_min": "exact",
             "memory.weight_bytes_replicated": "formula",
             "kv_cache": "formula",
             "prefetch": "assumed",
-            "prefetch.phases.fetch_us": forecast.movement_basis,
+            "prefetch.phases.fetch_us": (
+                forecast.movement_basis if isinstance(forecast, Estimate) else "assumed"
+            ),
         },
         "groups": [_group(group) for group in sharding.groups],
-        "launch": launch_command(sharding, kv_cache_dtype) if forecast.starts else None,
+        "launch": launch_command(sharding, kv_cache_dtype) if may_fit(forecast.fit) else None,
         "warnings": list(warnings),
     }
 
@@ -207,29 +201,65 @@ def _series(group: GroupPlan, series_plan: SeriesPlan) -> dict[str, Any]:
     }
 
 
+def _prefetch(forecast: Forecast) -> dict[str, Any]:
+    """What is estimated; null, or empty, where a number is lacking."""
+    match forecast:
+        case Estimate():
+            return {
+                "recommended_step": forecast.recommended_step,
+                "verdict": forecast.verdict,
+                "phases": [_phase(phase) for phase in forecast.phases],
+                "break_even_tokens": forecast.break_even_tokens,
+                "hardware": forecast.hardware.name,
+                "assumptions": list(forecast.assumptions),
+                "sources": list(forecast.hardware.sources),
+                "lacking": [],
+            }
+        case Abstention():
+            return {
+                "recommended_step": None,
+                "verdict": forecast.verdict,
+                "phases": [_unknown(name, batch) for name, batch in forecast.batches.items()],
+                "break_even_tokens": None,
+                "hardware": forecast.hardware.name,
+                "assumptions": [],
+                "sources": list(forecast.hardware.sources),
+                "lacking": list(forecast.lacking),
+            }
+
+
 def _phase(phase: Phase) -> dict[str, Any]:
-    """Times are null where a number is lacking; that of `keep_first` where it is not worth it."""
-    forward = phase.forward
-    times = dict.fromkeys(("compute_us", "fetch_us", "exposed_us", "stalled_us"), None)
-    known: dict[str, Any] = {**times, "link_bound": None, "hidden": None}
-    kept = phase.kept
-    if forward is not None:
-        known = {
-            "compute_us": round(forward.compute * 1e6, 1),
-            "fetch_us": round(forward.fetch * 1e6, 1),
-            "exposed_us": round(forward.exposed * 1e6, 1),
-            "stalled_us": round(forward.stalled * 1e6, 1),
-            "link_bound": forward.link_bound,
-            "hidden": phase.hidden,
-        }
+    """The time with `keep_first` is null where that is not worth it."""
+    forward, kept = phase.asked.forward, phase.kept
     return {
-        "phase": phase.name,
-        "tokens": phase.batch.tokens,
-        "context": phase.batch.context,
-        **known,
-        "recommended_step": phase.recommended_step,
-        "keep_first_exposed_us": None if kept is None else round(kept.exposed * 1e6, 1),
+        **_unknown(phase.name, phase.batch),
+        "compute_us": round(forward.compute * 1e6, 1),
+        "fetch_us": round(forward.fetch * 1e6, 1),
+        "exposed_us": round(forward.exposed * 1e6, 1),
+        "stalled_us": round(forward.stalled * 1e6, 1),
+        "link_bound": forward.link_bound,
+        "hidden": phase.hidden,
+        "recommended_step": phase.best.step,
+        "keep_first_exposed_us": None if kept is None else round(kept.forward.exposed * 1e6, 1),
     }
+
+
+_ESTIMATED = (
+    "compute_us",
+    "fetch_us",
+    "exposed_us",
+    "stalled_us",
+    "link_bound",
+    "hidden",
+    "recommended_step",
+    "keep_first_exposed_us",
+)
+
+
+def _unknown(name: PhaseName, batch: Batch) -> dict[str, Any]:
+    """A phase of which nothing is estimated."""
+    asked = {"phase": name, "tokens": batch.tokens, "context": batch.context}
+    return {**asked, **dict.fromkeys(_ESTIMATED)}
 
 
 def _group(group: GroupPlan) -> dict[str, Any]:

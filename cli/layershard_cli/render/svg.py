@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Final
 
-from vllm_layershard.estimate import Phase
+from vllm_layershard.estimate import Phase, PhaseName
 from vllm_layershard.estimate.overlap import Span
 from vllm_layershard.estimate.pareto import Point, frontier
 
@@ -19,17 +19,18 @@ _ROWS: Final = {"compute": 0, "stall": 0, "link": 1}
 def timeline_svg(phase: Phase) -> str:
     """All layers of one forward: compute and waiting above, movement below; hover for a name.
 
-    Empty where there is no estimate.
+    Empty where the forward has no timeline.
     """
-    if phase.forward is None or not phase.forward.spans:
+    spans = phase.asked.forward.spans
+    if not spans:
         return ""
-    end = max(span.start_s + span.seconds for span in phase.forward.spans)
+    end = max(span.start_s + span.seconds for span in spans)
     scale = (_WIDTH - _LABEL) / end
     rows = [
         f'<text x="0" y="{_ROW * 0.7}">compute</text>',
         f'<text x="0" y="{_ROW * 1.7}">link</text>',
-        *(_rectangle(span, scale) for span in phase.forward.spans),
-        *_ruler(phase.forward.spans, scale),
+        *(_rectangle(span, scale) for span in spans),
+        *_ruler(spans, scale),
     ]
     label = escape(f"{phase.name}: compute and movement of one forward")
     return (
@@ -64,10 +65,16 @@ def _ruler(spans: Sequence[Span], scale: float) -> list[str]:
     ]
 
 
-def pareto_svg(points: Sequence[Point], phases: Sequence[Phase], saved_bytes: int) -> str:
+def pareto_svg(
+    points: Sequence[Point],
+    phases: Sequence[PhaseName],
+    saved_bytes: int,
+    exposed: Mapping[PhaseName, float],
+) -> str:
     """Bytes saved to the right, time exposed upwards, a curve for each phase.
 
-    `saved_bytes` is what the plan itself saves: it is marked by a ring. Empty without points.
+    A ring marks the plan itself: the bytes that it saves, and the seconds that it exposes in the
+    phases that are estimated. Empty without points.
     """
     if not points:
         return ""
@@ -95,7 +102,7 @@ def pareto_svg(points: Sequence[Point], phases: Sequence[Phase], saved_bytes: in
             f'<text class="tick" x="{left - 6}" y="{y(us) + 4:.1f}" text-anchor="end">'
             f"{us / 1e3:.2f}</text>"
         )
-    for index, phase in enumerate(phases):
+    for index, name in enumerate(phases):
         best = frontier(points, index)
         line = " ".join(f"{x(p.saved_bytes):.1f},{y(p.exposed[index] * 1e6):.1f}" for p in best)
         parts.append(f'<polyline class="phase{index}" points="{line}"/>')
@@ -105,15 +112,14 @@ def pareto_svg(points: Sequence[Point], phases: Sequence[Phase], saved_bytes: in
             "</title></circle>"
             for p in points
         )
-        if phase.forward is not None:
+        if name in exposed:
             parts.append(
                 f'<circle class="chosen phase{index}" cx="{x(saved_bytes):.1f}" '
-                f'cy="{y(min(most_us, phase.forward.exposed * 1e6)):.1f}" r="8">'
-                f"<title>this plan, {escape(phase.name)}</title></circle>"
+                f'cy="{y(min(most_us, exposed[name] * 1e6)):.1f}" r="8">'
+                f"<title>this plan, {escape(name)}</title></circle>"
             )
         parts.append(
-            f'<text class="phase{index}" x="{left + 20 + 110 * index}" y="32">'
-            f"{escape(phase.name)}</text>"
+            f'<text class="phase{index}" x="{left + 20 + 110 * index}" y="32">{escape(name)}</text>'
         )
     return (
         '<svg class="pareto" role="img" aria-label="Memory saved against time exposed" '

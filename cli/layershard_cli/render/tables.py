@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
+from typing import NamedTuple
 
 from layershard_cli.output import emit, printable
 from layershard_cli.render.serve_command import launch_command
 from layershard_cli.render.sheet import Column, Sheet
 from layershard_cli.render.units import milliseconds, size, span
-from vllm_layershard.estimate import Forecast, Phase
+from vllm_layershard.estimate import Abstention, Estimate, Forecast, Forward, PhaseName
+from vllm_layershard.estimate.capacity import may_fit
 from vllm_layershard.estimate.wording import percent, tokens
 from vllm_layershard.models import Evidence, GroupPlan, Sharding
 from vllm_layershard.plan import EVERY_RANK, NO_RANK, SeriesPlan
@@ -50,13 +53,7 @@ def print_plan(
     saved_bytes, held = sharding.saved_bytes[rank], sharding.weight_bytes[rank]
     gained = sharding.tokens_gained(kv_cache_dtype)
     per_token = sharding.kv_bytes_per_token(kv_cache_dtype, rank)
-    recommended = ", ".join(
-        f"{phase.recommended_step} for {phase.name}"
-        for phase in forecast.phases
-        if phase.recommended_step is not None
-    )
-    stepped = f"{sharding.config.prefetch_step}" + (f"; best {recommended}" if recommended else "")
-    estimated = f" (estimate for {forecast.hardware.name})"
+    estimated = _estimated(forecast)
     sheet.pairs(
         [
             ("weights per rank", f"{size(held.total)} -> {size(held.total - saved_bytes)}"),
@@ -66,37 +63,61 @@ def print_plan(
                 f"{abs(gained):,} {'more' if gained >= 0 else 'fewer'} tokens, "
                 f"at {per_token:,} bytes a token",
             ),
-            *((f"{p.name}, {tokens(p.batch.tokens)}", _times(p)) for p in forecast.phases),
+            *(
+                (f"{name}, {tokens(batch.tokens)}", estimated.times[name])
+                for name, batch in forecast.batches.items()
+            ),
             ("movement", _movement(sharding)),
-            ("prefetch_step", stepped),
-            ("verdict", forecast.verdict + ("" if forecast.lacking else estimated)),
+            ("prefetch_step", f"{sharding.config.prefetch_step}{estimated.best_steps}"),
+            ("verdict", f"{forecast.verdict}{estimated.source}"),
         ]
     )
-    if timeline:
+    if timeline and isinstance(forecast, Estimate):
         _print_timelines(sheet, forecast)
     if ledger:
         _print_ledger(sheet, sharding)
     sheet.line(
-        "Layer bytes and savings are exact, totals and KV bytes follow from formulas, times are "
-        "assumed:"
-        if forecast.assumptions
-        else "Layer bytes and savings are exact, totals and KV bytes follow from formulas.",
+        "Layer bytes and savings are exact, totals and KV bytes follow from formulas"
+        + (", times are assumed:" if estimated.assumptions else "."),
     )
-    for assumption in forecast.assumptions:
+    for assumption in estimated.assumptions:
         sheet.line(f"  - {assumption}")
     for warning in warnings:
         sheet.note(warning)
-    if forecast.starts:
+    if may_fit(forecast.fit):
         sheet.line("Launch:")
         emit(printable(launch_command(sharding, kv_cache_dtype)))
 
 
-def _print_timelines(sheet: Sheet, forecast: Forecast) -> None:
+class _Estimated(NamedTuple):
+    """What the table says of an estimate, or in the place of one."""
+
+    times: Mapping[PhaseName, str]
+    best_steps: str
+    source: str
+    assumptions: tuple[str, ...]
+
+
+def _estimated(forecast: Forecast) -> _Estimated:
+    match forecast:
+        case Estimate():
+            best = ", ".join(f"{phase.best.step} for {phase.name}" for phase in forecast.phases)
+            return _Estimated(
+                times={phase.name: _times(phase.asked.forward) for phase in forecast.phases},
+                best_steps=f"; best {best}",
+                source=f" (estimate for {forecast.hardware.name})",
+                assumptions=forecast.assumptions,
+            )
+        case Abstention():
+            return _Estimated(dict.fromkeys(forecast.batches, "not estimated"), "", "", ())
+
+
+def _print_timelines(sheet: Sheet, estimate: Estimate) -> None:
     """The middle layers of each phase, to scale."""
     from layershard_cli.render.timeline import ASCII, LAYERS, UNICODE, draw
 
     ink = UNICODE if (sys.stdout.encoding or "").lower().startswith("utf") else ASCII
-    for phase in forecast.phases:
+    for phase in estimate.phases:
         lines = draw(phase, sheet.width, ink)
         if lines:
             sheet.line(
@@ -217,10 +238,7 @@ def _movement(sharding: Sharding) -> str:
     return f"{sharding.movement} of {layers}{kept}{slices} (transport {config.transport})"
 
 
-def _times(phase: Phase) -> str:
-    forward = phase.forward
-    if forward is None:
-        return "not estimated"
+def _times(forward: Forward) -> str:
     return (
         f"compute {milliseconds(forward.compute)}, movement {milliseconds(forward.fetch)}, "
         f"exposed {milliseconds(forward.exposed)} ({percent(forward.slowdown)})"

@@ -34,12 +34,12 @@ ASCII: Final = Ink(compute=("#", "%"), link=("=", "-"), stall=".")
 def draw(phase: Phase, width: int, ink: Ink) -> list[str]:
     """Lines of at most `width` characters: a ruler of layers, the compute, the link.
 
-    Empty where there is no estimate. A character of the compute shows what fills most of it, one
-    of the link that anything moves.
+    Empty where the forward has no timeline. A character of the compute shows what fills most of
+    it, one of the link that anything moves.
     """
-    if phase.forward is None or not phase.forward.spans:
+    spans = phase.asked.forward.spans
+    if not spans:
         return []
-    spans = phase.forward.spans
     device = [span for span in spans if span.track != "link"]
     layers = sorted({span.layer_id for span in device})
     middle = max(0, (len(layers) - LAYERS) // 2)

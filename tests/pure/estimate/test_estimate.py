@@ -195,7 +195,7 @@ def test_a_long_prefill_hides_and_a_short_one_does_not() -> None:
     assert long.verdict.startswith("hidden in prefill from ")
     short = forecast_of("DeepSeek-V3", "H200", layout, 16)
     assert not short.phases[0].hidden
-    assert short.phases[0].forward.link_bound
+    assert short.phases[0].asked.forward.link_bound
     assert "the link is the bound" in short.verdict
 
 
@@ -211,7 +211,7 @@ def test_the_recommended_step_is_within_a_percent_of_the_best() -> None:
     layout = ParallelLayout(dp=8)
     said = forecast_of("DeepSeek-V3", "H200", layout, 4096)
     totals = {
-        step: forecast_of("DeepSeek-V3", "H200", layout, 4096, step).phases[0].forward.total
+        step: forecast_of("DeepSeek-V3", "H200", layout, 4096, step).phases[0].asked.forward.total
         for step in range(9)
     }
     assert totals[said.recommended_step] <= min(totals.values()) * 1.01
@@ -222,5 +222,5 @@ def test_the_recommended_step_is_within_a_percent_of_the_best() -> None:
 def test_all_families_are_forecast() -> None:
     for name in ("DeepSeek-V2-Lite", "DeepSeek-V3.2", "Kimi-K2-Instruct", "GLM-5"):
         for phase in forecast_of(name, "910C", ParallelLayout(dp=8), 4096).phases:
-            assert phase.forward.compute > 0
-            assert phase.forward.fetch > 0
+            assert phase.asked.forward.compute > 0
+            assert phase.asked.forward.fetch > 0

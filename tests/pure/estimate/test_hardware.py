@@ -11,7 +11,7 @@ import pytest
 
 from vllm_layershard.config import LayerShardConfig
 from vllm_layershard.errors import HardwareError
-from vllm_layershard.estimate import forecast, profile, profile_names
+from vllm_layershard.estimate import Abstention, Estimate, forecast, profile, profile_names
 from vllm_layershard.estimate.broadcast import broadcast_basis, broadcast_seconds
 from vllm_layershard.estimate.hardware import LABELS, Figure, Hardware
 from vllm_layershard.estimate.nodes import Spread, widest
@@ -91,8 +91,7 @@ def test_no_broadcast_is_faster_than_a_link_on_its_way(layout: dict[str, int]) -
     config = LayerShardConfig(layers=("o_proj",))
     deployment = Deployment(ParallelLayout(**layout), ep=True)
     sharding = plan_model(load_model("Kimi-K2-Instruct"), deployment, config)
-    forward = forecast(sharding, device).phases[0].forward
-    assert forward is not None
+    forward = forecast(sharding, device).phases[0].asked.forward
     series = sharding.groups[0].plan.series[0].series
     moved = len(series) * series.layer_bytes
     assert forward.fetch > moved / device.inter_node.value
@@ -106,9 +105,8 @@ def test_nothing_is_estimated_where_a_number_is_lacking() -> None:
     deployment = Deployment(ParallelLayout(dp=16), ep=True)
     said = forecast(plan_model(load_model("DeepSeek-V3"), deployment, config), profile("MI300X"))
     assert said.verdict.startswith("no estimate: MI300X lacks link between nodes (16 ranks")
-    assert [phase.forward for phase in said.phases] == [None, None]
-    assert said.recommended_step is said.break_even_tokens is None
-    assert not any(phase.hidden for phase in said.phases)
+    assert isinstance(said, Abstention)
+    assert list(said.batches) == ["prefill", "decode"]
 
 
 def test_no_link_is_needed_where_nothing_moves() -> None:
@@ -117,9 +115,10 @@ def test_no_link_is_needed_where_nothing_moves() -> None:
     sharding = plan_model(load_model("DeepSeek-V3"), deployment, config)
     device = replace(profile("MI300X"), intra_node=None)
     said = forecast(sharding, device)
-    assert said.lacking == device.lacking(widest([range(1)], 8)) == ()
+    assert device.lacking(widest([range(1)], 8)) == ()
+    assert isinstance(said, Estimate)
     assert said.verdict == "nothing moves: the placement is replicated"
-    assert all(phase.forward and phase.forward.exposed == 0 for phase in said.phases)
+    assert all(phase.asked.forward.exposed == 0 for phase in said.phases)
 
 
 def written(tmp_path: Path, document: object) -> str:

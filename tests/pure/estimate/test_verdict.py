@@ -8,12 +8,13 @@ import pytest
 
 from vllm_layershard.config import LayerShardConfig
 from vllm_layershard.errors import HardwareError, PlanError
-from vllm_layershard.estimate import Forecast, forecast, profile
+from vllm_layershard.estimate import Estimate, Forward, Phase, Trial, forecast, profile
 from vllm_layershard.estimate.auto_layers import choose
 from vllm_layershard.estimate.forecast import prefill
 from vllm_layershard.estimate.forwards import Forwards
 from vllm_layershard.estimate.hardware import Figure
-from vllm_layershard.models import Deployment, Sharding, load_model, plan_model
+from vllm_layershard.estimate.verdict import verdict_on
+from vllm_layershard.models import Batch, Deployment, Sharding, load_model, plan_model
 from vllm_layershard.plan import ParallelLayout
 
 
@@ -25,7 +26,7 @@ def sharding_of(names: tuple[str, ...], deployment: Deployment, step: int = 1) -
 PCP4 = Deployment(ParallelLayout(pcp=4))
 
 
-def on_h20(sequences: int, context: int = 32768) -> Forecast:
+def on_h20(sequences: int, context: int = 32768) -> Estimate:
     return forecast(sharding_of(("o_proj",), PCP4), profile("H20"), 8192, sequences, context)
 
 
@@ -41,12 +42,10 @@ def test_o_proj_over_four_context_parallel_h20_hides_in_prefill_and_not_in_decod
     reduces activations: no constant here was fitted to it. Source: vLLM RFC 53714.
     """
     prefill, decode = on_h20(sequences, context).phases
-    assert prefill.forward is not None
-    assert decode.forward is not None
     assert prefill.hidden
-    assert 0.0005 < prefill.forward.slowdown < 0.004
+    assert 0.0005 < prefill.asked.forward.slowdown < 0.004
     assert not decode.hidden
-    assert decode.forward.slowdown > 0.03
+    assert decode.asked.forward.slowdown > 0.03
 
 
 def test_the_verdict_says_so_in_words() -> None:
@@ -60,8 +59,7 @@ def test_the_verdict_says_so_in_words() -> None:
 
 def test_where_contention_is_not_counted_a_large_decode_would_seem_hidden() -> None:
     """Reading the routed experts hides the waiting itself; the shared memory is what shows."""
-    decode = on_h20(64, 4096).phases[1].forward
-    assert decode is not None
+    decode = on_h20(64, 4096).phases[1].asked.forward
     assert decode.stalled == 0.0
     assert decode.exposed > 0.03 * decode.compute
 
@@ -70,20 +68,18 @@ def test_every_phase_has_a_step_of_its_own() -> None:
     said = forecast(
         sharding_of(("o_proj",), Deployment(ParallelLayout(dp=8), True)), profile("H20")
     )
-    assert said.recommended_step == said.phases[0].recommended_step
+    assert said.recommended_step == said.phases[0].best.step
     for phase in said.phases:
-        assert phase.forward is not None
         totals = {}
         for step in (0, 1, 2, 3, 4, 6, 8):
             other = forecast(
                 sharding_of(("o_proj",), Deployment(ParallelLayout(dp=8), True), step),
                 profile("H20"),
             )
-            (forward,) = [p.forward for p in other.phases if p.name == phase.name]
-            assert forward is not None
+            (forward,) = [p.asked.forward for p in other.phases if p.name == phase.name]
             totals[step] = forward.total
         good = [step for step, total in totals.items() if total <= min(totals.values()) * 1.01]
-        assert phase.recommended_step == min(good)
+        assert phase.best.step == min(good)
 
 
 @pytest.mark.parametrize("hardware", ["A100", "H20", "B200", "L40S", "910B3", "910C"])
@@ -104,6 +100,37 @@ def test_nothing_breaks_even_over_a_hopeless_link() -> None:
     said = forecast(sharding_of(("o_proj",), PCP4), lame)
     assert said.break_even_tokens is None
     assert "the link is the bound, no prefetch_step helps; no number of tokens" in said.verdict
+
+
+def trial(exposed: float, step: int = 1, keep_first: bool = False) -> Trial:
+    """A forward of one second of compute, which waits for all that it exposes."""
+    return Trial(step, keep_first, Forward(1.0, 0.5, exposed, exposed))
+
+
+@pytest.mark.parametrize(
+    ("asked", "best", "kept", "why"),
+    [
+        (0.100, 0.0995, None, "prefetch_step 1 waits, and no other does better by 1 %"),
+        (0.100, 0.0800, None, "prefetch_step 3 does better than 1"),
+        (0.100, 0.0995, 0.05, "with keep_first it would be 5.0%"),
+        (0.100, 0.0800, 0.05, "with keep_first it would be 5.0%"),
+        (0.100, 0.0550, 0.05, "prefetch_step 3 does better than 1"),  # a step costs less memory
+        (0.100, 0.0100, 0.00, "prefetch_step 3 does better than 1"),  # and it hides
+    ],
+)
+def test_of_two_remedies_the_first_that_hides_or_is_near_the_faster_is_named(
+    asked: float, best: float, kept: float | None, why: str
+) -> None:
+    other = trial(best, 3) if best < 0.09 else trial(best)
+    first = None if kept is None else trial(kept, keep_first=True)
+    phases = tuple(
+        Phase(name, Batch(64, 1.0, name == "decode"), trial(asked), other, first)
+        for name in ("prefill", "decode")
+    )
+    verdict = verdict_on(phases, None, pulls=False)
+    assert verdict.count(why) == 2, verdict
+    helped = "no other does better" not in why
+    assert ("as it is, no number of tokens hides it" in verdict) == helped
 
 
 def chosen(hardware: str, dp: int, *phases, stride: int | None = None, **load: int) -> Sharding:
