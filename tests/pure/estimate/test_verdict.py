@@ -134,14 +134,11 @@ def test_of_two_remedies_the_first_that_hides_or_is_near_the_faster_is_named(
 
 
 def chosen(hardware: str, dp: int, *phases, stride: int | None = None, **load: int) -> Sharding:
-    def config(names: tuple[str, ...], layer_stride: int) -> LayerShardConfig:
-        return LayerShardConfig(layers=names, layer_stride=layer_stride)
-
     return choose(
         load_model("DeepSeek-V3"),
         Deployment(ParallelLayout(dp=dp), True),
         profile(hardware),
-        config,
+        LayerShardConfig(layers=("o_proj",)),
         phases,
         stride,
         **load,
