@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 
-from vllm_layershard.config import Transport
+from vllm_layershard.config import TransportChoice
 from vllm_layershard.runtime.manual import finish_loading, reach_layer, register_layer, wait_layer
 
 SAMPLED = 4093
@@ -77,7 +77,7 @@ class Unsharded(Contestant):
 class LayerSharding(Contestant):
     """This project's runtime, through its manual API, with broadcasts."""
 
-    transport: Transport = "broadcast"
+    transport: TransportChoice = "broadcast"
     keeps: int = 0
     """Layers ahead of the series that every rank keeps."""
 

@@ -40,7 +40,7 @@ class Nowhere(Transport):
     def open(self, plan: SeriesPlan, slots: SlotPool) -> None:
         return None
 
-    def renew(self, position: int, tensors: Sequence[torch.Tensor]) -> None:
+    def reload(self, position: int, tensors: Sequence[torch.Tensor]) -> None:
         return None
 
     def start(self, position: int, slot: int) -> Arrived:

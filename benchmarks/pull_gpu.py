@@ -105,7 +105,7 @@ class Bare:
         nbytes = 2 * size.width**2
         own = [torch.ones(nbytes, dtype=torch.uint8, device=device) for _ in range(4)]
         if rank == 1:
-            self._exports.keep(0, own)
+            self._exports.store(0, own)
         handles = group.gather(self._exports.handles())
         self.own = own
         self.theirs: Sequence[torch.Tensor] = own

@@ -52,7 +52,7 @@ class Track:
         exports = self._exports = exports_of(device_of(self.device), group, "bare")
         mine = range(group.group_rank, self.race.layers, self.race.ranks)
         for layer_id in mine:
-            exports.keep(layer_id, [self._weights[layer_id]])
+            exports.store(layer_id, [self._weights[layer_id]])
         handles = group.gather(exports.handles())
         found: dict[int, torch.Tensor] = {}
         for peer, rank in enumerate(group.ranks):

@@ -19,8 +19,8 @@ KEY = "layer_sharding"
 """The key under which `additional_config` carries the configuration."""
 
 Placement = Literal["round_robin", "striped", "replicated"]
-Transport = Literal["auto", "broadcast", "pull"]
-Movement = Literal["broadcast", "pull"]
+TransportChoice = Literal["auto", "broadcast", "pull"]
+TransportName = Literal["broadcast", "pull"]
 
 MAX_PREFETCH_STEP = 64
 """A slot is a whole layer: more of them than this is a slip of the pen, not a plan."""
@@ -66,7 +66,7 @@ REMEDIES: Final = {
     "layer_stride": "give a whole number of at least 1",
     "keep_first": "give true or false",
     "placement": f"choose one of {', '.join(get_args(Placement))}",
-    "transport": f"choose one of {', '.join(get_args(Transport))}",
+    "transport": f"choose one of {', '.join(get_args(TransportChoice))}",
     "slice_bytes": "give a whole number of bytes up to 2**40, or 0 for copies as long as they come",
     "report_dir": "give the path of a directory, or leave it out",
     "verify": "give true or false",
@@ -104,7 +104,7 @@ class LayerShardConfig:
     layer_stride: int = 1
     keep_first: bool = False
     placement: Placement = "round_robin"
-    transport: Transport = "auto"
+    transport: TransportChoice = "auto"
     slice_bytes: int = 0
     report_dir: str | None = None
     verify: bool = False
@@ -114,7 +114,7 @@ class LayerShardConfig:
         if faults:
             raise ConfigError("; ".join(faults))
 
-    def movement(self, *, lockstep: bool) -> Movement:
+    def transport_in(self, *, lockstep: bool) -> TransportName:
         """How weights move in a group that runs its forwards together, or does not.
 
         `auto` broadcasts where it can: among ranks in lockstep, and whole layers.
@@ -143,7 +143,10 @@ def _faults(config: LayerShardConfig) -> Iterator[str]:
             yield f"{key} = {short(value)}: should be greater than or equal to {low}; {remedy}"
         if high is not None and value > high:
             yield f"{key} = {short(value)}: should be less than or equal to {high}; {remedy}"
-    for key, known in (("placement", get_args(Placement)), ("transport", get_args(Transport))):
+    for key, known in (
+        ("placement", get_args(Placement)),
+        ("transport", get_args(TransportChoice)),
+    ):
         if getattr(config, key) not in known:
             yield f"{key} = {short(getattr(config, key))}: is not known; {REMEDIES[key]}"
     if config.placement == "striped" and config.transport == "broadcast":

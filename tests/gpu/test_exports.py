@@ -24,11 +24,11 @@ def shared(rank: int) -> dict:
     device, group, other = torch.device("cuda", 0), group_over(None), 1 - rank
     mine = CudaExports(group, device)
     weight = torch.full((300, 70), rank + 1, dtype=torch.bfloat16, device=device)
-    (kept,) = mine.keep(0, [weight])
+    (kept,) = mine.store(0, [weight])
     handles = group.gather(mine.handles())
     (part,) = mine.open(other, handles[other])[0]
     on = CudaExports(group, device)
-    on.keep(0, [part])
+    on.store(0, [part])
     try:
         on.handles()
     except HostError as error:

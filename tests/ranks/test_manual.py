@@ -188,7 +188,7 @@ def test_verify_names_the_layer_that_arrived_wrong(tmp_path):
         run_ranks(2, corrupt_a_slot, tmp_path)
 
 
-def renewed_before_its_first_arrival(rank: int) -> list[bool]:
+def reloaded_before_its_first_arrival(rank: int) -> list[bool]:
     stack, other = Stack(4, seed=7), Stack(4, seed=8)
     series = shard(stack, prefetch_step=1, verify=True)
     with torch.inference_mode():
@@ -196,13 +196,13 @@ def renewed_before_its_first_arrival(rank: int) -> list[bool]:
             new = stack.linears[position]
             new.weight = nn.Parameter(linear.weight.clone())
             new.bias.copy_(linear.bias)
-            series.renew(position, new)
+            series.reload(position, new)
         x = torch.ones(2, WIDTH)
         return [torch.equal(stack.sharded_forward(x), other(x))]
 
 
 def test_verify_takes_no_new_weight_for_a_fault(tmp_path):
-    assert run_ranks(2, renewed_before_its_first_arrival, tmp_path) == [[True]] * 2
+    assert run_ranks(2, reloaded_before_its_first_arrival, tmp_path) == [[True]] * 2
 
 
 def through_sleep(rank: int, level: int) -> list[bool]:
@@ -229,7 +229,7 @@ def through_sleep(rank: int, level: int) -> list[bool]:
                 new = stack.linears[position]
                 new.weight = nn.Parameter(linear.weight.clone())
                 new.bias.copy_(linear.bias)
-                series.renew(position, new)
+                series.reload(position, new)
         return [
             torch.equal(stack.sharded_forward(x), plain(x)),
             torch.equal(stack.sharded_forward(x), plain(x)),

@@ -188,7 +188,7 @@ def followed(
 
 def exported(values: list[float]) -> tuple[HostExports, torch.Tensor]:
     exports = HostExports(f"test-{os.getpid()}", 0)
-    (kept,) = exports.keep(3, [torch.tensor(values)])
+    (kept,) = exports.store(3, [torch.tensor(values)])
     return exports, kept
 
 
@@ -207,7 +207,7 @@ def test_a_peer_sees_the_former_version_until_it_follows():
     exports, kept = exported([1.0, 2.0])
     ours, go_on = peer_of(exports)
     address = kept.data_ptr()
-    exports.renew(3, [torch.tensor([3.0, 4.0])])
+    exports.reload(3, [torch.tensor([3.0, 4.0])])
     assert (kept.tolist(), kept.data_ptr()) == ([3.0, 4.0], address)
     go_on.set()
     assert ours.recv() == [[1.0, 2.0], [1.0, 2.0], [3.0, 4.0]]
@@ -219,7 +219,7 @@ def test_what_is_settled_has_no_name_and_a_peer_that_has_opened_it_still_follows
     prefix = f"test-{os.getpid()}-rank0"
     exports.settle(followed=True)
     assert shared_memory.names(prefix) == [f"{shared_memory.PREFIX}{prefix}-alive"]
-    exports.renew(3, [torch.tensor([2.0])])
+    exports.reload(3, [torch.tensor([2.0])])
     go_on.set()
     assert ours.recv() == [[1.0], [1.0], [2.0]]
     exports.settle(followed=False)
@@ -229,8 +229,8 @@ def test_what_is_settled_has_no_name_and_a_peer_that_has_opened_it_still_follows
 def test_a_peer_that_has_missed_a_reload_sees_the_version_that_it_asks_for():
     exports, _ = exported([1.0])
     ours, go_on = peer_of(exports, 30.0, (2,))
-    exports.renew(3, [torch.tensor([2.0])])
-    exports.renew(3, [torch.tensor([3.0])])
+    exports.reload(3, [torch.tensor([2.0])])
+    exports.reload(3, [torch.tensor([3.0])])
     go_on.set()
     assert ours.recv() == [[1.0], [1.0], [3.0]]
 
@@ -255,13 +255,13 @@ def test_a_version_is_kept_until_the_last_living_peer_has_come_past_it():
     process.start()
     exports.open(1, ours.recv())
     for value in (2.0, 3.0):
-        exports.renew(3, [torch.tensor([value])])
+        exports.reload(3, [torch.tensor([value])])
     assert versions_of(exports) == ["v1", "v2"], "the peer may yet ask for the first of them"
     ours.send(1)
     assert ours.recv() == "seen"
     exports.check_peers()
     assert versions_of(exports) == ["v2"]
-    exports.renew(3, [torch.tensor([4.0])])
+    exports.reload(3, [torch.tensor([4.0])])
     assert versions_of(exports) == ["v2", "v3"]
     process.kill()
     process.join()
@@ -273,10 +273,10 @@ def test_a_version_is_kept_until_the_last_living_peer_has_come_past_it():
 def test_new_weights_lie_as_the_former_ones_did():
     weight = torch.arange(6.0).reshape(2, 3).t()
     exports = HostExports(f"test-{os.getpid()}", 0)
-    (kept,) = exports.keep(3, [weight])
+    (kept,) = exports.store(3, [weight])
     exports.handles()
     assert (kept.tolist(), kept.stride()) == (weight.tolist(), weight.stride())
-    exports.renew(3, [weight + 1])
+    exports.reload(3, [weight + 1])
     assert (kept.tolist(), kept.stride()) == ((weight + 1).tolist(), weight.stride())
 
 
@@ -290,7 +290,7 @@ def test_a_peer_that_is_never_given_new_weights_is_named():
 def test_who_comes_after_a_reload_is_not_given_a_mixture():
     exports, _ = exported([1.0])
     handles = exports.handles()
-    exports.renew(3, [torch.tensor([2.0])])
+    exports.reload(3, [torch.tensor([2.0])])
     with pytest.raises(
         TransportError, match="rank 0 no longer has the weights that it was started"
     ):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final, Literal
 
-from vllm_layershard.config import Movement
+from vllm_layershard.config import TransportName
 from vllm_layershard.errors import HardwareError
 from vllm_layershard.estimate.nodes import Spread
 
@@ -152,7 +152,7 @@ class Hardware:
         peers = self.node_size.value - 1 if self.topology == "mesh" else 1
         return self.intra_node.value / peers
 
-    def lacking(self, spread: Spread, movement: Movement = "broadcast") -> tuple[str, ...]:
+    def lacking(self, spread: Spread, movement: TransportName = "broadcast") -> tuple[str, ...]:
         """The numbers that an estimate for groups that lie so needs and nobody gives.
 
         One rank: nothing moves.

@@ -52,7 +52,7 @@ class ShardedLinearMethod(LinearMethodBase):  # type: ignore[misc]
         series, position = self._place.series, self._place.position
         if series.state is State.READY:
             self._inner.process_weights_after_loading(layer)
-            series.renew(position, layer)
+            series.reload(position, layer)
             return
         series.receive(position, layer)
         self._inner.process_weights_after_loading(layer)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from vllm_layershard.config import LayerShardConfig, Movement
+from vllm_layershard.config import LayerShardConfig, TransportName
 from vllm_layershard.errors import PlanError
 from vllm_layershard.models.deployment import Deployment
 from vllm_layershard.models.model import Model, WeightBytes
@@ -42,7 +42,7 @@ class Sharding(NamedTuple):
         return min(ranks, key=lambda r: (self.saved_bytes[r], -self.weight_bytes[r].total))
 
     @property
-    def movement(self) -> Movement | None:
+    def movement(self) -> TransportName | None:
         """How weights move; None where the placement moves none."""
         if self.config.placement == "replicated":
             return None

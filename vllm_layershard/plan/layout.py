@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vllm_layershard.config import KEY, Movement
+from vllm_layershard.config import KEY, TransportName
 from vllm_layershard.errors import PlanError
 
 
@@ -42,7 +42,7 @@ class ParallelLayout:
         return run_in_lockstep(self.dp, dp_lockstep=self.dp_lockstep)
 
     @property
-    def movement(self) -> Movement:
+    def movement(self) -> TransportName:
         """How weights move between the ranks of a group."""
         return "pull" if self.one_sided else "broadcast"
 

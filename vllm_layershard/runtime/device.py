@@ -31,7 +31,7 @@ class Device(ABC):
         self.torch_device = torch_device
 
     @abstractmethod
-    def launch(self, work: Callable[[], None]) -> Any:
+    def enqueue(self, work: Callable[[], None]) -> Any:
         """Do `work` on the side stream, after all that the compute stream was given; its event.
 
         The event is past when all that `work` started is done. What `work` raises is raised here or
@@ -87,7 +87,7 @@ class CpuDevice(Device):
         self._tasks: SimpleQueue[_Task] = SimpleQueue()
         self._thread: threading.Thread | None = None
 
-    def launch(self, work: Callable[[], None]) -> _Task:
+    def enqueue(self, work: Callable[[], None]) -> _Task:
         if self._thread is None:  # not at birth: a process that forks leaves its threads behind
             self._thread = threading.Thread(target=self._run, name="layershard-side", daemon=True)
             self._thread.start()
@@ -135,7 +135,7 @@ class StreamDevice(Device):
         self._accelerator = accelerator
         self._side = accelerator.Stream(device=torch_device)
 
-    def launch(self, work: Callable[[], None]) -> Any:
+    def enqueue(self, work: Callable[[], None]) -> Any:
         self._side.wait_event(self._accelerator.current_stream(self.torch_device).record_event())
         with self._accelerator.stream(self._side):
             work()

@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from vllm_layershard.config import LayerShardConfig, Placement, Transport
+from vllm_layershard.config import LayerShardConfig, Placement, TransportChoice
 from vllm_layershard.errors import PlanError
 from vllm_layershard.plan import Linear, Plan, build_plan, series_of
 from vllm_layershard.plan.placement import round_robin_owner
@@ -87,7 +87,7 @@ def register_layer(
     group: dist.ProcessGroup | None = None,
     prefetch_step: int = 1,
     placement: Placement = "round_robin",
-    transport: Transport = "auto",
+    transport: TransportChoice = "auto",
     slice_bytes: int = 0,
 ) -> None:
     """Add a linear to the series of that name.
@@ -160,7 +160,7 @@ def finish_loading(series: str, *, verify: bool = False) -> ShardedSeries:
         series_plan,
         _private(draft.group),
         draft.device,
-        movement=draft.config.movement(lockstep=True),
+        movement=draft.config.transport_in(lockstep=True),
         slice_bytes=draft.config.slice_bytes,
         verify=verify,
     )

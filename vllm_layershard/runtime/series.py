@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import nn
 
-from vllm_layershard.config import Movement, Placement
+from vllm_layershard.config import Placement, TransportName
 from vllm_layershard.errors import TransportError
 from vllm_layershard.plan import SeriesPlan
 from vllm_layershard.runtime.device import Device
@@ -23,12 +23,12 @@ from vllm_layershard.runtime.formats import check_formats
 from vllm_layershard.runtime.peer_memory import exports_of
 from vllm_layershard.runtime.ranks.first_arrivals import FirstArrivals
 from vllm_layershard.runtime.ranks.group import Group, RankGroup
-from vllm_layershard.runtime.ranks.small_tensors import Beside
+from vllm_layershard.runtime.ranks.small_tensors import SmallTensors
 from vllm_layershard.runtime.slots import SlotPool
 from vllm_layershard.runtime.stats import Counters
 from vllm_layershard.runtime.tensors import flat, held, materialise
 from vllm_layershard.runtime.transport import Broadcast, Pull, Ticket, Transport
-from vllm_layershard.runtime.weights import Holding
+from vllm_layershard.runtime.weights import Weights
 
 
 class State(enum.Enum):
@@ -51,7 +51,7 @@ class ShardedSeries:
         group: Group,
         device: Device,
         *,
-        movement: Movement = "broadcast",
+        movement: TransportName = "broadcast",
         slice_bytes: int = 0,
         verify: bool = False,
     ) -> None:
@@ -67,11 +67,11 @@ class ShardedSeries:
         self._last = len(plan.series) - 1
         self._tickets: list[Ticket | None] = [None] * plan.schedule.num_slots
         self._first_arrivals = FirstArrivals(group, plan) if verify and self._moves else None
-        self._beside = Beside(group, plan)
+        self._small_tensors = SmallTensors(group, plan)
         if self._moves:
             self._transport = _transport(plan, group, device, movement, slice_bytes)
         transport = self._transport if self._moves else None
-        self.holding = Holding(plan, group, transport, device.torch_device)
+        self.holding = Weights(plan, group, transport, device.torch_device)
 
     @property
     def name(self) -> str:
@@ -138,7 +138,7 @@ class ShardedSeries:
                 raise self._lost(position, error) from error
 
     def adopt(self, position: int, module: nn.Module, names: tuple[str, ...]) -> None:
-        """Take over the module's large tensors `names`, in their final form: see Holding.take.
+        """Take over the module's large tensors `names`, in their final form: see Weights.take.
 
         Raises:
             HostError: one is in a format of the device's own, or the transport has no memory for
@@ -149,7 +149,7 @@ class ShardedSeries:
         self._check_formats(position, module, names)
         if self._first_arrivals is not None and self.loads(position):
             self._first_arrivals.note(position, tuple(held(module)[name] for name in names))
-        self._beside.note(position, module, names)
+        self._small_tensors.note(position, module, names)
         self.holding.take(position, module, names)
         self._adopted.add(position)
 
@@ -174,23 +174,23 @@ class ShardedSeries:
         self.plan = plan
         self._occupant = self.slots.occupant
         if self._moves:
-            self._beside.compare()
+            self._small_tensors.compare()
             self._transport.open(plan, self.slots)
             if self._first_arrivals is not None:
                 self._first_arrivals.gather()
         self.state = State.READY
 
-    def renew(self, position: int, module: nn.Module) -> None:
+    def reload(self, position: int, module: nn.Module) -> None:
         """Between two forwards: serve what the module's tensors hold now. No address changes.
 
-        Not collective; the next forward moves the new bytes. See Holding.renew.
+        Not collective; the next forward moves the new bytes. See Weights.reload.
 
         Raises:
             HostError: a new tensor is in a format of the device's own.
         """
         assert self.state is State.READY, f"series {self.name!r} is still loading"
         self._check_formats(position, module, self.holding.names)
-        self.holding.renew(position, module)
+        self.holding.reload(position, module)
         if self._first_arrivals is not None:
             self._first_arrivals.forget(position)
 
@@ -273,7 +273,7 @@ class ShardedSeries:
 
 
 def _transport(
-    plan: SeriesPlan, group: Group, device: Device, movement: Movement, slice_bytes: int
+    plan: SeriesPlan, group: Group, device: Device, movement: TransportName, slice_bytes: int
 ) -> Transport:
     if movement == "pull":
         return Pull(plan, group, device, exports_of(device, group, plan.series.name), slice_bytes)

@@ -1,4 +1,4 @@
-"""Holding: what one rank keeps of one series, and where each position's linear reads its weight."""
+"""Weights: what one rank keeps of one series, and where each position's linear reads its weight."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vllm_layershard.runtime.tensors import byte_line, cut, held, join, point, s
 from vllm_layershard.runtime.transport import Transport
 
 
-class Holding:
+class Weights:
     """Filled while loading, position by position; then no address changes any more.
 
     `resident[p]` are the tensors that this rank owns, by attribute name, for the positions it owns;
@@ -60,14 +60,14 @@ class Holding:
         if self._transport is None:
             self.resident[position] = {name: t.detach() for name, t in tensors.items()}
         elif self.owns(position):
-            kept = self._transport.keep(position, [t.detach() for t in tensors.values()])
+            kept = self._transport.store(position, [t.detach() for t in tensors.values()])
             self.resident[position] = dict(zip(names, kept, strict=True))
             for (name, tensor), target in zip(tensors.items(), kept, strict=True):
                 if target.data_ptr() != tensor.data_ptr():
                     point(module, name, target)
         else:
             if self._plan.is_striped:
-                self._keep_part(self._transport, position, tensors.values())
+                self._store_part(self._transport, position, tensors.values())
             self._point_to_slot(position, module, tensors)
 
     def _begin(self, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -81,12 +81,12 @@ class Holding:
             nbytes = sum(byte_line(tensor).numel() for tensor in tensors.values())
             self.stripe = self._plan.stripes_of(nbytes)[self._group.group_rank]
 
-    def _keep_part(
+    def _store_part(
         self, transport: Transport, position: int, tensors: Iterable[torch.Tensor]
     ) -> None:
         part = join(cut(tensors, *self.stripe))
         if part is not None:
-            (self.parts[position],) = transport.keep(position, (part,))
+            (self.parts[position],) = transport.store(position, (part,))
 
     def _point_to_slot(
         self, position: int, module: nn.Module, tensors: Mapping[str, torch.Tensor]
@@ -101,7 +101,7 @@ class Holding:
             assert alike, f"series {self._plan.series.name!r}: layouts differ within the series"
             point(module, name, target)
 
-    def renew(self, position: int, module: nn.Module) -> None:
+    def reload(self, position: int, module: nn.Module) -> None:
         """Between two forwards: keep what the module's tensors hold now, at the same addresses.
 
         What this rank keeps of them is copied into the memory that it serves from, and the module
@@ -112,13 +112,13 @@ class Holding:
             for served, tensor in zip(self.resident[position].values(), new, strict=True):
                 served.copy_(tensor)
         elif self.owns(position):
-            self._transport.renew(position, new)
+            self._transport.reload(position, new)
         elif position in self.parts:
             part = join(cut(new, *self.stripe))
             assert part is not None, "it had a part before"
-            self._transport.renew(position, (part,))
+            self._transport.reload(position, (part,))
         else:
-            self._transport.renew(position, ())
+            self._transport.reload(position, ())
         for name, served in self.weights(position).items():
             point(module, name, served)
 

@@ -113,8 +113,8 @@ def test_auto_broadcasts_whole_layers_among_ranks_in_lockstep(
     placement, transport, together, apart
 ):
     config = LayerShardConfig(layers=("o_proj",), placement=placement, transport=transport)
-    assert config.movement(lockstep=True) == together
-    assert config.movement(lockstep=False) == apart
+    assert config.transport_in(lockstep=True) == together
+    assert config.transport_in(lockstep=False) == apart
 
 
 def test_a_broadcast_of_stripes_is_refused():

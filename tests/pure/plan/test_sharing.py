@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vllm_layershard.config import LayerShardConfig, Placement, Transport
+from vllm_layershard.config import LayerShardConfig, Placement, TransportChoice
 from vllm_layershard.errors import PlanError
 from vllm_layershard.plan import ParallelLayout, engines_that_share, sharing_layout
 
@@ -20,7 +20,7 @@ CONFIGS = st.sampled_from(
     [
         LayerShardConfig(("o_proj",), placement=placement, transport=transport)
         for placement in get_args(Placement)
-        for transport in get_args(Transport)
+        for transport in get_args(TransportChoice)
         if (placement, transport) != ("striped", "broadcast")
     ]
 )
@@ -32,7 +32,7 @@ SIZES = st.fixed_dictionaries({name: st.integers(1, 4) for name in ("tp", "dp", 
 def test_the_layout_is_born_with_its_movement(sizes, is_moe, config):
     layout = sharing_layout(**sizes, is_moe=is_moe, config=config)
     assert layout.in_lockstep == (is_moe or sizes["dp"] == 1)
-    assert layout.movement == config.movement(lockstep=layout.in_lockstep)
+    assert layout.movement == config.transport_in(lockstep=layout.in_lockstep)
     assert layout.one_sided == (layout.movement == "pull")
     assert layout == ParallelLayout(**sizes, dp_lockstep=is_moe, one_sided=layout.one_sided)
 

@@ -20,7 +20,7 @@ another.start()
 os.sched_setaffinity(0, {min(everywhere)})
 seen = []
 device = device_of(torch.device("cpu"))
-device.join(device.launch(lambda: seen.append(os.sched_getaffinity(0))))
+device.join(device.enqueue(lambda: seen.append(os.sched_getaffinity(0))))
 ended.set()
 assert os.sched_getaffinity(0) == {min(everywhere)}, "the compute stays where it was"
 assert seen == [everywhere], seen

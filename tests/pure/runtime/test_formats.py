@@ -82,5 +82,5 @@ def test_a_reload_that_brings_them_is_refused_and_the_old_ones_stay(npu):
     series.finish(series.plan)
     served = series.weights(0)["weight"].clone()
     with pytest.raises(HostError, match=r"layer 0 of series 'o_proj'.*FRACTAL_NZ"):
-        series.renew(0, linear(FRACTAL_NZ))
+        series.reload(0, linear(FRACTAL_NZ))
     assert torch.equal(series.weights(0)["weight"], served)

@@ -27,7 +27,7 @@ class Breaking(Transport):
     def open(self, plan: SeriesPlan, slots: SlotPool) -> None:
         return None
 
-    def renew(self, position: int, tensors: Sequence[torch.Tensor]) -> None:
+    def reload(self, position: int, tensors: Sequence[torch.Tensor]) -> None:
         return None
 
     def start(self, position: int, slot: int) -> Ticket:
@@ -35,7 +35,7 @@ class Breaking(Transport):
             if position == self.broken:
                 raise RuntimeError("connection reset")
 
-        return Ticket(self.device, self.device.launch(move))
+        return Ticket(self.device, self.device.enqueue(move))
 
 
 @pytest.fixture

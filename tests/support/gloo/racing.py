@@ -54,7 +54,7 @@ class Racing(Device):
         self.compute, self.side = Stream(2 * seed), Stream(2 * seed + 1)
         self._consumed, self._copied = consumed, copied
 
-    def launch(self, work: Callable[[], None]) -> threading.Event:
+    def enqueue(self, work: Callable[[], None]) -> threading.Event:
         if self._consumed:
             self.side.give(self.compute.record().wait)
         self.side.give(work)

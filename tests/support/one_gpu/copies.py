@@ -31,7 +31,7 @@ class Copies(Transport):
     def open(self, plan: SeriesPlan, slots: SlotPool) -> None:
         return None
 
-    def renew(self, position: int, tensors: Sequence[torch.Tensor]) -> None:
+    def reload(self, position: int, tensors: Sequence[torch.Tensor]) -> None:
         for kept, new in zip(self.series.resident[position].values(), tensors, strict=True):
             kept.copy_(new)
 
@@ -43,7 +43,7 @@ class Copies(Transport):
                 target.copy_(self.source[position])
 
         if self.ordered:
-            return Ticket(self.device, self.device.launch(copy))
+            return Ticket(self.device, self.device.enqueue(copy))
         unordered = torch.cuda.Stream()
         with torch.cuda.stream(unordered):
             copy()

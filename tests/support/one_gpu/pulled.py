@@ -24,18 +24,18 @@ class Gpu(StreamDevice):
         super().__init__(torch.device("cuda", 0), torch.cuda, "nccl")
         self.link_delay_cycles = 0
 
-    def launch(self, work: Callable[[], None]) -> Any:
+    def enqueue(self, work: Callable[[], None]) -> Any:
         def slowed() -> None:
             delay(self.link_delay_cycles)
             work()
 
-        return super().launch(slowed)
+        return super().enqueue(slowed)
 
 
 class NoConsumed(Gpu):
     """Its side stream does not wait for the compute stream: a refill may overtake a reader."""
 
-    def launch(self, work: Callable[[], None]) -> Any:
+    def enqueue(self, work: Callable[[], None]) -> Any:
         with torch.cuda.stream(self._side):
             delay(self.link_delay_cycles)
             work()

@@ -15,13 +15,13 @@ Parts = tuple[torch.Tensor, ...]
 class Exports(ABC):
     """One rank's side of one series.
 
-    In this order: `keep` for each position that this rank has something of, `handles` once, `open`
+    In this order: `store` for each position that this rank has something of, `handles` once, `open`
     for each peer, and `settle` in a group to which nobody comes back. Then forwards; after a
-    reload, between two of them, `renew` and `follow`.
+    reload, between two of them, `reload` and `follow`.
     """
 
     @abstractmethod
-    def keep(self, position: int, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    def store(self, position: int, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """Tensors alike, with the same bytes, in memory that others can map; at fixed addresses.
 
         Raises:
@@ -49,7 +49,7 @@ class Exports(ABC):
         """
 
     @abstractmethod
-    def renew(self, position: int, tensors: Sequence[torch.Tensor]) -> None:
+    def reload(self, position: int, tensors: Sequence[torch.Tensor]) -> None:
         """Serve these bytes for what is kept of `position`, as its next version, to who follows.
 
         The others go on to see the version that they see, and find those between. No address
@@ -63,7 +63,7 @@ class Exports(ABC):
     def follow(self, versions: Mapping[tuple[int, int], int]) -> None:
         """See these versions, by global rank and position; waits for those to come.
 
-        What was there when loading ended is version 0; each `renew` makes the next one.
+        What was there when loading ended is version 0; each `reload` makes the next one.
 
         Raises:
             TransportError: one did not come in bounded time, or its rank is gone.

@@ -97,7 +97,7 @@ class IpcExports(Exports):
             HostError: names both ranks and devices, and the alternative.
         """
 
-    def keep(self, position: int, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    def store(self, position: int, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """The same tensors: device memory is shared where it is.
 
         But a part of a larger storage gets one of its own, so that the rest can be freed.
@@ -152,7 +152,7 @@ class IpcExports(Exports):
     def settle(self, *, followed: bool) -> None:
         """Device memory has no names."""
 
-    def renew(self, position: int, tensors: Sequence[torch.Tensor]) -> None:
+    def reload(self, position: int, tensors: Sequence[torch.Tensor]) -> None:
         raise self._no_versions()
 
     def follow(self, versions: Mapping[tuple[int, int], int]) -> None:

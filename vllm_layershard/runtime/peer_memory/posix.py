@@ -50,7 +50,7 @@ class _Kept:
         self.former: dict[int, Piece] = {}
         """Earlier versions that a peer may still want."""
 
-    def renew(self, tensors: Sequence[torch.Tensor]) -> Piece:
+    def reload(self, tensors: Sequence[torch.Tensor]) -> Piece:
         """A piece that holds these tensors as this one holds those it was made for."""
         piece = Piece(self.piece.nbytes)
         window = Window(piece.nbytes)
@@ -103,7 +103,7 @@ class HostExports(Exports):
         """What this rank sees, as the others read it: one piece, once it has followed."""
         self._end = weakref.finalize(self, _remove, self._alive, self._told, self._kept)
 
-    def keep(self, position: int, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    def store(self, position: int, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         lines = [byte_line(tensor) for tensor in tensors]
         ends = accumulate(_aligned(line.numel()) for line in lines)
         spans = tuple(
@@ -159,9 +159,9 @@ class HostExports(Exports):
         if not followed:
             self._alive.unname()
 
-    def renew(self, position: int, tensors: Sequence[torch.Tensor]) -> None:
+    def reload(self, position: int, tensors: Sequence[torch.Tensor]) -> None:
         kept = self._kept[position]
-        piece = kept.renew(tensors)
+        piece = kept.reload(tensors)
         kept.former[kept.version], kept.piece = kept.piece, piece
         kept.version += 1
         piece.name(_name(self._prefix, position, kept.version))

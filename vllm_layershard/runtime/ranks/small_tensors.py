@@ -1,4 +1,4 @@
-"""Beside: the small tensors that every rank keeps beside the large ones, held against each other.
+"""SmallTensors: what every rank stores beside the large tensors, compared among the ranks.
 
 Ranks that do not wait for each other load their small tensors themselves, and process them beside a
 large one of zeros. That is right as long as no small tensor depends on the large one's values, and
@@ -16,7 +16,7 @@ from vllm_layershard.runtime.ranks.group import Group
 from vllm_layershard.runtime.tensors import held
 
 
-class Beside:
+class SmallTensors:
     """The checksums of one series on this rank. A group in lockstep needs none: it broadcasts."""
 
     def __init__(self, group: Group, plan: SeriesPlan) -> None:

@@ -34,10 +34,10 @@ class Ticket:
 class Transport(ABC):
     """Moves layers of one series between the ranks of its group.
 
-    `keep` for each position of which this rank keeps something, then `open`, then forwards.
+    `store` for each position of which this rank keeps something, then `open`, then forwards.
     """
 
-    def keep(self, position: int, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    def store(self, position: int, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """Where what this rank keeps of `position` shall be: alike, with the same bytes."""
         return tuple(tensors)
 
@@ -65,7 +65,7 @@ class Transport(ABC):
         """
 
     @abstractmethod
-    def renew(self, position: int, tensors: Sequence[torch.Tensor]) -> None:
+    def reload(self, position: int, tensors: Sequence[torch.Tensor]) -> None:
         """Between two forwards: this rank has other bytes for what it keeps of `position`.
 
         On a rank that keeps nothing of it `tensors` is empty, and its peer has them, or will.

@@ -30,7 +30,7 @@ class Broadcast(Transport):
         self._outgoing: dict[int, tuple[torch.Tensor, ...]] = {}
         self._incoming: tuple[tuple[torch.Tensor, ...], ...] = ()
 
-    def keep(self, position: int, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    def store(self, position: int, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         self._kept[position] = tuple(tensors)
         self._outgoing[position] = tuple(flat(tensor) for tensor in tensors)
         return self._kept[position]
@@ -47,9 +47,9 @@ class Broadcast(Transport):
             for work in works:
                 work.wait()  # gloo: until it is done; on a device the host goes on
 
-        return Ticket(self._device, self._device.launch(send))
+        return Ticket(self._device, self._device.enqueue(send))
 
-    def renew(self, position: int, tensors: Sequence[torch.Tensor]) -> None:
+    def reload(self, position: int, tensors: Sequence[torch.Tensor]) -> None:
         for kept, new in zip(self._kept.get(position, ()), tensors, strict=True):
             kept.copy_(new)
 

@@ -48,8 +48,8 @@ class Pull(Transport):
         self._version: dict[int, int] = {}
         self._to_follow: set[int] = set()
 
-    def keep(self, position: int, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        self._kept[position] = self._exports.keep(position, tensors)
+    def store(self, position: int, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        self._kept[position] = self._exports.store(position, tensors)
         return self._kept[position]
 
     def open(self, plan: SeriesPlan, slots: SlotPool) -> None:
@@ -81,15 +81,15 @@ class Pull(Transport):
 
     def start(self, position: int, slot: int) -> Ticket | None:
         copy = self._copies.get(position)
-        return None if copy is None else Ticket(self._device, self._device.launch(copy))
+        return None if copy is None else Ticket(self._device, self._device.enqueue(copy))
 
-    def renew(self, position: int, tensors: Sequence[torch.Tensor]) -> None:
+    def reload(self, position: int, tensors: Sequence[torch.Tensor]) -> None:
         if self._group.lockstep:  # a forward is everybody's: nobody reads meanwhile
             for kept, new in zip(self._kept.get(position, ()), tensors, strict=True):
                 kept.copy_(new)
             return
         if tensors:
-            self._exports.renew(position, tensors)
+            self._exports.reload(position, tensors)
         self._version[position] = self._version.get(position, 0) + 1
         self._to_follow.add(position)
 
