@@ -1,8 +1,8 @@
 """Overlap: one forward, event by event, over the schedule that the plan really has.
 
 All ranks of a group do the same at the same time, so one rank's forward is every rank's. The link
-carries one movement at a time, in the order of the launches, whatever series or group it is of. A
-movement, be it a broadcast or a pull, starts at the boundary that launches it, or when the link is
+carries one movement at a time, in the order of the starts, whatever series or group it is of. A
+movement, be it a broadcast or a pull, starts at the boundary that starts it, or when the link is
 free; the compute waits before a linear whose weight has not arrived.
 
 Note [Contention]
@@ -11,9 +11,9 @@ While both run, a step of `seconds` proceeds at 1 / (1 + slowdown) of its speed,
 at 1 / (1 + hindrance) of its own. A stalled device leaves the link alone.
 
 Note [Slots]
-A launch writes a slot, which must have no reader left. It has none: the boundary of position p
+A start writes a slot, which must have no reader left. It has none: the boundary of position p
 comes after the linear of p - 1 in the compute's order, and a transport starts after all compute
-given before (see plan/schedule.py). `simulate` asserts it for every launch.
+given before (see plan/schedule.py). `simulate` asserts it for every start.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ class TimedLayer(NamedTuple):
 
 
 class Movement(NamedTuple):
-    """One position of one series: launched at a layer's boundary, waited for by a linear.
+    """One position of one series: started at a layer's boundary, waited for by a linear.
 
     `buffer` is the series and the slot that it writes; `seconds` what it takes alone.
     """
 
     layer_id: int
     suffix: str
-    launch_layer: int
+    start_layer: int
     seconds: float
     buffer: tuple[str, int]
 
@@ -120,7 +120,7 @@ def movements(
     seconds_of: Callable[[int], float],
     group_rank: int | None = None,
 ) -> tuple[Movement, ...]:
-    """The movements of one forward of one group, in the order of series and launches.
+    """The movements of one forward of one group, in the order of series and starts.
 
     `prefixes[s][p]` is the linear at position p of series s, `seconds_of(bytes)` the time of one.
     With `group_rank` only those that this rank takes part in: a pull does not concern the owner.
@@ -135,7 +135,7 @@ def movements(
             Movement(
                 layer_id=series.layer_ids[position],
                 suffix=suffix_of(names[position]),
-                launch_layer=series.boundary(boundary),
+                start_layer=series.boundary(boundary),
                 seconds=seconds,
                 buffer=(f"{series.name} {series.tp_replicated}", schedule.slot[position]),
             )
@@ -168,9 +168,9 @@ class _Run:
     def __init__(
         self, moves: Sequence[Movement], hindrance: float, spans: list[Span] | None
     ) -> None:
-        self._launched_at: dict[int, list[Movement]] = {}
+        self._starts_at: dict[int, list[Movement]] = {}
         for move in moves:
-            self._launched_at.setdefault(move.launch_layer, []).append(move)
+            self._starts_at.setdefault(move.start_layer, []).append(move)
         self._hinder = 1.0 + hindrance
         self._spans = spans
         self._queue: deque[Movement] = deque()
@@ -187,8 +187,8 @@ class _Run:
         """Run all layers; call it once."""
         compute = stalled = 0.0
         for layer in layers:
-            for move in self._launched_at.get(layer.layer_id, ()):
-                self._launch(move)
+            for move in self._starts_at.get(layer.layer_id, ()):
+                self._start(move)
             awaited_here = self._unread.pop(layer.layer_id, {})
             for step in layer.steps:
                 awaited = awaited_here.pop(step.suffix, ()) if awaited_here else ()
@@ -209,7 +209,7 @@ class _Run:
         exposed = max(0.0, self._now - compute)
         return Forward(compute=compute, fetch=self._fetch, exposed=exposed, stalled=stalled)
 
-    def _launch(self, move: Movement) -> None:
+    def _start(self, move: Movement) -> None:
         assert move.buffer not in self._taken, f"{move.buffer} is written while it is still read"
         self._taken.add(move.buffer)
         self._unread.setdefault(move.layer_id, {}).setdefault(move.suffix, []).append(move)

@@ -58,7 +58,7 @@ def test_a_kept_first_layer_hides_what_the_second_needs() -> None:
     series = Series(name="x", layer_ids=(1, 2, 3), layer_bytes=1, kept_layer=0)
     prefixes = [[f"model.layers.{i}.x" for i in (1, 2, 3)]]
     moves = movements(build_plan([series], 2, 1), prefixes, lambda _: 3.0)
-    assert [(move.layer_id, move.launch_layer) for move in moves] == [(1, 0), (2, 0), (3, 2)]
+    assert [(move.layer_id, move.start_layer) for move in moves] == [(1, 0), (2, 0), (3, 2)]
     forward = simulate(layers_of([10.0] * 4), moves)
     assert (forward.fetch, forward.exposed) == (9.0, 0.0)
 
@@ -90,7 +90,7 @@ def test_both_slow_down_while_both_run() -> None:
 
 def test_a_slot_that_is_still_read_must_not_be_written() -> None:
     first, second = moves_of(2, 0, 1.0)
-    early = second._replace(launch_layer=0)
+    early = second._replace(start_layer=0)
     with pytest.raises(AssertionError, match="written while it is still read"):
         simulate(layers_of([1.0, 1.0]), [first, early])
 
