@@ -169,7 +169,7 @@ def without_memory(rank: int, config: Any) -> str:
         raise HostError("/dev/shm is full")
 
     if rank:
-        HostExports.keep = refuse
+        HostExports.store = refuse
     try:
         load(config, lambda model: None)
     except LayerShardError as error:
