@@ -16,7 +16,7 @@ import torch
 from vllm_layershard.errors import HostError, TransportError
 from vllm_layershard.runtime import shared_memory
 from vllm_layershard.runtime.peer_memory import posix
-from vllm_layershard.runtime.peer_memory.posix import HostExports
+from vllm_layershard.runtime.peer_memory.posix import PosixExports
 from vllm_layershard.runtime.shared_memory import PREFIX, Piece, Window
 
 FORK = multiprocessing.get_context("fork")
@@ -171,7 +171,7 @@ def followed(
 ) -> list[Any]:
     """A peer that sees layer 3, and follows to these versions when it is told to."""
     posix.PATIENCE_S = patience_s
-    peer = HostExports(f"peer-{os.getpid()}", 1)
+    peer = PosixExports(f"peer-{os.getpid()}", 1)
     (part,) = peer.open(0, handles)[3]
     found = [part.view(torch.float).tolist()]
     opened.set()
@@ -186,13 +186,13 @@ def followed(
     return found
 
 
-def exported(values: list[float]) -> tuple[HostExports, torch.Tensor]:
-    exports = HostExports(f"test-{os.getpid()}", 0)
+def exported(values: list[float]) -> tuple[PosixExports, torch.Tensor]:
+    exports = PosixExports(f"test-{os.getpid()}", 0)
     (kept,) = exports.store(3, [torch.tensor(values)])
     return exports, kept
 
 
-def peer_of(exports: HostExports, *args: Any) -> tuple[Any, Any]:
+def peer_of(exports: PosixExports, *args: Any) -> tuple[Any, Any]:
     """Start one that has opened; its end of the pipe, and what it waits for before it follows."""
     handles, opened, go_on = exports.handles(), FORK.Event(), FORK.Event()
     ours, theirs = FORK.Pipe()
@@ -235,7 +235,7 @@ def test_a_peer_that_has_missed_a_reload_sees_the_version_that_it_asks_for():
     assert ours.recv() == [[1.0], [1.0], [3.0]]
 
 
-def versions_of(exports: HostExports) -> list[str]:
+def versions_of(exports: PosixExports) -> list[str]:
     return [n.rpartition("-")[2] for n in shared_memory.names(f"test-{os.getpid()}-rank0-3")]
 
 
@@ -244,7 +244,7 @@ def test_a_version_is_kept_until_the_last_living_peer_has_come_past_it():
     handles, (ours, theirs) = exports.handles(), FORK.Pipe()
 
     def peer() -> None:
-        mine = HostExports(f"peer-{os.getpid()}", 1)
+        mine = PosixExports(f"peer-{os.getpid()}", 1)
         mine.open(0, handles)
         theirs.send(mine.handles())
         while True:
@@ -272,7 +272,7 @@ def test_a_version_is_kept_until_the_last_living_peer_has_come_past_it():
 
 def test_new_weights_lie_as_the_former_ones_did():
     weight = torch.arange(6.0).reshape(2, 3).t()
-    exports = HostExports(f"test-{os.getpid()}", 0)
+    exports = PosixExports(f"test-{os.getpid()}", 0)
     (kept,) = exports.store(3, [weight])
     exports.handles()
     assert (kept.tolist(), kept.stride()) == (weight.tolist(), weight.stride())
@@ -294,7 +294,7 @@ def test_who_comes_after_a_reload_is_not_given_a_mixture():
     with pytest.raises(
         TransportError, match="rank 0 no longer has the weights that it was started"
     ):
-        HostExports("late", 1).open(0, handles)
+        PosixExports("late", 1).open(0, handles)
 
 
 def test_memory_of_another_host_is_refused_with_the_alternative():
@@ -303,4 +303,4 @@ def test_memory_of_another_host_is_refused_with_the_alternative():
     with pytest.raises(
         HostError, match=r"rank 0 on node7: pulls reach within one host.*'broadcast'"
     ):
-        HostExports("far", 1).open(0, handles)
+        PosixExports("far", 1).open(0, handles)

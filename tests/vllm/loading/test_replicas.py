@@ -163,13 +163,13 @@ def test_a_reload_is_never_mixed_with_what_was_there_before(dense, tmp_path):
 
 
 def without_memory(rank: int, config: Any) -> str:
-    from vllm_layershard.runtime.peer_memory import HostExports
+    from vllm_layershard.runtime.peer_memory import PosixExports
 
     def refuse(*_: Any) -> Any:
         raise HostError("/dev/shm is full")
 
     if rank:
-        HostExports.store = refuse
+        PosixExports.store = refuse
     try:
         load(config, lambda model: None)
     except LayerShardError as error:

@@ -6,10 +6,10 @@ import secrets
 
 from vllm_layershard.runtime.device import Device
 from vllm_layershard.runtime.peer_memory.base import Exports, Parts
-from vllm_layershard.runtime.peer_memory.posix import HostExports
+from vllm_layershard.runtime.peer_memory.posix import PosixExports
 from vllm_layershard.runtime.ranks.group import Group
 
-__all__ = ["Exports", "HostExports", "Parts", "exports_of"]
+__all__ = ["Exports", "Parts", "PosixExports", "exports_of"]
 
 
 def exports_of(device: Device, group: Group, series: str) -> Exports:
@@ -30,4 +30,4 @@ def exports_of(device: Device, group: Group, series: str) -> Exports:
 
         return NpuExports(group, torch_device)
     name = secrets.token_hex(6) if group.lockstep else group.name
-    return HostExports(f"{name}-{series}", group.ranks[group.group_rank])
+    return PosixExports(f"{name}-{series}", group.ranks[group.group_rank])

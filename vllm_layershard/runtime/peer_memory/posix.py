@@ -1,12 +1,12 @@
-"""HostExports: weights in POSIX shared memory, which the other ranks map read-only (CPU).
+"""PosixExports: weights in POSIX shared memory, which the other ranks map read-only (CPU).
 
 Among ranks that do not wait for each other every version of every position is a piece of its own:
 see the notes in shared_memory.py. A peer that dies takes nothing along: its pages stay for as long
 as they are mapped.
 
-Note [Which versions are kept]
+Note [Which versions are retained]
 A reload makes the next version on each rank when that gets to it, and a rank reads of the others
-the version that it has itself. So an owner keeps each version that a living peer has yet to see:
+the version that it has itself. So an owner retains each version that a living peer has yet to see:
 peers tell which one they see.
 """
 
@@ -37,7 +37,7 @@ _LOOK_S = 0.05
 _ALIGNED_BYTES = 64
 
 
-class _Kept:
+class _Stored:
     """A position in this rank's own memory."""
 
     def __init__(self, nbytes: int, spans: tuple[tuple[int, int], ...]) -> None:
@@ -47,7 +47,7 @@ class _Kept:
         self.window.show(self.piece.fd, writable=True)
         self.tensors: tuple[torch.Tensor, ...] = ()
         self.version = 0
-        self.former: dict[int, Piece] = {}
+        self.retained: dict[int, Piece] = {}
         """Earlier versions that a peer may still want."""
 
     def reload(self, tensors: Sequence[torch.Tensor]) -> Piece:
@@ -61,8 +61,8 @@ class _Kept:
 
     def let_go(self, seen: int) -> None:
         """Of the versions that every peer sees, or has passed."""
-        for version in [version for version in self.former if version <= seen]:
-            self.former.pop(version).remove()
+        for version in [version for version in self.retained if version <= seen]:
+            self.retained.pop(version).remove()
 
 
 class _Seen:
@@ -88,20 +88,20 @@ class _Seen:
         return True
 
 
-class HostExports(Exports):
+class PosixExports(Exports):
     """`name` is in the names of all pieces; peers that restart give theirs the same ones again."""
 
     def __init__(self, name: str, rank: int) -> None:
         self._rank = rank
         self._prefix = f"{shared_memory.PREFIX}{name}-rank{rank}"
         self._alive = Piece.of(f"{self._prefix}-alive", b"")
-        self._kept: dict[int, _Kept] = {}
+        self._stored: dict[int, _Stored] = {}
         self._seen: dict[tuple[int, int], _Seen] = {}
         self._peers: set[str] = set()
         self._sees: dict[str, int] = {}
         self._told: list[Piece] = []
         """What this rank sees, as the others read it: one piece, once it has followed."""
-        self._end = weakref.finalize(self, _remove, self._alive, self._told, self._kept)
+        self._end = weakref.finalize(self, _remove, self._alive, self._told, self._stored)
 
     def store(self, position: int, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         lines = [byte_line(tensor) for tensor in tensors]
@@ -110,28 +110,28 @@ class HostExports(Exports):
             (end - _aligned(line.numel()), line.numel())
             for end, line in zip(ends, lines, strict=True)
         )
-        kept = _Kept(sum(spans[-1]), spans)
-        self._kept[position] = kept
+        stored = _Stored(sum(spans[-1]), spans)
+        self._stored[position] = stored
         moved = []
         for tensor, line, span in zip(tensors, lines, spans, strict=True):
-            part = kept.window.part(*span)
+            part = stored.window.part(*span)
             part.copy_(line)
             moved.append(placed_like(tensor, part))
-        kept.tensors = tuple(moved)
-        return kept.tensors
+        stored.tensors = tuple(moved)
+        return stored.tensors
 
     def handles(self) -> Any:
-        for position, kept in self._kept.items():
-            kept.piece.name(_name(self._prefix, position, kept.version))
+        for position, stored in self._stored.items():
+            stored.piece.name(_name(self._prefix, position, stored.version))
         return {
-            "host": _host(),
+            "host": _node(),
             "hostname": socket.gethostname(),
             "prefix": self._prefix,
-            "spans": {str(position): kept.spans for position, kept in self._kept.items()},
+            "spans": {str(position): stored.spans for position, stored in self._stored.items()},
         }
 
     def open(self, rank: int, handles: Any) -> Mapping[int, Parts]:
-        if handles["host"] != _host():
+        if handles["host"] != _node():
             raise HostError(
                 f"rank {self._rank} on {socket.gethostname()} cannot read the memory of rank "
                 f"{rank} on {handles['hostname']}: pulls reach within one host, and within one "
@@ -154,18 +154,18 @@ class HostExports(Exports):
         return opened
 
     def settle(self, *, followed: bool) -> None:
-        for kept in self._kept.values():
-            kept.piece.unname()
+        for stored in self._stored.values():
+            stored.piece.unname()
         if not followed:
             self._alive.unname()
 
     def reload(self, position: int, tensors: Sequence[torch.Tensor]) -> None:
-        kept = self._kept[position]
-        piece = kept.reload(tensors)
-        kept.former[kept.version], kept.piece = kept.piece, piece
-        kept.version += 1
-        piece.name(_name(self._prefix, position, kept.version))
-        kept.window.show(piece.fd, writable=True)
+        stored = self._stored[position]
+        piece = stored.reload(tensors)
+        stored.retained[stored.version], stored.piece = stored.piece, piece
+        stored.version += 1
+        piece.name(_name(self._prefix, position, stored.version))
+        stored.window.show(piece.fd, writable=True)
         self._let_go()
 
     def follow(self, versions: Mapping[tuple[int, int], int]) -> None:
@@ -177,9 +177,9 @@ class HostExports(Exports):
                 time.sleep(_LOOK_S)
             self._sees[f"{seen.prefix}-{position}"] = version
         self._told.append(Piece.of(f"{self._prefix}-sees", json.dumps(self._sees).encode()))
-        for former in self._told[:-1]:
-            former.remove()
-            self._told.remove(former)
+        for earlier in self._told[:-1]:
+            earlier.remove()
+            self._told.remove(earlier)
 
     def _look_after(self, rank: int, prefix: str, deadline: float) -> None:
         """Raise if a rank that is waited for is gone, or has been for too long."""
@@ -195,16 +195,16 @@ class HostExports(Exports):
             )
 
     def _let_go(self) -> None:
-        """Of versions that no living peer will ask for: see the note [Which versions are kept]."""
+        """Remove versions that no living peer will ask for: note [Which versions are retained]."""
         documents = [shared_memory.read(f"{p}-sees") for p in self._peers if _lives(p)]
         sees = [{} if document is None else json.loads(document) for document in documents]
-        for position, kept in self._kept.items():
+        for position, stored in self._stored.items():
             key = f"{self._prefix}-{position}"
-            kept.let_go(min((one.get(key, 0) for one in sees), default=kept.version))
+            stored.let_go(min((one.get(key, 0) for one in sees), default=stored.version))
 
     def check_peers(self) -> None:
-        """Pages that are mapped stay; but what peers have come to see since need not be kept."""
-        if any(kept.former for kept in self._kept.values()):
+        """Mapped pages stay. Versions that all peers have passed need not be retained."""
+        if any(stored.retained for stored in self._stored.values()):
             self._let_go()
 
 
@@ -218,7 +218,7 @@ def _lives(prefix: str) -> bool:
     return shared_memory.read(alive) is not None and not shared_memory.is_left_over(alive)
 
 
-def _host() -> str:
+def _node() -> str:
     """This boot of this machine, and this shared memory: containers may have one of their own."""
     return f"{boot_id()} {os.stat(shared_memory.DIRECTORY).st_dev}"
 
@@ -227,11 +227,11 @@ def _aligned(nbytes: int) -> int:
     return -(-nbytes // _ALIGNED_BYTES) * _ALIGNED_BYTES
 
 
-def _remove(alive: Piece, told: list[Piece], kept: dict[int, _Kept]) -> None:
-    for piece in (alive, *told, *(piece for one in kept.values() for piece in _pieces(one))):
+def _remove(alive: Piece, told: list[Piece], stored: dict[int, _Stored]) -> None:
+    for piece in (alive, *told, *(piece for one in stored.values() for piece in _pieces(one))):
         piece.remove()
 
 
-def _pieces(kept: _Kept) -> Iterator[Piece]:
-    yield kept.piece
-    yield from kept.former.values()
+def _pieces(stored: _Stored) -> Iterator[Piece]:
+    yield stored.piece
+    yield from stored.retained.values()
