@@ -42,7 +42,7 @@ from result import Times, publish
 from torch.multiprocessing.spawn import spawn
 from track import RATIOS, STEPS, Race, Track
 
-from vllm_layershard.estimate.overlap import TimedLayer, TimedStep, movements, simulate
+from vllm_layershard.estimate.overlap import TimedLayer, TimedOperation, movements, simulate
 from vllm_layershard.plan import Series, build_plan
 
 WITHIN = 1.05
@@ -106,8 +106,10 @@ def planned(
     series = Series("linear", tuple(shared), race.layer_bytes, kept_layer=first)
     plan = build_plan([series], race.ranks, prefetch_step=step)
     names = [[f"layers.{i}.linear" for i in shared]]
-    half = TimedStep("", compute_s / race.layers / 2)
-    layers = [TimedLayer(i, (half, TimedStep("linear", 0.0), half)) for i in range(race.layers)]
+    half = TimedOperation("", compute_s / race.layers / 2)
+    layers = [
+        TimedLayer(i, (half, TimedOperation("linear", 0.0), half)) for i in range(race.layers)
+    ]
     one_s = moved_s / len(shared)
     if not pulls:
         return simulate(layers, movements(plan, names, lambda _: one_s)).total

@@ -23,10 +23,16 @@ from torch.multiprocessing.spawn import spawn
 from vllm_layershard.estimate.broadcast import broadcast_seconds
 from vllm_layershard.estimate.hardware import Hardware
 from vllm_layershard.estimate.nodes import Spread
-from vllm_layershard.estimate.overlap import Forward, TimedLayer, TimedStep, movements, simulate
+from vllm_layershard.estimate.overlap import (
+    Forward,
+    TimedLayer,
+    TimedOperation,
+    movements,
+    simulate,
+)
 from vllm_layershard.estimate.profile_file import read_profile
 from vllm_layershard.estimate.roofline import Roofline
-from vllm_layershard.models import Step
+from vllm_layershard.models import Operation
 from vllm_layershard.plan import Series, build_plan
 from vllm_layershard.runtime.manual import finish_loading, reach_layer, register_layer, wait_layer
 
@@ -54,10 +60,12 @@ def predicted(hardware: Hardware, regime: Regime) -> Forward:
     seconds = broadcast_seconds(layer_bytes, Spread(RANKS, nodes=1, on_a_node=RANKS), hardware)
     roofline = Roofline(hardware, layer_bytes / seconds)
     moved = layer_bytes + 2.0 * tokens * 2 * WIDTH
-    step = Step("linear", 2.0 * tokens * WIDTH**2, moved, "bf16")
-    alone, slowdown = roofline.seconds(step), roofline.slowdown(step)
-    dense = (TimedStep("", alone, slowdown),) * regime.dense
-    layers = [TimedLayer(i, (*dense, TimedStep("linear", alone, slowdown))) for i in range(LAYERS)]
+    product = Operation("linear", 2.0 * tokens * WIDTH**2, moved, "bf16")
+    alone, slowdown = roofline.seconds(product), roofline.slowdown(product)
+    dense = (TimedOperation("", alone, slowdown),) * regime.dense
+    layers = [
+        TimedLayer(i, (*dense, TimedOperation("linear", alone, slowdown))) for i in range(LAYERS)
+    ]
     series = Series("linear", tuple(range(LAYERS)), layer_bytes)
     plan = build_plan([series], RANKS, prefetch_step=1)
     prefixes = [[f"layers.{i}.linear" for i in range(LAYERS)]]

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from vllm_layershard.config import LayerShardConfig
 from vllm_layershard.errors import ConfigError
-from vllm_layershard.models import Deployment, Found, Model, Sharding, model_of, plan_model
+from vllm_layershard.models import Deployment, FoundModel, Model, Sharding, model_of, plan_model
 from vllm_layershard.plan import Linear, ParallelLayout
 from vllm_layershard.plan.linear import short_names
 
@@ -126,7 +126,7 @@ def config_of(
 
 
 def sharding_of(
-    found: Found, flags: Layout, layers: Sequence[str] | None, options: Options
+    found: FoundModel, flags: Layout, layers: Sequence[str] | None, options: Options
 ) -> tuple[Sharding, tuple[str, ...]]:
     """Read and plan; returns the plan and what was assumed.
 

@@ -12,7 +12,7 @@ from vllm_layershard.estimate.overlap import (
     Forward,
     Movement,
     TimedLayer,
-    TimedStep,
+    TimedOperation,
     movements,
     simulate,
     trace,
@@ -43,7 +43,7 @@ class Forwards:
         self._moves: dict[tuple[int, int], tuple[Movement, ...]] = {}
         self._suffixes: dict[str, str] = {}
         self._run: dict[tuple[Batch, int], Forward] = {}
-        self._steps: dict[Batch, Mapping[int, tuple[TimedStep, ...]]] = {}
+        self._operations: dict[Batch, Mapping[int, tuple[TimedOperation, ...]]] = {}
         self._transfer = Transfer(sharding, hardware)
         self._roofline = self._transfer.roofline()
         self._hindrance = 0.0 if self._transfer.pulls else hardware.broadcast_slowdown.value
@@ -92,26 +92,28 @@ class Forwards:
         self, batch: Batch, prefetch_step: int
     ) -> Iterator[tuple[list[TimedLayer], tuple[Movement, ...]]]:
         """What `simulate` wants, for each pipeline stage."""
-        timed = self._timed_steps(batch)
+        timed = self._timed_operations(batch)
         for stage, layer_ids in enumerate(self._stages):
             layers = [TimedLayer(i, timed[self._like[i]]) for i in layer_ids]
             yield layers, self._stage_moves(stage, prefetch_step, timed)
 
-    def _timed_steps(self, batch: Batch) -> Mapping[int, tuple[TimedStep, ...]]:
-        """The steps of each kind of layer."""
-        if batch not in self._steps:
-            self._steps[batch] = {
+    def _timed_operations(self, batch: Batch) -> Mapping[int, tuple[TimedOperation, ...]]:
+        """The operations of each kind of layer."""
+        if batch not in self._operations:
+            self._operations[batch] = {
                 like: tuple(
-                    TimedStep(
-                        self._suffix(step.linear),
-                        self._roofline.seconds(step),
-                        self._roofline.slowdown(step),
+                    TimedOperation(
+                        self._suffix(operation.linear),
+                        self._roofline.seconds(operation),
+                        self._roofline.slowdown(operation),
                     )
-                    for step in self._sharding.model.steps(like, self._sharding.deployment, batch)
+                    for operation in self._sharding.model.operations(
+                        like, self._sharding.deployment, batch
+                    )
                 )
                 for like in set(self._like.values())
             }
-        return self._steps[batch]
+        return self._operations[batch]
 
     def _suffix(self, prefix: str) -> str:
         if prefix not in self._suffixes:
@@ -119,9 +121,9 @@ class Forwards:
         return self._suffixes[prefix]
 
     def _stage_moves(
-        self, stage: int, prefetch_step: int, timed: Mapping[int, tuple[TimedStep, ...]]
+        self, stage: int, prefetch_step: int, timed: Mapping[int, tuple[TimedOperation, ...]]
     ) -> tuple[Movement, ...]:
-        """The movements of a stage; `timed` has any batch's steps, which have the same names."""
+        """The movements of a stage; `timed` is any batch's: their names are the same."""
         key = (stage, prefetch_step)
         if key not in self._moves:
             self._moves[key] = tuple(
@@ -137,11 +139,11 @@ class Forwards:
             )
         return self._moves[key]
 
-    def _awaited(self, move: Movement, steps: tuple[TimedStep, ...]) -> Movement:
-        """A weight that no step of its own reads is awaited by its layer's first step."""
-        if any(step.suffix == move.suffix for step in steps):
+    def _awaited(self, move: Movement, operations: tuple[TimedOperation, ...]) -> Movement:
+        """A weight that no operation of its own reads is awaited by its layer's first operation."""
+        if any(operation.suffix == move.suffix for operation in operations):
             return move
-        return move._replace(suffix=steps[0].suffix)
+        return move._replace(suffix=operations[0].suffix)
 
     def _pulling_rank(self, plan: Plan) -> int | None:
         """The group rank whose own pulls are simulated; None where each waits for all of them."""
@@ -160,7 +162,7 @@ def _loss(forward: Forward) -> tuple[float, float]:
 
 
 def _representatives(sharding: Sharding) -> Mapping[int, int]:
-    """For each layer the first one whose linears are alike: its steps take as long."""
+    """For each layer the first one whose linears are alike: its operations take as long."""
     kinds: dict[int, list[object]] = {}
     for linear in sharding.model.linears(sharding.deployment):
         kinds.setdefault(linear.layer_id, []).append((suffix_of(linear.prefix), linear.tensors))

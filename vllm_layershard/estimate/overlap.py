@@ -7,8 +7,8 @@ free; the compute waits before a linear whose weight has not arrived.
 
 Note [Contention]
 A movement and the compute also slow each other down, since they share memory, cores and links.
-While both run, a step of `seconds` proceeds at 1 / (1 + slowdown) of its speed, and the movement
-at 1 / (1 + hindrance) of its own. A stalled device leaves the link alone.
+While both run, an operation of `seconds` proceeds at 1 / (1 + slowdown) of its speed, and the
+movement at 1 / (1 + hindrance) of its own. A stalled device leaves the link alone.
 
 Note [Slots]
 A start writes a slot, which must have no reader left. It has none: the boundary of position p
@@ -30,8 +30,8 @@ TOLERANCE: Final = 0.01
 a prefetch step is as good as the best when its forward is at most this share longer."""
 
 
-class TimedStep(NamedTuple):
-    """One step of a layer: `suffix` names its linear within the layer, "" if it is none.
+class TimedOperation(NamedTuple):
+    """One operation of a layer: `suffix` names its linear within the layer, "" if it is none.
 
     It takes `seconds` alone and `seconds * (1 + slowdown)` while a weight is in flight.
     """
@@ -42,10 +42,10 @@ class TimedStep(NamedTuple):
 
 
 class TimedLayer(NamedTuple):
-    """One decoder layer's steps in forward order."""
+    """One decoder layer's operations in forward order."""
 
     layer_id: int
-    steps: tuple[TimedStep, ...]
+    operations: tuple[TimedOperation, ...]
 
 
 class Movement(NamedTuple):
@@ -62,14 +62,14 @@ class Movement(NamedTuple):
 
 
 Track = Literal["compute", "stall", "link"]
-"""What a span shows: a step on the device, its wait for a weight, or a movement on the link."""
+"""What a span shows: an operation, its wait for a weight, or a movement on the link."""
 
 
 class Span(NamedTuple):
     """A piece of one forward's timeline, in seconds from its first layer's boundary.
 
-    `suffix` names the linear that is computed, waited for or moved; "" for a step that is none.
-    Steps and stalls follow one another without a gap.
+    `suffix` names the linear that is computed, waited for or moved; "" where it is none.
+    Operations and stalls follow one another without a gap.
     """
 
     track: Track
@@ -190,22 +190,26 @@ class _Run:
             for move in self._starts_at.get(layer.layer_id, ()):
                 self._start(move)
             awaited_here = self._unread.pop(layer.layer_id, {})
-            for step in layer.steps:
-                awaited = awaited_here.pop(step.suffix, ()) if awaited_here else ()
+            for operation in layer.operations:
+                awaited = awaited_here.pop(operation.suffix, ()) if awaited_here else ()
                 for move in awaited:
                     stalled += self._await(move)
                 start = self._now
                 if self._queue:
-                    self._compete(step)
+                    self._compete(operation)
                 else:
-                    self._now = start + step.seconds
-                compute += step.seconds
+                    self._now = start + operation.seconds
+                compute += operation.seconds
                 for move in awaited:
                     self._taken.remove(move.buffer)
                 if self._spans is not None:
                     took = self._now - start
-                    self._spans.append(Span("compute", layer.layer_id, step.suffix, start, took))
-            assert not awaited_here, f"layer {layer.layer_id} has no step for {[*awaited_here]}"
+                    self._spans.append(
+                        Span("compute", layer.layer_id, operation.suffix, start, took)
+                    )
+            assert not awaited_here, (
+                f"layer {layer.layer_id} has no operation for {[*awaited_here]}"
+            )
         exposed = max(0.0, self._now - compute)
         return Forward(compute=compute, fetch=self._fetch, exposed=exposed, stalled=stalled)
 
@@ -228,9 +232,9 @@ class _Run:
             self._spans.append(Span("stall", awaited.layer_id, awaited.suffix, start, waited))
         return waited
 
-    def _compete(self, step: TimedStep) -> None:
-        """Run a step beside the link's queue."""
-        work, slow, hinder = step.seconds, 1.0 + step.slowdown, self._hinder
+    def _compete(self, operation: TimedOperation) -> None:
+        """Run an operation beside the link's queue."""
+        work, slow, hinder = operation.seconds, 1.0 + operation.slowdown, self._hinder
         while self._queue:
             until_done, until_free = work * slow, self._left * hinder
             if until_done < until_free:

@@ -1,13 +1,13 @@
-"""Roofline: the time of a step is what its products or its bytes take, whichever is longer."""
+"""Roofline: an operation takes as long as its products or its bytes, whichever is longer."""
 
 from __future__ import annotations
 
 from vllm_layershard.estimate.hardware import Hardware
-from vllm_layershard.models import Step
+from vllm_layershard.models import Operation
 
 
 class Roofline:
-    """Times steps on one device, alone and beside what moves.
+    """Times operations on one device, alone and beside what moves.
 
     `broadcast_rate`: bytes per second of the broadcasts that may be in flight; their memory
     traffic comes out of the bandwidth that the compute reaches (see `Hardware`). `pull_traffic`:
@@ -33,20 +33,20 @@ class Roofline:
                 self._bandwidth - traffic, self._bandwidth / 2
             )
 
-    def seconds(self, step: Step) -> float:
-        """Seconds of one step alone."""
-        return max(self._products(step), self._memory(step))
+    def seconds(self, operation: Operation) -> float:
+        """Seconds of one operation alone."""
+        return max(self._products(operation), self._memory(operation))
 
-    def slowdown(self, step: Step) -> float:
+    def slowdown(self, operation: Operation) -> float:
         """The share by which it takes longer while a weight is in flight."""
-        products, memory = self._products(step), self._memory(step)
+        products, memory = self._products(operation), self._memory(operation)
         alone = max(products, memory)
         beside = max(products * self._products_slower, memory * self._memory_slower)
         return beside / alone - 1 if alone else 0.0
 
-    def _products(self, step: Step) -> float:
-        low_bit = step.precision == "fp8"
-        return step.flops / (self._low_bit_rate if low_bit else self._rate)
+    def _products(self, operation: Operation) -> float:
+        low_bit = operation.precision == "fp8"
+        return operation.flops / (self._low_bit_rate if low_bit else self._rate)
 
-    def _memory(self, step: Step) -> float:
-        return step.moved_bytes / self._bandwidth
+    def _memory(self, operation: Operation) -> float:
+        return operation.moved_bytes / self._bandwidth

@@ -47,7 +47,7 @@ class Transfer:
         )
 
     def roofline(self) -> Roofline:
-        """The device's steps beside the fastest movement that this sharding has."""
+        """The device's operations beside the fastest movement that this sharding has."""
         if not self.pulls:
             return Roofline(self._hardware, max(self._rates(), default=0.0))
         traffic = max(

@@ -2,21 +2,21 @@
 
 from vllm_layershard.models.checkpoint.stored import Evidence, evidence_for
 from vllm_layershard.models.deployment import Deployment
-from vllm_layershard.models.model import Batch, Model, Step, WeightBytes
+from vllm_layershard.models.model import Batch, Model, Operation, WeightBytes
 from vllm_layershard.models.registry import load_model, model_of, supported
 from vllm_layershard.models.sharding import Sharding, plan_model, require_experts
-from vllm_layershard.models.sources.source import Found, bundled_names, find
+from vllm_layershard.models.sources.source import FoundModel, bundled_names, find
 from vllm_layershard.plan import GroupPlan
 
 __all__ = [
     "Batch",
     "Deployment",
     "Evidence",
-    "Found",
+    "FoundModel",
     "GroupPlan",
     "Model",
+    "Operation",
     "Sharding",
-    "Step",
     "WeightBytes",
     "bundled_names",
     "evidence_for",

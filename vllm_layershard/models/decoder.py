@@ -14,7 +14,7 @@ from vllm_layershard.errors import PlanError
 from vllm_layershard.models.blueprint import Blueprint, Moe
 from vllm_layershard.models.deployment import Deployment
 from vllm_layershard.models.dtypes import DTYPE_BYTES
-from vllm_layershard.models.model import Batch, Step, WeightBytes
+from vllm_layershard.models.model import Batch, Operation, WeightBytes
 from vllm_layershard.models.shape import Shape
 from vllm_layershard.models.split import require_divisible
 from vllm_layershard.plan import Linear, ParallelLayout, TensorSpec, stage_layers
@@ -146,13 +146,15 @@ class DecoderModel:
         """Bytes that these layers keep of each sequence on one rank, however long it is."""
         return sum(self.blueprint.cache(i, deployment).state_bytes for i in layers)
 
-    def steps(self, layer_id: int, deployment: Deployment, batch: Batch) -> tuple[Step, ...]:
+    def operations(
+        self, layer_id: int, deployment: Deployment, batch: Batch
+    ) -> tuple[Operation, ...]:
         """The work of one layer on one rank, in forward order.
 
-        Every step moves its weights once and its activations in and out; experts are chosen
-        uniformly at random. An absorbed linear is part of the attention's step.
+        Every operation moves its weights once and its activations in and out; experts are chosen
+        uniformly at random. An absorbed linear is part of the attention's operation.
         """
-        steps: list[Step] = []
+        operations: list[Operation] = []
         absorbed: list[tuple[Shape, Linear]] = []
         for shape, linear in self._layer(layer_id, deployment):
             if shape.absorbed:
@@ -160,13 +162,13 @@ class DecoderModel:
             else:
                 whole = shape.split == "none" and ".mlp." in linear.prefix
                 tokens = batch.tokens / deployment.layout.tp if whole else batch.tokens
-                steps.append(self._product(shape, linear, tokens))
+                operations.append(self._product(shape, linear, tokens))
             if shape.after == "attention":
-                steps.append(self._attention(layer_id, deployment, batch, absorbed))
+                operations.append(self._attention(layer_id, deployment, batch, absorbed))
                 absorbed = []
             elif shape.after == "experts":
-                steps.append(self._routed(layer_id, deployment, batch))
-        return tuple(steps)
+                operations.append(self._routed(layer_id, deployment, batch))
+        return tuple(operations)
 
     def _layer(self, layer_id: int, deployment: Deployment) -> tuple[tuple[Shape, Linear], ...]:
         return _layer_of(self.blueprint, layer_id, deployment)
@@ -195,9 +197,9 @@ class DecoderModel:
             for layer_id in [i for i, has in enumerate(b.moe.layers) if has][:1]:
                 self._experts(layer_id, deployment, rank=0)  # refuses split blocks
 
-    def _product(self, shape: Shape, linear: Linear, tokens: float) -> Step:
+    def _product(self, shape: Shape, linear: Linear, tokens: float) -> Operation:
         """The matrix product of a linear: 2 x tokens x out x in."""
-        return Step(
+        return Operation(
             linear=linear.prefix,
             flops=2.0 * tokens * shape.rows * shape.inner,
             moved_bytes=linear.tensors[0].nbytes + 2.0 * tokens * (shape.rows + shape.inner),
@@ -210,13 +212,13 @@ class DecoderModel:
         deployment: Deployment,
         batch: Batch,
         absorbed: Sequence[tuple[Shape, Linear]],
-    ) -> Step:
+    ) -> Operation:
         work = self.blueprint.attention(layer_id, deployment, batch)
         products = sum(2.0 * batch.tokens * s.rows * s.inner for s, _ in absorbed)
         weights = sum(x.large_bytes for _, x in absorbed)
-        return Step("", work.flops + products, work.moved_bytes + weights, "bf16")
+        return Operation("", work.flops + products, work.moved_bytes + weights, "bf16")
 
-    def _routed(self, layer_id: int, deployment: Deployment, batch: Batch) -> Step:
+    def _routed(self, layer_id: int, deployment: Deployment, batch: Batch) -> Operation:
         """Routed experts, evenly loaded; all ranks' tokens together decide which are read."""
         b, moe, layout = self.blueprint, self.blueprint.moe, deployment.layout
         assert moe is not None, "only asked for in MoE layers"
@@ -225,7 +227,7 @@ class DecoderModel:
         touched = 1.0 - (1.0 - moe.topk / moe.experts) ** together
         pairs = batch.tokens * moe.topk / layout.tp
         held = self._experts(layer_id, deployment, rank=0)
-        return Step(
+        return Operation(
             linear="",
             flops=2.0 * pairs * 3 * b.hidden * moe.intermediate,
             moved_bytes=sum(t.nbytes for t in held) * touched + 2.0 * pairs * 2 * b.hidden,

@@ -9,10 +9,10 @@ from vllm_layershard.models.deployment import Deployment
 from vllm_layershard.plan import Linear
 
 Precision = Literal["fp8", "bf16"]
-"""In which of a device's two rates a step computes (float16 counts as bf16)."""
+"""In which of a device's two rates an operation computes (float16 counts as bf16)."""
 
 
-class Step(NamedTuple):
+class Operation(NamedTuple):
     """One piece of a decoder layer's forward on one rank, in forward order.
 
     `linear` is the prefix of the linear that it runs, "" for what is none (attention, experts).
@@ -116,5 +116,7 @@ class Model(Protocol):
     def state_bytes_per_sequence(self, layers: Sequence[int], deployment: Deployment) -> int:
         """Bytes that these layers keep of each sequence on one rank, however long it is."""
 
-    def steps(self, layer_id: int, deployment: Deployment, batch: Batch) -> tuple[Step, ...]:
+    def operations(
+        self, layer_id: int, deployment: Deployment, batch: Batch
+    ) -> tuple[Operation, ...]:
         """The work of one layer, in forward order."""

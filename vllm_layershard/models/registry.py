@@ -9,7 +9,7 @@ from vllm_layershard.errors import UnknownModelError
 from vllm_layershard.models.decoder import DecoderModel
 from vllm_layershard.models.quantization import cache_dtype_of
 from vllm_layershard.models.quantization.modelslim import with_description
-from vllm_layershard.models.sources.source import Found, find
+from vllm_layershard.models.sources.source import FoundModel, find
 
 _FAMILIES: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
     "DeepseekV2ForCausalLM": ("mla", ("deepseek_v2",)),
@@ -52,7 +52,7 @@ def load_model(name: str) -> DecoderModel:
     return model_of(find(name))
 
 
-def model_of(found: Found) -> DecoderModel:
+def model_of(found: FoundModel) -> DecoderModel:
     """Read a model from a config that was found."""
     config = with_description(found.config, found.directory)
     architectures = config.strings("architectures")

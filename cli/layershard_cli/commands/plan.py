@@ -12,7 +12,7 @@ from layershard_cli.resolve import Layout, Load, Options, deployment_of, names_o
 from vllm_layershard.errors import ConfigError
 from vllm_layershard.estimate import DEFAULT, Estimate, Hardware, PhaseName, forecast, profile
 from vllm_layershard.estimate.capacity import may_fit
-from vllm_layershard.models import Found, Sharding, evidence_for, find, model_of
+from vllm_layershard.models import FoundModel, Sharding, evidence_for, find, model_of
 
 
 def plan_command(
@@ -106,7 +106,7 @@ def plan_command(
 
 
 def _chosen(
-    found: Found,
+    found: FoundModel,
     flags: Layout,
     options: Options,
     device: Hardware,

@@ -13,7 +13,7 @@ from vllm_layershard.estimate.overlap import (
     Movement,
     Span,
     TimedLayer,
-    TimedStep,
+    TimedOperation,
     movements,
     simulate,
     trace,
@@ -27,7 +27,8 @@ MIB = 1 << 20
 def layers_of(seconds: list[float], before: float = 0.0) -> list[TimedLayer]:
     """Layers that take `before` and then a linear `x` of the given time."""
     return [
-        TimedLayer(i, (TimedStep("", before), TimedStep("x", s))) for i, s in enumerate(seconds)
+        TimedLayer(i, (TimedOperation("", before), TimedOperation("x", s)))
+        for i, s in enumerate(seconds)
     ]
 
 
@@ -77,7 +78,7 @@ def test_a_timeline_of_two_layers() -> None:
 
 def test_both_slow_down_while_both_run() -> None:
     """Half the speed each: four seconds of link take eight beside the compute, which does four."""
-    layers = [TimedLayer(0, (TimedStep("", 10.0, slowdown=1.0), TimedStep("x", 1.0)))]
+    layers = [TimedLayer(0, (TimedOperation("", 10.0, slowdown=1.0), TimedOperation("x", 1.0)))]
     (move,) = moves_of(1, 0, 4.0)
     forward = trace(layers, [move], hindrance=1.0)
     assert forward.spans == (

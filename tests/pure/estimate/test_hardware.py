@@ -16,7 +16,7 @@ from vllm_layershard.estimate.broadcast import broadcast_basis, broadcast_second
 from vllm_layershard.estimate.hardware import LABELS, Figure, Hardware
 from vllm_layershard.estimate.nodes import Spread, widest
 from vllm_layershard.estimate.roofline import Roofline
-from vllm_layershard.models import Deployment, Step, load_model, plan_model
+from vllm_layershard.models import Deployment, Operation, load_model, plan_model
 from vllm_layershard.plan import ParallelLayout
 
 MIB = 1 << 20
@@ -264,9 +264,9 @@ def test_a_broadcast_takes_memory_traffic_from_what_is_bound_by_memory() -> None
         memory_efficiency=Figure(1, "assumed", "test"),
     )
     roofline = Roofline(device, broadcast_rate=100)
-    memory_bound = Step("", flops=1, moved_bytes=100, precision="bf16")
-    product_bound = Step("", flops=100, moved_bytes=1, precision="bf16")
-    balanced = Step("", flops=100, moved_bytes=100, precision="bf16")
+    memory_bound = Operation("", flops=1, moved_bytes=100, precision="bf16")
+    product_bound = Operation("", flops=100, moved_bytes=1, precision="bf16")
+    balanced = Operation("", flops=100, moved_bytes=100, precision="bf16")
     assert roofline.slowdown(memory_bound) == pytest.approx(0.25)
     assert roofline.slowdown(product_bound) == pytest.approx(0.35)
     assert roofline.slowdown(balanced) == pytest.approx(0.35)

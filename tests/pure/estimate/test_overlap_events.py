@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vllm_layershard.estimate.overlap import TimedLayer, TimedStep, movements, simulate
+from vllm_layershard.estimate.overlap import TimedLayer, TimedOperation, movements, simulate
 from vllm_layershard.plan import Linear, TensorSpec, build_plan, series_of, stage_layers
 
 NAMES = ("q_proj", "o_proj", "down_proj")
@@ -171,7 +171,7 @@ def test_equals_the_event_simulator(case) -> None:
     prefixes = [[linear.prefix for linear in matched] for matched in series.values()]
     forward = simulate(
         [
-            TimedLayer(i, tuple(TimedStep(n, float(s), float(slow)) for n, s, slow in steps))
+            TimedLayer(i, tuple(TimedOperation(n, float(s), float(slow)) for n, s, slow in steps))
             for i, steps in layers.items()
         ],
         movements(plan, prefixes, lambda nbytes: float(nbytes - 1)) if series else (),

@@ -18,7 +18,7 @@ from vllm_layershard.estimate.hardware import Figure, Hardware
 from vllm_layershard.estimate.nodes import Spread, widest
 from vllm_layershard.estimate.pull import pull_basis, pull_seconds, pull_traffic
 from vllm_layershard.estimate.roofline import Roofline
-from vllm_layershard.models import Deployment, Sharding, Step, load_model, plan_model
+from vllm_layershard.models import Deployment, Operation, Sharding, load_model, plan_model
 from vllm_layershard.plan import ParallelLayout
 
 MIB = 1 << 20
@@ -134,10 +134,12 @@ def test_a_pull_takes_memory_and_no_cores() -> None:
     assert [pull_traffic(ranks(n), striped=True) for n in (2, 8)] == [2, 2]
     assert [pull_traffic(ranks(n), striped=False) for n in (2, 3, 8)] == [2, 2, 7]
     beside = Roofline(replace(PLAIN, memory_slowdown=figure(9)), pull_traffic=200)
-    assert beside.slowdown(Step("", 1, 100, "bf16")) == pytest.approx(0.25), "not a broadcast's"
-    assert beside.slowdown(Step("", 100, 1, "bf16")) == 0.0
+    assert beside.slowdown(Operation("", 1, 100, "bf16")) == pytest.approx(0.25), (
+        "not a broadcast's"
+    )
+    assert beside.slowdown(Operation("", 100, 1, "bf16")) == 0.0
     broadcast = Roofline(PLAIN, broadcast_rate=100)
-    assert broadcast.slowdown(Step("", 100, 1, "bf16")) == pytest.approx(0.35)
+    assert broadcast.slowdown(Operation("", 100, 1, "bf16")) == pytest.approx(0.35)
 
 
 def test_what_is_said_of_it() -> None:

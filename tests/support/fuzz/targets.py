@@ -13,7 +13,7 @@ from layershard_cli.additional_config import read_additional
 from vllm_layershard.config import refusal_of
 from vllm_layershard.errors import LayerShardError
 from vllm_layershard.estimate import DEFAULT, forecast, profile
-from vllm_layershard.models import Deployment, Found, model_of, plan_model
+from vllm_layershard.models import Deployment, FoundModel, model_of, plan_model
 from vllm_layershard.models.checkpoint.compare import compare
 from vllm_layershard.models.checkpoint.files import Checkpoint, read_checkpoint
 from vllm_layershard.models.checkpoint.safetensors import PREFIX_BYTES, header_bytes, parse_header
@@ -40,7 +40,7 @@ def _check(error: LayerShardError, start: str = "fuzz: ") -> None:
 def config(data: bytes) -> bool:
     """A config.json: read, planned on several layouts, estimated. Whether any was planned."""
     try:
-        model = model_of(Found("fuzz", "local:fuzz", parse_config(data, "fuzz")))
+        model = model_of(FoundModel("fuzz", "local:fuzz", parse_config(data, "fuzz")))
     except LayerShardError as error:
         _check(error)
         return False
@@ -96,7 +96,7 @@ def stored(data: bytes) -> bool:
 def _small() -> tuple[tuple[Linear, ...], int]:
     """The linears of a small model, and its layers."""
     text = json.dumps(small_config()).encode()
-    model = model_of(Found("small", "local:small", parse_config(text, "small")))
+    model = model_of(FoundModel("small", "local:small", parse_config(text, "small")))
     return model.linears(Deployment(ParallelLayout())), model.num_layers
 
 

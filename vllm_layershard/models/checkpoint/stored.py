@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from vllm_layershard.errors import UnknownModelError
 from vllm_layershard.models.deployment import Deployment
 from vllm_layershard.models.model import Model
-from vllm_layershard.models.sources.source import Found
+from vllm_layershard.models.sources.source import FoundModel
 from vllm_layershard.plan import ParallelLayout
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class Evidence(NamedTuple):
 
 
 def evidence_for(
-    found: Found, model: Model, exact: bool, progress: Callable[[int, int], None]
+    found: FoundModel, model: Model, exact: bool, progress: Callable[[int, int], None]
 ) -> tuple[Evidence, tuple[str, ...]]:
     """Compare a model with its checkpoint where that is at hand, or on the Hub with `exact`.
 
@@ -63,7 +63,7 @@ def evidence_for(
     return Evidence(found.revision, headers, comparison), (*notes, *_warnings(comparison))
 
 
-def _from_hub(found: Found, progress: Callable[[int, int], None]) -> tuple[Checkpoint, str]:
+def _from_hub(found: FoundModel, progress: Callable[[int, int], None]) -> tuple[Checkpoint, str]:
     if found.source.startswith("local:"):
         raise UnknownModelError(
             f"{found.name}: --exact needs safetensors files, and there are none beside its "

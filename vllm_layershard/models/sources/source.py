@@ -20,7 +20,7 @@ _BUNDLED = Path(__file__).parents[1] / "configs"
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 
 
-class Found(NamedTuple):
+class FoundModel(NamedTuple):
     """A config.json with the name to call the model by and the place it was found in.
 
     `revision`: the commit of what came from a cache or the Hub; where a bundled config was taken
@@ -40,7 +40,7 @@ def bundled_names() -> tuple[str, ...]:
     return tuple(sorted(path.stem.replace("--", "/") for path in _BUNDLED.glob("*.json")))
 
 
-def find(name: str) -> Found:
+def find(name: str) -> FoundModel:
     """Find a model.
 
     Raises:
@@ -66,7 +66,7 @@ def _is_path(name: str) -> bool:
         return False
 
 
-def _local(name: str) -> Found:
+def _local(name: str) -> FoundModel:
     if not name:
         raise UnknownModelError("--model is empty; give a path or a name such as DeepSeek-V3")
     try:
@@ -75,7 +75,7 @@ def _local(name: str) -> Found:
         raise UnknownModelError(f"{name}: there is no such user") from None
     config = read_config(path)
     directory = path if path.is_dir() else None
-    return Found(name, f"local:{config.where}", config, directory=directory)
+    return FoundModel(name, f"local:{config.where}", config, directory=directory)
 
 
 def _bundled_name(name: str) -> str | None:
@@ -87,23 +87,23 @@ def _bundled_name(name: str) -> str | None:
     return None
 
 
-def _cached(name: str) -> Found | None:
+def _cached(name: str) -> FoundModel | None:
     found = snapshot_of(name)
     if found is None:
         return None
     directory, revision = found
     config = read_config(directory)
-    return Found(name, f"cache:{name}@{revision[:12]}", config, revision, directory)
+    return FoundModel(name, f"cache:{name}@{revision[:12]}", config, revision, directory)
 
 
-def _bundled(name: str) -> Found:
+def _bundled(name: str) -> FoundModel:
     path = _BUNDLED / f"{name.replace('/', '--')}.json"
     revision = revision_of(_BUNDLED / "PROVENANCE.md", path.name)
-    return Found(name, f"bundled:{name}", read_config(path), revision)
+    return FoundModel(name, f"bundled:{name}", read_config(path), revision)
 
 
-def _fetched(name: str) -> Found:
+def _fetched(name: str) -> FoundModel:
     from vllm_layershard.models.sources.hub import fetch_config
 
     config, commit = fetch_config(name)
-    return Found(name, f"hub:{name}@{commit[:12] if commit else 'main'}", config, commit)
+    return FoundModel(name, f"hub:{name}@{commit[:12] if commit else 'main'}", config, commit)
