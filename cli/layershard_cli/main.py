@@ -16,8 +16,8 @@ import typer
 
 from layershard_cli.output import complain, discard_stdout, emit, printable
 from layershard_cli.startup import command_of
-from vllm_layershard import __version__
 from vllm_layershard.errors import HardwareError, LayerShardError, ModelError
+from vllm_layershard.version import __version__
 
 _USAGE_ERROR: Any = typer.BadParameter.__base__
 """click's UsageError: newer versions of typer carry click within them."""

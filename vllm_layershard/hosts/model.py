@@ -24,7 +24,6 @@ import vllm
 from torch import nn
 from vllm.logger import init_logger
 
-from vllm_layershard import __version__
 from vllm_layershard.config import KEY, LayerShardConfig
 from vllm_layershard.hosts.boundary import boundary_of, install_boundary
 from vllm_layershard.hosts.groups import Groups, form_groups
@@ -47,6 +46,7 @@ from vllm_layershard.runtime.ranks.group import Group
 from vllm_layershard.runtime.report import Report
 from vllm_layershard.runtime.series import ShardedSeries
 from vllm_layershard.runtime.tensors import materialise
+from vllm_layershard.version import __version__
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from vllm_layershard import __version__
 from vllm_layershard.config import Placement
 from vllm_layershard.errors import PlanError
 from vllm_layershard.plan.ledger import Ledger, ledger_of
 from vllm_layershard.plan.placement import EVERY_RANK, Stripe, loaders, owners, stripes
 from vllm_layershard.plan.schedule import Schedule, schedule_of, stay_put
 from vllm_layershard.plan.series import Series
+from vllm_layershard.version import __version__
 
 
 @dataclass(frozen=True, slots=True)

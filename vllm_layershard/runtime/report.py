@@ -13,9 +13,9 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-from vllm_layershard import __version__
 from vllm_layershard.errors import ConfigError
 from vllm_layershard.runtime.series import ShardedSeries
+from vllm_layershard.version import __version__
 
 _REFRESH_SECONDS = 1.0
 

@@ -9,12 +9,12 @@ from typing import Final
 from layershard_cli.render.serve_command import launch_command
 from layershard_cli.render.svg import pareto_svg, timeline_svg
 from layershard_cli.render.units import milliseconds, size
-from vllm_layershard import __version__
 from vllm_layershard.estimate import Estimate, Forecast, Phase
 from vllm_layershard.estimate.capacity import may_fit
 from vllm_layershard.estimate.pareto import Point
 from vllm_layershard.models import GroupPlan, Sharding
 from vllm_layershard.plan import EVERY_RANK, NO_RANK
+from vllm_layershard.version import __version__
 
 _KEEPERS: Final = {EVERY_RANK: "all", NO_RANK: "all, in parts"}
 
