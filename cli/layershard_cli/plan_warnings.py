@@ -1,4 +1,4 @@
-"""Remarks: what a user should know before launching this plan."""
+"""Warnings: what a user should know before launching this plan."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NODE = 8
 """Devices of one host, where no device is named."""
 
 
-def remarks_on(sharding: Sharding, hardware: Hardware | None) -> tuple[str, ...]:
+def warnings_on(sharding: Sharding, hardware: Hardware | None) -> tuple[str, ...]:
     """Series that save nothing, owners out of balance, weights that a device cannot take."""
     return (
         *_on_series(sharding),
@@ -94,7 +94,7 @@ def _on_memory(sharding: Sharding, hardware: Hardware | None) -> Iterator[str]:
         yield f"without sharding it does not fit: {exceeding(fit, hardware)}"
 
 
-def remarks_on_load(
+def warnings_on_load(
     sharding: Sharding, hardware: Hardware, decode: Batch, kv_cache_dtype: str
 ) -> tuple[str, ...]:
     """A decode whose sequences no rank has room for."""

@@ -16,7 +16,7 @@ NODE = 8
 """Data-parallel ranks that are assumed where no parallel flag is given."""
 
 
-class Layout(NamedTuple):
+class LayoutFlags(NamedTuple):
     """The parallel flags as given; None where not."""
 
     tp: int | None
@@ -65,7 +65,7 @@ class Options(NamedTuple):
         return LayerShardConfig(layers=tuple(names), **given)
 
 
-def deployment_of(flags: Layout, model: Model) -> tuple[Deployment, tuple[str, ...]]:
+def deployment_of(flags: LayoutFlags, model: Model) -> tuple[Deployment, tuple[str, ...]]:
     """The deployment, and what was assumed for it: experts are parallel where there are some.
 
     Raises:
@@ -126,7 +126,7 @@ def config_of(
 
 
 def sharding_of(
-    found: FoundModel, flags: Layout, layers: Sequence[str] | None, options: Options
+    found: FoundModel, flags: LayoutFlags, layers: Sequence[str] | None, options: Options
 ) -> tuple[Sharding, tuple[str, ...]]:
     """Read and plan; returns the plan and what was assumed.
 

@@ -9,10 +9,10 @@ import typer
 from layershard_cli import flags as flag
 from layershard_cli.additional_config import read_additional
 from layershard_cli.output import emit, emit_json, note, printable, show_progress
-from layershard_cli.plan_warnings import remarks_on
+from layershard_cli.plan_warnings import warnings_on
 from layershard_cli.render.json_document import map_document
 from layershard_cli.render.units import layers, slots
-from layershard_cli.resolve import Layout, deployment_of
+from layershard_cli.resolve import LayoutFlags, deployment_of
 from vllm_layershard.models import evidence_for, find, model_of, plan_model
 
 
@@ -39,10 +39,10 @@ def check_command(
     config, alone = read_additional(additional_config)
     found = find(model)
     planned = model_of(found)
-    deployment, assumed = deployment_of(Layout(tp, dp, pcp, pp, ep), planned)
+    deployment, assumed = deployment_of(LayoutFlags(tp, dp, pcp, pp, ep), planned)
     sharding = plan_model(planned, deployment, config)
     evidence, notes = evidence_for(found, planned, exact, show_progress)
-    warnings = (*alone, *assumed, *planned.notes, *notes, *remarks_on(sharding, None))
+    warnings = (*alone, *assumed, *planned.notes, *notes, *warnings_on(sharding, None))
     if as_json:
         emit_json(map_document(sharding, warnings, evidence))
         return

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from layershard_cli import flags as flag
 from layershard_cli.output import emit_json, show_progress
-from layershard_cli.plan_warnings import remarks_on
+from layershard_cli.plan_warnings import warnings_on
 from layershard_cli.render.json_document import map_document
-from layershard_cli.resolve import Layout, Options, sharding_of
+from layershard_cli.resolve import LayoutFlags, Options, sharding_of
 from vllm_layershard.models import evidence_for, find
 
 
@@ -33,12 +33,12 @@ def map_command(
     found = find(model)
     sharding, assumed = sharding_of(
         found,
-        Layout(tp, dp, pcp, pp, ep),
+        LayoutFlags(tp, dp, pcp, pp, ep),
         layers,
         Options(prefetch_step, layer_stride, placement, transport, keep_first=keep_first),
     )
     evidence, notes = evidence_for(found, sharding.model, exact, show_progress)
-    warnings = (*assumed, *notes, *remarks_on(sharding, None))
+    warnings = (*assumed, *notes, *warnings_on(sharding, None))
     if as_json:
         emit_json(map_document(sharding, warnings, evidence))
         return

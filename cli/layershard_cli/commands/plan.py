@@ -5,10 +5,10 @@ from __future__ import annotations
 from layershard_cli import flags as flag
 from layershard_cli.output import emit_json, show_progress
 from layershard_cli.phases import PREFILL, phases_of
-from layershard_cli.plan_warnings import remarks_on, remarks_on_load
+from layershard_cli.plan_warnings import warnings_on, warnings_on_load
 from layershard_cli.render.json_document import plan_document
-from layershard_cli.render.serve_command import launch_notes
-from layershard_cli.resolve import Layout, Load, Options, deployment_of, names_of, sharding_of
+from layershard_cli.render.serve_command import launch_warnings
+from layershard_cli.resolve import LayoutFlags, Load, Options, deployment_of, names_of, sharding_of
 from vllm_layershard.errors import ConfigError
 from vllm_layershard.estimate import DEFAULT, Estimate, Hardware, PhaseName, forecast, profile
 from vllm_layershard.estimate.capacity import may_fit
@@ -53,7 +53,7 @@ def plan_command(
     device = profile(DEFAULT if hardware is None else hardware)
     found = find(model)
     load = Load(tokens, batch, context)
-    flags = Layout(tp, dp, pcp, pp, ep)
+    flags = LayoutFlags(tp, dp, pcp, pp, ep)
     options = Options(
         prefetch_step, layer_stride, placement, transport, slice_bytes, keep_first=keep_first
     )
@@ -72,9 +72,9 @@ def plan_command(
     warnings = (
         *assumed,
         *notes,
-        *remarks_on(sharding, device),
-        *remarks_on_load(sharding, device, expected.batches["decode"], kv_cache_dtype),
-        *(launch_notes(sharding) if may_fit(expected.fit) else ()),
+        *warnings_on(sharding, device),
+        *warnings_on_load(sharding, device, expected.batches["decode"], kv_cache_dtype),
+        *(launch_warnings(sharding) if may_fit(expected.fit) else ()),
     )
     if html is not None or trace is not None:
         from layershard_cli.render.files import write_html, write_trace
@@ -107,7 +107,7 @@ def plan_command(
 
 def _chosen(
     found: FoundModel,
-    flags: Layout,
+    flags: LayoutFlags,
     options: Options,
     device: Hardware,
     load: Load,

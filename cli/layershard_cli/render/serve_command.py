@@ -55,7 +55,7 @@ def _servable(sharding: Sharding) -> str:
     return str(path.parent) if path.name == "config.json" else PLACEHOLDER
 
 
-def launch_notes(sharding: Sharding) -> tuple[str, ...]:
+def launch_warnings(sharding: Sharding) -> tuple[str, ...]:
     """What the user has to fill in."""
     if _servable(sharding) != PLACEHOLDER:
         return ()
