@@ -73,10 +73,10 @@ def _network() -> str:
         return ""
 
 
-def reaches_other_hosts(parallel: Any) -> bool:
-    """Whether the configuration tells that ranks will be on other hosts.
+def reaches_other_nodes(parallel: Any) -> bool:
+    """Whether the configuration tells that ranks will be on other nodes.
 
-    Parts of a deployment may be launched on one host: then its address is a loopback one.
+    Parts of a deployment may be launched on one node: then its address is a loopback one.
     """
     parts = parallel.data_parallel_size_local < parallel.data_parallel_size or parallel.nnodes > 1
     return parts and not (

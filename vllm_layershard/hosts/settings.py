@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_layershard.config import KEY, LayerShardConfig
 from vllm_layershard.errors import HostError
-from vllm_layershard.hosts.deployment import launched_as, note_launch, reaches_other_hosts
+from vllm_layershard.hosts.deployment import launched_as, note_launch, reaches_other_nodes
 from vllm_layershard.plan import ParallelLayout, engines_that_share, sharing_layout
 from vllm_layershard.runtime.report import make_writable
 from vllm_layershard.schema import validated
@@ -126,7 +126,7 @@ def _check_execution(vllm_config: VllmConfig) -> None:
 
 def _check_pulls(vllm_config: VllmConfig) -> None:
     """Refuse what a pull cannot reach: other hosts' memory, and memory that changes hands."""
-    if reaches_other_hosts(vllm_config.parallel_config):
+    if reaches_other_nodes(vllm_config.parallel_config):
         raise HostError(
             f"{KEY}: its ranks would be on several hosts, and weights are pulled within one host "
             "only; put all data-parallel ranks on one, or, for a model with routed experts, use "
