@@ -41,7 +41,7 @@ class SeriesPlan:
         return bool(self.stripes)
 
     @property
-    def keepers(self) -> dict[int, int]:
+    def owner_of_layer(self) -> dict[int, int]:
         """The owner of each layer by its absolute index; EVERY_RANK for one that is not moved."""
         kept = self.series.kept_layer
         ahead = {} if kept is None else {kept: EVERY_RANK}

@@ -16,7 +16,7 @@ from vllm_layershard.models import GroupPlan, Sharding
 from vllm_layershard.plan import EVERY_RANK, NO_RANK
 from vllm_layershard.version import __version__
 
-_KEEPERS: Final = {EVERY_RANK: "all", NO_RANK: "all, in parts"}
+_EVERYBODY: Final = {EVERY_RANK: "all", NO_RANK: "all, in parts"}
 
 _STYLE: Final = """
 :root { color-scheme: light dark; --ink: #1b2733; --paper: #fff; --soft: #66788a;
@@ -134,11 +134,11 @@ def _ledger(group: GroupPlan) -> str:
 
 
 def _owners(group: GroupPlan) -> str:
-    layers = sorted({i for series in group.plan.series for i in series.keepers})
+    layers = sorted({i for series in group.plan.series for i in series.owner_of_layer})
     rows = []
     for series in group.plan.series:
-        owner = series.keepers
-        cells = ["-" if i not in owner else _KEEPERS.get(owner[i], str(owner[i])) for i in layers]
+        owner = series.owner_of_layer
+        cells = ["-" if i not in owner else _EVERYBODY.get(owner[i], str(owner[i])) for i in layers]
         rows.append((series.series.name, *cells))
     return _table((f"layer (stage {group.pp_stage})", *map(str, layers)), rows)
 

@@ -182,23 +182,23 @@ def _kept(plan: SeriesPlan, rank: int) -> str:
         ahead = plan.series.kept_layer
         whole = "" if ahead is None else f"{ahead}, "
         return f"{whole}{size(end - start)} of each"
-    kept = (i for i, keeper in plan.keepers.items() if keeper in (rank, EVERY_RANK))
+    kept = (i for i, owner in plan.owner_of_layer.items() if owner in (rank, EVERY_RANK))
     return " ".join(map(str, kept))
 
 
 def _print_layers(sheet: Sheet, group: GroupPlan) -> None:
     """The owner of each layer."""
     title = f"Rank that keeps each layer (pipeline stage {group.pp_stage})"
-    owners = [plan.keepers for plan in group.plan.series]
+    owners = [plan.owner_of_layer for plan in group.plan.series]
     rows = [
-        [str(layer_id), *(_keeper(by_layer.get(layer_id), group) for by_layer in owners)]
+        [str(layer_id), *(_owner(by_layer.get(layer_id), group) for by_layer in owners)]
         for layer_id in sorted({layer_id for by_layer in owners for layer_id in by_layer})
     ]
     names = [plan.series.name for plan in group.plan.series]
     sheet.table(title, [Column("layer", right=True), *map(Column, names)], rows)
 
 
-def _keeper(owner: int | None, group: GroupPlan) -> str:
+def _owner(owner: int | None, group: GroupPlan) -> str:
     if owner is None:
         return "-"
     if owner == NO_RANK:

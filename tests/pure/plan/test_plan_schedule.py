@@ -85,7 +85,7 @@ def test_with_a_kept_layer_ahead_only_the_first_boundary_is_another(case, ahead)
         [series], plan.group_size, plan.prefetch_step, layer_stride=plan.layer_stride
     ).series
     assert (k.owner, k.schedule, k.ledger) == (s.owner, s.schedule, s.ledger)
-    assert k.keepers == {kept: EVERY_RANK} | s.keepers
+    assert k.owner_of_layer == {kept: EVERY_RANK} | s.owner_of_layer
     boundaries = {series.boundary(p): p for p in range(len(ids))}
     assert list(boundaries) == [kept, *ids[1:]]
     slots: list[int | None] = [None] * k.schedule.num_slots
