@@ -177,7 +177,7 @@ class Bench:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class Measured:
     """Seconds, and the shares by which each side takes longer beside the other."""
 
     product_s: float
@@ -188,12 +188,12 @@ class Found:
     copy_beside: tuple[float, float]
 
 
-def run(bench: Bench, rank: int) -> Found:
+def run(bench: Bench, rank: int) -> Measured:
     """Measure everything several times; the first rank tells stderr how far it is."""
     return _merged([_pass(bench, rank, turn) for turn in range(_PASSES)])
 
 
-def _pass(bench: Bench, rank: int, turn: int) -> Found:
+def _pass(bench: Bench, rank: int, turn: int) -> Measured:
     """Measure everything once."""
     sizes = bench.effort.sizes
 
@@ -210,7 +210,7 @@ def _pass(bench: Bench, rank: int, turn: int) -> Found:
         broadcast_s.append(bench.broadcast(nbytes))
     say("both at once")
     largest = (sizes[-1], broadcast_s[-1])
-    return Found(
+    return Measured(
         product_s,
         narrow_product_s,
         copy_s,
@@ -220,10 +220,10 @@ def _pass(bench: Bench, rank: int, turn: int) -> Found:
     )
 
 
-def _merged(passes: list[Found]) -> Found:
+def _merged(passes: list[Measured]) -> Measured:
     """The least disturbed of each. A larger message takes no less time than a smaller one."""
     least = [min(times) for times in zip(*(one.broadcast_s for one in passes), strict=True)]
-    return Found(
+    return Measured(
         min(one.product_s for one in passes),
         min(one.narrow_product_s for one in passes),
         min(one.copy_s for one in passes),
