@@ -57,7 +57,7 @@ REGIMES = (Regime("hidden", 128, 2), Regime("link-bound", 1, 0))
 def predicted(hardware: Hardware, regime: Regime) -> Forward:
     tokens = regime.tokens
     layer_bytes = WIDTH * WIDTH * 2
-    seconds = broadcast_seconds(layer_bytes, Spread(RANKS, nodes=1, on_a_node=RANKS), hardware)
+    seconds = broadcast_seconds(layer_bytes, Spread(RANKS, domains=1, in_a_domain=RANKS), hardware)
     roofline = Roofline(hardware, layer_bytes / seconds)
     moved = layer_bytes + 2.0 * tokens * 2 * WIDTH
     product = Operation("linear", 2.0 * tokens * WIDTH**2, moved, "bf16")

@@ -40,9 +40,9 @@ def broadcast_basis(spread: Spread, hardware: Hardware) -> tuple[Basis, str]:
         if hardware.timed_by(table, spread):
             return table.basis, f"broadcast times over {spread.ranks} ranks from {table.source}"
     share = hardware.link_efficiency.value
-    if spread.nodes > 1:
+    if spread.domains > 1:
         return "assumed", (
-            f"broadcast over {spread.ranks} ranks on {spread.nodes} nodes of "
+            f"broadcast over {spread.ranks} ranks on {spread.domains} nodes of "
             f"{hardware.node_size.value:.0f}: {share} of the link between nodes"
         )
     if _over_mesh(spread, hardware):
@@ -58,20 +58,20 @@ def broadcast_basis(spread: Spread, hardware: Hardware) -> tuple[Basis, str]:
 
 
 def _over_mesh(spread: Spread, hardware: Hardware) -> bool:
-    return hardware.topology == "mesh" and not hardware.bus and spread.nodes == 1
+    return hardware.topology == "mesh" and not hardware.bus and spread.domains == 1
 
 
 def _ring_bandwidth(nbytes: int, spread: Spread, hardware: Hardware) -> float:
     """That of the slowest link on the ring's way."""
     share = hardware.link_efficiency.value
     links = []
-    if spread.on_a_node > 1:
+    if spread.in_a_domain > 1:
         if hardware.bus:
-            links.append(bus_bandwidth(hardware.bus, spread.on_a_node, nbytes))
+            links.append(bus_bandwidth(hardware.bus, spread.in_a_domain, nbytes))
         else:
             assert hardware.intra_node is not None, "lacking() names it"
             links.append(hardware.intra_node.value * share)
-    if spread.nodes > 1:
+    if spread.domains > 1:
         assert hardware.inter_node is not None, "lacking() names it"
         links.append(hardware.inter_node.value * share)
     return min(links)

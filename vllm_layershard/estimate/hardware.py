@@ -141,7 +141,7 @@ class Hardware:
 
     def timed_by(self, table: TimeTable, spread: Spread) -> bool:
         """Whether a table of broadcast times says that of a group: one of a node not of several."""
-        alike = spread.nodes == 1 or table.ranks > self.node_size.value
+        alike = spread.domains == 1 or table.ranks > self.node_size.value
         return table.ranks == spread.ranks and alike
 
     @property
@@ -158,14 +158,14 @@ class Hardware:
         One rank: nothing moves.
         """
         lacks = [LABELS[key] for key in ("memory_bandwidth", "bf16") if getattr(self, key) is None]
-        ranks, within = spread.ranks, spread.on_a_node
+        ranks, within = spread.ranks, spread.in_a_domain
         if movement == "pull" and ranks > 1:
             return (*lacks, *([LABELS["intra_node"]] if self.intra_node is None else []))
         if ranks == 1 or any(self.timed_by(table, spread) for table in self.broadcast):
             return tuple(lacks)
-        if spread.nodes > 1 and self.inter_node is None:
+        if spread.domains > 1 and self.inter_node is None:
             lacks.append(
-                f"{LABELS['inter_node']} ({ranks} ranks on {spread.nodes} nodes of "
+                f"{LABELS['inter_node']} ({ranks} ranks on {spread.domains} nodes of "
                 f"{self.node_size.value:.0f})"
             )
         measured = [table.ranks for table in self.bus]

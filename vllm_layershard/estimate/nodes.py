@@ -1,4 +1,7 @@
-"""Spread: how a group of ranks lies on nodes."""
+"""Spread: how a group of ranks lies on domains, the devices of one fast link each.
+
+Where a fast link joins all devices of a node, and no others, a domain is a node.
+"""
 
 from __future__ import annotations
 
@@ -8,25 +11,25 @@ from typing import Final, NamedTuple
 
 
 class Spread(NamedTuple):
-    """A group of `ranks` on `nodes` nodes, at most `on_a_node` of them on one."""
+    """A group of `ranks` on `domains` domains, at most `in_a_domain` of them in one."""
 
     ranks: int
-    nodes: int
-    on_a_node: int
+    domains: int
+    in_a_domain: int
 
 
-ALONE: Final = Spread(ranks=1, nodes=1, on_a_node=1)
+ALONE: Final = Spread(ranks=1, domains=1, in_a_domain=1)
 """One rank: nothing moves."""
 
 
 def widest(groups: Iterable[Sequence[int]], node_size: int) -> Spread:
-    """That of the groups, given by global ranks, which lies on most nodes.
+    """That of the groups, given by global ranks, which lies on most domains.
 
-    Rank r lies on node r // node_size: vLLM numbers the ranks of a node one after the other.
+    Rank r lies in domain r // node_size: vLLM numbers the ranks of a node one after the other.
     """
-    return max((_spread(ranks, node_size) for ranks in groups), key=lambda spread: spread.nodes)
+    return max((_spread(ranks, node_size) for ranks in groups), key=lambda spread: spread.domains)
 
 
 def _spread(ranks: Sequence[int], node_size: int) -> Spread:
-    nodes = Counter(rank // node_size for rank in ranks)
-    return Spread(len(ranks), len(nodes), max(nodes.values()))
+    domains = Counter(rank // node_size for rank in ranks)
+    return Spread(len(ranks), len(domains), max(domains.values()))

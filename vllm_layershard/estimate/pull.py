@@ -31,7 +31,7 @@ def pull_seconds(
     """
     if spread.ranks == 1 or nbytes == 0:
         return 0.0
-    assert spread.nodes == 1, "a transfer refuses the others"
+    assert spread.domains == 1, "a transfer refuses the others"
     launch, peers = hardware.copy_launch.value, spread.ranks - 1
 
     def copied(part: float, rate: float) -> float:

@@ -121,9 +121,9 @@ def require_one_host(sharding: Sharding, hardware: Hardware) -> None:
     one_host = replace(hardware, node_size=host)
     for group in sharding.groups:
         spread = spread_of(group, one_host)
-        if spread.nodes > 1:
+        if spread.domains > 1:
             raise PlanError(
-                f"{KEY}: {spread.ranks} ranks that pull from each other lie on {spread.nodes} "
+                f"{KEY}: {spread.ranks} ranks that pull from each other lie on {spread.domains} "
                 f"hosts of {host.value:.0f} {hardware.name}, and a rank reads the memory of its "
                 f"own host only; {_instead(sharding, int(host.value))}"
             )
