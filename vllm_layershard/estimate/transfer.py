@@ -22,11 +22,11 @@ class Transfer:
     """Times of one sharding's movements; where nothing moves, every group counts as one rank.
 
     Raises:
-        PlanError: ranks that pull from each other lie on several hosts.
+        PlanError: ranks that pull from each other lie on several nodes.
     """
 
     def __init__(self, sharding: Sharding, hardware: Hardware) -> None:
-        require_one_host(sharding, hardware)
+        require_one_node(sharding, hardware)
         self._sharding = sharding
         self._hardware = hardware
         self._striped = sharding.config.placement == "striped"
@@ -108,31 +108,31 @@ class Transfer:
                     yield layer_bytes / self.seconds(layer_bytes, spread)
 
 
-def require_one_host(sharding: Sharding, hardware: Hardware) -> None:
-    """Refuse pulls between hosts: a rank maps memory of its own host only.
+def require_one_node(sharding: Sharding, hardware: Hardware) -> None:
+    """Refuse pulls between nodes: a rank maps memory of its own node only.
 
     Raises:
         PlanError: says which ranks, and what to do instead.
     """
     if sharding.movement != "pull":
         return
-    node = hardware.node_size
-    host = min(hardware.host_size or node, node, key=lambda size: size.value)
-    one_host = replace(hardware, node_size=host)
+    domain = hardware.node_size
+    node = min(hardware.host_size or domain, domain, key=lambda size: size.value)
+    one_node = replace(hardware, node_size=node)
     for group in sharding.groups:
-        spread = spread_of(group, one_host)
+        spread = spread_of(group, one_node)
         if spread.domains > 1:
             raise PlanError(
                 f"{KEY}: {spread.ranks} ranks that pull from each other lie on {spread.domains} "
-                f"hosts of {host.value:.0f} {hardware.name}, and a rank reads the memory of its "
-                f"own host only; {_instead(sharding, int(host.value))}"
+                f"hosts of {node.value:.0f} {hardware.name}, and a rank reads the memory of its "
+                f"own host only; {_instead(sharding, int(node.value))}"
             )
 
 
-def _instead(sharding: Sharding, host_size: int) -> str:
+def _instead(sharding: Sharding, node_size: int) -> str:
     layout = sharding.deployment.layout
     if not layout.in_lockstep:
-        if host_size < 2 * (layout.world_size // layout.dp):
+        if node_size < 2 * (layout.world_size // layout.dp):
             return "a host holds no two data-parallel replicas here: leave layer sharding out"
         return "launch a server on each host, with the data-parallel replicas that it holds"
     if sharding.config.placement == "striped":
@@ -141,5 +141,5 @@ def _instead(sharding: Sharding, host_size: int) -> str:
 
 
 def spread_of(group: GroupPlan, hardware: Hardware) -> Spread:
-    """How the groups of a plan lie on nodes of this hardware."""
+    """How the groups of a plan lie on domains of this hardware."""
     return widest(group.ranks, int(hardware.node_size.value))

@@ -17,7 +17,7 @@ from vllm_layershard.config import Placement
 from vllm_layershard.errors import ConfigError, PlanError
 from vllm_layershard.estimate import DEFAULT, Hardware, profile
 from vllm_layershard.estimate.capacity import UTILIZATION, Capacity, capacity
-from vllm_layershard.estimate.transfer import require_one_host
+from vllm_layershard.estimate.transfer import require_one_node
 from vllm_layershard.models import Deployment, Model, load_model, plan_model, require_experts
 from vllm_layershard.plan import ParallelLayout
 
@@ -114,7 +114,7 @@ def _saving(
     asked = options._replace(placement=candidate.placement)
     config = config_of(layers, model, candidate.deployment, asked)
     sharding = plan_model(model, candidate.deployment, config)
-    require_one_host(sharding, device)
+    require_one_node(sharding, device)
     return sharding.saved_bytes.__getitem__
 
 
