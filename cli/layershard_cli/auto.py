@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from layershard_cli.phases import PREFILL
 from layershard_cli.resolve import Load, Options
 from vllm_layershard.errors import ConfigError
 from vllm_layershard.estimate import Hardware, PhaseName
 from vllm_layershard.estimate.auto_layers import choose
 from vllm_layershard.models import Deployment, Model, Sharding
+from vllm_layershard.planner.phases import PREFILL
 
 
 class Conditions(NamedTuple):

@@ -1,4 +1,4 @@
-"""Wording: counts of tokens and slowdowns, as a person reads them."""
+"""Wording: counts and slowdowns, as a person reads them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,16 @@ from __future__ import annotations
 def tokens(count: int) -> str:
     """So many tokens, for a person."""
     return "1 token" if count == 1 else f"{count:,} tokens"
+
+
+def layers(count: int) -> str:
+    """So many layers."""
+    return "1 layer" if count == 1 else f"{count} layers"
+
+
+def slots(count: int) -> str:
+    """So many slots."""
+    return "1 slot" if count == 1 else f"{count} slots"
 
 
 def percent(share: float) -> str:

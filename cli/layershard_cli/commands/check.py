@@ -9,11 +9,11 @@ import typer
 from layershard_cli import flags as flag
 from layershard_cli.additional_config import read_additional
 from layershard_cli.output import emit, emit_json, note, printable, show_progress
-from layershard_cli.plan_warnings import warnings_on
-from layershard_cli.render.json_document import map_document
-from layershard_cli.render.units import layers, slots
 from layershard_cli.resolve import LayoutFlags, deployment_of
+from vllm_layershard.estimate.wording import layers, slots
 from vllm_layershard.models import evidence_for, find, model_of, plan_model
+from vllm_layershard.planner.json_document import map_document
+from vllm_layershard.planner.plan_warnings import warnings_on
 
 
 def check_command(

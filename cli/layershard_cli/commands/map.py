@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from layershard_cli import flags as flag
 from layershard_cli.output import emit_json, show_progress
-from layershard_cli.plan_warnings import warnings_on
-from layershard_cli.render.json_document import map_document
 from layershard_cli.resolve import LayoutFlags, Options, sharding_of
 from vllm_layershard.models import evidence_for, find
+from vllm_layershard.planner.json_document import map_document
+from vllm_layershard.planner.plan_warnings import warnings_on
 
 
 def map_command(

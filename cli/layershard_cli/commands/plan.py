@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from layershard_cli import flags as flag
 from layershard_cli.output import emit_json, show_progress
-from layershard_cli.phases import PREFILL, phases_of
-from layershard_cli.plan_warnings import warnings_on, warnings_on_load
-from layershard_cli.render.json_document import plan_document
-from layershard_cli.render.serve_command import launch_warnings
 from layershard_cli.resolve import LayoutFlags, Load, Options, deployment_of, names_of, sharding_of
 from vllm_layershard.errors import ConfigError
 from vllm_layershard.estimate import DEFAULT, Estimate, Hardware, PhaseName, forecast, profile
 from vllm_layershard.estimate.capacity import may_fit
 from vllm_layershard.models import FoundModel, Sharding, evidence_for, find, model_of
+from vllm_layershard.planner.json_document import plan_document
+from vllm_layershard.planner.phases import PREFILL, phases_of
+from vllm_layershard.planner.plan_warnings import warnings_on, warnings_on_load
+from vllm_layershard.planner.serve_command import launch_warnings
 
 
 def plan_command(

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Final
 
-from layershard_cli.render.serve_command import launch_command
 from layershard_cli.render.svg import pareto_svg, timeline_svg
 from layershard_cli.render.units import milliseconds, size
 from vllm_layershard.estimate import Estimate, Forecast, Phase
@@ -14,6 +13,7 @@ from vllm_layershard.estimate.capacity import may_fit
 from vllm_layershard.estimate.pareto import Point
 from vllm_layershard.models import GroupPlan, Sharding
 from vllm_layershard.plan import EVERY_RANK, NO_RANK
+from vllm_layershard.planner.serve_command import launch_command
 from vllm_layershard.version import __version__
 
 _EVERYBODY: Final = {EVERY_RANK: "all", NO_RANK: "all, in parts"}

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from layershard_cli.output import emit, printable
-from layershard_cli.render.serve_command import launch_command
 from layershard_cli.render.sheet import Column, Sheet
 from layershard_cli.render.units import milliseconds, size, span
 from vllm_layershard.estimate import Abstention, Estimate, Forecast, Forward, PhaseName
@@ -15,6 +14,7 @@ from vllm_layershard.estimate.capacity import may_fit
 from vllm_layershard.estimate.wording import percent, tokens
 from vllm_layershard.models import Evidence, GroupPlan, Sharding
 from vllm_layershard.plan import EVERY_RANK, NO_RANK, SeriesPlan
+from vllm_layershard.planner.serve_command import launch_command
 
 
 def print_plan(

@@ -17,16 +17,6 @@ def span(low: int, high: int) -> str:
     return size(low) if low == high else f"{size(low)} - {size(high)}"
 
 
-def layers(count: int) -> str:
-    """So many layers."""
-    return "1 layer" if count == 1 else f"{count} layers"
-
-
-def slots(count: int) -> str:
-    """So many slots."""
-    return "1 slot" if count == 1 else f"{count} slots"
-
-
 def milliseconds(seconds: float) -> str:
     """A time for a person."""
     return f"{seconds * 1e3:,.2f} ms"

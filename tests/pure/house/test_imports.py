@@ -25,6 +25,7 @@ PLANNER = [
     "vllm_layershard.plan",
     "vllm_layershard.models",
     "vllm_layershard.estimate",
+    "vllm_layershard.planner",
     "layershard_cli",
 ]
 

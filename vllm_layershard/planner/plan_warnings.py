@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from layershard_cli.render.units import layers, slots
 from vllm_layershard.estimate import Hardware
 from vllm_layershard.estimate.capacity import budget_of, exceeding, fit_of
+from vllm_layershard.estimate.wording import layers, slots
 from vllm_layershard.models import Batch, Sharding
 from vllm_layershard.plan import Plan, SeriesPlan
 

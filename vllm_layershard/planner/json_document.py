@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from layershard_cli.render.serve_command import launch_command
 from vllm_layershard.estimate import Abstention, Estimate, Forecast, Phase, PhaseName
 from vllm_layershard.estimate.capacity import may_fit
 from vllm_layershard.models import Batch, Evidence, GroupPlan, Sharding
 from vllm_layershard.plan import SeriesPlan
+from vllm_layershard.planner.serve_command import launch_command
 from vllm_layershard.version import __version__
 
 SCHEMA_VERSION = 1
