@@ -2,7 +2,8 @@
 
 from vllm_layershard.models.checkpoint.stored import Evidence, evidence_for
 from vllm_layershard.models.deployment import Deployment
-from vllm_layershard.models.model import Batch, Model, Operation, WeightBytes
+from vllm_layershard.models.model import Model, WeightBytes
+from vllm_layershard.models.operation import Batch, Operation
 from vllm_layershard.models.registry import load_model, model_of, supported
 from vllm_layershard.models.sharding import Sharding, plan_model, require_experts
 from vllm_layershard.models.sources.source import FoundModel, bundled_names, find

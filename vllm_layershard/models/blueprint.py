@@ -1,4 +1,4 @@
-"""Blueprint: what a family says about one model. `decoder.py` makes a Model of it."""
+"""Blueprint: what a family says about one model. `model.py` makes a Model of it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 
 from vllm_layershard.models.deployment import Deployment
 from vllm_layershard.models.kv_cache import LayerCache
-from vllm_layershard.models.model import Batch
+from vllm_layershard.models.operation import Batch
 from vllm_layershard.models.quantization import Quantization
 from vllm_layershard.models.shape import Shape, Vector
 

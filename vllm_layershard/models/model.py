@@ -1,41 +1,27 @@
-"""Model: what the planner knows of one model, whatever its family."""
+"""Model: what the planner knows of one model, whatever its family.
+
+Draft (MTP) layers are no part of it: vLLM loads them for speculation only.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, Protocol
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final, NamedTuple
 
+from vllm_layershard.errors import PlanError
+from vllm_layershard.models.blueprint import Blueprint, Moe
 from vllm_layershard.models.deployment import Deployment
-from vllm_layershard.plan import Linear
+from vllm_layershard.models.dtypes import DTYPE_BYTES
+from vllm_layershard.models.operation import Batch, Operation
+from vllm_layershard.models.shape import Shape, require_divisible
+from vllm_layershard.plan import Linear, ParallelLayout, TensorSpec, stage_layers
 
-Precision = Literal["fp8", "bf16"]
-"""In which of a device's two rates an operation computes (float16 counts as bf16)."""
+VOCAB_PADDING: Final = 64
+"""Source: vLLM 0.32, layers/vocab_parallel_embedding.py, `DEFAULT_VOCAB_PADDING_SIZE`."""
 
-
-class Operation(NamedTuple):
-    """One piece of a decoder layer's forward on one rank, in forward order.
-
-    `linear` is the prefix of the linear that it runs, "" for what is none (attention, experts).
-    `flops` counts a multiply-add as two; `moved_bytes` is what it reads and writes: weights,
-    cache and activations.
-    """
-
-    linear: str
-    flops: float
-    moved_bytes: float
-    precision: Precision
-
-
-class Batch(NamedTuple):
-    """What one rank computes in one forward.
-
-    `tokens` new ones, each of which attends to `context` tokens on average. `decode`: one new
-    token a sequence, so that `tokens` is the number of sequences.
-    """
-
-    tokens: int
-    context: float
-    decode: bool
+_WHOLE: Final = Deployment(ParallelLayout())
 
 
 class WeightBytes(NamedTuple):
@@ -56,44 +42,65 @@ class WeightBytes(NamedTuple):
         return sum(parts)
 
 
-class Model(Protocol):
-    """One model, from its config.json."""
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One model, from its config.json, on any deployment.
 
-    @property
-    def name(self) -> str:
-        """What the user may call it."""
+    `stored_cache_dtype`: the cache dtype that its checkpoint asks for, where nobody names one.
+    """
 
-    @property
-    def source(self) -> str:
-        """Where its config.json came from."""
-
-    @property
-    def architecture(self) -> str:
-        """The first entry of `architectures`."""
+    name: str
+    source: str
+    architecture: str
+    blueprint: Blueprint
+    stored_cache_dtype: str | None = None
 
     @property
     def num_layers(self) -> int:
-        """Hidden layers, without draft (MTP) layers."""
+        """Hidden layers, without draft layers."""
+        return self.blueprint.layers
 
     @property
     def dtype(self) -> str:
-        """What is not quantised: `bfloat16` or `float16`."""
+        """Of what is not quantised."""
+        return self.blueprint.dtype
 
     @property
     def quantization(self) -> str:
-        """`none`, or the name of the method."""
+        """`none` or the method."""
+        return self.blueprint.quantization.name
+
+    def cache_dtype(self, kv_cache_dtype: str) -> str:
+        """What `auto` comes to; every other dtype as it is."""
+        return kv_cache_dtype if kv_cache_dtype != "auto" else self.stored_cache_dtype or self.dtype
 
     @property
     def is_moe(self) -> bool:
-        """Whether data-parallel ranks run in lockstep (dense replicas are independent)."""
+        """vLLM keeps data-parallel ranks in lockstep only if so."""
+        return self.blueprint.moe is not None
 
     @property
     def experts(self) -> int:
         """Routed experts of a layer; 0 if there are none."""
+        return self.blueprint.moe.experts if self.blueprint.moe is not None else 0
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What had to be assumed while reading the config."""
+        return self.blueprint.notes
+
+    @property
+    def parameters(self) -> int:
+        """Weights that a checkpoint stores, without draft layers and quantisation scales."""
+        b = self.blueprint
+        total = b.vocab * b.hidden * (1 if b.tied else 2) + b.hidden
+        for layer_id in range(b.layers):
+            total += sum(shape.parameters for shape in b.shapes(layer_id, _WHOLE))
+            total += sum(vector.elements for vector in b.vectors(layer_id, _WHOLE))
+            if b.moe is not None and b.moe.layers[layer_id]:
+                biases = 2 * b.moe.intermediate + b.hidden if b.moe.bias else 0
+                total += b.moe.experts * (3 * b.moe.intermediate * b.hidden + biases)
+        return total
 
     def linears(self, deployment: Deployment) -> tuple[Linear, ...]:
         """Every linear of every hidden layer, as one rank holds it.
@@ -101,22 +108,178 @@ class Model(Protocol):
         Raises:
             PlanError: this layout cannot split the model.
         """
+        self._check(deployment)
+        return tuple(
+            linear
+            for layer_id in range(self.num_layers)
+            for _, linear in self._layer(layer_id, deployment)
+        )
 
     def weight_bytes(self, deployment: Deployment, rank: int) -> WeightBytes:
-        """Bytes of one global rank."""
+        """Bytes of one global rank.
 
-    def cache_dtype(self, kv_cache_dtype: str) -> str:
-        """What `auto` comes to; every other dtype as it is."""
+        `derived`: MLA keeps W_UK and W_UV, which are views of kv_b_proj where that is not
+        quantised and a dequantised copy of it where it is.
+        Source: vLLM 0.32, mla_attention.py, `MLAAttention.process_weights_after_loading`.
+        """
+        self._check(deployment)
+        b, layout = self.blueprint, deployment.layout
+        stage, last = layout.stage_of(rank), layout.pp - 1
+        layers = stage_layers(b.layers, layout.pp)[stage]
+        element = DTYPE_BYTES[b.dtype]
+        vocab = -(-b.vocab // VOCAB_PADDING) * VOCAB_PADDING // layout.tp * b.hidden * element
+        held = [pair for layer_id in layers for pair in self._layer(layer_id, deployment)]
+        absorbed = [(s, x) for s, x in held if s.absorbed and len(x.tensors) > 1]
+        return WeightBytes(
+            embedding=vocab if stage == 0 or (b.tied and stage == last) else 0,
+            head=vocab if stage == last and not b.tied else 0,
+            linears=sum(x.large_bytes + x.small_bytes for _, x in held),
+            experts=sum(
+                tensor.nbytes for i in layers for tensor in self._experts(i, deployment, rank)
+            ),
+            norms=sum(
+                vector.elements * DTYPE_BYTES[vector.dtype]
+                for layer_id in layers
+                for vector in b.vectors(layer_id, deployment)
+            )
+            + (b.hidden * element if stage == last else 0),
+            derived=sum(s.rows * s.inner * element for s, _ in absorbed),
+        )
 
     def kv_bytes_per_token(
         self, kv_cache_dtype: str, layers: Sequence[int], deployment: Deployment
     ) -> int:
-        """Cache bytes of one token in these layers, on one rank."""
+        """Cache bytes of one token in these layers on one rank.
+
+        Raises:
+            ConfigError: a cache dtype that is not known for this model.
+        """
+        b, dtype = self.blueprint, self.cache_dtype(kv_cache_dtype)
+        return sum(
+            b.cache(layer_id, deployment).bytes_per_token(dtype, b.dtype) for layer_id in layers
+        )
 
     def state_bytes_per_sequence(self, layers: Sequence[int], deployment: Deployment) -> int:
         """Bytes that these layers keep of each sequence on one rank, however long it is."""
+        return sum(self.blueprint.cache(i, deployment).state_bytes for i in layers)
 
     def operations(
         self, layer_id: int, deployment: Deployment, batch: Batch
     ) -> tuple[Operation, ...]:
-        """The work of one layer, in forward order."""
+        """The work of one layer on one rank, in forward order.
+
+        Every operation moves its weights once and its activations in and out; experts are chosen
+        uniformly at random. An absorbed linear is part of the attention's operation.
+        """
+        operations: list[Operation] = []
+        absorbed: list[tuple[Shape, Linear]] = []
+        for shape, linear in self._layer(layer_id, deployment):
+            if shape.absorbed:
+                absorbed.append((shape, linear))
+            else:
+                whole = shape.split == "none" and ".mlp." in linear.prefix
+                tokens = batch.tokens / deployment.layout.tp if whole else batch.tokens
+                operations.append(self._product(shape, linear, tokens))
+            if shape.after == "attention":
+                operations.append(self._attention(layer_id, deployment, batch, absorbed))
+                absorbed = []
+            elif shape.after == "experts":
+                operations.append(self._routed(layer_id, deployment, batch))
+        return tuple(operations)
+
+    def _layer(self, layer_id: int, deployment: Deployment) -> tuple[tuple[Shape, Linear], ...]:
+        return _layer_of(self.blueprint, layer_id, deployment)
+
+    def _experts(self, layer_id: int, deployment: Deployment, rank: int) -> tuple[TensorSpec, ...]:
+        """The routed experts of one layer on a rank. Source: vLLM, `determine_expert_map`."""
+        b = self.blueprint
+        if b.moe is None or not b.moe.layers[layer_id]:
+            return ()
+        count, intermediate = b.moe.experts, b.moe.intermediate
+        ranks = deployment.expert_ranks
+        if deployment.ep:
+            count = count // ranks + (deployment.expert_rank(rank) < count % ranks)
+        else:
+            intermediate //= ranks
+        prefix = f"{b.stem}.{layer_id}.{b.moe.name}"
+        return b.quantization.experts(prefix, count, b.hidden, intermediate, b.moe.bias, b.dtype)
+
+    def _check(self, deployment: Deployment) -> None:
+        b, tp = self.blueprint, deployment.layout.tp
+        b.check_split(deployment)
+        vocab = -(-b.vocab // VOCAB_PADDING) * VOCAB_PADDING
+        require_divisible(tp, {"the padded vocabulary": vocab})
+        if b.moe is not None:
+            _check_experts(b.moe, deployment)
+            for layer_id in [i for i, has in enumerate(b.moe.layers) if has][:1]:
+                self._experts(layer_id, deployment, rank=0)  # refuses split blocks
+
+    def _product(self, shape: Shape, linear: Linear, tokens: float) -> Operation:
+        """The matrix product of a linear: 2 x tokens x out x in."""
+        return Operation(
+            linear=linear.prefix,
+            flops=2.0 * tokens * shape.rows * shape.inner,
+            moved_bytes=linear.tensors[0].nbytes + 2.0 * tokens * (shape.rows + shape.inner),
+            precision=self.blueprint.quantization.precision(linear.tensors),
+        )
+
+    def _attention(
+        self,
+        layer_id: int,
+        deployment: Deployment,
+        batch: Batch,
+        absorbed: Sequence[tuple[Shape, Linear]],
+    ) -> Operation:
+        work = self.blueprint.attention(layer_id, deployment, batch)
+        products = sum(2.0 * batch.tokens * s.rows * s.inner for s, _ in absorbed)
+        weights = sum(x.large_bytes for _, x in absorbed)
+        return Operation("", work.flops + products, work.moved_bytes + weights, "bf16")
+
+    def _routed(self, layer_id: int, deployment: Deployment, batch: Batch) -> Operation:
+        """Routed experts, evenly loaded; all ranks' tokens together decide which are read."""
+        b, moe, layout = self.blueprint, self.blueprint.moe, deployment.layout
+        assert moe is not None, "only asked for in MoE layers"
+        # Prefill-context-parallel ranks share out a prompt, and all decode the same sequences.
+        together = batch.tokens * layout.dp * (1 if batch.decode else layout.pcp)
+        touched = 1.0 - (1.0 - moe.topk / moe.experts) ** together
+        pairs = batch.tokens * moe.topk / layout.tp
+        held = self._experts(layer_id, deployment, rank=0)
+        return Operation(
+            linear="",
+            flops=2.0 * pairs * 3 * b.hidden * moe.intermediate,
+            moved_bytes=sum(t.nbytes for t in held) * touched + 2.0 * pairs * 2 * b.hidden,
+            precision=b.quantization.precision(held),
+        )
+
+
+@lru_cache(maxsize=1 << 13)  # a forecast asks for the same layers again and again
+def _layer_of(
+    blueprint: Blueprint, layer_id: int, deployment: Deployment
+) -> tuple[tuple[Shape, Linear], ...]:
+    """The linears of one layer on one rank, each with its shape."""
+    b, tp = blueprint, deployment.layout.tp
+    found = []
+    for shape in b.shapes(layer_id, deployment):
+        prefix = f"{b.stem}.{layer_id}.{shape.suffix}"
+        linear = Linear(
+            prefix=prefix,
+            layer_id=layer_id,
+            tp_replicated=tp == 1 or shape.split == "none",
+            tensors=b.quantization.tensors(prefix, shape, b.dtype, tp),
+        )
+        found.append((shape, linear))
+    return tuple(found)
+
+
+def _check_experts(moe: Moe, deployment: Deployment) -> None:
+    ranks = deployment.expert_ranks
+    if deployment.ep and ranks > moe.experts:
+        raise PlanError(
+            f"{ranks} ranks share {moe.experts} routed experts: with expert parallelism "
+            "every rank needs one; use fewer ranks"
+        )
+    if not deployment.ep and moe.intermediate % ranks:
+        raise PlanError(
+            f"without expert parallelism {ranks} ranks split every routed expert, and their "
+            f"width of {moe.intermediate:,} does not divide by that; use --ep or fewer ranks"
+        )

@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import Final
 
 from vllm_layershard.errors import UnknownModelError
-from vllm_layershard.models.decoder import DecoderModel
+from vllm_layershard.models.model import Model
 from vllm_layershard.models.quantization import cache_dtype_of
 from vllm_layershard.models.quantization.modelslim import with_description
 from vllm_layershard.models.sources.source import FoundModel, find
@@ -42,7 +42,7 @@ def supported() -> tuple[str, ...]:
     return tuple(_FAMILIES)
 
 
-def load_model(name: str) -> DecoderModel:
+def load_model(name: str) -> Model:
     """Find a model by path or name and read it.
 
     Raises:
@@ -52,7 +52,7 @@ def load_model(name: str) -> DecoderModel:
     return model_of(find(name))
 
 
-def model_of(found: FoundModel) -> DecoderModel:
+def model_of(found: FoundModel) -> Model:
     """Read a model from a config that was found."""
     config = with_description(found.config, found.directory)
     architectures = config.strings("architectures")
@@ -75,4 +75,4 @@ def model_of(found: FoundModel) -> DecoderModel:
     build = import_module(f"vllm_layershard.models.families.{family}").build
     blueprint = build(architecture, config)
     asked = cache_dtype_of(config, latent=family in _LATENT)
-    return DecoderModel(found.name, found.source, architecture, blueprint, asked)
+    return Model(found.name, found.source, architecture, blueprint, asked)

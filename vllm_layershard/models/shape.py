@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal, NamedTuple
+
+from vllm_layershard.errors import PlanError
 
 Split = Literal["out", "in", "none"]
 """Along which side tensor parallelism splits a linear; `none`: every rank holds all of it."""
@@ -46,3 +49,14 @@ class Vector(NamedTuple):
     name: str
     elements: int
     dtype: str
+
+
+def require_divisible(tp: int, sizes: Mapping[str, int]) -> None:
+    """Refuse a `tp` that does not divide every size; the keys are those of config.json.
+
+    Raises:
+        PlanError: names the first that it does not.
+    """
+    for key, size in sizes.items():
+        if size % tp:
+            raise PlanError(f"tp = {tp}: does not divide {key} = {size:,}; choose one that does")

@@ -17,10 +17,9 @@ from vllm_layershard.models.deployment import Deployment
 from vllm_layershard.models.dtypes import DTYPE_BYTES
 from vllm_layershard.models.families.mlp import gated_mlp
 from vllm_layershard.models.kv_cache import HeadsCache
-from vllm_layershard.models.model import Batch
+from vllm_layershard.models.operation import Batch
 from vllm_layershard.models.quantization import Quantization
-from vllm_layershard.models.shape import Shape, Vector
-from vllm_layershard.models.split import require_divisible
+from vllm_layershard.models.shape import Shape, Vector, require_divisible
 
 
 @dataclass(frozen=True, slots=True)

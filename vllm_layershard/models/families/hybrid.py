@@ -14,10 +14,9 @@ from vllm_layershard.models.deployment import Deployment
 from vllm_layershard.models.dtypes import DTYPE_BYTES
 from vllm_layershard.models.families.gqa import GqaBlueprint
 from vllm_layershard.models.kv_cache import LayerCache, StateCache
-from vllm_layershard.models.model import Batch
+from vllm_layershard.models.operation import Batch
 from vllm_layershard.models.quantization import Quantization
-from vllm_layershard.models.shape import Shape, Vector
-from vllm_layershard.models.split import require_divisible
+from vllm_layershard.models.shape import Shape, Vector, require_divisible
 
 _STATES = (
     "the layers with linear attention keep a state of every sequence too, and vLLM pads both "

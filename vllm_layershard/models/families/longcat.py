@@ -16,7 +16,7 @@ from vllm_layershard.models.families.mla import MlaBlueprint
 from vllm_layershard.models.families.mla_config import MlaConfig
 from vllm_layershard.models.families.mlp import gated_mlp
 from vllm_layershard.models.kv_cache import Caches
-from vllm_layershard.models.model import Batch
+from vllm_layershard.models.operation import Batch
 from vllm_layershard.models.quantization import Quantization, quantization_of
 from vllm_layershard.models.shape import Shape, Vector
 from vllm_layershard.models.sources.config_file import ConfigFile

@@ -17,11 +17,10 @@ from vllm_layershard.models.families.language_model import STEM, TEXT_ONLY, lang
 from vllm_layershard.models.families.mla_config import MlaConfig, read_mla
 from vllm_layershard.models.families.mlp import gated_mlp
 from vllm_layershard.models.kv_cache import LatentCache
-from vllm_layershard.models.model import Batch
+from vllm_layershard.models.operation import Batch
 from vllm_layershard.models.quantization import Quantization
-from vllm_layershard.models.shape import Shape, Vector
+from vllm_layershard.models.shape import Shape, Vector, require_divisible
 from vllm_layershard.models.sources.config_file import ConfigFile
-from vllm_layershard.models.split import require_divisible
 
 _SPARSE_CLASSES = ("DeepseekV32ForCausalLM", "GlmMoeDsaForCausalLM")
 """These have a class of their own on CUDA, which also keeps dense MLPs whole under

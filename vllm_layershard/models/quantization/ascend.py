@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from vllm_layershard.errors import ModelError
-from vllm_layershard.models.model import Precision
+from vllm_layershard.models.operation import Precision
 from vllm_layershard.models.quantization.method import (
     FUSED,
     bias_of,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from vllm_layershard.models.model import Precision
+from vllm_layershard.models.operation import Precision
 from vllm_layershard.models.quantization.ignored import Ignored, read_ignored
 from vllm_layershard.models.quantization.method import (
     bias_of,

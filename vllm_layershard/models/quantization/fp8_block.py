@@ -6,7 +6,7 @@ from math import gcd
 from typing import NamedTuple
 
 from vllm_layershard.errors import PlanError
-from vllm_layershard.models.model import Precision
+from vllm_layershard.models.operation import Precision
 from vllm_layershard.models.quantization.ignored import Ignored
 from vllm_layershard.models.quantization.method import (
     bias_of,

@@ -8,7 +8,7 @@ from typing import Final, Protocol
 
 from vllm_layershard.errors import PlanError
 from vllm_layershard.models.dtypes import DTYPE_BYTES
-from vllm_layershard.models.model import Precision
+from vllm_layershard.models.operation import Precision
 from vllm_layershard.models.shape import Shape
 from vllm_layershard.plan import TensorSpec
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from vllm_layershard.models.model import Precision
+from vllm_layershard.models.operation import Precision
 from vllm_layershard.models.quantization.method import plain_linear, tensor
 from vllm_layershard.models.shape import Shape
 from vllm_layershard.models.sources.config_file import ConfigFile

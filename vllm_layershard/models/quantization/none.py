@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from vllm_layershard.models.model import Precision
+from vllm_layershard.models.operation import Precision
 from vllm_layershard.models.quantization.method import plain_experts, plain_linear
 from vllm_layershard.models.shape import Shape
 from vllm_layershard.plan import TensorSpec
