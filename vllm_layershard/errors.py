@@ -7,6 +7,7 @@ LayerShardError
 |   +-- UnknownModelError   no such model, path or architecture
 +-- HardwareError       no such hardware profile
 +-- HostError           this host, or this host's configuration, cannot shard layers
+|   +-- NodeError           this node has not the memory that ranks could share
 +-- MismatchError       ranks of one group do not agree, or received wrong bytes
 +-- TransportError      a weight did not arrive: a rank died or stalled
 
@@ -41,6 +42,10 @@ class HardwareError(LayerShardError):
 
 class HostError(LayerShardError):
     """The host (vLLM's version, platform or settings) cannot shard these layers."""
+
+
+class NodeError(HostError):
+    """The node (its shared memory, or its devices' IPC) cannot share memory between these ranks."""
 
 
 class MismatchError(LayerShardError):

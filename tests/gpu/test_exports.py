@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from gloo.ranks import RankError, run_ranks
 from tests.gpu.test_pull import SHAPES, eager
-from vllm_layershard.errors import HostError
+from vllm_layershard.errors import NodeError
 from vllm_layershard.runtime.peer_memory.cuda import CudaExports
 from vllm_layershard.runtime.ranks.group import group_over
 
@@ -31,7 +31,7 @@ def shared(rank: int) -> dict:
     on.store(0, [part])
     try:
         on.handles()
-    except HostError as error:
+    except NodeError as error:
         said = str(error)
     mine.check_peers()
     found = {
@@ -70,7 +70,7 @@ def test_memory_of_another_allocator_is_refused_by_its_name():
         env=os.environ | {"PYTORCH_CUDA_ALLOC_CONF": "backend:cudaMallocAsync"},
     )
     last = finished.stderr.strip().splitlines()[-1]
-    assert "HostError: rank 0: memory of torch's 'cudaMallocAsync' allocator" in last
+    assert "NodeError: rank 0: memory of torch's 'cudaMallocAsync' allocator" in last
 
 
 def test_expandable_segments_are_pulled_or_refused_by_name(tmp_path, monkeypatch):
@@ -79,7 +79,7 @@ def test_expandable_segments_are_pulled_or_refused_by_name(tmp_path, monkeypatch
     try:
         ranks = run_ranks(2, eager, tmp_path, "Gpu", "neither", *SHAPES[0])
     except RankError as error:
-        if error.kind != "HostError" or "expandable_segments" not in error.text:
+        if error.kind != "NodeError" or "expandable_segments" not in error.text:
             raise
     else:
         assert all(all(seen["right"]) for seen in ranks)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from vllm_layershard.errors import HostError, TransportError
+from vllm_layershard.errors import NodeError, TransportError
 from vllm_layershard.runtime import shared_memory
 from vllm_layershard.runtime.peer_memory import posix
 from vllm_layershard.runtime.peer_memory.posix import PosixExports
@@ -129,7 +129,7 @@ def test_a_forked_child_neither_owns_nor_removes_its_parents(name):
 
 
 def test_too_little_shared_memory_is_named_with_the_remedy():
-    with pytest.raises(HostError, match=r"/dev/shm has [\d,]+ bytes free, and 2,305,8.*--shm-size"):
+    with pytest.raises(NodeError, match=r"/dev/shm has [\d,]+ bytes free, and 2,305,8.*--shm-size"):
         Piece(1 << 61)
 
 
@@ -161,7 +161,7 @@ def test_a_name_that_cannot_be_taken_is_told_and_leaves_no_draft(name, monkeypat
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(os, "replace", refuse)
-    with pytest.raises(HostError, match=f"{name} belongs to another user.*have it removed"):
+    with pytest.raises(NodeError, match=f"{name} belongs to another user.*have it removed"):
         Piece.of(name, b"weights")
     assert not shared_memory.names(name.removeprefix(PREFIX))
 
@@ -301,6 +301,6 @@ def test_memory_of_another_host_is_refused_with_the_alternative():
     exports, _ = exported([1.0])
     handles = exports.handles() | {"host": "another boot", "hostname": "node7"}
     with pytest.raises(
-        HostError, match=r"rank 0 on node7: pulls reach within one host.*'broadcast'"
+        NodeError, match=r"rank 0 on node7: pulls reach within one host.*'broadcast'"
     ):
         PosixExports("far", 1).open(0, handles)

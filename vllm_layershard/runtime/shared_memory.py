@@ -29,7 +29,7 @@ from typing import Any
 
 import torch
 
-from vllm_layershard.errors import HostError
+from vllm_layershard.errors import NodeError
 
 DIRECTORY = Path("/dev/shm")
 """Where the kernel keeps POSIX shared memory, as a file system."""
@@ -60,7 +60,7 @@ class Piece:
         """An unnamed piece of `nbytes`, all zero, of which every page is really there.
 
         Raises:
-            HostError: the host has not so much shared memory left.
+            NodeError: the node has not so much shared memory left.
         """
         self.nbytes = nbytes
         self._name: str | None = None
@@ -72,7 +72,7 @@ class Piece:
         except OSError as error:
             os.close(self.fd)
             free = os.statvfs(DIRECTORY)
-            raise HostError(
+            raise NodeError(
                 f"{DIRECTORY} has {free.f_bavail * free.f_frsize:,} bytes free, and {nbytes:,} are "
                 "needed for weights that other ranks read; enlarge it (docker run --shm-size), or "
                 f"use transport 'broadcast' ({error.strerror})"
@@ -96,7 +96,7 @@ class Piece:
             os.replace(draft, path_of(name))
         except PermissionError as error:  # everybody may write there, but remove only his own
             draft.unlink()
-            raise HostError(
+            raise NodeError(
                 f"{path_of(name)} belongs to another user, and weights are to be shared under that "
                 f"name; have it removed ({error.strerror})"
             ) from None

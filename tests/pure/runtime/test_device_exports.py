@@ -10,7 +10,7 @@ import signal
 import pytest
 import torch
 
-from vllm_layershard.errors import HostError, TransportError
+from vllm_layershard.errors import NodeError, TransportError
 from vllm_layershard.runtime.peer_memory.ipc import Shared
 from vllm_layershard.runtime.peer_memory.npu import NpuExports
 from vllm_layershard.runtime.peer_memory.processes import Peers, address
@@ -75,12 +75,12 @@ def test_a_peer_that_has_ended_before_it_is_watched_is_named(other):
 )
 def test_a_peer_elsewhere_is_refused_with_the_alternative(key, named):
     elsewhere = address() | {key: "other", "hostname": "far"}
-    with pytest.raises(HostError, match=rf"rank 1 on far, .*{named}.*'broadcast'"):
+    with pytest.raises(NodeError, match=rf"rank 1 on far, .*{named}.*'broadcast'"):
         Peers(rank=0).watch(1, elsewhere)
 
 
 @pytest.mark.skipif(hasattr(torch.UntypedStorage, "_share_npu_"), reason="torch_npu is here")
 def test_without_acl_ipc_an_npu_is_refused_with_the_alternative():
     group = RankGroup((4, 5), 1, data=None, control=None)  # type: ignore[arg-type]
-    with pytest.raises(HostError, match=r"rank 5: this torch_npu cannot share .*'broadcast'"):
+    with pytest.raises(NodeError, match=r"rank 5: this torch_npu cannot share .*'broadcast'"):
         NpuExports(group, torch.device("privateuseone", 0))

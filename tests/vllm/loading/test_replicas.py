@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from hosted.engines import load, run_engines
 from recital import model_path
 from serving.weights import with_other_weights
-from vllm_layershard.errors import HostError, LayerShardError
+from vllm_layershard.errors import LayerShardError, NodeError
 
 LAYERS = range(7)
 SINCE_S = 5
@@ -166,7 +166,7 @@ def without_memory(rank: int, config: Any) -> str:
     from vllm_layershard.runtime.peer_memory import PosixExports
 
     def refuse(*_: Any) -> Any:
-        raise HostError("/dev/shm is full")
+        raise NodeError("/dev/shm is full")
 
     if rank:
         PosixExports.store = refuse
@@ -179,7 +179,7 @@ def without_memory(rank: int, config: Any) -> str:
 
 def test_a_replica_that_fails_while_it_loads_says_why_to_the_other(dense):
     zero, one = run_engines(dense, {"layers": NAMES}, without_memory)
-    assert one == "HostError: /dev/shm is full"
+    assert one == "NodeError: /dev/shm is full"
     assert zero == f"TransportError: rank 1 ended: {one}"
 
 

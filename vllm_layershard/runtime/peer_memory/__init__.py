@@ -18,7 +18,7 @@ def exports_of(device: Device, group: Group, series: str) -> Exports:
     In lockstep the names are new for each series that is made; replicas meet under the group's.
 
     Raises:
-        HostError: it can share none.
+        NodeError: it can share none.
     """
     torch_device = device.torch_device
     if torch_device.type == "cuda":

@@ -25,7 +25,7 @@ class Exports(ABC):
         """Tensors alike, with the same bytes, in memory that others can map; at fixed addresses.
 
         Raises:
-            HostError: there is no such memory, or not so much of it.
+            NodeError: there is no such memory, or not so much of it.
         """
 
     @abstractmethod
@@ -37,7 +37,7 @@ class Exports(ABC):
         """What global rank `rank` keeps, by position; to be read only.
 
         Raises:
-            HostError: its memory cannot be seen from here: names both ranks, why, and the remedy.
+            NodeError: its memory cannot be seen from here: names both ranks, why, and the remedy.
             TransportError: it is gone.
         """
 
@@ -56,7 +56,7 @@ class Exports(ABC):
         changes.
 
         Raises:
-            HostError: this device's memory cannot be shared in versions.
+            NodeError: this device's memory cannot be shared in versions.
         """
 
     @abstractmethod

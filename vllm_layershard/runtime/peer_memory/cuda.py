@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import torch
 
-from vllm_layershard.errors import HostError
+from vllm_layershard.errors import NodeError
 from vllm_layershard.runtime.peer_memory.ipc import INSTEAD, IpcExports, Shared
 from vllm_layershard.runtime.ranks.group import Group
 
@@ -29,7 +29,7 @@ class CudaExports(IpcExports):
         backend = torch.cuda.get_allocator_backend()
         if backend != "native":
             rank = group.ranks[group.group_rank]
-            raise HostError(
+            raise NodeError(
                 f"rank {rank}: memory of torch's {backend!r} allocator cannot be shared with other "
                 "processes; use torch's own (PYTORCH_CUDA_ALLOC_CONF=backend:native), or "
                 f"{INSTEAD}"
@@ -52,7 +52,7 @@ class CudaExports(IpcExports):
         reaches = torch.cuda.can_device_access_peer
         for index in range(torch.cuda.device_count()):
             if _uuid(index) == identity and not reaches(self._index, index):
-                raise HostError(
+                raise NodeError(
                     f"rank {self._rank} on {self._device} ({self._identity()}) has no peer access "
                     f"to rank {rank}'s GPU {identity}, here cuda:{index}; place the group on GPUs "
                     f"that have (nvidia-smi topo -p2p r), or {INSTEAD}"

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from vllm_layershard.errors import HostError
+from vllm_layershard.errors import NodeError
 from vllm_layershard.runtime.peer_memory.base import Exports, Parts
 from vllm_layershard.runtime.peer_memory.processes import Peers, address
 from vllm_layershard.runtime.ranks.group import Group
@@ -94,7 +94,7 @@ class IpcExports(Exports):
         """Return unless the device of global rank `rank` is known to be out of reach.
 
         Raises:
-            HostError: names both ranks and devices, and the alternative.
+            NodeError: names both ranks and devices, and the alternative.
         """
 
     def store(self, position: int, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
@@ -112,7 +112,7 @@ class IpcExports(Exports):
         try:
             shared = {str(rank): self._shared_once() for rank in self._readers}
         except RuntimeError as error:
-            raise HostError(
+            raise NodeError(
                 f"rank {self._rank}: the memory of its weights on {self._device} cannot be shared "
                 f"with other processes ({_first_line(error)}), as that of a pluggable allocator "
                 f"(vLLM's sleep mode) or of another process cannot; {INSTEAD}"
@@ -137,7 +137,7 @@ class IpcExports(Exports):
                 for position, parts in handles["for"][str(self._rank)].items()
             }
         except RuntimeError as error:
-            raise HostError(
+            raise NodeError(
                 f"rank {self._rank} on {self._device} ({self._identity()}) cannot map the memory "
                 f"of rank {rank} on device {handles['device']} ({_first_line(error)}); where "
                 "expandable_segments is set, unset it or allow the processes to trace each other "
@@ -158,8 +158,8 @@ class IpcExports(Exports):
     def follow(self, versions: Mapping[tuple[int, int], int]) -> None:
         raise self._no_versions()
 
-    def _no_versions(self) -> HostError:
-        return HostError(
+    def _no_versions(self) -> NodeError:
+        return NodeError(
             f"rank {self._rank}: replicas that never wait for each other cannot be given new "
             f"weights on {self._device.type}: a peer may be reading the memory in which they would "
             "be put; restart the server on the new weights"

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import torch
 
-from vllm_layershard.errors import HostError
+from vllm_layershard.errors import NodeError
 from vllm_layershard.runtime.peer_memory.ipc import INSTEAD, IpcExports, Shared
 from vllm_layershard.runtime.ranks.group import Group
 
@@ -28,7 +28,7 @@ class NpuExports(IpcExports):
     def __init__(self, group: Group, torch_device: torch.device) -> None:
         rank = group.ranks[group.group_rank]
         if not hasattr(torch.UntypedStorage, "_share_npu_"):
-            raise HostError(
+            raise NodeError(
                 f"rank {rank}: this torch_npu cannot share device memory between processes (it has "
                 "no ACL IPC); install one for CANN 8.3.RC1 and Ascend HDK 25.3.RC1 or later, or "
                 f"{INSTEAD}"
@@ -36,7 +36,7 @@ class NpuExports(IpcExports):
         accelerator = torch.npu  # type: ignore[attr-defined]
         backend = accelerator.get_allocator_backend()
         if backend != "native":
-            raise HostError(
+            raise NodeError(
                 f"rank {rank}: memory of torch_npu's {backend!r} allocator cannot be shared with "
                 f"other processes; unset it, or {INSTEAD}"
             )

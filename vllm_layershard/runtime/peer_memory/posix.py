@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from vllm_layershard.errors import HostError, TransportError
+from vllm_layershard.errors import NodeError, TransportError
 from vllm_layershard.runtime import shared_memory
 from vllm_layershard.runtime.peer_memory.base import Exports, Parts
 from vllm_layershard.runtime.peer_memory.boot import boot_id
@@ -132,7 +132,7 @@ class PosixExports(Exports):
 
     def open(self, rank: int, handles: Any) -> Mapping[int, Parts]:
         if handles["host"] != _node():
-            raise HostError(
+            raise NodeError(
                 f"rank {self._rank} on {socket.gethostname()} cannot read the memory of rank "
                 f"{rank} on {handles['hostname']}: pulls reach within one host, and within one "
                 f"container's {shared_memory.DIRECTORY}; keep each group on one host, or use "

@@ -11,7 +11,7 @@ import select
 import weakref
 from contextlib import suppress
 
-from vllm_layershard.errors import HostError, TransportError
+from vllm_layershard.errors import NodeError, TransportError
 from vllm_layershard.runtime.peer_memory.boot import boot_id
 
 Address = dict[str, str | int]
@@ -41,13 +41,13 @@ class Peers:
         """Count the process at this address in, as global rank `rank`.
 
         Raises:
-            HostError: it is on another host, or in another container.
+            NodeError: it is on another node, or in another container.
             TransportError: it has ended.
         """
         here = address()
         for key, what in (("host", "host"), ("namespace", "container (PID namespace)")):
             if where[key] != here[key]:
-                raise HostError(
+                raise NodeError(
                     f"rank {self._rank} on {here['hostname']} cannot read the device memory of "
                     f"rank {rank} on {where['hostname']}, in another {what}; keep each group in "
                     "one, or use transport 'broadcast' where its ranks run in lockstep"

@@ -43,7 +43,7 @@ class Rendezvous:
         """Show the others `document`, plain data, under this subject; in the place of a former one.
 
         Raises:
-            HostError: the host has no shared memory left.
+            NodeError: the node has no shared memory left.
         """
         former = self._pieces.pop(subject, None)
         name = self._name_of(subject, self.rank)
