@@ -18,7 +18,7 @@ from vllm_layershard.estimate.overlap import (
     trace,
 )
 from vllm_layershard.estimate.transfer import Transfer
-from vllm_layershard.models import Batch, Sharding
+from vllm_layershard.models import Batch, Sharding, layer_operations
 from vllm_layershard.plan import Plan, stage_layers
 from vllm_layershard.plan.linear import suffix_of
 
@@ -107,8 +107,8 @@ class Forwards:
                         self._roofline.seconds(operation),
                         self._roofline.slowdown(operation),
                     )
-                    for operation in self._sharding.model.operations(
-                        like, self._sharding.deployment, batch
+                    for operation in layer_operations(
+                        self._sharding.model.blueprint, like, self._sharding.deployment, batch
                     )
                 )
                 for like in set(self._like.values())

@@ -2,6 +2,7 @@
 
 from vllm_layershard.models.checkpoint.stored import Evidence, evidence_for
 from vllm_layershard.models.deployment import Deployment
+from vllm_layershard.models.layer_operations import layer_operations
 from vllm_layershard.models.model import Model, WeightBytes
 from vllm_layershard.models.operation import Batch, Operation
 from vllm_layershard.models.registry import load_model, model_of, supported
@@ -22,6 +23,7 @@ __all__ = [
     "bundled_names",
     "evidence_for",
     "find",
+    "layer_operations",
     "load_model",
     "model_of",
     "plan_model",

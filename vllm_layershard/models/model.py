@@ -7,16 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Final, NamedTuple
 
-from vllm_layershard.errors import PlanError
-from vllm_layershard.models.blueprint import Blueprint, Moe
+from vllm_layershard.models.blueprint import Blueprint
 from vllm_layershard.models.deployment import Deployment
 from vllm_layershard.models.dtypes import DTYPE_BYTES
-from vllm_layershard.models.operation import Batch, Operation
-from vllm_layershard.models.shape import Shape, require_divisible
-from vllm_layershard.plan import Linear, ParallelLayout, TensorSpec, stage_layers
+from vllm_layershard.models.layer_weights import (
+    layer_experts,
+    layer_linears,
+    require_experts_divide,
+)
+from vllm_layershard.models.shape import require_divisible
+from vllm_layershard.plan import Linear, ParallelLayout, stage_layers
 
 VOCAB_PADDING: Final = 64
 """Source: vLLM 0.32, layers/vocab_parallel_embedding.py, `DEFAULT_VOCAB_PADDING_SIZE`."""
@@ -112,7 +114,7 @@ class Model:
         return tuple(
             linear
             for layer_id in range(self.num_layers)
-            for _, linear in self._layer(layer_id, deployment)
+            for _, linear in layer_linears(self.blueprint, layer_id, deployment)
         )
 
     def weight_bytes(self, deployment: Deployment, rank: int) -> WeightBytes:
@@ -128,14 +130,14 @@ class Model:
         layers = stage_layers(b.layers, layout.pp)[stage]
         element = DTYPE_BYTES[b.dtype]
         vocab = -(-b.vocab // VOCAB_PADDING) * VOCAB_PADDING // layout.tp * b.hidden * element
-        held = [pair for layer_id in layers for pair in self._layer(layer_id, deployment)]
+        held = [pair for layer_id in layers for pair in layer_linears(b, layer_id, deployment)]
         absorbed = [(s, x) for s, x in held if s.absorbed and len(x.tensors) > 1]
         return WeightBytes(
             embedding=vocab if stage == 0 or (b.tied and stage == last) else 0,
             head=vocab if stage == last and not b.tied else 0,
             linears=sum(x.large_bytes + x.small_bytes for _, x in held),
             experts=sum(
-                tensor.nbytes for i in layers for tensor in self._experts(i, deployment, rank)
+                tensor.nbytes for i in layers for tensor in layer_experts(b, i, deployment, rank)
             ),
             norms=sum(
                 vector.elements * DTYPE_BYTES[vector.dtype]
@@ -163,123 +165,12 @@ class Model:
         """Bytes that these layers keep of each sequence on one rank, however long it is."""
         return sum(self.blueprint.cache(i, deployment).state_bytes for i in layers)
 
-    def operations(
-        self, layer_id: int, deployment: Deployment, batch: Batch
-    ) -> tuple[Operation, ...]:
-        """The work of one layer on one rank, in forward order.
-
-        Every operation moves its weights once and its activations in and out; experts are chosen
-        uniformly at random. An absorbed linear is part of the attention's operation.
-        """
-        operations: list[Operation] = []
-        absorbed: list[tuple[Shape, Linear]] = []
-        for shape, linear in self._layer(layer_id, deployment):
-            if shape.absorbed:
-                absorbed.append((shape, linear))
-            else:
-                whole = shape.split == "none" and ".mlp." in linear.prefix
-                tokens = batch.tokens / deployment.layout.tp if whole else batch.tokens
-                operations.append(self._product(shape, linear, tokens))
-            if shape.after == "attention":
-                operations.append(self._attention(layer_id, deployment, batch, absorbed))
-                absorbed = []
-            elif shape.after == "experts":
-                operations.append(self._routed(layer_id, deployment, batch))
-        return tuple(operations)
-
-    def _layer(self, layer_id: int, deployment: Deployment) -> tuple[tuple[Shape, Linear], ...]:
-        return _layer_of(self.blueprint, layer_id, deployment)
-
-    def _experts(self, layer_id: int, deployment: Deployment, rank: int) -> tuple[TensorSpec, ...]:
-        """The routed experts of one layer on a rank. Source: vLLM, `determine_expert_map`."""
-        b = self.blueprint
-        if b.moe is None or not b.moe.layers[layer_id]:
-            return ()
-        count, intermediate = b.moe.experts, b.moe.intermediate
-        ranks = deployment.expert_ranks
-        if deployment.ep:
-            count = count // ranks + (deployment.expert_rank(rank) < count % ranks)
-        else:
-            intermediate //= ranks
-        prefix = f"{b.stem}.{layer_id}.{b.moe.name}"
-        return b.quantization.experts(prefix, count, b.hidden, intermediate, b.moe.bias, b.dtype)
-
     def _check(self, deployment: Deployment) -> None:
         b, tp = self.blueprint, deployment.layout.tp
         b.check_split(deployment)
         vocab = -(-b.vocab // VOCAB_PADDING) * VOCAB_PADDING
         require_divisible(tp, {"the padded vocabulary": vocab})
         if b.moe is not None:
-            _check_experts(b.moe, deployment)
+            require_experts_divide(b.moe, deployment)
             for layer_id in [i for i, has in enumerate(b.moe.layers) if has][:1]:
-                self._experts(layer_id, deployment, rank=0)  # refuses split blocks
-
-    def _product(self, shape: Shape, linear: Linear, tokens: float) -> Operation:
-        """The matrix product of a linear: 2 x tokens x out x in."""
-        return Operation(
-            linear=linear.prefix,
-            flops=2.0 * tokens * shape.rows * shape.inner,
-            moved_bytes=linear.tensors[0].nbytes + 2.0 * tokens * (shape.rows + shape.inner),
-            precision=self.blueprint.quantization.precision(linear.tensors),
-        )
-
-    def _attention(
-        self,
-        layer_id: int,
-        deployment: Deployment,
-        batch: Batch,
-        absorbed: Sequence[tuple[Shape, Linear]],
-    ) -> Operation:
-        work = self.blueprint.attention(layer_id, deployment, batch)
-        products = sum(2.0 * batch.tokens * s.rows * s.inner for s, _ in absorbed)
-        weights = sum(x.large_bytes for _, x in absorbed)
-        return Operation("", work.flops + products, work.moved_bytes + weights, "bf16")
-
-    def _routed(self, layer_id: int, deployment: Deployment, batch: Batch) -> Operation:
-        """Routed experts, evenly loaded; all ranks' tokens together decide which are read."""
-        b, moe, layout = self.blueprint, self.blueprint.moe, deployment.layout
-        assert moe is not None, "only asked for in MoE layers"
-        # Prefill-context-parallel ranks share out a prompt, and all decode the same sequences.
-        together = batch.tokens * layout.dp * (1 if batch.decode else layout.pcp)
-        touched = 1.0 - (1.0 - moe.topk / moe.experts) ** together
-        pairs = batch.tokens * moe.topk / layout.tp
-        held = self._experts(layer_id, deployment, rank=0)
-        return Operation(
-            linear="",
-            flops=2.0 * pairs * 3 * b.hidden * moe.intermediate,
-            moved_bytes=sum(t.nbytes for t in held) * touched + 2.0 * pairs * 2 * b.hidden,
-            precision=b.quantization.precision(held),
-        )
-
-
-@lru_cache(maxsize=1 << 13)  # a forecast asks for the same layers again and again
-def _layer_of(
-    blueprint: Blueprint, layer_id: int, deployment: Deployment
-) -> tuple[tuple[Shape, Linear], ...]:
-    """The linears of one layer on one rank, each with its shape."""
-    b, tp = blueprint, deployment.layout.tp
-    found = []
-    for shape in b.shapes(layer_id, deployment):
-        prefix = f"{b.stem}.{layer_id}.{shape.suffix}"
-        linear = Linear(
-            prefix=prefix,
-            layer_id=layer_id,
-            tp_replicated=tp == 1 or shape.split == "none",
-            tensors=b.quantization.tensors(prefix, shape, b.dtype, tp),
-        )
-        found.append((shape, linear))
-    return tuple(found)
-
-
-def _check_experts(moe: Moe, deployment: Deployment) -> None:
-    ranks = deployment.expert_ranks
-    if deployment.ep and ranks > moe.experts:
-        raise PlanError(
-            f"{ranks} ranks share {moe.experts} routed experts: with expert parallelism "
-            "every rank needs one; use fewer ranks"
-        )
-    if not deployment.ep and moe.intermediate % ranks:
-        raise PlanError(
-            f"without expert parallelism {ranks} ranks split every routed expert, and their "
-            f"width of {moe.intermediate:,} does not divide by that; use --ep or fewer ranks"
-        )
+                layer_experts(b, layer_id, deployment, rank=0)  # refuses split blocks
