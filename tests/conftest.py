@@ -1,10 +1,14 @@
-"""For every test: no model is found in the cache of whoever runs it."""
+"""For every test: no model of whoever runs it is found, and no machine is too slow."""
 
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 pytest.register_assert_rewrite("truth.compare", "serving.answers", "serving.reports")
+
+settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unhurried")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -42,8 +42,8 @@ def test_a_calibrated_profile_is_complete_and_planned_with(tmp_path: Path) -> No
         "broadcast time over 3 ranks (measured over 2)")  # fmt: skip
     (table,) = device.broadcast
     assert table.basis == "measured"
-    assert list(table.seconds) == sorted(table.seconds)
-    assert 1e-6 < broadcast_seconds(MIB, widest([range(2)], 2), device) < 1
+    timed = table.seconds[table.sizes.index(MIB)]
+    assert broadcast_seconds(MIB, widest([range(2)], 2), device) == timed > 0
     measured = ("bf16", "memory_bandwidth", "memory_efficiency", "product_slowdown")
     for key in (*measured, "broadcast_slowdown"):
         figure = device.figures[key]

@@ -25,9 +25,11 @@ from vllm_layershard.runtime.manual import reach_layer, wait_layer
 from vllm_layershard.runtime.series import ShardedSeries
 from vllm_layershard.runtime.transport import Ticket
 
-TIMEOUT_S = 2.0
-STALL_S = 2 * TIMEOUT_S
-PATIENCE_S = 30.0
+LONG_S = 60.0
+SHORT_S = 2.0
+"""Of a group in which a rank stalls: there it does not matter who else is given up."""
+STALL_S = 2 * SHORT_S
+HANG_S = 120.0
 FORWARDS = 3
 WHILE_LOADING = -1
 
@@ -68,15 +70,15 @@ class Schedule:
 def one_rank(rank: int, schedule: Schedule, place: str) -> None:
     """Write what came of it to a file; nothing if this rank died."""
     torch.set_num_threads(1)
+    store = dist.FileStore(f"{place}/store", schedule.size)
     dist.init_process_group(
         "gloo",
-        init_method=f"file://{place}/store",
+        store=store,
         rank=rank,
         world_size=schedule.size,
-        timeout=datetime.timedelta(seconds=TIMEOUT_S),
+        timeout=datetime.timedelta(seconds=SHORT_S if schedule.fault == "stall" else LONG_S),
     )
-    dist.barrier()
-    time.sleep(0.1)  # nobody dies while another is still leaving the barrier
+    all_write(store, "connected", rank, schedule.size)  # nobody dies before
     try:
         came = forwards(rank, schedule)
     except (MismatchError, TransportError) as error:
@@ -84,8 +86,15 @@ def one_rank(rank: int, schedule: Schedule, place: str) -> None:
     except BaseException as error:
         came = f"UNNAMED {type(error).__name__}: {error}"
     Path(place, str(rank)).write_text(came)
-    time.sleep(0.2)  # the others see an error of their own before this rank's sockets close
+    if schedule.fault == "mismatch":  # each sees it for itself, before another's sockets close
+        all_write(store, "compared", rank, schedule.size)
     os._exit(0)
+
+
+def all_write(store: dist.Store, subject: str, rank: int, size: int) -> None:
+    """Return once every rank has come here. No rank needs another to leave."""
+    store.set(f"{subject}/{rank}", "")
+    store.wait([f"{subject}/{other}" for other in range(size)], datetime.timedelta(seconds=LONG_S))
 
 
 @torch.inference_mode()
@@ -158,7 +167,7 @@ def outcome(schedule: Schedule, place: Path) -> list[str]:
     ]
     for process in processes:
         process.start()
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + HANG_S
     for process in processes:
         process.join(max(0.0, deadline - time.monotonic()))
         if process.is_alive():

@@ -20,6 +20,7 @@ from vllm_layershard.runtime.peer_memory.posix import PosixExports
 from vllm_layershard.runtime.shared_memory import PREFIX, Piece, Window
 
 FORK = multiprocessing.get_context("fork")
+HANG_S = 60
 
 
 def elsewhere(work: Any, *args: Any) -> Any:
@@ -31,7 +32,7 @@ def elsewhere(work: Any, *args: Any) -> Any:
     try:
         return ours.recv()
     except EOFError:
-        process.join(10)
+        process.join()
         return process.exitcode
 
 
@@ -175,7 +176,7 @@ def followed(
     (part,) = peer.open(0, handles)[3]
     found = [part.view(torch.float).tolist()]
     opened.set()
-    go_on.wait(20)
+    assert go_on.wait(HANG_S)
     found.append(part.view(torch.float).tolist())
     try:
         for version in versions:
@@ -199,7 +200,7 @@ def peer_of(exports: PosixExports, *args: Any) -> tuple[Any, Any]:
     FORK.Process(
         target=lambda: theirs.send(followed(handles, opened, go_on, *args)), daemon=True
     ).start()
-    assert opened.wait(60)
+    assert opened.wait(HANG_S)
     return ours, go_on
 
 

@@ -14,11 +14,7 @@ from fuzz import targets
 from vllm_layershard.models import bundled_names
 from vllm_layershard.models.sources import source
 
-UNHURRIED = settings(
-    deadline=None,
-    max_examples=150,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
+MANY = settings(max_examples=150, suppress_health_check=[HealthCheck.data_too_large])
 
 
 def bundled(name: str) -> dict[str, Any]:
@@ -59,7 +55,7 @@ def test_every_config_starts_from_one_that_is_planned() -> None:
         assert targets.config(json.dumps(config).encode()), name
 
 
-@UNHURRIED
+@MANY
 @given(
     name=st.sampled_from(sorted(CONFIGS)),
     changes=st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=6), values, max_size=5),
@@ -73,7 +69,7 @@ def test_any_change_of_a_config(name: str, changes: dict[str, Any], gone: set[st
     targets.config(json.dumps(config).encode())
 
 
-@UNHURRIED
+@MANY
 @given(
     name=st.sampled_from(sorted(CONFIGS)),
     section=st.sampled_from(["quantization_config", "rope_scaling", "text_config"]),
@@ -92,7 +88,7 @@ def test_any_section(name: str, section: str, changes: dict[str, Any]) -> None:
     targets.config(json.dumps({**config, section: changed}).encode())
 
 
-@UNHURRIED
+@MANY
 @given(
     name=st.sampled_from(sorted(CONFIGS)),
     at=st.floats(0, 1),
@@ -105,7 +101,7 @@ def test_any_changed_bytes(name: str, at: float, change: bytes, gone: int) -> No
     targets.config(text[:place] + change + text[place + gone :])
 
 
-@UNHURRIED
+@MANY
 @given(values)
 def test_any_additional_config(value: Any) -> None:
     targets.additional(json.dumps(value).encode())

@@ -148,7 +148,7 @@ def cases(draw):
     return layers, moved, keep_first, step, stride, draw(st.integers(2, 5)), hindrance
 
 
-@settings(max_examples=3000, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=3000, suppress_health_check=list(HealthCheck))
 @given(cases())
 def test_equals_the_event_simulator(case) -> None:
     layers, moved, keep_first, step, stride, ranks, hindrance = case

@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import FrozenInstanceError
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_layershard.config import OPTIONS
 from vllm_layershard.errors import ConfigError
 from vllm_layershard.schema import validated
 
-UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 """How long an example takes says how busy the machine is."""
 
 
@@ -205,7 +204,6 @@ NAMES = st.lists(
 )
 
 
-@UNHURRIED
 @given(NAMES)
 def test_a_list_and_an_object_are_answered_alike(names):
     answers = []
@@ -217,7 +215,6 @@ def test_a_list_and_an_object_are_answered_alike(names):
     assert answers[0] == answers[1]
 
 
-@UNHURRIED
 @given(NAMES)
 def test_names_are_accepted_if_and_only_if_no_two_match_the_same_linear(names):
     refused = any("experts" in name.split(".") or name.split(".")[-1] == "gate" for name in names)
@@ -243,7 +240,6 @@ JSON = st.recursive(
 KEYS = st.sampled_from([*OPTIONS, "other"])
 
 
-@UNHURRIED
 @given(JSON | st.dictionaries(KEYS, JSON | st.just(["o_proj"])))
 def test_any_json_is_accepted_or_refused_in_one_line(value):
     try:

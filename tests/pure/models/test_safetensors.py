@@ -18,16 +18,14 @@ from vllm_layershard.errors import ModelError
 from vllm_layershard.models.checkpoint.files import MissingFilesError, read_checkpoint
 from vllm_layershard.models.checkpoint.safetensors import DTYPE_BITS, parse_header
 
-UNHURRIED = settings(
-    deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
-)
+FILTERED = settings(suppress_health_check=[HealthCheck.filter_too_much])
 
 names = st.text(min_size=1, max_size=12).filter(lambda name: name != "__metadata__")
 shapes = st.lists(st.integers(0, 5), max_size=4)
 WRITABLE = {"uint8": "U8", "float32": "F32", "float16": "F16", "int64": "I64", "bool": "BOOL"}
 
 
-@UNHURRIED
+@FILTERED
 @given(tensors=st.dictionaries(names, st.tuples(st.sampled_from(sorted(WRITABLE)), shapes)))
 def test_what_the_reference_writes_is_read(tensors: dict[str, tuple[str, list[int]]]) -> None:
     data = {name: numpy.zeros(shape, dtype) for name, (dtype, shape) in tensors.items()}
@@ -55,7 +53,7 @@ def file_of(header: object, data_bytes: int) -> bytes:
     return len(raw).to_bytes(8, "little") + raw + bytes(data_bytes)
 
 
-@UNHURRIED
+@FILTERED
 @example(
     header={
         "a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
@@ -78,7 +76,7 @@ def test_what_is_read_the_reference_reads_alike(header: object, data_bytes: int)
 GOOD = file_of(*header_of({"a.weight": ("BF16", [2, 3]), "b": ("F32", [1]), "c": ("U8", [0])}))
 
 
-@UNHURRIED
+@FILTERED
 @given(at=st.integers(0, len(GOOD) - 1), change=st.binary(max_size=4), gone=st.integers(0, 4))
 def test_changed_bytes_are_refused_or_read_as_the_reference_reads_them(
     at: int, change: bytes, gone: int
@@ -92,7 +90,7 @@ def test_changed_bytes_are_refused_or_read_as_the_reference_reads_them(
         }
 
 
-@UNHURRIED
+@FILTERED
 @given(st.binary(max_size=64))
 def test_any_bytes(data: bytes) -> None:
     for target in ("file", "header", "weight_map", "description", "additional"):

@@ -6,13 +6,12 @@ import itertools
 from dataclasses import replace
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_layershard.errors import PlanError
 from vllm_layershard.plan import ParallelLayout, stage_layers
 
-UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 """How long an example takes says how busy the machine is."""
 
 SIZES = st.integers(1, 4)
@@ -29,7 +28,6 @@ LAYOUTS = st.builds(
 )
 
 
-@UNHURRIED
 @given(LAYOUTS, st.booleans())
 def test_groups_are_the_ranks_that_differ_only_where_copies_are_equal(layout, tp_replicated):
     """Against coordinates counted out in vLLM's order, DP x PP x PCP x TP."""
@@ -74,7 +72,6 @@ def test_replicas_of_a_dense_model_share_with_each_other_where_they_fetch_by_the
         ParallelLayout(pp=2, dp_lockstep=False, one_sided=True).require_peers()
 
 
-@UNHURRIED
 @given(LAYOUTS)
 def test_ranks_are_in_lockstep_unless_replicas_of_a_dense_model(layout):
     """And to fetch by oneself changes no group of ranks that share anyway."""
@@ -93,7 +90,6 @@ def test_a_parallel_size_below_one_is_refused(name, size):
     assert str(error.value) == f"{name} = {size}: a parallel size is at least 1"
 
 
-@UNHURRIED
 @given(st.integers(1, 130), st.integers(1, 16))
 def test_stages_cover_the_layers_in_order(num_layers, pp):
     if pp > num_layers:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_layershard.config import LayerShardConfig
@@ -14,7 +14,6 @@ from vllm_layershard.models import Deployment, load_model, plan_model
 from vllm_layershard.plan import NO_RANK, ParallelLayout, Series, build_plan
 from vllm_layershard.plan.placement import stripes
 
-UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 """How long an example takes says how busy the machine is."""
 
 UNIT = 256
@@ -22,7 +21,6 @@ SIZES = st.integers(1, 100_000) | st.integers(1, 10**12)
 RANKS = st.integers(2, 64)
 
 
-@UNHURRIED
 @given(SIZES, RANKS)
 def test_stripes_are_a_layer_cut_at_units_into_equal_parts(layer_bytes, group_size):
     parts = stripes(layer_bytes, group_size)
@@ -54,7 +52,6 @@ def striped(draw):
     return plan, plan.series[0]
 
 
-@UNHURRIED
 @given(striped())
 def test_a_striped_series_moves_like_another_and_is_nobodys(case):
     plan, s = case
@@ -73,7 +70,6 @@ def test_a_striped_series_moves_like_another_and_is_nobodys(case):
     ), "one rank reads a layer from the checkpoint for all"
 
 
-@UNHURRIED
 @given(striped())
 def test_the_ledger_of_stripes_adds_up_and_no_rank_binds(case):
     plan, s = case
@@ -88,7 +84,6 @@ def test_the_ledger_of_stripes_adds_up_and_no_rank_binds(case):
     assert plan.saved_bytes == ledger.saved_bytes
 
 
-@UNHURRIED
 @given(striped())
 def test_the_rank_that_saves_least_saves_no_less_than_with_whole_layers(case):
     """Beyond a unit a layer: stripes are even, whole layers are where K divides their number."""

@@ -9,12 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_layershard.plan import Series, build_plan, differences
 
-UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 """How long an example takes says how busy the machine is."""
 
 O_PROJ = Series("o_proj", (0, 1, 2, 3), 100, 4, layout="bfloat16[4x4]")
@@ -73,7 +72,6 @@ INPUTS = st.tuples(
 )
 
 
-@UNHURRIED
 @given(INPUTS, INPUTS)
 def test_digests_and_differences_tell_plans_apart_exactly_when_inputs_differ(mine, theirs):
     one, other = build_plan(*mine), build_plan(*theirs)

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_layershard.errors import PlanError
 from vllm_layershard.plan import EVERY_RANK, Series, build_plan, stage_layers
 
-UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 """How long an example takes says how busy the machine is."""
 
 
@@ -33,7 +32,6 @@ def planned(draw):
     return plan, plan.series[0]
 
 
-@UNHURRIED
 @given(planned())
 def test_every_layer_has_one_owner_by_its_absolute_index(case):
     plan, s = case
@@ -45,7 +43,6 @@ def test_every_layer_has_one_owner_by_its_absolute_index(case):
     assert sorted(owned) == list(s.series.layer_ids)
 
 
-@UNHURRIED
 @given(planned(), st.integers(1, 3))
 def test_no_forward_overwrites_what_is_still_to_be_read(case, forwards):
     """Replay boundaries in order: launch what the plan launches, then read."""
@@ -73,7 +70,6 @@ def test_no_forward_overwrites_what_is_still_to_be_read(case, forwards):
     assert s.schedule.num_slots == plan.prefetch_step + 1
 
 
-@UNHURRIED
 @given(planned(), st.integers(0, 9))
 def test_with_a_kept_layer_ahead_only_the_first_boundary_is_another(case, ahead):
     """Replay layer by layer: boundaries in the order of the layers, each read in its own."""
@@ -100,7 +96,6 @@ def test_with_a_kept_layer_ahead_only_the_first_boundary_is_another(case, ahead)
     assert not any(slot is not None for slot in slots)
 
 
-@UNHURRIED
 @given(planned())
 def test_prefetch_runs_as_far_ahead_as_the_step_says(case):
     plan, s = case
@@ -108,7 +103,6 @@ def test_prefetch_runs_as_far_ahead_as_the_step_says(case):
         assert position - boundary == min(position, plan.prefetch_step)
 
 
-@UNHURRIED
 @given(planned())
 def test_the_ledger_adds_up(case):
     plan, s = case
@@ -122,7 +116,6 @@ def test_the_ledger_adds_up(case):
     assert plan.saved_bytes == ledger.saved_bytes
 
 
-@UNHURRIED
 @given(planned())
 def test_the_replicated_control_moves_and_saves_nothing(case):
     plan, s = case
@@ -139,7 +132,6 @@ def test_the_replicated_control_moves_and_saves_nothing(case):
     assert all(c.owned_layers(r) == s.series.layer_ids for r in range(plan.group_size))
 
 
-@UNHURRIED
 @given(planned(), st.integers(1, 3), st.randoms(use_true_random=False))
 def test_every_rank_reads_the_right_layer_however_late_or_early_it_arrives(case, forwards, chance):
     """Every rank's memory, replayed: a moving weight may land at its launch or at its wait."""
@@ -168,7 +160,6 @@ def test_every_rank_reads_the_right_layer_however_late_or_early_it_arrives(case,
         assert not late, "in flight between two forwards"
 
 
-@UNHURRIED
 @given(planned())
 def test_a_plan_says_the_same_both_ways_round(case):
     """`launches` and `launch_at` are one relation; every table has an entry a position."""
@@ -183,7 +174,6 @@ def test_a_plan_says_the_same_both_ways_round(case):
     assert all(len(launched) <= 1 for launched in schedule.launches[1:])
 
 
-@UNHURRIED
 @given(st.integers(1, 100), st.integers(1, 8), st.integers(2, 16), st.integers(1, 4))
 def test_owners_do_not_depend_on_where_pipeline_stages_begin(layers, pp, group_size, stride):
     owners = {}
@@ -196,7 +186,6 @@ def test_owners_do_not_depend_on_where_pipeline_stages_begin(layers, pp, group_s
     assert owners == {i: i // stride % group_size for i in range(0, layers, stride)}
 
 
-@UNHURRIED
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.integers(2, 5))
 def test_series_share_nothing_but_the_sum(counts, group_size):
     """A plan of several series is the plans of each; only `saved_bytes` adds them."""

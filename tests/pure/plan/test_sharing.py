@@ -6,14 +6,13 @@ from dataclasses import replace
 from typing import get_args
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_layershard.config import LayerShardConfig, Placement, TransportChoice
 from vllm_layershard.errors import PlanError
 from vllm_layershard.plan import ParallelLayout, engines_that_share, sharing_layout
 
-UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 """How long an example takes says how busy the machine is."""
 
 CONFIGS = st.sampled_from(
@@ -27,7 +26,6 @@ CONFIGS = st.sampled_from(
 SIZES = st.fixed_dictionaries({name: st.integers(1, 4) for name in ("tp", "dp", "pcp", "pp")})
 
 
-@UNHURRIED
 @given(SIZES, st.booleans(), CONFIGS)
 def test_the_layout_is_born_with_its_movement(sizes, is_moe, config):
     layout = sharing_layout(**sizes, is_moe=is_moe, config=config)
@@ -55,7 +53,6 @@ def test_cases_written_out(dp, is_moe, options, lockstep, movement, shares):
     assert (layout.in_lockstep, layout.movement, layout.dp_shares) == (lockstep, movement, shares)
 
 
-@UNHURRIED
 @given(SIZES, st.booleans(), CONFIGS)
 def test_engines_that_do_not_share_are_planned_one_by_one(sizes, is_moe, config):
     layout = sharing_layout(**sizes, is_moe=is_moe, config=config)

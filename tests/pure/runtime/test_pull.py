@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_layershard.config import LayerShardConfig
@@ -22,7 +22,6 @@ from vllm_layershard.models import Deployment, Operation, Sharding, load_model, 
 from vllm_layershard.plan import ParallelLayout
 
 MIB = 1 << 20
-UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 """How long an example takes says how busy the machine is."""
 
 
@@ -96,7 +95,6 @@ def test_no_pull_is_faster_than_a_collective_over_the_same_wires() -> None:
         assert seconds > 7 / 8 * 512 * MIB / 1.2e9
 
 
-@UNHURRIED
 @given(
     st.sampled_from(profile_names()),
     st.integers(1, 1 << 32),
@@ -116,7 +114,6 @@ def test_more_bytes_take_longer(
     assert 0 < seconds(small) <= seconds(small + more) * (1 + 1e-9)
 
 
-@UNHURRIED
 @given(st.sampled_from(profile_names()), st.integers(MIB, 1 << 30), st.integers(3, 8))
 def test_striping_is_never_much_slower_than_one_source(name: str, nbytes: int, count: int) -> None:
     """Beyond the launches and the copy of the own part, which it has more of."""

@@ -19,7 +19,7 @@ from serving.weights import with_other_weights
 from vllm_layershard.errors import LayerShardError, NodeError
 
 LAYERS = range(7)
-SINCE_S = 5
+HANG_S = 120
 NAMES = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
 STORED = {
     "self_attn.qkv_proj": ("q_proj", "k_proj", "v_proj"),
@@ -124,7 +124,16 @@ def test_replicas_read_each_others_layers_and_load_only_their_own(dense, placeme
     assert {json.loads(file.read_text())["rank"] for file in tmp_path.iterdir()} == {0, 1}
 
 
+def wait_for(file: Path) -> None:
+    """Return once another rank has made this file."""
+    deadline = time.monotonic() + HANG_S
+    while not file.exists():
+        assert time.monotonic() < deadline, f"nobody makes {file.name}"
+        time.sleep(0.02)
+
+
 def reloaded(rank: int, config: Any, other: str) -> dict[str, Any]:
+    given = Path(other, "given")
     model = load(config, lambda model: None)
     from vllm.model_executor.model_loader.reload.inplace import reload_weights
 
@@ -135,14 +144,16 @@ def reloaded(rank: int, config: Any, other: str) -> dict[str, Any]:
         series.weights(i)["weight"].data_ptr() for series in bound_series() for i in LAYERS
     ]
     before = wrong(one_forward(), old)
-    waited = time.monotonic()
     if rank:
-        while time.monotonic() < waited + SINCE_S:  # the other may have its new weights already
-            before += wrong(one_forward(), old)
+        before += wrong(one_forward(), old)
+        wait_for(given)
+        before += wrong(one_forward(), old)
     after = []
     for times in (1, 2):  # twice without a forward between them, on one of the two
         with torch.inference_mode(), torch.device("cpu"):
             reload_weights(config, model, None, other, is_checkpoint_format=True)
+        if rank == 0 and times == 2:
+            given.touch()
         if rank or times == 2:
             after += wrong(one_forward(), new)
     return {
@@ -185,7 +196,17 @@ def test_a_replica_that_fails_while_it_loads_says_why_to_the_other(dense):
 
 def strangers(rank: int, config: Any, copy: str, other: str) -> list[str]:
     """What each start comes to on this rank, which alone is changed if it is rank 1."""
-    said = []
+    from vllm_layershard.runtime.ranks.rendezvous import Rendezvous
+
+    said: list[str] = []
+    publish = Rendezvous.publish
+
+    def telling(self: Rendezvous, subject: str, document: Any) -> None:
+        publish(self, subject, document)
+        if "model.safetensors" in json.dumps(document):
+            Path(f"{copy}-looked-at-{len(said)}-by-{rank}").touch()
+
+    Rendezvous.publish = telling
 
     def start() -> None:
         config.compilation_config.static_forward_context.clear()
@@ -203,7 +224,7 @@ def strangers(rank: int, config: Any, copy: str, other: str) -> list[str]:
     directory, model.model = model.model, copy
     start()
     if rank:  # the same path, but written anew since the other replica has started
-        time.sleep(SINCE_S)
+        wait_for(Path(f"{copy}-looked-at-{len(said)}-by-0"))
         written = Path(copy, "model.safetensors")
         written.write_bytes(Path(other, "model.safetensors").read_bytes())
     start()
