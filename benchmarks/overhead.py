@@ -17,8 +17,8 @@ from result import Times, publish
 from vllm_layershard.plan import Series, SeriesPlan, build_plan
 from vllm_layershard.runtime import ops
 from vllm_layershard.runtime.device import CpuDevice
+from vllm_layershard.runtime.loading import LoadingSeries
 from vllm_layershard.runtime.ranks.group import RankGroup
-from vllm_layershard.runtime.series import ShardedSeries
 from vllm_layershard.runtime.slots import SlotPool
 from vllm_layershard.runtime.transport import Ticket, Transport
 
@@ -37,6 +37,11 @@ class Arrived(Ticket):
 
 
 class Nowhere(Transport):
+    name = "broadcast"
+
+    def store(self, position: int, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        return tuple(tensors)
+
     def open(self, plan: SeriesPlan, slots: SlotPool) -> None:
         return None
 
@@ -58,13 +63,12 @@ def main() -> int:
     (plan,) = build_plan([layer], group_size=2, prefetch_step=1).series
     device = CpuDevice(torch.device("cpu"))
     group = RankGroup((0, 1), 0, data=None, control=None)  # type: ignore[arg-type]
-    series = ShardedSeries(plan, group, device)
+    loading = LoadingSeries(plan, group, device, Nowhere())
     for position in range(LAYERS):
-        linear = torch.nn.Linear(1, 1, bias=False)
-        series.adopt(position, linear, ("weight",))
+        loading.adopt(position, torch.nn.Linear(1, 1, bias=False), ("weight",))
+    series = loading.finish(plan)
+    for position in range(LAYERS):
         ops.bind(f"layers.{position}", f"layers.{position}.o_proj", ops.Place(series, position))
-    series.finish(plan)
-    series._transport = Nowhere()
     x = torch.zeros(1)
     keys = [(f"layers.{p}", f"layers.{p}.o_proj") for p in range(LAYERS)]
     rounds_us = []

@@ -72,4 +72,4 @@ def test_a_captured_forward_replays_with_the_weights_of_the_day(num_layers, pref
         assert torch.equal(said, stack.unsharded(x))
         assert torch.equal(stack(batch(9)), stack.unsharded(batch(9))), "eager between replays"
     assert stack.addresses() == addresses
-    assert [ticket for ticket in stack.series._tickets if ticket is not None] == []
+    assert stack.series.in_flight == ()

@@ -147,7 +147,7 @@ class Corrupting(Ticket):
 
 def corrupt(series: ShardedSeries, position: int) -> None:
     """From now on the link corrupts what arrives for `position` on this rank."""
-    start = series._transport.start
+    start = series.transport.start
 
     def corrupting(moved: int, slot: int) -> Ticket:
         ticket = start(moved, slot)
@@ -155,7 +155,7 @@ def corrupt(series: ShardedSeries, position: int) -> None:
             return ticket
         return Corrupting(ticket, series.slots.tensors[slot][0])
 
-    series._transport.start = corrupting
+    series.transport.start = corrupting
 
 
 def outcome(schedule: Schedule, place: Path) -> list[str]:

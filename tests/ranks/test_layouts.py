@@ -14,8 +14,9 @@ from torch import nn
 from gloo.ranks import run_ranks
 from vllm_layershard.plan import ParallelLayout, Series, build_plan, stage_layers
 from vllm_layershard.runtime.device import device_of
+from vllm_layershard.runtime.loading import LoadingSeries
 from vllm_layershard.runtime.ranks.group import create_groups
-from vllm_layershard.runtime.series import ShardedSeries
+from vllm_layershard.runtime.transport import transport_of
 
 RANKS = 4
 LAYERS = 7
@@ -45,11 +46,11 @@ def value_of(layer: int, tp_rank: int, whole: bool) -> float:
 @torch.inference_mode()
 def read_all(rank: int) -> list[tuple[str, list[bool]]]:
     """All cases in one start of the ranks: importing torch takes longer than each."""
-    cases = [(layout, movement) for layout in LAYOUTS for movement in ("broadcast", "pull")]
-    return [(f"{movement} {layout}", read(rank, layout, movement)) for layout, movement in cases]
+    cases = [(layout, transport) for layout in LAYOUTS for transport in ("broadcast", "pull")]
+    return [(f"{transport} {layout}", read(rank, layout, transport)) for layout, transport in cases]
 
 
-def read(rank: int, layout: ParallelLayout, movement: str) -> list[bool]:
+def read(rank: int, layout: ParallelLayout, transport: str) -> list[bool]:
     kinds = [whole for whole in (False, True) if layout.group_size(whole) > 1]
     wanted = [layout.groups(whole) for whole in kinds]
     groups = create_groups(list(dict.fromkeys(chain(*wanted))), "gloo")
@@ -60,13 +61,14 @@ def read(rank: int, layout: ParallelLayout, movement: str) -> list[bool]:
         (group,) = (group for group in groups.values() if group.ranks in of_kind)
         series = Series("linear", tuple(layers), ELEMENTS * 4)
         (plan,) = build_plan([series], group.size, prefetch_step=1).series
-        sharded = ShardedSeries(plan, group, device_of(torch.device("cpu")), movement=movement)
+        device = device_of(torch.device("cpu"))
+        loading = LoadingSeries(plan, group, device, transport_of(plan, group, device, transport))
         modules = [Weight(value_of(layer, tp_rank, whole)) for layer in layers]
         for position, module in enumerate(modules):
-            if not sharded.owns(position):
+            if not plan.is_resident(position, group.group_rank):
                 module.weight.fill_(torch.nan)  # what it must get from its owner
-            sharded.adopt(position, module, ("weight",))
-        sharded.finish(plan)
+            loading.adopt(position, module, ("weight",))
+        sharded = loading.finish(plan)
         sharded.slots.poison()
         for _ in range(2):
             for position, (module, layer) in enumerate(zip(modules, layers, strict=True)):

@@ -11,9 +11,11 @@ from tests.ranks.test_manual import WIDTH, Stack
 from vllm_layershard.plan import Series, build_plan
 from vllm_layershard.runtime import shared_memory
 from vllm_layershard.runtime.device import CpuDevice
+from vllm_layershard.runtime.loading import LoadingSeries
 from vllm_layershard.runtime.manual import finish_loading, register_layer
 from vllm_layershard.runtime.ranks.group import group_over
 from vllm_layershard.runtime.series import ShardedSeries
+from vllm_layershard.runtime.transport import transport_of
 
 OPTIONS = [
     ("round_robin", "pull", 0),
@@ -53,9 +55,9 @@ def equal_outputs(rank: int, num_layers: int, step: int, *options) -> dict:
         "resident": series.resident_bytes(),
         "slots": series.slots.nbytes(),
         "ledger": series.plan.ledger,
-        "movement": series.movement,
+        "transport": series.transport_name,
         "names": list(shared_memory._mine),
-        "in_flight": [ticket for ticket in series._tickets if ticket is not None],
+        "in_flight": series.in_flight,
     }
 
 
@@ -73,8 +75,8 @@ def test_outputs_equal_the_unsharded_stack(tmp_path, size, num_layers, step):
             assert seen["addresses"] == 1
             assert seen["resident"] == seen["ledger"].resident_bytes[rank]
             assert seen["slots"] == seen["ledger"].slot_bytes
-            assert seen["movement"] == "pull"
-            assert seen["in_flight"] == []
+            assert seen["transport"] == "pull"
+            assert seen["in_flight"] == ()
             assert seen["names"] == [], "nobody else will come, so nothing is to be found"
 
 
@@ -92,11 +94,12 @@ def cut_as_processed(rank: int) -> list[bool]:
     plan, final = (
         build_plan([layers], 2, 1, "striped").series[0] for layers in (loaded, processed)
     )
-    series = ShardedSeries(plan, group_over(None), CpuDevice(torch.device("cpu")), movement="pull")
+    group, device = group_over(None), CpuDevice(torch.device("cpu"))
+    loading = LoadingSeries(plan, group, device, transport_of(plan, group, device, "pull"))
     modules = [Processed(layer) for layer in range(3)]
     for position, module in enumerate(modules):
-        series.adopt(position, module, ("weight",))
-    series.finish(final)
+        loading.adopt(position, module, ("weight",))
+    series = loading.finish(final)
     series.slots.poison()
     right = [series.resident_bytes() == final.ledger.resident_bytes[rank]]
     for position, module in enumerate(modules):

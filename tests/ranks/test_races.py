@@ -16,8 +16,9 @@ from torch import nn
 from gloo.racing import Racing
 from gloo.ranks import run_ranks
 from vllm_layershard.plan import Series, build_plan
+from vllm_layershard.runtime.loading import LoadingSeries
 from vllm_layershard.runtime.ranks.group import group_over
-from vllm_layershard.runtime.series import ShardedSeries
+from vllm_layershard.runtime.transport import transport_of
 
 FORWARDS = 3
 ELEMENTS = 3000
@@ -44,11 +45,12 @@ def one_run(rank: int, seed: int, events: dict[str, bool]) -> list[str]:
     device = Racing(97 * seed + rank, **events)
     layout = Series("linear", tuple(range(layers)), ELEMENTS * 4)
     (plan,) = build_plan([layout], group.size, step, placement).series
-    series = ShardedSeries(plan, group, device, movement="pull", slice_bytes=slice_bytes)
+    transport = transport_of(plan, group, device, "pull", slice_bytes)
+    loading = LoadingSeries(plan, group, device, transport)
     modules = [Weight(layer) for layer in range(layers)]
     for position, module in enumerate(modules):
-        series.adopt(position, module, ("weight",))
-    series.finish(plan)
+        loading.adopt(position, module, ("weight",))
+    series = loading.finish(plan)
     series.slots.poison()
     wrong: list[str] = []
 

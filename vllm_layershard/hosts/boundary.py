@@ -11,6 +11,9 @@ from torch import nn
 from vllm_layershard.config import KEY
 from vllm_layershard.errors import HostError
 
+_ACTIVATION = "hidden_states"
+"""The argument of a decoder layer's forward that all its compute depends on."""
+
 
 def boundary_of(path: str) -> str:
     """The decoder layer's path in the model: up to the first index in the linear's."""
@@ -19,18 +22,25 @@ def boundary_of(path: str) -> str:
     return ".".join(parts[: index + 1])
 
 
-def install_boundary(layer: nn.Module, key: str) -> None:
-    """Call `layershard::reach` on the activation just before the decoder layer runs."""
-    parameters = list(inspect.signature(layer.forward).parameters)
-    if "hidden_states" not in parameters:
+def check_boundary(layer: nn.Module) -> None:
+    """Refuse a decoder layer whose activation is not known.
+
+    Raises:
+        HostError: names its class.
+    """
+    if _ACTIVATION not in inspect.signature(layer.forward).parameters:
         raise HostError(
-            f"{KEY}: {type(layer).__name__}.forward takes no hidden_states, so its boundary is not "
+            f"{KEY}: {type(layer).__name__}.forward takes no {_ACTIVATION}, so its boundary is not "
             "known; this architecture cannot be sharded yet"
         )
-    index = parameters.index("hidden_states")
+
+
+def install_boundary(layer: nn.Module, key: str) -> None:
+    """Call `layershard::reach` on the activation just before the decoder layer runs."""
+    index = list(inspect.signature(layer.forward).parameters).index(_ACTIVATION)
 
     def reach(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        x = kwargs["hidden_states"] if "hidden_states" in kwargs else args[index]
+        x = kwargs[_ACTIVATION] if _ACTIVATION in kwargs else args[index]
         torch.ops.layershard.reach(x, key)
 
     layer.register_forward_pre_hook(reach, with_kwargs=True)

@@ -1,23 +1,26 @@
-"""One vLLM model, sharded: find its linears, plan them, and see them through loading.
+"""One vLLM model, sharded in three steps: plan its linears, see them through loading, attach.
 
 Note [From construction to the first forward]
 Before anything else the ranks compare their configurations, and their plans once the model is
 built: a rank that was started otherwise, or not at all, is named instead of waited for. While the
 model is built, each matched linear is released to the meta device as soon as its parent takes it
-in, so that no rank ever holds more than one of them. Then the plan is made, and the owners' linears
-get memory again; vLLM loads the checkpoint, which is a no-op on meta parameters. vLLM then
-processes the modules in one order on every rank: a linear's owner broadcasts its loaded parameters,
-every rank runs the quant method on them (so that all its Python-side state exists everywhere), and
-the large tensors of those that are not the owner become aliases of slots. After the last one the
-ranks compare the final plan, which knows the bytes as processed.
+in, so that no rank ever holds more than one of them.
+1. Plan: `decide` says who owns what, and at whose boundary each movement starts. No effect.
+2. Load: a LoadingModel gives the owners' linears memory again. vLLM loads the checkpoint, which is
+   a no-op on meta parameters. vLLM then processes the modules in one order on every rank: a
+   linear's owner broadcasts its loaded parameters, every rank runs the quant method on them (so
+   that all its Python-side state exists everywhere), and the large tensors of those that are not
+   the owner become aliases of slots. After the last one the ranks compare the final plan, which
+   knows the bytes as processed.
+3. Attach: the ops are bound to the loaded series, each decoder layer gets its hook, and each linear
+   waits for its weight from now on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 import vllm
@@ -25,24 +28,17 @@ from torch import nn
 from vllm.logger import init_logger
 
 from vllm_layershard.config import KEY, LayerShardConfig
-from vllm_layershard.hosts.boundary import boundary_of, install_boundary
+from vllm_layershard.hosts.boundary import boundary_of, check_boundary, install_boundary
+from vllm_layershard.hosts.decision import Decision, decide
 from vllm_layershard.hosts.groups import Groups, form_groups
 from vllm_layershard.hosts.identity import identity_of
-from vllm_layershard.hosts.linears import (
-    check_matched,
-    check_untied,
-    collecting,
-    describe_linear,
-    leave_towers,
-)
+from vllm_layershard.hosts.linears import check_matched, check_untied, collecting, leave_towers
+from vllm_layershard.hosts.loading import LoadedGroup, LoadingModel
 from vllm_layershard.hosts.settings import layout_of
-from vllm_layershard.hosts.sharded_linear import check_linear, wrap
-from vllm_layershard.plan import GroupPlan, Linear, ParallelLayout, group_plans, select
-from vllm_layershard.plan.linear import suffix_of
-from vllm_layershard.runtime.device import Device, device_of
+from vllm_layershard.hosts.sharded_linear import serve_through
+from vllm_layershard.plan import ParallelLayout, select
+from vllm_layershard.runtime.device import device_of
 from vllm_layershard.runtime.ops import Place, bind, unbind
-from vllm_layershard.runtime.ranks.agreement import agree
-from vllm_layershard.runtime.ranks.group import Group
 from vllm_layershard.runtime.report import Report
 from vllm_layershard.runtime.series import ShardedSeries
 from vllm_layershard.runtime.tensors import materialise
@@ -78,12 +74,34 @@ def build(
         selected = select([linear for linear, _ in found.values()], config.layers)
         check_matched(config, selected, [linear for linear, _ in found.values()], vllm_config)
         modules = {linear.prefix: module for linear, module in found.values()}
-        check_untied(model, [modules[x.prefix] for members in selected.values() for x in members])
-        sharded = ShardedModel(config, layout, groups, device, model, modules, selected)
+        named = [linear.prefix for members in selected.values() for linear in members]
+        check_untied(model, [modules[prefix] for prefix in named])
+        paths = _paths(model, modules)
+        unbind({boundary_of(path) for path in paths.values()})
+
+        decisions = decide(selected, config, layout, layout.stage_of(groups.rank), paths)
+        for path in _boundaries(decisions):
+            check_boundary(model.get_submodule(path))
+
+        def attach_and_serve(loaded: Sequence[LoadedGroup]) -> None:
+            attach(model, modules, decisions, loaded)
+            serve(loaded, config, groups)
+
+        loading = LoadingModel(decisions, groups, device, modules, attach_and_serve)
+        loading.begin(config, layout)
+        sharded = {
+            prefix
+            for each in decisions
+            for prefixes in each.group_plan.prefixes
+            for prefix in prefixes
+        }
+        for prefix in named:
+            if prefix not in sharded:  # a kept one was released with the others
+                materialise(modules[prefix], device.torch_device)
     except Exception as error:
         groups.leave(error)
         raise
-    groups.compare_plans(sharded.planned)
+    groups.compare_plans(loading.planned())
     return model
 
 
@@ -97,136 +115,67 @@ def started_with(config: LayerShardConfig, layout: ParallelLayout) -> dict[str, 
     }
 
 
-class Decision(NamedTuple):
-    """A plan, and this rank's group of those that obey it."""
-
-    group_plan: GroupPlan
-    group: Group
-
-
-def _alike(linear: Linear, named: list[Linear], layer_id: int) -> Linear:
-    """The linear of the same name in another layer."""
-    suffix = suffix_of(linear.prefix)
-    return next(x for x in named if x.layer_id == layer_id and suffix_of(x.prefix) == suffix)
+def _paths(model: nn.Module, modules: Mapping[str, nn.Module]) -> dict[str, str]:
+    """Where the linears are in the model, by prefix; a prefix may differ from the path."""
+    found = {id(module): path for path, module in model.named_modules()}
+    return {prefix: found[id(m)] for prefix, m in modules.items() if id(m) in found}
 
 
-class ShardedModel:
-    """The sharded linears of one model. See the note [From construction to the first forward]."""
-
-    def __init__(
-        self,
-        config: LayerShardConfig,
-        layout: ParallelLayout,
-        groups: Groups,
-        device: Device,
-        model: nn.Module,
-        modules: dict[str, nn.Module],
-        selected: dict[str, tuple[Linear, ...]],
-    ) -> None:
-        self._config = config
-        self._groups = groups
-        self._modules = modules
-        stage = layout.stage_of(groups.rank)
-        self._decisions = [
-            Decision(group_plan, groups.of(group_plan.tp_replicated))
-            for group_plan in group_plans(selected, config, layout, stage)
-        ]
-        self._series: list[ShardedSeries] = []
-        self._to_adopt = 0
-        paths = {id(module): path for path, module in model.named_modules()}
-        boundaries: dict[str, nn.Module] = {}
-        unbind({boundary_of(paths[id(m)]) for m in modules.values() if id(m) in paths})
-        named = [linear for members in selected.values() for linear in members]
-        self.planned: dict[tuple[int, ...], list[dict[str, Any]]] = {}
-        for group_plan, group in self._decisions:
-            plan = group_plan.plan
-            self.planned.setdefault(group.ranks, []).append(plan.document())
-            for series_plan, linears in zip(plan.series, group_plan.linears, strict=True):
-                series = ShardedSeries(
-                    series_plan,
-                    group,
-                    device,
-                    movement=layout.movement,
-                    slice_bytes=config.slice_bytes,
-                    verify=config.verify,
-                )
-                self._series.append(series)
-                for position, linear in enumerate(linears):
-                    module = modules[linear.prefix]
-                    check_linear(module)
-                    if series.loads(position):
-                        materialise(module, device.torch_device)
-                    elif not series.group.lockstep:  # nobody sends it the small ones
-                        large = tuple(tensor.name for tensor in linear.large)
-                        materialise(module, device.torch_device, leave=large)
-                    stands_at = series_plan.series.boundary(position)
-                    path = paths[id(modules[_alike(linear, named, stands_at).prefix])]
-                    boundary = boundary_of(path)
-                    boundaries[boundary] = model.get_submodule(boundary)
-                    place = Place(series, position)
-                    bind(boundary, linear.prefix, place)
-                    wrap(module, place, self.adopting)
-                    self._to_adopt += 1
-        placed = {x for each, _ in self._decisions for prefixes in each.prefixes for x in prefixes}
-        for linear in named:
-            if linear.prefix not in placed:  # a kept one was released with the others
-                materialise(modules[linear.prefix], device.torch_device)
-        for boundary, layer in boundaries.items():
-            install_boundary(layer, boundary)
-        if self._to_adopt == 0:  # a pipeline stage with none of the named linears
-            self._finish()
-
-    @contextmanager
-    def adopting(self) -> Iterator[None]:
-        """Count one linear in that is adopted within; after the last, begin to serve.
-
-        What is raised is also told to ranks that would wait for this one. Those in lockstep see its
-        end: what they do together fails.
-        """
-        try:
-            yield
-            self._to_adopt -= 1
-            if self._to_adopt == 0:
-                self._finish()
-        except Exception as error:
-            if not all(series.group.lockstep for series in self._series):
-                self._groups.leave(error)
-            raise
-
-    def _finish(self) -> None:
-        """Agree on the final plan, and serve."""
-        digests: dict[str, str] = {}
-        unfinished = iter(self._series)
-        for group_plan, group in self._decisions:
-            plan = group_plan.as_processed(
-                [describe_linear(self._modules[x.prefix], x.layer_id) for x in linears]
-                for linears in group_plan.linears
-            ).plan
-            agree(plan, group)
-            for series_plan in plan.series:
-                next(unfinished).finish(series_plan)
-                digests[series_plan.series.name] = plan.digest()
-        _announce(self._series)
-        if self._config.report_dir is not None:
-            report = Report(self._config.report_dir, self._groups.rank, self._series, digests)
-            report.write()
-            for series in self._series:
-                series.on_forward_end = report.refresh
+def _boundaries(decisions: Sequence[Decision]) -> list[str]:
+    """The paths of the decoder layers at which movements start, each once."""
+    return list(
+        dict.fromkeys(b for each in decisions for series in each.boundaries for b in series)
+    )
 
 
-def _announce(series: list[ShardedSeries]) -> None:
-    """Say in the log what this rank holds now, in words that the planner's tables use."""
-    for s in series:
-        held = s.resident_bytes() + s.slots.nbytes()
-        log = logger.info if held < s.plan.ledger.replicated_bytes else logger.warning
-        owned = f"owns {len(s.plan.owned_layers(s.group.group_rank))}"
-        log(
-            "Layer sharding: series %s, %d layers over %d ranks: this rank %s, holds %d bytes "
-            "instead of %d",
-            s.name,
-            len(s.plan.series),
-            s.group.size,
-            f"keeps 1/{s.group.size} of each" if s.plan.is_striped else owned,
-            held,
-            s.plan.ledger.replicated_bytes,
-        )
+def attach(
+    model: nn.Module,
+    modules: Mapping[str, nn.Module],
+    decisions: Sequence[Decision],
+    loaded: Sequence[LoadedGroup],
+) -> None:
+    """Bind the ops to the loaded series, hook the decoder layers, and have the linears wait."""
+    for decision, group in zip(decisions, loaded, strict=True):
+        for index, series in enumerate(group.series):
+            for position, linear in enumerate(decision.group_plan.linears[index]):
+                place = Place(series, position)
+                bind(decision.boundaries[index][position], linear.prefix, place)
+                serve_through(modules[linear.prefix], place)
+    for path in _boundaries(decisions):
+        install_boundary(model.get_submodule(path), path)
+
+
+def serve(loaded: Sequence[LoadedGroup], config: LayerShardConfig, groups: Groups) -> None:
+    """Say in the log what this rank holds, and begin its report, if one is asked for.
+
+    Raises:
+        ConfigError: the report cannot be written.
+    """
+    every_series = [series for group in loaded for series in group.series]
+    for series in every_series:
+        _announce(series)
+    if config.report_dir is None:
+        return
+    digests = {series.name: group.plan.digest() for group in loaded for series in group.series}
+    report = Report(config.report_dir, groups.rank, every_series, digests)
+    report.write()
+    for series in every_series:
+        series.on_forward_end = report.refresh
+
+
+def _announce(series: ShardedSeries) -> None:
+    """In the words of the planner's tables."""
+    plan = series.plan
+    held = series.resident_bytes() + series.slots.nbytes()
+    log = logger.info if held < plan.ledger.replicated_bytes else logger.warning
+    owned = f"owns {len(plan.owned_layers(series.group.group_rank))}"
+    log(
+        "Layer sharding: series %s, %d layers over %d ranks: this rank %s, holds %d bytes "
+        "instead of %d",
+        series.name,
+        len(plan.series),
+        series.group.size,
+        f"keeps 1/{series.group.size} of each" if plan.is_striped else owned,
+        held,
+        plan.ledger.replicated_bytes,
+    )

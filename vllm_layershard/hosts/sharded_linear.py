@@ -1,4 +1,4 @@
-"""ShardedLinearMethod: a linear's quant method, where the linear's weight may live elsewhere."""
+"""What stands in front of a sharded linear's quant method, first to load it, then to serve it."""
 
 from __future__ import annotations
 
@@ -12,63 +12,100 @@ from vllm.model_executor.layers.linear import LinearMethodBase, UnquantizedLinea
 from vllm_layershard.config import KEY
 from vllm_layershard.errors import HostError
 from vllm_layershard.hosts.linears import describe_linear, method_name
+from vllm_layershard.runtime.loading import LoadingSeries
 from vllm_layershard.runtime.ops import Place
-from vllm_layershard.runtime.series import State
 
 
-class ShardedLinearMethod(LinearMethodBase):  # type: ignore[misc]
-    """Wraps the quant method of one linear: waits before it applies, loads from the owner.
+class _InFront(LinearMethodBase):  # type: ignore[misc]
+    """Stands in front of one linear's own quant method, `inner`.
 
     It is no subclass of the wrapped method. Fast paths that read `weight` on their own test for the
     class (isinstance or the exact type), and so fall back to `apply`.
-    `adopting` is entered around the adoption, and counts it: see ShardedModel.
     """
 
-    def __init__(
-        self, module: Any, place: Place, adopting: Callable[[], AbstractContextManager[None]]
-    ) -> None:
-        self._inner = module.quant_method
-        self._key: str = module.prefix
-        self._place = place
-        self._adopting = adopting
-        self._as_loaded = describe_linear(module, 0)
-        self._method = method_name(module)
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
 
     def create_weights(self, *args: Any, **kwargs: Any) -> None:
         """Not called: a linear creates its weights before it is wrapped."""
         self._inner.create_weights(*args, **kwargs)
 
+    def __getattr__(self, name: str) -> Any:
+        # vllm-ascend unwraps any attribute of this name and would bypass `apply`.
+        if name in ("quant_method", "_inner"):
+            raise AttributeError(name)
+        return getattr(self._inner, name)
+
+
+class LoadingLinearMethod(_InFront):
+    """The quant method of a linear that is being loaded.
+
+    `adopting` is entered around the adoption, and counts it: see LoadingModel.
+    """
+
+    def __init__(
+        self,
+        module: Any,
+        series: LoadingSeries,
+        position: int,
+        adopting: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        super().__init__(module.quant_method)
+        self._prefix: str = module.prefix
+        self._series = series
+        self._position = position
+        self._adopting = adopting
+        self._as_loaded = describe_linear(module, 0)
+        self._method = method_name(module)
+
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         """Process the weights as usual, and hand the large tensors to the series.
 
-        While the model is loaded this is collective: first the owner sends its loaded parameters to
-        the other ranks. In a reload it is not: vLLM has given the layer its new weights on every
-        rank, in the order of the checkpoint.
+        Collective in a group in lockstep: first the loader sends its parameters to the other ranks.
 
         Raises:
             HostError: the quant method left no tensor that could be the weight, or one in a format
                 of the device's own, or there is no memory that the others can read.
         """
-        series, position = self._place.series, self._place.position
-        if series.state is State.READY:
-            self._inner.process_weights_after_loading(layer)
-            series.reload(position, layer)
-            return
-        series.receive(position, layer)
+        self._series.receive(self._position, layer)
         self._inner.process_weights_after_loading(layer)
         with self._adopting():
-            self._adopt(layer)
+            processed = describe_linear(layer, 0)
+            if processed.lost_weight_of(self._as_loaded):
+                raise HostError(
+                    f"{KEY}: {self._prefix}: its quant method ({self._method}) moves the "
+                    "weight out of the layer's tensors, into memory of a kernel's own, from where "
+                    "it cannot be sent; leave it out"
+                )
+            large = tuple(tensor.name for tensor in processed.large)
+            self._series.adopt(self._position, layer, large)
 
-    def _adopt(self, layer: torch.nn.Module) -> None:
-        processed = describe_linear(layer, 0)
-        if processed.lost_weight_of(self._as_loaded):
-            raise HostError(
-                f"{KEY}: {self._key}: its quant method ({self._method}) moves the "
-                "weight out of the layer's tensors, into memory of a kernel's own, from where it "
-                "cannot be sent; leave it out"
-            )
-        large = tuple(tensor.name for tensor in processed.large)
-        self._place.series.adopt(self._place.position, layer, large)
+    def apply(
+        self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Not called: no forward runs before all linears are loaded."""
+        raise AssertionError(f"{self._prefix} runs before it is loaded")
+
+
+class ShardedLinearMethod(_InFront):
+    """The quant method of a loaded linear: waits for the weight before it applies."""
+
+    def __init__(self, inner: Any, prefix: str, place: Place) -> None:
+        super().__init__(inner)
+        self._key = prefix
+        self._place = place
+
+    def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
+        """Process the weights of a reload as usual, and serve them from now on.
+
+        Not collective: vLLM has given the layer its new weights on every rank, in the order of the
+        checkpoint.
+
+        Raises:
+            HostError: a new tensor is in a format of the device's own.
+        """
+        self._inner.process_weights_after_loading(layer)
+        self._place.series.reload(self._place.position, layer)
 
     def apply(
         self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None
@@ -76,12 +113,6 @@ class ShardedLinearMethod(LinearMethodBase):  # type: ignore[misc]
         """Wait for the weight, then do what the wrapped method does."""
         torch.ops.layershard.wait(x, self._key)
         return self._inner.apply(layer, x, bias)
-
-    def __getattr__(self, name: str) -> Any:
-        # vllm-ascend unwraps any attribute of this name and would bypass `apply`.
-        if name in ("quant_method", "_inner"):
-            raise AttributeError(name)
-        return getattr(self._inner, name)
 
 
 def check_linear(module: Any) -> None:
@@ -102,13 +133,22 @@ def check_linear(module: Any) -> None:
         )
 
 
-def wrap(module: Any, place: Place, adopting: Callable[[], AbstractContextManager[None]]) -> None:
-    """Put the sharded method in front of the module's own."""
+def put_in_front(module: Any, method: LoadingLinearMethod) -> None:
+    """Put the method in front of the module's own while it is loaded."""
     if isinstance(module.quant_method, UnquantizedLinearMethod):
         # vLLM's CPU backend packs the weight into an opaque handle unless this is set (0.32, 0.33).
         # Quantised kernels read it, too, and would choose another path: they are left as they are.
         module._cpu_skip_gemm_dispatch = True
-    module.quant_method = ShardedLinearMethod(module, place, adopting)
+    _set_method(module, method)
+
+
+def serve_through(module: Any, place: Place) -> None:
+    """From now on the module's linear waits for its weight at this place."""
+    _set_method(module, ShardedLinearMethod(module.quant_method._inner, module.prefix, place))
+
+
+def _set_method(module: Any, method: LinearMethodBase) -> None:
+    module.quant_method = method
     custom_op = getattr(module, "custom_op", None)
     if custom_op is not None and hasattr(custom_op, "update_attrs"):
         custom_op.update_attrs()  # vllm-ascend's copy of the module's quant method

@@ -36,9 +36,18 @@ class SeriesPlan:
         return self.owner[position] in (group_rank, EVERY_RANK)
 
     @property
+    def moves(self) -> bool:
+        """Whether its layers move at all: those of the `replicated` placement do not."""
+        return self.schedule.num_slots > 0
+
+    @property
     def is_striped(self) -> bool:
         """Whether every rank keeps a part of every layer, and no rank a whole one."""
         return bool(self.stripes)
+
+    def layer_name(self, position: int) -> str:
+        """The layer at a position, as messages call it."""
+        return f"layer {self.series.layer_ids[position]} of series {self.series.name!r}"
 
     @property
     def owner_of_layer(self) -> dict[int, int]:

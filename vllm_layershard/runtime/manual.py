@@ -27,11 +27,13 @@ from vllm_layershard.errors import PlanError
 from vllm_layershard.plan import Linear, Plan, build_plan, series_of
 from vllm_layershard.plan.placement import round_robin_owner
 from vllm_layershard.runtime.device import Device, device_of
+from vllm_layershard.runtime.loading import LoadingSeries
 from vllm_layershard.runtime.ops import Place
 from vllm_layershard.runtime.ranks.agreement import agree
 from vllm_layershard.runtime.ranks.group import RankGroup, group_over, private_group
 from vllm_layershard.runtime.series import ShardedSeries
 from vllm_layershard.runtime.tensors import describe, held, release
+from vllm_layershard.runtime.transport import transport_of
 from vllm_layershard.schema import validated
 
 
@@ -156,24 +158,22 @@ def finish_loading(series: str, *, verify: bool = False) -> ShardedSeries:
     plan = draft.plan(series)
     agree(plan, draft.group)
     (series_plan,) = plan.series
-    sharded = ShardedSeries(
-        series_plan,
-        _private(draft.group),
-        draft.device,
-        movement=draft.config.transport_in(lockstep=True),
-        slice_bytes=draft.config.slice_bytes,
-        verify=verify,
-    )
+    group, config = _private(draft.group), draft.config
+    transport_name = config.transport_in(lockstep=True)
+    transport = transport_of(series_plan, group, draft.device, transport_name, config.slice_bytes)
+    loading = LoadingSeries(series_plan, group, draft.device, transport, verify=verify)
     for position, layer_id in enumerate(series_plan.series.layer_ids):
         layer = draft.layers[layer_id]
         linear = Linear(series, layer_id, False, describe(layer))
         large = tuple(tensor.name for tensor in linear.large)
         # What is cut in stripes must be there whole once.
-        sharded.receive(position, layer, leave=() if series_plan.is_striped else large)
-        sharded.adopt(position, layer, large)
+        loading.receive(position, layer, leave=() if series_plan.is_striped else large)
+        loading.adopt(position, layer, large)
+    sharded = loading.finish(series_plan)
+    for position, layer_id in enumerate(series_plan.series.layer_ids):
+        layer = draft.layers[layer_id]
         _places[id(layer)] = Place(sharded, position)
         finalize(layer, _places.pop, id(layer), None).atexit = False
-    sharded.finish(series_plan)
     return sharded
 
 

@@ -52,7 +52,7 @@ class Report:
                     "group_rank": s.group.group_rank,
                     "plan_digest": self._digests[s.name],
                     "placement": s.placement,
-                    "movement": s.movement,
+                    "movement": s.transport_name,
                     "layer_ids": list(s.plan.series.layer_ids),
                     "kept_layer": s.plan.series.kept_layer,
                     "owned_layers": list(s.plan.owned_layers(s.group.group_rank)),

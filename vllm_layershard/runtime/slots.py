@@ -16,8 +16,6 @@ class SlotPool:
         self, num_slots: int, template: Sequence[torch.Tensor], device: torch.device
     ) -> None:
         self.tensors = tuple(empty_like(template, device) for _ in range(num_slots))
-        self.occupant: list[int | None] = [None] * num_slots
-        """The position that each slot holds or is receiving; None before its first launch."""
 
     def poison(self) -> None:
         """Overwrite every slot with bytes that are NaN in any floating dtype; for tests."""

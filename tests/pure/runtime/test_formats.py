@@ -9,10 +9,11 @@ import torch
 
 from npu import FRACTAL_NZ, cast, stand_in
 from vllm_layershard.errors import HostError
-from vllm_layershard.plan import Series, build_plan
+from vllm_layershard.plan import Series, SeriesPlan, build_plan
 from vllm_layershard.runtime.device import CpuDevice, Device
+from vllm_layershard.runtime.loading import LoadingSeries
 from vllm_layershard.runtime.ranks.group import RankGroup
-from vllm_layershard.runtime.series import ShardedSeries
+from vllm_layershard.runtime.transport import transport_of
 
 CPU = torch.device("cpu")
 LAYERS = 3
@@ -24,11 +25,15 @@ def npu(monkeypatch):
     return stand_in(CPU)
 
 
-def series_on(device: Device, placement: str = "round_robin", movement: str = "broadcast"):
+def plan_of(placement: str) -> SeriesPlan:
     series = [Series("o_proj", tuple(range(LAYERS)), 64)]
-    (plan,) = build_plan(series, 2, 1, placement).series
+    return build_plan(series, 2, 1, placement).series[0]
+
+
+def series_on(device: Device, placement: str = "round_robin", name: str = "broadcast"):
+    plan = plan_of(placement)
     group = RankGroup((0, 1), 0, data=None, control=None)  # type: ignore[arg-type]
-    return ShardedSeries(plan, group, device, movement=movement)
+    return LoadingSeries(plan, group, device, transport_of(plan, group, device, name))
 
 
 def linear(number: int | None = None) -> torch.nn.Linear:
@@ -51,12 +56,12 @@ def test_a_padded_format_is_refused_by_name_and_plain_rows_are_taken(npu, number
 
 
 @pytest.mark.parametrize(
-    ("placement", "movement"),
+    ("placement", "transport"),
     [("round_robin", "broadcast"), ("round_robin", "pull"), ("striped", "pull")],
 )
-def test_no_transport_and_no_placement_takes_them(npu, placement, movement):
+def test_no_transport_and_no_placement_takes_them(npu, placement, transport):
     with pytest.raises(HostError, match="FRACTAL_NZ"):
-        series_on(npu, placement, movement).adopt(0, linear(FRACTAL_NZ), ("weight",))
+        series_on(npu, placement, transport).adopt(0, linear(FRACTAL_NZ), ("weight",))
 
 
 def test_what_stays_where_it_is_may_have_any_format(npu):
@@ -75,11 +80,11 @@ def test_the_cpu_knows_no_format_of_its_own():
 
 
 def test_a_reload_that_brings_them_is_refused_and_the_old_ones_stay(npu):
-    series = series_on(npu)
+    loading = series_on(npu)
     modules = [linear() for _ in range(LAYERS)]
     for position, module in enumerate(modules):
-        series.adopt(position, module, ("weight",))
-    series.finish(series.plan)
+        loading.adopt(position, module, ("weight",))
+    series = loading.finish(plan_of("round_robin"))
     served = series.weights(0)["weight"].clone()
     with pytest.raises(HostError, match=r"layer 0 of series 'o_proj'.*FRACTAL_NZ"):
         series.reload(0, linear(FRACTAL_NZ))

@@ -9,6 +9,8 @@ from vllm_layershard.runtime import ops
 from vllm_layershard.runtime.device import CpuDevice
 from vllm_layershard.runtime.ranks.group import RankGroup
 from vllm_layershard.runtime.series import ShardedSeries
+from vllm_layershard.runtime.transport import Stay
+from vllm_layershard.runtime.weights import Weights
 
 
 class Reached(ShardedSeries):
@@ -17,7 +19,9 @@ class Reached(ShardedSeries):
     def __init__(self, name: str) -> None:
         (plan,) = build_plan([Series(name, (0, 1), 4)], 2, 1).series
         group = RankGroup((0, 1), 0, data=None, control=None)  # type: ignore[arg-type]
-        super().__init__(plan, group, CpuDevice(torch.device("cpu")))
+        stay = Stay("broadcast")
+        weights = Weights(plan, group, stay, CpuDevice(torch.device("cpu")))
+        super().__init__(plan, group, weights, stay)
         self.reached: list[int] = []
 
     def reach(self, position: int) -> None:

@@ -10,6 +10,7 @@ import torch
 from vllm_layershard.errors import TransportError
 from vllm_layershard.plan import Series, SeriesPlan, build_plan
 from vllm_layershard.runtime.device import CpuDevice
+from vllm_layershard.runtime.loading import LoadingSeries
 from vllm_layershard.runtime.ranks.group import RankGroup
 from vllm_layershard.runtime.series import ShardedSeries
 from vllm_layershard.runtime.slots import SlotPool
@@ -21,8 +22,13 @@ LAYERS = 5
 class Breaking(Transport):
     """Everything arrives but for one position, which fails on the side thread."""
 
+    name = "broadcast"
+
     def __init__(self, device: CpuDevice, broken: int) -> None:
         self.device, self.broken = device, broken
+
+    def store(self, position: int, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        return tuple(tensors)
 
     def open(self, plan: SeriesPlan, slots: SlotPool) -> None:
         return None
@@ -43,11 +49,10 @@ def breaks_at_2() -> ShardedSeries:
     device = CpuDevice(torch.device("cpu"))
     (plan,) = build_plan([Series("o_proj", tuple(range(LAYERS)), 4)], 2, 1).series
     group = RankGroup((0, 1), 0, data=None, control=None)  # type: ignore[arg-type]
-    series = ShardedSeries(plan, group, device)
+    loading = LoadingSeries(plan, group, device, Breaking(device, broken=2))
     for position in range(LAYERS):
-        series.adopt(position, torch.nn.Linear(1, 1, bias=False), ("weight",))
-    series.finish(plan)
-    series._transport = Breaking(device, broken=2)
+        loading.adopt(position, torch.nn.Linear(1, 1, bias=False), ("weight",))
+    series = loading.finish(plan)
     for position in (0, 1):
         series.reach(position)
         series.wait(position)

@@ -10,6 +10,7 @@ from torch import nn
 from vllm_layershard.plan import Series, SeriesPlan, build_plan
 from vllm_layershard.runtime import ops
 from vllm_layershard.runtime.device import Device
+from vllm_layershard.runtime.loading import LoadingSeries
 from vllm_layershard.runtime.ranks.group import RankGroup
 from vllm_layershard.runtime.series import ShardedSeries
 from vllm_layershard.runtime.slots import SlotPool
@@ -21,25 +22,32 @@ WIDTH = 512
 class Copies(Transport):
     """Moves as Broadcast does on a device, with a copy in the place of the collective."""
 
-    def __init__(self, device: Device, series: ShardedSeries, source: Sequence[torch.Tensor]):
+    name = "broadcast"
+
+    def __init__(self, device: Device, source: Sequence[torch.Tensor]):
         self.device = device
-        self.series = series
         self.source = source
+        self.stored: dict[int, tuple[torch.Tensor, ...]] = {}
+        self.slots: SlotPool
         self.link_delay_cycles = 0
         self.ordered = True
 
+    def store(self, position: int, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        self.stored[position] = tuple(tensors)
+        return self.stored[position]
+
     def open(self, plan: SeriesPlan, slots: SlotPool) -> None:
-        return None
+        self.slots = slots
 
     def reload(self, position: int, tensors: Sequence[torch.Tensor]) -> None:
-        for kept, new in zip(self.series.resident[position].values(), tensors, strict=True):
-            kept.copy_(new)
+        for stored, new in zip(self.stored.get(position, ()), tensors, strict=True):
+            stored.copy_(new)
 
     def start(self, position: int, slot: int) -> Ticket:
         def copy() -> None:
-            if not self.series.owns(position):
+            if position not in self.stored:
                 delay(self.link_delay_cycles)
-                (target,) = self.series.slots.tensors[slot]
+                (target,) = self.slots.tensors[slot]
                 target.copy_(self.source[position])
 
         if self.ordered:
@@ -65,16 +73,14 @@ class OneOfTwo(nn.Module):
         layout = Series("linear", tuple(range(num_layers)), WIDTH * WIDTH * 4)
         (plan,) = build_plan([layout], 2, prefetch_step).series
         group = RankGroup((0, 1), 0, data=None, control=None)  # type: ignore[arg-type]
-        self.series = ShardedSeries(plan, group, device)
-        ops.unbind([f"gpu.{i}" for i in range(num_layers)])
+        self.transport = Copies(device, self.whole)
+        loading = LoadingSeries(plan, group, device, self.transport)
         with torch.no_grad():
             for i, linear in enumerate(self.linears):
                 linear.weight.copy_(self.whole[i])
-                self.series.adopt(i, linear, ("weight",))
-                ops.bind(f"gpu.{i}", f"gpu.{i}.linear", ops.Place(self.series, i))
-        self.series.finish(plan)
-        self.transport = Copies(device, self.series, self.whole)
-        self.series._transport = self.transport
+                loading.adopt(i, linear, ("weight",))
+        self.series = loading.finish(plan)
+        bind_layers(self.series)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for i, linear in enumerate(self.linears):
@@ -100,6 +106,14 @@ class OneOfTwo(nn.Module):
     def addresses(self) -> list[int]:
         """Where the linears read."""
         return [linear.weight.data_ptr() for linear in self.linears]
+
+
+def bind_layers(series: ShardedSeries) -> None:
+    """Layer i's boundary is `gpu.i`, its linear `gpu.i.linear`."""
+    positions = range(len(series.plan.series))
+    ops.unbind([f"gpu.{i}" for i in positions])
+    for i in positions:
+        ops.bind(f"gpu.{i}", f"gpu.{i}.linear", ops.Place(series, i))
 
 
 def delay(cycles: int) -> None:

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from one_gpu.copies import WIDTH, delay
+from one_gpu.copies import WIDTH, bind_layers, delay
 from vllm_layershard.config import Placement
 from vllm_layershard.plan import Series, build_plan
-from vllm_layershard.runtime import ops
 from vllm_layershard.runtime.device import StreamDevice
+from vllm_layershard.runtime.loading import LoadingSeries
 from vllm_layershard.runtime.ranks.group import group_over
-from vllm_layershard.runtime.series import ShardedSeries
+from vllm_layershard.runtime.transport import transport_of
 
 
 class Gpu(StreamDevice):
@@ -74,16 +74,15 @@ class Pulled(nn.Module):
         )
         layout = Series("linear", tuple(range(num_layers)), WIDTH * WIDTH * 4)
         (plan,) = build_plan([layout], 2, prefetch_step, placement).series
-        self.series = ShardedSeries(
-            plan, group_over(None), device, movement="pull", slice_bytes=slice_bytes
-        )
-        ops.unbind([f"gpu.{i}" for i in range(num_layers)])
+        group = group_over(None)
+        transport = transport_of(plan, group, device, "pull", slice_bytes)
+        loading = LoadingSeries(plan, group, device, transport)
         with torch.no_grad():
             for i, linear in enumerate(self.linears):
                 linear.weight.copy_(self.whole[i])
-                self.series.adopt(i, linear, ("weight",))
-                ops.bind(f"gpu.{i}", f"gpu.{i}.linear", ops.Place(self.series, i))
-        self.series.finish(plan)
+                loading.adopt(i, linear, ("weight",))
+        self.series = loading.finish(plan)
+        bind_layers(self.series)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for i, linear in enumerate(self.linears):

@@ -49,7 +49,7 @@ class Probe:
 
         (series,) = (s for s in bound_series() if s.name == series_name)
         fatal = series.plan.series.layer_ids.index(layer_id)
-        start = series._transport.start
+        start = series.transport.start
 
         def failing(position: int, slot: int) -> Any:
             if position == fatal:
@@ -57,7 +57,7 @@ class Probe:
             return start(position, slot)
 
         if _rank_of(series) == rank:
-            series._transport.start = failing  # type: ignore[method-assign]
+            series.transport.start = failing  # type: ignore[method-assign]
 
     def reload_some(self, directory: str, suffixes: list[str]) -> int:
         """Reload the weights of these names from a checkpoint, as vLLM reloads all; how many."""

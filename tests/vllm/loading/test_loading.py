@@ -38,15 +38,15 @@ def plain(model) -> list[dict[str, Any]]:
 
 
 def loading(rank: int, config) -> dict[str, Any]:
+    from vllm_layershard.runtime.loading import LoadingSeries
     from vllm_layershard.runtime.ops import bound_series
-    from vllm_layershard.runtime.series import ShardedSeries
 
     pages: dict[str, tuple[int, int]] = {}
     file = Path(config.model_config.model, "model.safetensors")
     allocated = Allocated()
-    adopt = ShardedSeries.adopt
+    adopt = LoadingSeries.adopt
 
-    def adopt_and_settle(self: ShardedSeries, *args: Any) -> None:
+    def adopt_and_settle(self: LoadingSeries, *args: Any) -> None:
         """gloo's threads let go of what a finished broadcast has filled a moment later."""
         adopt(self, *args)
         time.sleep(0.02)
@@ -70,7 +70,7 @@ def loading(rank: int, config) -> dict[str, Any]:
 
         model.load_weights = watched
 
-    ShardedSeries.adopt = adopt_and_settle
+    LoadingSeries.adopt = adopt_and_settle
     with allocated:
         _held = load(config, between)
         gc.collect()

@@ -42,7 +42,7 @@ def pulled(rank: int, config: Any) -> dict[str, Any]:
     return {
         "wrong": wrong,
         "lockstep": {each.group.lockstep for each in series},
-        "movement": {each.movement for each in series},
+        "transport": {each.transport_name for each in series},
         "held": [each.resident_bytes() for each in series],
         "planned": [each.plan.ledger.resident_bytes[rank] for each in series],
     }
@@ -57,5 +57,5 @@ def test_every_rank_reads_what_was_loaded(model, options):
         assert not isinstance(seen, str), seen
         assert seen["wrong"] == []
         assert seen["lockstep"] == {True}
-        assert seen["movement"] == {"pull"}
+        assert seen["transport"] == {"pull"}
         assert seen["held"] == seen["planned"]

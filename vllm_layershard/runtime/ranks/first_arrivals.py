@@ -57,7 +57,6 @@ class FirstArrivals:
             owner = f"its owner, rank {loader}, holds"
             whose = f"rank {loader} loaded" if self._plan.is_striped else owner
             raise MismatchError(
-                f"rank {rank}: layer {self._plan.series.layer_ids[position]} of series "
-                f"{self._plan.series.name!r} arrived with other bytes than {whose}; "
-                "the link or the transport is at fault: do not serve"
+                f"rank {rank}: {self._plan.layer_name(position)} arrived with other bytes than "
+                f"{whose}; the link or the transport is at fault: do not serve"
             )

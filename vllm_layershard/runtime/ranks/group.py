@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import get_backend_config
 
 from vllm_layershard.errors import TransportError
+from vllm_layershard.plan import SeriesPlan
 
 
 class Group(ABC):
@@ -45,6 +46,12 @@ class Group(ABC):
     def lost(self, what: str, error: RuntimeError) -> TransportError:
         """What to raise where something failed because of another rank."""
         return _lost(self.ranks[self.group_rank], what, self.ranks, error)
+
+    def lost_layer(self, plan: SeriesPlan, position: int, error: RuntimeError) -> TransportError:
+        """What to raise where a layer could not be moved."""
+        owner = self.ranks[plan.loader[position]]
+        whose = "kept in stripes" if plan.is_striped else f"owned by rank {owner}"
+        return self.lost(f"{plan.layer_name(position)}, {whose}, could not be moved", error)
 
 
 @dataclass(frozen=True)

@@ -31,12 +31,12 @@ class SmallTensors:
             self._sums[position] = checksum(small)
 
     def compare(self) -> None:
-        """Return if all ranks noted the same. Gathers, where the group is not in lockstep.
+        """Return if all ranks noted the same. Gathers, where they loaded them each for itself.
 
         Raises:
             MismatchError: names the first layer at which a rank differs from the loader.
         """
-        if self._group.lockstep:
+        if self._group.lockstep or not self._plan.moves:
             return
         told = self._group.gather({str(p): crc for p, crc in self._sums.items()})
         for position, loader in enumerate(self._plan.loader):
@@ -44,9 +44,8 @@ class SmallTensors:
             for rank, sums in zip(self._group.ranks, told, strict=True):
                 if sums[key] != told[loader][key]:
                     raise MismatchError(
-                        f"rank {rank}: layer {self._plan.series.layer_ids[position]} of series "
-                        f"{self._plan.series.name!r} has other scales, biases or other small "
-                        f"tensors than on rank {self._group.ranks[loader]}: the replicas were not "
-                        "given the same checkpoint, or its quantisation derives them from the "
-                        "weight, which this rank does not load; leave the series out"
+                        f"rank {rank}: {self._plan.layer_name(position)} has other scales, biases "
+                        f"or other small tensors than on rank {self._group.ranks[loader]}: the "
+                        "replicas were not given the same checkpoint, or its quantisation derives "
+                        "them from the weight, which this rank does not load; leave the series out"
                     )

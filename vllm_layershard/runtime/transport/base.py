@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from vllm_layershard.config import TransportName
 from vllm_layershard.plan import SeriesPlan
 from vllm_layershard.runtime.device import Device
 from vllm_layershard.runtime.slots import SlotPool
@@ -34,12 +35,20 @@ class Ticket:
 class Transport(ABC):
     """Moves layers of one series between the ranks of its group.
 
-    `store` for each position of which this rank keeps something, then `open`, then forwards.
+    `store` for each position of which this rank stores something, then `open`, then forwards.
     """
 
+    name: TransportName
+
+    @abstractmethod
     def store(self, position: int, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        """Where what this rank keeps of `position` shall be: alike, with the same bytes."""
-        return tuple(tensors)
+        """Take this rank's tensors of `position`; returns tensors alike, with the same bytes.
+
+        Those returned are what the others read. They may be the given ones.
+
+        Raises:
+            HostError: there is no memory that the others can read.
+        """
 
     @abstractmethod
     def open(self, plan: SeriesPlan, slots: SlotPool) -> None:
@@ -66,7 +75,7 @@ class Transport(ABC):
 
     @abstractmethod
     def reload(self, position: int, tensors: Sequence[torch.Tensor]) -> None:
-        """Between two forwards: this rank has other bytes for what it keeps of `position`.
+        """Between two forwards: this rank has other bytes for what it stores of `position`.
 
-        On a rank that keeps nothing of it `tensors` is empty, and its peer has them, or will.
+        On a rank that stores nothing of it `tensors` is empty, and its peer has them, or will.
         """

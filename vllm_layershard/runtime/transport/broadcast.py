@@ -16,26 +16,29 @@ from vllm_layershard.runtime.transport.base import Ticket, Transport
 
 
 class Broadcast(Transport):
-    """Broadcasts on the group's own process group, on the side stream. `owner[p]`: a group rank.
+    """Broadcasts on the group's own process group, on the side stream.
 
     A start calls the process group itself: `dist.broadcast` checks and translates each time what is
     fixed here, and costs the host half as much again (benchmarks/overlap.py: a launch a layer).
     """
 
-    def __init__(self, group: RankGroup, device: Device, owner: Sequence[int]) -> None:
+    name = "broadcast"
+
+    def __init__(self, group: RankGroup, device: Device) -> None:
         self._process_group = group.data
         self._device = device
-        self._options = tuple(_from(rank) for rank in owner)
-        self._kept: dict[int, tuple[torch.Tensor, ...]] = {}
+        self._options: tuple[dist.BroadcastOptions, ...] = ()
+        self._stored: dict[int, tuple[torch.Tensor, ...]] = {}
         self._outgoing: dict[int, tuple[torch.Tensor, ...]] = {}
         self._incoming: tuple[tuple[torch.Tensor, ...], ...] = ()
 
     def store(self, position: int, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        self._kept[position] = tuple(tensors)
+        self._stored[position] = tuple(tensors)
         self._outgoing[position] = tuple(flat(tensor) for tensor in tensors)
-        return self._kept[position]
+        return self._stored[position]
 
     def open(self, plan: SeriesPlan, slots: SlotPool) -> None:
+        self._options = tuple(_from(rank) for rank in plan.owner)
         self._incoming = tuple(tuple(flat(t) for t in slot) for slot in slots.tensors)
 
     def start(self, position: int, slot: int) -> Ticket:
@@ -50,8 +53,8 @@ class Broadcast(Transport):
         return Ticket(self._device, self._device.enqueue(send))
 
     def reload(self, position: int, tensors: Sequence[torch.Tensor]) -> None:
-        for kept, new in zip(self._kept.get(position, ()), tensors, strict=True):
-            kept.copy_(new)
+        for stored, new in zip(self._stored.get(position, ()), tensors, strict=True):
+            stored.copy_(new)
 
 
 def _from(group_rank: int) -> dist.BroadcastOptions:

@@ -34,35 +34,38 @@ class Pull(Transport):
     the one after itself, so that no two of them ask the same one at the same time.
     """
 
-    def __init__(
-        self, plan: SeriesPlan, group: Group, device: Device, exports: Exports, slice_bytes: int
-    ) -> None:
-        self._plan = plan
+    name = "pull"
+
+    def __init__(self, group: Group, device: Device, exports: Exports, slice_bytes: int) -> None:
         self._group = group
         self._device = device
         self._exports = exports
         self._slice_bytes = slice_bytes
-        self._kept: dict[int, tuple[torch.Tensor, ...]] = {}
+        self._stored: dict[int, tuple[torch.Tensor, ...]] = {}
+        self._sources: tuple[tuple[int, ...], ...] = ()
+        """The other group ranks that store something of a position, by position."""
         self._copies: dict[int, Callable[[], None]] = {}
         """What fills its slot, by position."""
         self._version: dict[int, int] = {}
         self._to_follow: set[int] = set()
 
     def store(self, position: int, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        self._kept[position] = self._exports.store(position, tensors)
-        return self._kept[position]
+        self._stored[position] = self._exports.store(position, tensors)
+        return self._stored[position]
 
     def open(self, plan: SeriesPlan, slots: SlotPool) -> None:
-        self._plan = plan
+        me, size = self._group.group_rank, self._group.size
+        positions = range(len(plan.series))
+        self._sources = tuple(tuple(_sources(plan, position, me, size)) for position in positions)
         handles = self._group.gather(self._exports.handles())
-        mine = {p: tuple(map(byte_line, tensors)) for p, tensors in self._kept.items()}
+        mine = {p: tuple(map(byte_line, tensors)) for p, tensors in self._stored.items()}
         theirs: list[Mapping[int, Parts]] = [
-            mine if peer == self._group.group_rank else self._exports.open(rank, handles[peer])
+            mine if peer == me else self._exports.open(rank, handles[peer])
             for peer, rank in enumerate(self._group.ranks)
         ]
-        for position, slot in enumerate(self._plan.schedule.slot):
-            if not self._plan.is_resident(position, self._group.group_rank):
-                copies = self._copies_of(position, slots.tensors[slot], theirs)
+        for position, slot in enumerate(plan.schedule.slot):
+            if not plan.is_resident(position, me):
+                copies = self._copies_of(plan, position, slots.tensors[slot], theirs)
                 self._copies[position] = partial(_copy, tuple(copies))
         if not self._group.rejoins:
             self._group.gather(None)
@@ -74,7 +77,7 @@ class Pull(Transport):
             versions = {
                 (self._group.ranks[peer], position): self._version[position]
                 for position in sorted(self._to_follow)
-                for peer in self._peers_of(position)
+                for peer in self._sources[position]
             }
             self._exports.follow(versions)
             self._to_follow.clear()
@@ -85,41 +88,29 @@ class Pull(Transport):
 
     def reload(self, position: int, tensors: Sequence[torch.Tensor]) -> None:
         if self._group.lockstep:  # a forward is everybody's: nobody reads meanwhile
-            for kept, new in zip(self._kept.get(position, ()), tensors, strict=True):
-                kept.copy_(new)
+            for stored, new in zip(self._stored.get(position, ()), tensors, strict=True):
+                stored.copy_(new)
             return
         if tensors:
             self._exports.reload(position, tensors)
         self._version[position] = self._version.get(position, 0) + 1
         self._to_follow.add(position)
 
-    def _peers_of(self, position: int) -> Iterator[int]:
-        """The other group ranks that keep something of a position, from the next one on."""
-        me, size = self._group.group_rank, self._group.size
-        for peer in ((me + turn) % size for turn in range(1, size)):
-            if self._plan.is_striped:
-                start, end = self._plan.stripes[peer]
-                if start < end:
-                    yield peer
-            elif self._plan.is_resident(position, peer):
-                yield peer
-
     def _copies_of(
         self,
+        plan: SeriesPlan,
         position: int,
         slot: Sequence[torch.Tensor],
         theirs: Sequence[Mapping[int, Parts]],
     ) -> Iterator[Copy]:
         """All that fills a slot with a position: a slice of each source in turn, its own last."""
-        sources = [*self._peers_of(position)]
-        if self._plan.is_striped:
-            sources.append(self._group.group_rank)
+        own = (self._group.group_rank,) if plan.is_striped else ()
         queues = []
-        for peer in sources:
+        for peer in (*self._sources[position], *own):
             targets = list(map(byte_line, slot))
-            if self._plan.is_striped:
-                # What a rank keeps of a layer is one line, in the slot it may cross tensors.
-                targets = cut(slot, *self._plan.stripes[peer])
+            if plan.is_striped:
+                # What a rank stores of a layer is one line, in the slot it may cross tensors.
+                targets = cut(slot, *plan.stripes[peer])
             queues.append(self._sliced(targets, theirs[peer].get(position, ())))
         for turn in zip_longest(*queues):
             yield from (copy for copy in turn if copy is not None)
@@ -133,6 +124,17 @@ class Pull(Transport):
             yield from zip(target.split(most), source.split(most), strict=True)
             start += target.numel()
         assert start == sum(part.numel() for part in parts), "a slot is filled with all there is"
+
+
+def _sources(plan: SeriesPlan, position: int, me: int, size: int) -> Iterator[int]:
+    """The other group ranks that store something of a position, from the next one on."""
+    for peer in ((me + turn) % size for turn in range(1, size)):
+        if plan.is_striped:
+            start, end = plan.stripes[peer]
+            if start < end:
+                yield peer
+        elif plan.is_resident(position, peer):
+            yield peer
 
 
 def _copy(copies: tuple[Copy, ...]) -> None:

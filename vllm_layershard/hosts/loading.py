@@ -1,0 +1,134 @@
+"""LoadingModel: the linears that are to be sharded, while vLLM loads and processes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from vllm_layershard.config import LayerShardConfig
+from vllm_layershard.hosts.decision import Decision
+from vllm_layershard.hosts.groups import Groups
+from vllm_layershard.hosts.linears import describe_linear
+from vllm_layershard.hosts.sharded_linear import LoadingLinearMethod, check_linear, put_in_front
+from vllm_layershard.plan import Linear, ParallelLayout, Plan
+from vllm_layershard.runtime.device import Device
+from vllm_layershard.runtime.loading import LoadingSeries
+from vllm_layershard.runtime.ranks.agreement import agree
+from vllm_layershard.runtime.ranks.group import Group
+from vllm_layershard.runtime.series import ShardedSeries
+from vllm_layershard.runtime.tensors import materialise
+from vllm_layershard.runtime.transport import transport_of
+
+
+class LoadedGroup(NamedTuple):
+    """The final plan of one group, and this rank's series that obey it, in the plan's order."""
+
+    plan: Plan
+    series: tuple[ShardedSeries, ...]
+
+
+class LoadingModel:
+    """Gives memory to the linears that this rank loads, and follows each through its processing.
+
+    `modules` has the linears by prefix. After the last one `on_loaded` is called, once, with the
+    groups in the order of `decisions`. A pipeline stage with none of the named linears has loaded
+    them at once.
+    """
+
+    def __init__(
+        self,
+        decisions: Sequence[Decision],
+        groups: Groups,
+        device: Device,
+        modules: Mapping[str, nn.Module],
+        on_loaded: Callable[[list[LoadedGroup]], None],
+    ) -> None:
+        self._decisions = decisions
+        self._groups = groups
+        self._device = device
+        self._modules = modules
+        self._on_loaded = on_loaded
+        self._loading: list[list[LoadingSeries]] = []
+        self._to_adopt = sum(
+            len(linears) for each in decisions for linears in each.group_plan.linears
+        )
+
+    def planned(self) -> dict[tuple[int, ...], list[dict[str, Any]]]:
+        """The plans before processing, as documents, by the ranks of the group that obeys them."""
+        found: dict[tuple[int, ...], list[dict[str, Any]]] = {}
+        for decision in self._decisions:
+            ranks = self._group_of(decision).ranks
+            found.setdefault(ranks, []).append(decision.group_plan.plan.document())
+        return found
+
+    def _group_of(self, decision: Decision) -> Group:
+        return self._groups.of(decision.group_plan.tp_replicated)
+
+    def begin(self, config: LayerShardConfig, layout: ParallelLayout) -> None:
+        """Give memory to what this rank loads, and wrap the quant methods.
+
+        Raises:
+            HostError: a linear's weight is read or made other than through its quant method.
+        """
+        for decision in self._decisions:
+            group, plan = self._group_of(decision), decision.group_plan.plan
+            loading = []
+            for series_plan, linears in zip(plan.series, decision.group_plan.linears, strict=True):
+                transport = transport_of(
+                    series_plan, group, self._device, layout.movement, config.slice_bytes
+                )
+                series = LoadingSeries(
+                    series_plan, group, self._device, transport, verify=config.verify
+                )
+                for position, linear in enumerate(linears):
+                    self._begin_linear(series, position, linear, lockstep=group.lockstep)
+                loading.append(series)
+            self._loading.append(loading)
+        if self._to_adopt == 0:
+            self._finish()
+
+    def _begin_linear(
+        self, series: LoadingSeries, position: int, linear: Linear, *, lockstep: bool
+    ) -> None:
+        module = self._modules[linear.prefix]
+        check_linear(module)
+        if series.loads(position):
+            materialise(module, self._device.torch_device)
+        elif not lockstep:  # nobody sends it the small ones
+            large = tuple(tensor.name for tensor in linear.large)
+            materialise(module, self._device.torch_device, leave=large)
+        put_in_front(module, LoadingLinearMethod(module, series, position, self._adopting))
+
+    @contextmanager
+    def _adopting(self) -> Iterator[None]:
+        """Count one linear in that is adopted within; after the last, end the loading.
+
+        What is raised is also told to ranks that would wait for this one. Those in lockstep see its
+        end: what they do together fails.
+        """
+        try:
+            yield
+            self._to_adopt -= 1
+            if self._to_adopt == 0:
+                self._finish()
+        except Exception as error:
+            if not all(self._group_of(decision).lockstep for decision in self._decisions):
+                self._groups.leave(error)
+            raise
+
+    def _finish(self) -> None:
+        """Agree on the final plans, which know the bytes as processed; then hand over."""
+        loaded = []
+        for decision, loading in zip(self._decisions, self._loading, strict=True):
+            plan = decision.group_plan.as_processed(
+                [describe_linear(self._modules[x.prefix], x.layer_id) for x in linears]
+                for linears in decision.group_plan.linears
+            ).plan
+            agree(plan, self._group_of(decision))
+            pairs = zip(loading, plan.series, strict=True)
+            series = tuple(each.finish(series_plan) for each, series_plan in pairs)
+            loaded.append(LoadedGroup(plan, series))
+        self._on_loaded(loaded)
