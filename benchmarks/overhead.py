@@ -1,5 +1,8 @@
-"""Host microseconds that a reach-and-wait pair costs, with a transport that does nothing.
+"""CPU time of a `reach` and a `wait` with a transport that does nothing, beside two empty ops.
 
+Microseconds differ threefold between machines, so `--check` bounds a ratio within one run: the
+pair over two torch ops that are defined like ours and do nothing. Both alternate from forward to
+forward. Of each pair the lowest of nine rounds counts, because other work only adds.
 Run: python benchmarks/overhead.py
 """
 
@@ -8,8 +11,9 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from result import Times, publish
@@ -22,10 +26,18 @@ from vllm_layershard.runtime.ranks.group import RankGroup
 from vllm_layershard.runtime.slots import SlotPool
 from vllm_layershard.runtime.transport import Ticket, Transport
 
+Op = Callable[[torch.Tensor, str], Any]
+
 LAYERS = 61
 ROUNDS = 9
 FORWARDS = 200
-MOST_US = 15.0
+MOST = 1.8
+"""Measured: 1.37 to 1.39 on two cores, 1.30 to 1.40 beside four busy processes."""
+
+EMPTY = torch.library.Library("layershard_overhead", "DEF")
+for name in ("first", "second"):
+    EMPTY.define(f"{name}(Tensor(a!) x, str key) -> ()")
+    EMPTY.impl(name, lambda x, key: None, "CompositeExplicitAutograd")
 
 
 class Arrived(Ticket):
@@ -52,6 +64,16 @@ class Nowhere(Transport):
         return Arrived()
 
 
+def forward_ns(pair: tuple[Op, Op], x: torch.Tensor, keys: list[tuple[str, str]]) -> int:
+    """CPU time of both ops at every layer, once: what other processes take does not count."""
+    at_boundary, at_linear = pair
+    started = time.thread_time_ns()
+    for layer_key, linear_key in keys:
+        at_boundary(x, layer_key)
+        at_linear(x, linear_key)
+    return time.thread_time_ns() - started
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, help="write everything measured to this file")
@@ -71,25 +93,32 @@ def main() -> int:
         ops.bind(f"layers.{position}", f"layers.{position}.o_proj", ops.Place(series, position))
     x = torch.zeros(1)
     keys = [(f"layers.{p}", f"layers.{p}.o_proj") for p in range(LAYERS)]
-    rounds_us = []
+    pairs = {
+        "ours": (torch.ops.layershard.reach, torch.ops.layershard.wait),
+        "empty": (torch.ops.layershard_overhead.first, torch.ops.layershard_overhead.second),
+    }
+    rounds_us: dict[str, list[float]] = {name: [] for name in pairs}
     for _ in range(ROUNDS):
-        started = time.perf_counter_ns()
+        spent_ns = dict.fromkeys(pairs, 0)
         for _ in range(forwards):
-            for layer_key, linear_key in keys:
-                torch.ops.layershard.reach(x, layer_key)
-                torch.ops.layershard.wait(x, linear_key)
-        rounds_us.append((time.perf_counter_ns() - started) / 1000 / forwards / LAYERS)
-    times = Times.of(rounds_us)
+            for name, pair in pairs.items():
+                spent_ns[name] += forward_ns(pair, x, keys)
+        for name, spent in spent_ns.items():
+            rounds_us[name].append(spent / 1000 / forwards / LAYERS)
+    times, empty = Times.of(rounds_us["ours"]), Times.of(rounds_us["empty"])
+    ratio = times.low / empty.low
     row = {
         "pair_us": round(times.median, 2),
         "low_us": round(times.low, 2),
         "high_us": round(times.high, 2),
+        "empty_low_us": round(empty.low, 2),
+        "ratio": round(ratio, 3),
         "rounds": times.rounds,
     }
     publish("overhead", "A reach-and-wait pair on the host", tuple(row), [row], options.json)
-    missed = times.median > MOST_US
+    missed = ratio > MOST
     if missed:
-        print(f"missed: {times.median:.1f} us a pair, at most {MOST_US:g}")
+        print(f"missed: {ratio:.2f} times two empty ops, at most {MOST:g}")
     return 1 if options.check and missed else 0
 
 

@@ -112,3 +112,4 @@ def test_without_a_gpu_the_benchmark_of_one_says_so():
 def test_overhead_runs(tmp_path):
     (row,) = smoke("overhead", tmp_path)["rows"]
     assert 0 < row["low_us"] <= row["pair_us"] <= row["high_us"]
+    assert row["ratio"] == pytest.approx(row["low_us"] / row["empty_low_us"], rel=0.05)
