@@ -152,14 +152,16 @@ class Hardware:
         peers = self.node_size.value - 1 if self.topology == "mesh" else 1
         return self.intra_node.value / peers
 
-    def lacking(self, spread: Spread, movement: TransportName = "broadcast") -> tuple[str, ...]:
+    def lacking(
+        self, spread: Spread, transport_name: TransportName = "broadcast"
+    ) -> tuple[str, ...]:
         """The numbers that an estimate for groups that lie so needs and nobody gives.
 
         One rank: nothing moves.
         """
         lacks = [LABELS[key] for key in ("memory_bandwidth", "bf16") if getattr(self, key) is None]
         ranks, within = spread.ranks, spread.in_a_domain
-        if movement == "pull" and ranks > 1:
+        if transport_name == "pull" and ranks > 1:
             return (*lacks, *([LABELS["intra_node"]] if self.intra_node is None else []))
         if ranks == 1 or any(self.timed_by(table, spread) for table in self.broadcast):
             return tuple(lacks)

@@ -2,8 +2,8 @@
 
 All ranks of a group do the same at the same time, so one rank's forward is every rank's. The link
 carries one movement at a time, in the order of the starts, whatever series or group it is of. A
-movement, be it a broadcast or a pull, starts at the boundary that starts it, or when the link is
-free; the compute waits before a linear whose weight has not arrived.
+movement, be it a broadcast or a pull, starts at the boundary that the plan names, or when the link
+is free; the compute waits before a linear whose weight has not arrived.
 
 Note [Contention]
 A movement and the compute also slow each other down, since they share memory, cores and links.

@@ -30,11 +30,11 @@ class Transfer:
         self._sharding = sharding
         self._hardware = hardware
         self._striped = sharding.config.placement == "striped"
-        self.pulls = sharding.movement == "pull"
+        self.pulls = sharding.transport_name == "pull"
 
     def spread(self, group: GroupPlan) -> Spread:
         """How the groups of a plan lie on nodes."""
-        moves = self._sharding.movement is not None
+        moves = self._sharding.transport_name is not None
         return spread_of(group, self._hardware) if moves else ALONE
 
     def seconds(self, nbytes: int, spread: Spread) -> float:
@@ -58,9 +58,9 @@ class Transfer:
 
     def lacking(self) -> tuple[str, ...]:
         """The numbers that an estimate needs and the hardware lacks."""
-        movement = self._sharding.movement or "broadcast"
+        transport_name = self._sharding.transport_name or "broadcast"
         spreads = sorted({self.spread(group) for group in self._sharding.groups})
-        lacks = [lack for each in spreads for lack in self._hardware.lacking(each, movement)]
+        lacks = [lack for each in spreads for lack in self._hardware.lacking(each, transport_name)]
         return tuple(dict.fromkeys(lacks))
 
     def basis(self) -> Basis:
@@ -114,7 +114,7 @@ def require_one_node(sharding: Sharding, hardware: Hardware) -> None:
     Raises:
         PlanError: says which ranks, and what to do instead.
     """
-    if sharding.movement != "pull":
+    if sharding.transport_name != "pull":
         return
     domain = hardware.node_size
     node = min(hardware.host_size or domain, domain, key=lambda size: size.value)

@@ -78,7 +78,7 @@ class LoadingModel:
             loading = []
             for series_plan, linears in zip(plan.series, decision.group_plan.linears, strict=True):
                 transport = transport_of(
-                    series_plan, group, self._device, layout.movement, config.slice_bytes
+                    series_plan, group, self._device, layout.transport_name, config.slice_bytes
                 )
                 series = LoadingSeries(
                     series_plan, group, self._device, transport, verify=config.verify

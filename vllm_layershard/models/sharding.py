@@ -42,11 +42,11 @@ class Sharding(NamedTuple):
         return min(ranks, key=lambda r: (self.saved_bytes[r], -self.weight_bytes[r].total))
 
     @property
-    def movement(self) -> TransportName | None:
+    def transport_name(self) -> TransportName | None:
         """How weights move; None where the placement moves none."""
         if self.config.placement == "replicated":
             return None
-        return self.deployment.layout.movement
+        return self.deployment.layout.transport_name
 
     @property
     def loses(self) -> bool:

@@ -42,7 +42,7 @@ class ParallelLayout:
         return run_in_lockstep(self.dp, dp_lockstep=self.dp_lockstep)
 
     @property
-    def movement(self) -> TransportName:
+    def transport_name(self) -> TransportName:
         """How weights move between the ranks of a group."""
         return "pull" if self.one_sided else "broadcast"
 

@@ -18,9 +18,9 @@ def sharing_layout(
     Raises:
         PlanError: a size is below 1.
     """
-    movement = config.transport_in(lockstep=run_in_lockstep(dp, dp_lockstep=is_moe))
+    transport_name = config.transport_in(lockstep=run_in_lockstep(dp, dp_lockstep=is_moe))
     return ParallelLayout(
-        tp=tp, dp=dp, pcp=pcp, pp=pp, dp_lockstep=is_moe, one_sided=movement == "pull"
+        tp=tp, dp=dp, pcp=pcp, pp=pp, dp_lockstep=is_moe, one_sided=transport_name == "pull"
     )
 
 

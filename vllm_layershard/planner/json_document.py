@@ -145,7 +145,7 @@ def _heading(sharding: Sharding, evidence: Evidence) -> dict[str, Any]:
             "keep_first": config.keep_first,
             "placement": config.placement,
             "transport": config.transport,
-            "movement": sharding.movement,
+            "movement": sharding.transport_name,
             "slice_bytes": config.slice_bytes,
         },
     }

@@ -66,7 +66,7 @@ def _on_balance(name: str, series_plan: SeriesPlan, group_size: int) -> Iterator
 
 def _on_pulls(sharding: Sharding, hardware: Hardware | None) -> Iterator[str]:
     config, largest = sharding.config, max(group.plan.group_size for group in sharding.groups)
-    if sharding.movement != "pull":
+    if sharding.transport_name != "pull":
         if config.slice_bytes:
             yield "slice_bytes does nothing here: only pulls are sliced"
         return

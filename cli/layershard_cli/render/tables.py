@@ -228,14 +228,14 @@ def _print_heading(sheet: Sheet, sharding: Sharding, evidence: Evidence) -> None
 
 def _movement(sharding: Sharding) -> str:
     config = sharding.config
-    if sharding.movement is None:
+    if sharding.transport_name is None:
         return "none: every rank keeps every layer"
     layers = "stripes" if config.placement == "striped" else "whole layers"
-    sliced = config.slice_bytes and sharding.movement == "pull"
+    sliced = config.slice_bytes and sharding.transport_name == "pull"
     slices = f", in slices of {config.slice_bytes:,} bytes" if sliced else ""
     keeps = any(s.series.kept_layer is not None for g in sharding.groups for s in g.plan.series)
     kept = ", but for the first one of each series" if keeps else ""
-    return f"{sharding.movement} of {layers}{kept}{slices} (transport {config.transport})"
+    return f"{sharding.transport_name} of {layers}{kept}{slices} (transport {config.transport})"
 
 
 def _times(forward: Forward) -> str:

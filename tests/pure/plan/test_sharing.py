@@ -30,8 +30,8 @@ SIZES = st.fixed_dictionaries({name: st.integers(1, 4) for name in ("tp", "dp", 
 def test_the_layout_is_born_with_its_movement(sizes, is_moe, config):
     layout = sharing_layout(**sizes, is_moe=is_moe, config=config)
     assert layout.in_lockstep == (is_moe or sizes["dp"] == 1)
-    assert layout.movement == config.transport_in(lockstep=layout.in_lockstep)
-    assert layout.one_sided == (layout.movement == "pull")
+    assert layout.transport_name == config.transport_in(lockstep=layout.in_lockstep)
+    assert layout.one_sided == (layout.transport_name == "pull")
     assert layout == ParallelLayout(**sizes, dp_lockstep=is_moe, one_sided=layout.one_sided)
 
 
@@ -50,7 +50,11 @@ def test_the_layout_is_born_with_its_movement(sizes, is_moe, config):
 def test_cases_written_out(dp, is_moe, options, lockstep, movement, shares):
     config = LayerShardConfig(("o_proj",), **options)
     layout = sharing_layout(tp=2, dp=dp, pcp=1, pp=1, is_moe=is_moe, config=config)
-    assert (layout.in_lockstep, layout.movement, layout.dp_shares) == (lockstep, movement, shares)
+    assert (layout.in_lockstep, layout.transport_name, layout.dp_shares) == (
+        lockstep,
+        movement,
+        shares,
+    )
 
 
 @given(SIZES, st.booleans(), CONFIGS)
