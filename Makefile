@@ -13,7 +13,8 @@ help:
 	@echo "make demo       plan, serve unsharded and sharded, compare the answers and the bytes"
 	@echo "make test       unit tests, real ranks, real vLLM servers (forty minutes)"
 	@echo "make test-fast  the tests that start no server"
-	@echo "make test-matrix  every layout, mode and failure, and the oldest vLLM (three hours or more)"
+	@echo "make test-matrix  all parts (three hours or more); PART=NAME runs one, of at most half an hour:"
+	@sed -n 's/^    "\([a-z]*\)": "\(.*\)",$$/                \1  \2/p' $(PARTS_FILE)
 	@echo "make fuzz       atheris on every reader of untrusted bytes (FUZZ_SECONDS=60 each)"
 	@echo "make soak       a server under load for MINUTES=20: nothing may grow"
 	@echo "make lint       ruff, mypy, import-linter"
@@ -67,8 +68,22 @@ test: models
 test-fast: models
 	$(call halves,,-m "not serve and not matrix")
 
-test-matrix: models $(OLDEST_READY)
-	$(BIN)/python -m pytest -m matrix
+# Everything that is not in the main run, in parts of at most half an hour on two cores.
+PARTS_FILE := tests/support/parts.py
+PARTS := $(shell sed -n 's/^    "\([a-z]*\)": .*/\1/p' $(PARTS_FILE))
+UNKNOWN_PARTS := $(filter-out $(PARTS),$(PART))
+$(if $(UNKNOWN_PARTS),$(error no such part: $(UNKNOWN_PARTS); the parts are $(PARTS)))
+PART_RUNS := $(addprefix test-matrix-,$(PARTS))
+.PHONY: $(PART_RUNS)
+
+test-matrix: models
+	@status=0; for part in $(or $(PART),$(PARTS)); do \
+		$(MAKE) --no-print-directory test-matrix-$$part || status=1; done; exit $$status
+
+$(filter-out %-oldest,$(PART_RUNS)): test-matrix-%: models
+	$(BIN)/python -m pytest -m 'matrix(part="$*")' --durations=25
+
+test-matrix-oldest: models $(OLDEST_READY)
 	$(OLDEST)/python -m pytest -m serve tests/servers/test_baseline.py tests/servers/test_eager.py
 
 FUZZ_SECONDS ?= 60

@@ -20,6 +20,8 @@ sys.path.append(str(ROOT / "benchmarks"))
 from link import LinkError, paced  # noqa: E402
 from overlap import RACES, misses, planned  # noqa: E402
 
+SMOKE = pytest.mark.matrix(part="tools")
+
 
 def benchmark(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -44,6 +46,7 @@ def smoke(name: str, tmp_path: Path, *arguments: str) -> dict[str, Any]:
     return document
 
 
+@SMOKE
 def test_overlap_runs_and_everybody_computes_what_the_unsharded_stack_does(tmp_path):
     rows = smoke("overlap", tmp_path)["rows"]
     assert [(row["ranks"], row["fetch/compute"], row["step"]) for row in rows] == [
@@ -83,6 +86,7 @@ def test_what_the_default_exposes_at_three_quarters_the_planner_calls_not_hidden
         assert kept == pytest.approx(compute)
 
 
+@SMOKE
 def test_overlap_runs_over_a_paced_link(tmp_path):
     try:
         with paced(4):
@@ -94,6 +98,7 @@ def test_overlap_runs_over_a_paced_link(tmp_path):
     assert [row["correct"] for row in rows] == [correct] * 2
 
 
+@SMOKE
 def test_a_link_that_cannot_be_made_is_told_in_a_line():
     finished = benchmark("overlap", "--smoke", "--link-gbit", "0")
     assert finished.returncode == 2, finished.stderr
@@ -101,6 +106,7 @@ def test_a_link_that_cannot_be_made_is_told_in_a_line():
     assert line.startswith("--link-gbit: no paced link can be made here (")
 
 
+@SMOKE
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_without_a_gpu_the_benchmark_of_one_says_so():
     finished = benchmark("pull_gpu")
@@ -109,6 +115,7 @@ def test_without_a_gpu_the_benchmark_of_one_says_so():
     assert line == "pull_gpu: needs a CUDA device, and this machine has none"
 
 
+@SMOKE
 def test_overhead_runs(tmp_path):
     (row,) = smoke("overhead", tmp_path)["rows"]
     assert 0 < row["low_us"] <= row["pair_us"] <= row["high_us"]

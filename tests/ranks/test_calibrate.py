@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from vllm_layershard.estimate import profile
 from vllm_layershard.estimate.broadcast import broadcast_seconds
 from vllm_layershard.estimate.nodes import widest
@@ -26,6 +28,7 @@ def layershard(*arguments: str, **environment: str) -> subprocess.CompletedProce
     )
 
 
+@pytest.mark.matrix(part="tools")
 def test_a_calibrated_profile_is_complete_and_planned_with(tmp_path: Path) -> None:
     path = tmp_path / "here.json"
     done = layershard(

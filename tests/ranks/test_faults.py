@@ -34,7 +34,7 @@ FORWARDS = 3
 WHILE_LOADING = -1
 
 Fault = Literal["late", "death", "stall", "mismatch", "corrupt"]
-MATRIX = pytest.mark.matrix
+MATRIX = pytest.mark.matrix(part="faults")
 
 
 @dataclass(frozen=True, slots=True)

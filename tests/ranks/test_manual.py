@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +24,7 @@ from vllm_layershard.runtime.manual import (
     wait_layer,
 )
 
+PAGE = Path(__file__).parents[2] / "docs" / "manual-api.md"
 WIDTH = 32
 
 
@@ -314,3 +317,16 @@ def test_weights_in_a_format_of_the_devices_own_are_refused(tmp_path):
         assert f"layer {rank} of series 'a': its tensor 'weight' is in the device's" in message
         assert "FRACTAL_NZ (29)" in message
         assert '"weight_nz_mode": 0' in message
+
+
+def documented(rank: int):
+    page = PAGE.read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names: dict = {}
+    exec(code, names)
+    return names["main"](rank).sum().item()
+
+
+def test_the_example_of_the_page_runs_on_two_ranks(tmp_path):
+    one, other = run_ranks(2, documented, tmp_path)
+    assert one == other != 0

@@ -72,7 +72,7 @@ def one_run(rank: int, seed: int, events: dict[str, bool]) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "seeds", [range(20), pytest.param(range(20, 400), marks=pytest.mark.matrix)]
+    "seeds", [range(20), pytest.param(range(20, 400), marks=pytest.mark.matrix(part="faults"))]
 )
 @pytest.mark.parametrize("size", [2, 3])
 def test_no_interleaving_shows_a_torn_or_stale_weight(tmp_path, size, seeds):

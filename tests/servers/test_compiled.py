@@ -36,7 +36,7 @@ def test_identical_to_the_control(model, prompts, reference, sharded, tmp_path):
     assert [answer.token_ids for answer in sharded] == reference
 
 
-@pytest.mark.matrix
+@pytest.mark.matrix(part="compiled")
 @pytest.mark.timeout(1000)
 def test_identical_to_the_control_with_the_first_layer_kept(model, prompts, reference, tmp_path):
     asked = {"layers": LAYERS, "keep_first": True}
@@ -46,7 +46,7 @@ def test_identical_to_the_control_with_the_first_layer_kept(model, prompts, refe
     assert [answer.token_ids for answer in sharded] == reference
 
 
-@pytest.mark.matrix
+@pytest.mark.matrix(part="compiled")
 @pytest.mark.timeout(1000)
 def test_the_plain_server_says_the_same(model, prompts, reference, sharded, tmp_path):
     plain = answers_of(model, prompts, tmp_path / "log", None)
@@ -54,7 +54,7 @@ def test_the_plain_server_says_the_same(model, prompts, reference, sharded, tmp_
     check_to_rounding(sharded, plain)
 
 
-@pytest.mark.matrix
+@pytest.mark.matrix(part="compiled")
 @pytest.mark.timeout(1000)
 def test_every_logprob_where_rounding_is_small(model, prompts, tmp_path):
     """In float32 the bound holds for all that the servers return: what is left is rounding."""

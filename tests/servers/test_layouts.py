@@ -13,7 +13,10 @@ from serving.layout import Layout
 from serving.reports import check_reports
 from serving.server import Server
 
-pytestmark = [pytest.mark.serve, pytest.mark.matrix]
+pytestmark = pytest.mark.serve
+
+LAYOUT = pytest.mark.matrix(part="layouts")
+STAGE = pytest.mark.matrix(part="stages")
 
 LAYOUTS = {
     "tp2": (Layout(tp=2), ["fused_qkv_a_proj"]),
@@ -31,6 +34,7 @@ COMPILED = {
 }
 
 
+@LAYOUT
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_eager(name, model, prompts, reference, tmp_path):
@@ -46,7 +50,13 @@ def test_eager(name, model, prompts, reference, tmp_path):
 
 
 @pytest.mark.timeout(1500)
-@pytest.mark.parametrize("name", COMPILED)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=STAGE if case[0] is STAGES else LAYOUT)
+        for name, case in COMPILED.items()
+    ],
+)
 def test_compiled(name, model, prompts, reference, tmp_path):
     layout, layers, options = COMPILED[name]
 

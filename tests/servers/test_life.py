@@ -13,7 +13,7 @@ from serving.reports import check_reports
 from serving.server import Server
 from serving.streams import cut_off
 
-pytestmark = [pytest.mark.serve, pytest.mark.matrix]
+pytestmark = [pytest.mark.serve, pytest.mark.matrix(part="modes")]
 
 LAYERS = ["o_proj", "q_b_proj"]
 LINGER_S = 30

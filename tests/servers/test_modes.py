@@ -13,7 +13,7 @@ from serving.reports import check_reports
 from serving.server import Server
 from serving.weights import first_layers, with_draft_layer
 
-pytestmark = [pytest.mark.serve, pytest.mark.matrix, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.serve, pytest.mark.matrix(part="modes"), pytest.mark.timeout(900)]
 
 LAYERS = ["o_proj", "q_b_proj"]
 

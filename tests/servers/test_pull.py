@@ -8,7 +8,7 @@ from serving.answers import ask, check_identical
 from serving.reports import check_reports
 from serving.server import Server
 
-pytestmark = [pytest.mark.serve, pytest.mark.matrix]
+pytestmark = [pytest.mark.serve, pytest.mark.matrix(part="exchange")]
 
 LAYERS = ["o_proj", "q_b_proj", "shared_experts.down_proj"]
 MOVEMENTS = {

@@ -16,7 +16,7 @@ from serving.quantised import LINEARS, PLUGINS, kernel_lacking, quantised
 from serving.reports import check_reports, reports
 from serving.server import Server
 
-pytestmark = [pytest.mark.serve, pytest.mark.matrix, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.serve, pytest.mark.matrix(part="modes"), pytest.mark.timeout(900)]
 
 LAYERS = list(LINEARS)
 PLANNED = ("awq", "fp8")

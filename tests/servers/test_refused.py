@@ -26,7 +26,7 @@ def test_a_name_that_matches_nothing_lists_the_models_linears(model, tmp_path):
     assert "mlp.gate_up_proj (4 x 131,072 bytes)" in log
 
 
-@pytest.mark.matrix
+@pytest.mark.matrix(part="ends")
 def test_a_step_too_large_for_a_series_names_it(model, tmp_path):
     sharding = {"layers": ["mlp.gate_up_proj"], "prefetch_step": 4}
     log = refused(model, tmp_path / "log", sharding)

@@ -14,7 +14,7 @@ from serving.reports import check_reports
 from serving.server import Server
 from serving.weights import with_other_weights
 
-pytestmark = [pytest.mark.serve, pytest.mark.matrix]
+pytestmark = [pytest.mark.serve, pytest.mark.matrix(part="modes")]
 
 LAYERS = ["o_proj", "q_b_proj", "fused_qkv_a_proj"]
 CHANGED = (

@@ -66,7 +66,7 @@ def test_replicas_that_drift_say_what_the_unsharded_server_says(dense, asked, pl
         check_reports(tmp_path / "reports", dense, LAYERS)
 
 
-@pytest.mark.matrix
+@pytest.mark.matrix(part="replicas")
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     "options",
@@ -86,7 +86,7 @@ def test_other_placements_and_steps(dense, asked, plain, tmp_path, options):
         check_reports(tmp_path / "reports", dense, LAYERS, **planned)
 
 
-@pytest.mark.matrix
+@pytest.mark.matrix(part="compiled")
 @pytest.mark.timeout(1500)
 def test_compiled_replicas_equal_the_control(dense, asked, tmp_path):
     answers = {}
@@ -100,7 +100,7 @@ def test_compiled_replicas_equal_the_control(dense, asked, tmp_path):
             check_identical(sharded, control)
 
 
-@pytest.mark.matrix
+@pytest.mark.matrix(part="replicas")
 @pytest.mark.timeout(900)
 def test_replicas_launched_apart_meet_on_one_host(dense, asked, plain, tmp_path):
     layout = Layout(dp=2, nodes=2)
@@ -110,7 +110,7 @@ def test_replicas_launched_apart_meet_on_one_host(dense, asked, plain, tmp_path)
         check_reports(tmp_path / "reports", dense, LAYERS, layout=layout)
 
 
-@pytest.mark.matrix
+@pytest.mark.matrix(part="replicas")
 @pytest.mark.timeout(900)
 def test_replicas_of_two_ranks_share_rank_by_rank(dense, asked, tmp_path):
     """Split by tensor parallelism, a linear has its copy on the other replica's same rank."""

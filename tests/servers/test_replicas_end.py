@@ -23,7 +23,7 @@ from serving.questions import questions
 from serving.server import Server
 from vllm_layershard.runtime import shared_memory
 
-pytestmark = [pytest.mark.serve, pytest.mark.matrix, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.serve, pytest.mark.matrix(part="ends"), pytest.mark.timeout(900)]
 
 LAYERS = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
 MOMENTS = range(20)

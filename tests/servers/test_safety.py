@@ -15,7 +15,7 @@ from serving.layout import Layout
 from serving.processes import named
 from serving.server import Server
 
-pytestmark = [pytest.mark.serve, pytest.mark.matrix, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.serve, pytest.mark.matrix(part="ends"), pytest.mark.timeout(900)]
 
 LAYERS = ["o_proj", "q_b_proj"]
 TWO_NODES = Layout(dp=2, nodes=2)

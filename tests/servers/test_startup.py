@@ -52,7 +52,11 @@ ALWAYS = ("v3-bf16", "tp2")
 @pytest.mark.parametrize(
     ("name", "layout"),
     [
-        pytest.param(*case, marks=() if case == ALWAYS else pytest.mark.matrix, id="-".join(case))
+        pytest.param(
+            *case,
+            marks=() if case == ALWAYS else pytest.mark.matrix(part="cache"),
+            id="-".join(case),
+        )
         for case in product(MODELS, LAYOUTS)
     ],
 )

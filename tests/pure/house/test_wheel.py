@@ -8,6 +8,8 @@ import sys
 import zipfile
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[3]
 
 
@@ -17,6 +19,7 @@ def run(*command: str) -> str:
     return finished.stdout
 
 
+@pytest.mark.matrix(part="tools")
 def test_the_planner_installs_alone_and_plans(tmp_path):
     run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(tmp_path), str(ROOT))
     (wheel,) = tmp_path.glob("vllm_layershard-*.whl")

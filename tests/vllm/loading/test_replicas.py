@@ -100,7 +100,7 @@ def life(rank: int, config: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "placement", ["round_robin", pytest.param("striped", marks=pytest.mark.matrix)]
+    "placement", ["round_robin", pytest.param("striped", marks=pytest.mark.matrix(part="replicas"))]
 )
 def test_replicas_read_each_others_layers_and_load_only_their_own(dense, placement, tmp_path):
     sharding = {
