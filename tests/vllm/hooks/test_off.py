@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from hosted.child import run_child
+from hosted.child import run_child, run_fresh
 from hosted.tiny import CONFIG, write_config
 
 LOAD = """
@@ -56,10 +56,11 @@ EngineArgs(model={str(model)!r}, additional_config={additional})
 """
 
 
-def test_without_the_key_nothing_is_patched_and_only_the_entry_module_imported():
-    seen = run_child(LOAD + "load_general_plugins()" + COMPARE, VLLM_PLUGINS="layershard_cpu_dp")
+@pytest.mark.parametrize("run", [run_child, run_fresh])
+def test_without_the_key_nothing_is_patched_and_only_the_entry_module_imported(run):
+    seen = run(LOAD + "load_general_plugins()" + COMPARE, VLLM_PLUGINS="layershard_cpu_dp")
     cpu_dp_alone = seen["patched"]
-    seen = run_child(LOAD + "load_general_plugins()" + COMPARE)
+    seen = run(LOAD + "load_general_plugins()" + COMPARE)
     assert seen["patched"] == cpu_dp_alone
     assert not SHARDING & set(seen["patched"])
     assert [m for m in seen["imported"] if "plugin" in m] == [
