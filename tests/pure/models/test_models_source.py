@@ -1,15 +1,18 @@
 """Where a model's config.json is looked for, and in which order."""
 
 import http.server
+import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import provenance_page
 from vllm_layershard.errors import ModelError, UnknownModelError
 from vllm_layershard.models import bundled_names, find, load_model
 from vllm_layershard.models.sources import source
+from vllm_layershard.models.sources.provenance import PROVENANCE
 
 V3 = (source._BUNDLED / "deepseek-ai--DeepSeek-V3.json").read_text()
 
@@ -132,9 +135,14 @@ def test_a_directory_named_as_the_file(tmp_path: Path) -> None:
         find(str(tmp_path))
 
 
-def test_configs_come_with_provenance() -> None:
-    rows = (source._BUNDLED / "PROVENANCE.md").read_text()
-    assert all(f"| {name.replace('/', '--')}.json |" in rows for name in bundled_names())
+def test_the_page_of_provenance_is_written_from_what_the_planner_reads() -> None:
+    """`PYTHONPATH=tests/support python -m provenance_page` writes it anew."""
+    assert provenance_page.PAGE.read_text() == provenance_page.page()
+
+
+def test_exactly_the_bundled_configs_have_a_provenance() -> None:
+    stated = json.loads(PROVENANCE.read_bytes())["configs"]
+    assert sorted(stated) == sorted(f"{name.replace('/', '--')}.json" for name in bundled_names())
 
 
 def test_every_bundled_config_names_its_revision() -> None:

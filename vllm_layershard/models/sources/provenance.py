@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import re
+import json
 from pathlib import Path
+from typing import Final
 
-_SHORT = re.compile(r"^- (\w+) = ([\w.-]+/[\w.-]+), commit ([0-9a-f]{40})", re.MULTILINE)
+PROVENANCE: Final = Path(__file__).with_name("provenance.json")
+"""Of each bundled config its source, and what it was compared with."""
 
 
-def revision_of(provenance: Path, file: str) -> str | None:
-    """`owner/repository@commit` of a bundled config, or what else PROVENANCE.md says of it."""
-    text = provenance.read_text(encoding="utf-8")
-    row = re.search(rf"^\| {re.escape(file)} \| ([^|]+) \|", text, re.MULTILINE)
-    if row is None:
-        return None
-    found_in = row[1].strip()
-    for short, repository, commit in _SHORT.findall(text):
-        if found_in.split()[0] == short or found_in.startswith(repository):
-            return f"{repository}@{commit[:12]}"
-    return found_in
+def revision_of(file: str) -> str:
+    """`owner/repository@commit` of a bundled config, or the page that it was read from."""
+    document = json.loads(PROVENANCE.read_bytes())
+    config = document["configs"][file]
+    source = document["sources"][config["source"]]
+    if "commit" in source:
+        return f"{source['repository']}@{source['commit'][:12]}"
+    return f"{config['source']} {config['copy']}"

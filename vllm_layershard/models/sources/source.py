@@ -98,8 +98,7 @@ def _cached(name: str) -> FoundModel | None:
 
 def _bundled(name: str) -> FoundModel:
     path = _BUNDLED / f"{name.replace('/', '--')}.json"
-    revision = revision_of(_BUNDLED / "PROVENANCE.md", path.name)
-    return FoundModel(name, f"bundled:{name}", read_config(path), revision)
+    return FoundModel(name, f"bundled:{name}", read_config(path), revision_of(path.name))
 
 
 def _fetched(name: str) -> FoundModel:
