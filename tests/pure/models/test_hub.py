@@ -121,7 +121,7 @@ class Server(http.server.ThreadingHTTPServer):
 
 def serving(handler: type[Handler]) -> Iterator[str]:
     with Server(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
