@@ -9,7 +9,7 @@ from torch import nn
 from torch._inductor.utils import run_and_get_code
 
 from gloo.ranks import run_ranks
-from tests.ranks.test_manual import WIDTH, Stack, shard
+from gloo.stack import WIDTH, Stack, shard
 from vllm_layershard.runtime import ops
 
 LAYERS = 5

@@ -19,7 +19,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from tests.ranks.test_manual import WIDTH, Stack, shard
+from gloo.stack import WIDTH, Stack, shard
 from vllm_layershard.errors import MismatchError, TransportError
 from vllm_layershard.runtime.manual import reach_layer, wait_layer
 from vllm_layershard.runtime.series import ShardedSeries

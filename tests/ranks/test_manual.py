@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import nn
 
 from gloo.ranks import RankError, run_ranks
+from gloo.stack import WIDTH, Stack, forwards, shard
 from npu import FRACTAL_NZ, cast, stand_in
 from vllm_layershard.errors import ConfigError, HostError, PlanError
 from vllm_layershard.runtime import manual
@@ -25,56 +26,12 @@ from vllm_layershard.runtime.manual import (
 )
 
 PAGE = Path(__file__).parents[2] / "docs" / "manual-api.md"
-WIDTH = 32
-
-
-class Stack(nn.Module):
-    """Linears in a row, each sharded, with a bias that is not."""
-
-    def __init__(self, num_layers: int, seed: int) -> None:
-        super().__init__()
-        torch.manual_seed(seed)
-        self.linears = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(num_layers))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        for linear in self.linears:
-            x = torch.tanh(linear(x))
-        return x
-
-    def sharded_forward(self, x: torch.Tensor) -> torch.Tensor:
-        for linear in self.linears:
-            reach_layer(linear)
-            wait_layer(linear)
-            x = torch.tanh(linear(x))
-        return x
-
-
-def shard(stack: Stack, prefetch_step: int, start: int = 0, verify: bool = False):
-    for i, linear in enumerate(stack.linears):
-        register_layer(linear, series="linear", layer_id=start + i, prefetch_step=prefetch_step)
-    return finish_loading("linear", verify=verify)
 
 
 @torch.inference_mode()
 def equal_outputs(rank: int, num_layers: int, prefetch_step: int, start: int) -> dict:
-    plain = Stack(num_layers, seed=7)
     stack = Stack(num_layers, seed=7)
-    series = shard(stack, prefetch_step, start, verify=True)
-    addresses, equal = set(), []
-    for forward in range(3):
-        x = torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(10 * rank + forward))
-        series.slots.poison()
-        equal.append(torch.equal(stack.sharded_forward(x), plain(x)))
-        addresses.add(tuple(linear.weight.data_ptr() for linear in stack.linears))
-    return {
-        "equal": equal,
-        "addresses": len(addresses),
-        "resident": series.resident_bytes(),
-        "slots": series.slots.nbytes(),
-        "ledger": series.plan.ledger,
-        "counters": series.counters,
-        "in_flight": series.in_flight,
-    }
+    return forwards(rank, shard(stack, prefetch_step, start, verify=True), stack, 3)
 
 
 @pytest.mark.parametrize(

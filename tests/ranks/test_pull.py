@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
 from gloo.ranks import run_ranks
-from tests.ranks.test_manual import WIDTH, Stack
+from gloo.stack import Stack, forwards, shard
 from vllm_layershard.plan import Series, build_plan
 from vllm_layershard.runtime import shared_memory
 from vllm_layershard.runtime.device import CpuDevice
 from vllm_layershard.runtime.loading import LoadingSeries
-from vllm_layershard.runtime.manual import finish_loading, register_layer
 from vllm_layershard.runtime.ranks.group import group_over
-from vllm_layershard.runtime.series import ShardedSeries
 from vllm_layershard.runtime.transport import transport_of
 
 OPTIONS = [
@@ -25,40 +25,15 @@ OPTIONS = [
 ]
 
 
-def pulled(stack: Stack, step: int, placement: str, transport: str, nbytes: int) -> ShardedSeries:
-    for i, linear in enumerate(stack.linears):
-        register_layer(
-            linear,
-            series="linear",
-            layer_id=i,
-            prefetch_step=step,
-            placement=placement,
-            transport=transport,
-            slice_bytes=nbytes,
-        )
-    return finish_loading("linear", verify=True)
-
-
 @torch.inference_mode()
-def equal_outputs(rank: int, num_layers: int, step: int, *options) -> dict:
-    plain, stack = Stack(num_layers, seed=7), Stack(num_layers, seed=7)
-    series = pulled(stack, step, *options)
-    addresses, equal = set(), []
-    for forward in range(3 + rank):  # nobody waits for the others
-        x = torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(10 * rank + forward))
-        series.slots.poison()
-        equal.append(torch.equal(stack.sharded_forward(x), plain(x)))
-        addresses.add(tuple(linear.weight.data_ptr() for linear in stack.linears))
-    return {
-        "equal": equal,
-        "addresses": len(addresses),
-        "resident": series.resident_bytes(),
-        "slots": series.slots.nbytes(),
-        "ledger": series.plan.ledger,
-        "transport": series.transport_name,
-        "names": list(shared_memory._mine),
-        "in_flight": series.in_flight,
-    }
+def equal_outputs(rank: int, num_layers: int, step: int, *options: Any) -> dict[str, Any]:
+    stack = Stack(num_layers, seed=7)
+    placement, transport, slice_bytes = options
+    series = shard(
+        stack, step, verify=True, placement=placement, transport=transport, slice_bytes=slice_bytes
+    )
+    seen = forwards(rank, series, stack, 3 + rank)  # nobody waits for the others
+    return seen | {"transport": series.transport_name, "names": list(shared_memory._mine)}
 
 
 def every_option(rank: int, num_layers: int, step: int) -> list[dict]:
