@@ -12,7 +12,8 @@ import torch.distributed as dist
 from torch.profiler import ProfilerActivity, profile
 
 from gloo.ranks import run_ranks
-from one_gpu.pulled import DEVICES, Pulled, batch
+from one_gpu.pulled import DEVICES, Pulled
+from one_gpu.stack import batch
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="needs a CUDA device: IPC, streams, events and graphs"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from one_gpu.copies import WIDTH, OneOfTwo
+from one_gpu.copies import OneOfTwo
+from one_gpu.stack import batch
 from vllm_layershard.runtime.device import device_of
 
 pytestmark = pytest.mark.skipif(
@@ -20,11 +21,6 @@ SHAPES = [(5, 1), (5, 0), (7, 3), (2, 1)]
 
 def one_of_two(num_layers: int, prefetch_step: int) -> OneOfTwo:
     return OneOfTwo(device_of(torch.device("cuda", 0)), num_layers, prefetch_step)
-
-
-def batch(forward: int) -> torch.Tensor:
-    generator = torch.Generator(device="cuda").manual_seed(forward)
-    return torch.randn(4, WIDTH, device="cuda", generator=generator)
 
 
 @pytest.mark.parametrize(("num_layers", "prefetch_step"), SHAPES)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from checkpoints import small_config
 from layershard_cli.main import application
 
 RUNNER = CliRunner()
@@ -144,7 +145,7 @@ def test_replicated_moves_nothing() -> None:
 
 
 def test_small_local_model_by_file_of_any_name(tmp_path: Path) -> None:
-    config = json.loads(small_config())
+    config = small_config()
     path = tmp_path / "tiny.json"
     path.write_text(json.dumps(config))
     plan = planned("--model", str(path), "--tp", "1", "--dp", "2", "--layers", "o_proj,q_b_proj")
@@ -160,30 +161,3 @@ def test_small_local_model_by_file_of_any_name(tmp_path: Path) -> None:
         plan = planned("--model", str(given), "--tp", "1", "--dp", "2", "--layers", "o_proj")
         assert plan["launch"].startswith(f"vllm serve {tmp_path} ")
         assert not any("config.json" in warning for warning in plan["warnings"])
-
-
-def small_config() -> str:
-    return json.dumps(
-        {
-            "architectures": ["DeepseekV3ForCausalLM"],
-            "model_type": "deepseek_v3",
-            "hidden_act": "silu",
-            "hidden_size": 256,
-            "intermediate_size": 512,
-            "moe_intermediate_size": 128,
-            "num_hidden_layers": 9,
-            "first_k_dense_replace": 4,
-            "num_attention_heads": 4,
-            "q_lora_rank": 96,
-            "kv_lora_rank": 64,
-            "qk_nope_head_dim": 32,
-            "qk_rope_head_dim": 16,
-            "v_head_dim": 32,
-            "n_routed_experts": 8,
-            "n_shared_experts": 1,
-            "num_experts_per_tok": 2,
-            "topk_method": "noaux_tc",
-            "vocab_size": 512,
-            "torch_dtype": "bfloat16",
-        }
-    )
