@@ -72,11 +72,6 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module")
-def truth(tmp_path_factory: pytest.TempPathFactory) -> Truth:
-    return Truth(CASES, tmp_path_factory.mktemp("models"))
-
-
 @pytest.mark.parametrize("name", names(CASES))
 def test_equal_to_vllm(name: str, truth: Truth) -> None:
     truth.check(name)
