@@ -5,7 +5,7 @@ off: nothing is imported or patched unless the key `layer_sharding` is found in 
 was given, which is looked for in this order:
 
 1. `VLLM_PLUGINS` names `layershard` too: always install (each patch is inert without the key);
-2. the command line, or the file that its `--config` names, speaks of the key;
+2. the command line, or the YAML file that its `--config` names, speaks of the key;
 3. the engine arguments or the VllmConfig on behalf of which vLLM is loading plugins hold it.
 
 A misspelt key there would serve unsharded without a word: it is warned of, once.
@@ -17,6 +17,7 @@ A misspelt key there would serve unsharded without a word: it is warned of, once
 from __future__ import annotations
 
 import os
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -33,6 +34,11 @@ _FRAMES = 12
 _NEAR = 0.8
 """How much of a key must be that of the right one (difflib's ratio) to be taken for it."""
 
+_CONFIG_SUFFIXES = (".yaml", ".yml")
+"""What vLLM takes for `--config`."""
+
+_MOST_CONFIG_BYTES = 1 << 20
+
 _warned = False
 
 
@@ -40,12 +46,16 @@ def register() -> None:
     """Install layer sharding if this process was asked for it. Called by vLLM; re-entrant.
 
     Raises:
-        HostError: it was asked for, and this version of vLLM lacks a symbol that it needs.
+        HostError: the key was given, and this version of vLLM lacks a symbol that it needs.
     """
-    if _is_named() or _is_on_command_line(sys.argv[1:]) or _is_in_hand():
+    if _is_in_hand() or KEY in _keys_on_command_line(sys.argv[1:]):
         from vllm_layershard.hosts.patches import install
 
         install()
+    elif _is_named() or _is_on_command_line(sys.argv[1:]):
+        from vllm_layershard.hosts.patches import install_what_there_is
+
+        install_what_there_is()
     with suppress(Exception):  # whatever a configuration holds, looking at it does no harm
         _warn_of_near_keys(sys.argv[1:])
 
@@ -107,7 +117,7 @@ def _keys_of(text: str) -> set[str]:
 
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return set()  # vLLM itself says so
     return set(value) if isinstance(value, dict) else set()
 
@@ -118,7 +128,11 @@ def _keys_in_file(text: str) -> set[str]:
 
     lines = (line for line in text.splitlines() if not line.lstrip().startswith("#"))
     behind = re.split(r"additional[-_]config", "\n".join(lines), maxsplit=1)[1:]
-    return {key for part in behind for key in re.findall(r"([A-Za-z][\w-]*)[\"']?\s*:", part)}
+    return {
+        key
+        for part in behind
+        for key in re.findall(r"(?<![\w-])([A-Za-z][\w-]*+)[\"']?\s*+:", part)
+    }
 
 
 def _is_named() -> bool:
@@ -143,10 +157,24 @@ def _mentions_key(text: str) -> bool:
 
 
 def _text_of(file: Path) -> str:
+    """A small regular YAML file's text; "" for all else, which may be another program's.
+
+    A pipe, a device or the standard input is not even opened: whoever else reads it needs it whole.
+    """
+    if file.suffix not in _CONFIG_SUFFIXES:
+        return ""
     try:
-        return file.read_text(errors="replace")
-    except OSError:
+        if not stat.S_ISREG(file.stat().st_mode):
+            return ""
+        with open(file, "rb", opener=_without_blocking) as opened:
+            raw = opened.read(_MOST_CONFIG_BYTES + 1)
+    except (OSError, ValueError):
         return ""  # vLLM itself says so when it reads the file
+    return raw.decode(errors="replace") if len(raw) <= _MOST_CONFIG_BYTES else ""
+
+
+def _without_blocking(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
 def _is_in_hand() -> bool:

@@ -11,9 +11,10 @@ from gloo.ranks import run_ranks
 def communicator():
     from vllm.distributed.device_communicators.cpu_communicator import CpuCommunicator
 
-    from vllm_layershard.hosts.cpu_dp import install
+    from vllm_layershard.hosts.cpu_dp import PATCHES, install
 
-    install()
+    for module in {patch.module for patch in PATCHES}:
+        install(module)
     world = dist.group.WORLD
     return CpuCommunicator(world, torch.device("cpu"), world, unique_name="dp")
 

@@ -6,13 +6,14 @@ to compare with; only on the CPU, and only where vLLM lacks it.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from vllm_layershard.hosts.patch import Patch
+from vllm_layershard.hosts.patch import Patch, install_or_warn, is_replaced
 
 
 def all_gatherv(
@@ -100,11 +101,28 @@ PATCHES = (
 )
 
 
-def install() -> None:
-    """Add what is missing, in this process. Re-entrant."""
-    from vllm.distributed.device_communicators.cpu_communicator import CpuCommunicator
+def install(module: str) -> None:
+    """Add what this vLLM module lacks, in this process. Re-entrant; never raises.
 
+    Where vLLM has moved a symbol a warning names it: what needs it will fail in vLLM's own words.
+    """
     for patch in PATCHES:
-        has_its_own = patch.owner == "CpuCommunicator" and patch.attribute in vars(CpuCommunicator)
-        if not has_its_own:
-            patch.install()
+        if patch.module == module and not _has_its_own(patch):
+            install_or_warn(patch, "data parallelism of mixture-of-experts models on a CPU")
+
+
+def require() -> None:
+    """Refuse a vLLM in which a symbol is gone that data parallelism on a CPU needs.
+
+    Raises:
+        HostError: names it.
+    """
+    for patch in PATCHES:
+        patch.original()
+
+
+def _has_its_own(patch: Patch) -> bool:
+    """Whether this vLLM has what the CPU communicator lacks in those that the patch is for."""
+    communicator = getattr(sys.modules.get(_COMMUNICATOR), "CpuCommunicator", None)
+    added = vars(communicator).get(patch.attribute) if communicator is not None else None
+    return patch.module == _COMMUNICATOR and added is not None and not is_replaced(added)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,13 @@ from typing import Any
 from vllm_layershard.errors import HostError
 
 _ORIGINAL = "__layershard_original__"
+
+logger = logging.getLogger(f"vllm.{__name__}")  # below vLLM's own: with its format
+
+
+def is_replaced(symbol: Any) -> bool:
+    """Whether a patch has put this symbol where it is."""
+    return hasattr(symbol, _ORIGINAL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,22 +47,30 @@ class Patch:
         Raises:
             HostError: this version of the host has no such symbol.
         """
-        owner = self._owner()
-        original = getattr(owner, self.attribute, None)
-        if original is None:
-            raise HostError(
-                f"vllm has no {self.symbol}: this version of vllm-layershard was written for vllm "
-                f"{self.versions}; install one of these, or a newer vllm-layershard"
-            )
-        if hasattr(original, _ORIGINAL):
+        owner, original = self._owner(), self.original()
+        if is_replaced(original):
             return
         replacement = functools.wraps(original)(self.wrap(original))
         setattr(replacement, _ORIGINAL, original)
         setattr(owner, self.attribute, replacement)
 
+    def original(self) -> Callable[..., Any]:
+        """What stands under the symbol now.
+
+        Raises:
+            HostError: nothing does.
+        """
+        found = getattr(self._owner(), self.attribute, None)
+        if found is None:
+            raise HostError(
+                f"vllm has no {self.symbol}: this version of vllm-layershard was written for vllm "
+                f"{self.versions}; install one of these, or a newer vllm-layershard"
+            )
+        return found  # type: ignore[no-any-return]
+
     def is_installed(self) -> bool:
         """Whether the symbol is replaced in this process."""
-        return hasattr(getattr(self._owner(), self.attribute, None), _ORIGINAL)
+        return is_replaced(getattr(self._owner(), self.attribute, None))
 
     def _owner(self) -> Any:
         try:
@@ -66,3 +82,19 @@ class Patch:
                 f"written for vllm {self.versions}; install one of these, or a newer "
                 "vllm-layershard"
             ) from None
+
+
+_warned: set[str] = set()
+
+
+def install_or_warn(patch: Patch, feature: str) -> None:
+    """Install a patch of a feature that nobody may have asked for: what it lacks is warned of once.
+
+    A process that asked for nothing must not end for it.
+    """
+    try:
+        patch.install()
+    except HostError as error:
+        if patch.symbol not in _warned:
+            _warned.add(patch.symbol)
+            logger.warning("%s is not available: %s", feature[0].upper() + feature[1:], error)

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from vllm_layershard.hosts.patch import Patch
+from vllm_layershard.config import KEY
+from vllm_layershard.hosts.patch import Patch, install_or_warn
 
 
 def _checking_config(original: Callable[..., None]) -> Callable[..., None]:
     def __post_init__(self: Any) -> None:
         original(self)
-        from vllm_layershard.hosts.settings import check
+        if isinstance(self.additional_config, dict) and KEY in self.additional_config:
+            install()  # where only its name asked for it, a symbol may be lacking so far
+            from vllm_layershard.hosts.settings import check
 
-        check(self)
+            check(self)
 
     return __post_init__
 
@@ -62,6 +65,18 @@ PATCHES = (
 
 
 def install() -> None:
-    """Install every patch of layer sharding in this process. Re-entrant."""
+    """Install every patch of layer sharding in this process. Re-entrant.
+
+    Raises:
+        HostError: this version of vLLM lacks a symbol; then nothing is replaced.
+    """
+    for patch in PATCHES:
+        patch.original()
     for patch in PATCHES:
         patch.install()
+
+
+def install_what_there_is() -> None:
+    """The same in a process that may never be given the key: what is lacking is warned of once."""
+    for patch in PATCHES:
+        install_or_warn(patch, "layer sharding")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_layershard.config import KEY, LayerShardConfig
 from vllm_layershard.errors import HostError
+from vllm_layershard.hosts import cpu_dp
 from vllm_layershard.hosts.deployment import launched_as, note_launch, reaches_other_nodes
 from vllm_layershard.plan import ParallelLayout, engines_that_share, sharing_layout
 from vllm_layershard.runtime.report import make_writable
@@ -80,6 +81,8 @@ def check(vllm_config: VllmConfig) -> None:
     _check_execution(vllm_config)
     if layout.one_sided:
         _check_pulls(vllm_config)
+    if vllm_config.device_config.device_type == "cpu" and layout.dp > 1 and layout.in_lockstep:
+        cpu_dp.require()
     if config.report_dir is not None:  # last: it makes the directory
         make_writable(config.report_dir)
     pieces = vllm_config.compilation_config.splitting_ops

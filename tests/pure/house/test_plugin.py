@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import multiprocessing
+import os
+import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -215,3 +219,82 @@ def test_nothing_that_a_caller_holds_makes_it_raise(warnings):
 
     Arguments(Odd(layer_shardin=1))
     assert not warnings
+
+
+def pipe(folder: Path) -> Path:
+    os.mkfifo(folder / "serve.yaml")
+    return folder / "serve.yaml"
+
+
+def sparse(folder: Path) -> Path:
+    with open(folder / "serve.yaml", "wb") as file:
+        file.truncate(2 << 30)
+    return folder / "serve.yaml"
+
+
+def link(target: str) -> Callable[[Path], Path]:
+    def linked(folder: Path) -> Path:
+        (folder / "serve.yaml").symlink_to(target)
+        return folder / "serve.yaml"
+
+    return linked
+
+
+STRANGE = {
+    "pipe": pipe,
+    "sparse file of 2 GiB": sparse,
+    "link to the standard input": link("/dev/stdin"),
+    "link to a device": link("/dev/zero"),
+    "the standard input": lambda folder: Path("/dev/stdin"),
+    "a device": lambda folder: Path("/dev/zero"),
+    "directory": lambda folder: folder,
+    "link to itself": lambda folder: link(str(folder / "serve.yaml"))(folder),
+}
+
+
+@pytest.mark.parametrize("kind", STRANGE)
+def test_a_config_file_that_is_none_is_not_read(tmp_path, kind):
+    """Work is bounded, not time: at most a mebibyte is read, and nothing of the standard input."""
+    code = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+from vllm_layershard import plugin
+plugin.register()
+print([m for m in sys.modules if m.startswith("vllm_layershard.")], sys.stdin.read())
+"""
+    finished = subprocess.run(
+        [sys.executable, "-c", code, "--config", str(STRANGE[kind](tmp_path))],
+        input="all of it",
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert finished.stdout == "['vllm_layershard.plugin'] all of it\n", finished.stderr[-2000:]
+
+
+def test_a_config_file_of_more_than_a_mebibyte_is_left_to_vllm(tmp_path):
+    file = tmp_path / "serve.yaml"
+    text = "additional-config:\n  layer_sharding: [o_proj]\n"
+    file.write_text(text + "#" * ((1 << 20) - len(text)))
+    assert plugin._is_on_command_line(["--config", str(file)]) is True
+    file.write_text(text + "#" * ((1 << 20) - len(text) + 1))
+    assert plugin._is_on_command_line(["--config", str(file)]) is False
+
+
+def test_a_config_file_of_another_kind_is_another_programs(tmp_path):
+    file = tmp_path / "serve.toml"
+    file.write_text('layer_sharding = "theirs"\n')
+    assert plugin._is_on_command_line(["--config", str(file)]) is False
+
+
+def test_deep_json_is_left_to_vllm(monkeypatch, warnings):
+    command_line(monkeypatch, "--additional-config", "[" * 100_000)
+    plugin.register()
+    assert not warnings
+
+
+def test_one_long_word_takes_no_more_looks_than_it_has_letters():
+    """A search that began anew at each letter would take hours here."""
+    text = "additional-config:\n  " + "a" * (1 << 20)
+    assert plugin._keys_in_file(text) == set()
