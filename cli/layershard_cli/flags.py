@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from layershard_cli.completion import complete_hardware, complete_model
+from vllm_layershard.planner.load import MAX_SEQUENCES, MAX_TOKENS
 
 _SUFFIXES = {
     "k": 10**3,
@@ -17,7 +18,6 @@ _SUFFIXES = {
     "M": 2**20,
     "G": 2**30,
 }
-_MAX_TOKENS = 1 << 26
 
 
 def read_tokens(text: str) -> int:
@@ -29,8 +29,8 @@ def read_tokens(text: str) -> int:
     if fraction and suffix not in ("k", "m", "g"):
         raise typer.BadParameter(f"{text!r}: a fraction goes with k, m and g only")
     tokens = int(float(whole + (fraction or "")) * _SUFFIXES.get(suffix, 1))
-    if not 1 <= tokens <= _MAX_TOKENS:
-        raise typer.BadParameter(f"{text!r}: must be from 1 to {_MAX_TOKENS:,} tokens")
+    if not 1 <= tokens <= MAX_TOKENS:
+        raise typer.BadParameter(f"{text!r}: must be from 1 to {MAX_TOKENS:,} tokens")
     return tokens
 
 
@@ -129,7 +129,9 @@ Tokens = Annotated[
 ]
 Sequences = Annotated[
     int | None,
-    typer.Option("--batch", min=1, max=1 << 20, help="Decode sequences a rank.  [default: 64]"),
+    typer.Option(
+        "--batch", min=1, max=MAX_SEQUENCES, help="Decode sequences a rank.  [default: 64]"
+    ),
 ]
 Context = Annotated[
     int | None,

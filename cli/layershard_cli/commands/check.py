@@ -9,11 +9,9 @@ import typer
 from layershard_cli import flags as flag
 from layershard_cli.additional_config import read_additional
 from layershard_cli.output import emit, emit_json, note, printable, show_progress
-from layershard_cli.resolve import LayoutFlags, deployment_of
+from layershard_cli.resolve import LayoutFlags
 from vllm_layershard.estimate.wording import layers, slots
-from vllm_layershard.models import evidence_for, find, model_of, plan_model
-from vllm_layershard.planner.json_document import map_document
-from vllm_layershard.planner.plan_warnings import warnings_on
+from vllm_layershard.planner.layer_map import map_layers
 
 
 def check_command(
@@ -37,23 +35,26 @@ def check_command(
     Example: layershard check '{"layer_sharding": ["o_proj"]}' --model DeepSeek-V3 --dp 8 --ep
     """
     config, alone = read_additional(additional_config)
-    found = find(model)
-    planned = model_of(found)
-    deployment, assumed = deployment_of(LayoutFlags(tp, dp, pcp, pp, ep), planned)
-    sharding = plan_model(planned, deployment, config)
-    evidence, notes = evidence_for(found, planned, exact, show_progress)
-    warnings = (*alone, *assumed, *planned.notes, *notes, *warnings_on(sharding, None))
+    result = map_layers(
+        model,
+        layout=LayoutFlags(tp, dp, pcp, pp, ep).layout,
+        config=config,
+        exact=exact,
+        progress=show_progress,
+    )
+    result = result._replace(warnings=(*alone, *result.warnings))
     if as_json:
-        emit_json(map_document(sharding, warnings, evidence))
+        emit_json(result.document())
         return
+    sharding, evidence = result.planned, result.evidence
     least = min(sharding.saved_bytes)
     judged = "valid, but do not enable it" if sharding.loses else "ok"
     emit(
-        f"{judged}: {printable(planned.name)} on {deployment.layout.world_size} ranks shards "
-        f"{', '.join(config.layers)} and saves at least {least:,} bytes a rank"
+        f"{judged}: {printable(result.model.name)} on {sharding.deployment.layout.world_size} "
+        f"ranks shards {', '.join(config.layers)} and saves at least {least:,} bytes a rank"
     )
-    revision = "" if found.revision is None else f", revision {found.revision}"
-    emit(printable(f"  config: {found.source}{revision}"))
+    revision = "" if result.model.revision is None else f", revision {result.model.revision}"
+    emit(printable(f"  config: {result.model.source}{revision}"))
     if evidence.comparison is not None:
         emit(printable(f"  checkpoint: {evidence.comparison.said} ({evidence.headers})"))
     for group in sharding.groups:
@@ -65,5 +66,5 @@ def check_command(
                 f"{group.plan.group_size} ranks{kept}, {slots(series_plan.schedule.num_slots)}, "
                 f"saves {min(series_plan.ledger.saved_bytes):,} bytes"
             )
-    for warning in warnings:
+    for warning in result.warnings:
         note(warning)

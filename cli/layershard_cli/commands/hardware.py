@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from layershard_cli.flags import AsJson
 from layershard_cli.output import emit, emit_json
-from vllm_layershard.estimate import Hardware, profile, profile_names
+from vllm_layershard.estimate import Hardware
 from vllm_layershard.estimate.hardware import LABELS, UNITS
+from vllm_layershard.planner.hardware import list_hardware
 
 
 def hardware_command(
@@ -23,18 +24,16 @@ def hardware_command(
 
     Example: layershard hardware H200
     """
-    if name is not None:
-        device = profile(name)
-        if as_json:
-            emit_json({"schema_version": 1, "hardware": hardware_document(device)})
-        else:
-            _print_one(device)
-        return
-    devices = [profile(known) for known in profile_names()]
+    result = list_hardware(name)
     if as_json:
-        documents = [hardware_document(device) for device in devices]
-        emit_json({"schema_version": 1, "hardware": documents})
-        return
+        emit_json(result.document())
+    elif isinstance(result.hardware, Hardware):
+        _print_one(result.hardware)
+    else:
+        _print_all(result.hardware)
+
+
+def _print_all(devices: tuple[Hardware, ...]) -> None:
     emit(f"{'device':8}{'memory':>12}{'TB/s':>7}{'bf16':>7}{'8 bit':>7}{'link':>7}{'between':>9}")
     for device in devices:
         emit(
@@ -45,44 +44,6 @@ def hardware_command(
         )
     emit("bf16 and 8 bit: dense TFLOP/s; link within and between nodes: GB/s one way; - is unknown")
     emit("layershard hardware NAME shows each number's basis and source")
-
-
-def hardware_document(device: Hardware) -> dict[str, Any]:
-    """Every number with unit, basis and source; null where nobody says."""
-    return {
-        "name": device.name,
-        "topology": device.topology,
-        "figures": {
-            key: figure
-            and {
-                "value": figure.value,
-                "unit": UNITS.get(key, ""),
-                "basis": figure.basis,
-                "source": figure.source,
-            }
-            for key, figure in device.figures.items()
-        },
-        "bus": [
-            {
-                "ranks": table.ranks,
-                "sizes": list(table.sizes),
-                "bandwidths": list(table.bandwidths),
-                "basis": table.basis,
-                "source": table.source,
-            }
-            for table in device.bus
-        ],
-        "broadcast": [
-            {
-                "ranks": table.ranks,
-                "sizes": list(table.sizes),
-                "seconds": list(table.seconds),
-                "basis": table.basis,
-                "source": table.source,
-            }
-            for table in device.broadcast
-        ],
-    }
 
 
 def _print_one(device: Hardware) -> None:

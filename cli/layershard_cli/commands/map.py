@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from layershard_cli import flags as flag
 from layershard_cli.output import emit_json, show_progress
-from layershard_cli.resolve import LayoutFlags, Options, sharding_of
-from vllm_layershard.models import evidence_for, find
-from vllm_layershard.planner.json_document import map_document
-from vllm_layershard.planner.plan_warnings import warnings_on
+from layershard_cli.resolve import LayoutFlags, listed, options_of
+from vllm_layershard.planner.layer_map import map_layers
 
 
 def map_command(
@@ -30,18 +28,23 @@ def map_command(
 
     Example: layershard map --model DeepSeek-V3 --dp 8 --ep --layers o_proj
     """
-    found = find(model)
-    sharding, assumed = sharding_of(
-        found,
-        LayoutFlags(tp, dp, pcp, pp, ep),
-        layers,
-        Options(prefetch_step, layer_stride, placement, transport, keep_first=keep_first),
+    result = map_layers(
+        model,
+        listed(layers),
+        LayoutFlags(tp, dp, pcp, pp, ep).layout,
+        exact=exact,
+        progress=show_progress,
+        **options_of(
+            prefetch_step=prefetch_step,
+            layer_stride=layer_stride,
+            keep_first=keep_first,
+            placement=placement,
+            transport=transport,
+        ),
     )
-    evidence, notes = evidence_for(found, sharding.model, exact, show_progress)
-    warnings = (*assumed, *notes, *warnings_on(sharding, None))
     if as_json:
-        emit_json(map_document(sharding, warnings, evidence))
+        emit_json(result.document())
         return
     from layershard_cli.render.tables import print_map
 
-    print_map(sharding, warnings, evidence)
+    print_map(result)

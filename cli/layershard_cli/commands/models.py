@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from layershard_cli.flags import AsJson
 from layershard_cli.output import emit, emit_json
-from vllm_layershard.models import bundled_names, load_model, supported
+from vllm_layershard.planner.loaded_model import list_models
 
 
 def models_command(as_json: AsJson = False) -> None:
@@ -12,31 +12,15 @@ def models_command(as_json: AsJson = False) -> None:
 
     Example: layershard models
     """
-    models = [load_model(name) for name in bundled_names()]
+    result = list_models()
     if as_json:
-        emit_json(
-            {
-                "schema_version": 1,
-                "models": [
-                    {
-                        "name": model.name,
-                        "architecture": model.architecture,
-                        "num_layers": model.num_layers,
-                        "parameters": model.parameters,
-                        "dtype": model.dtype,
-                        "quantization": model.quantization,
-                    }
-                    for model in models
-                ],
-                "architectures": list(supported()),
-            }
-        )
+        emit_json(result.document())
         return
-    width = max(len(model.name) for model in models)
+    width = max(len(model.name) for model in result.models)
     emit(f"{'model':{width}}  layers  parameters  quantization")
-    for model in models:
+    for model in result.models:
         emit(
             f"{model.name:{width}}  {model.num_layers:>6}  {model.parameters / 1e9:>8,.1f} B  "
             f"{model.quantization}"
         )
-    emit(f"Architectures, from any config.json or Hub name: {', '.join(supported())}")
+    emit(f"Architectures, from any config.json or Hub name: {', '.join(result.architectures)}")

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import typer
+
 from layershard_cli import flags as flag
 from layershard_cli.output import emit_json, show_progress
-from layershard_cli.resolve import LayoutFlags, Load, Options, deployment_of, names_of, sharding_of
+from layershard_cli.resolve import LayoutFlags, listed, options_of
 from vllm_layershard.errors import ConfigError
-from vllm_layershard.estimate import DEFAULT, Estimate, Hardware, PhaseName, forecast, profile
-from vllm_layershard.estimate.capacity import may_fit
-from vllm_layershard.models import FoundModel, Sharding, evidence_for, find, model_of
-from vllm_layershard.planner.json_document import plan_document
-from vllm_layershard.planner.phases import PREFILL, phases_of
-from vllm_layershard.planner.plan_warnings import warnings_on, warnings_on_load
-from vllm_layershard.planner.serve_command import launch_warnings
+from vllm_layershard.estimate import Estimate
+from vllm_layershard.planner.options import AUTO, names_of
+from vllm_layershard.planner.paying import PREFILL, phases_of
+from vllm_layershard.planner.plan import plan_model
+from vllm_layershard.planner.results.plan_result import PlanResult
 
 
 def plan_command(
@@ -47,77 +47,56 @@ def plan_command(
 
     Example: layershard plan --model DeepSeek-V3 --dp 8 --ep --layers o_proj,q_b_proj
     """
-    phases = phases_of(hide_in)
+    phases = None if hide_in is None else phases_of(hide_in)
     if html is not None and html == trace:
         raise ConfigError(f"--html and --trace both name {html!r}; give each a file of its own")
-    device = profile(DEFAULT if hardware is None else hardware)
-    found = find(model)
-    load = Load(tokens, batch, context)
-    flags = LayoutFlags(tp, dp, pcp, pp, ep)
-    options = Options(
-        prefetch_step, layer_stride, placement, transport, slice_bytes, keep_first=keep_first
+    chooses = names_of(layers or ()) == [AUTO]
+    result = plan_model(
+        model,
+        listed(layers),
+        LayoutFlags(tp, dp, pcp, pp, ep).layout,
+        hardware=hardware,
+        tokens=tokens,
+        sequences=batch,
+        context=context,
+        hide_in=None if check and not chooses else phases,
+        kv_cache_dtype=kv_cache_dtype,
+        exact=exact,
+        progress=show_progress,
+        traced=timeline or html is not None or trace is not None,
+        **options_of(
+            prefetch_step=prefetch_step,
+            layer_stride=layer_stride,
+            keep_first=keep_first,
+            placement=placement,
+            transport=transport,
+            slice_bytes=slice_bytes,
+        ),
     )
-    if names_of(layers) == ["auto"]:
-        sharding, assumed = _chosen(found, flags, options, device, load, phases)
-    elif phases is not None and not check:
-        raise ConfigError("--hide-in goes with --layers auto or --check")
-    else:
-        sharding, assumed = sharding_of(found, flags, layers, options)
-    sharding.tokens_gained(kv_cache_dtype)  # refuses a dtype before anything is printed
-    if hardware is None:
-        assumed = (*assumed, f"assumed {device.name} devices for the times; give --hardware")
-    traced = timeline or html is not None or trace is not None
-    expected = forecast(sharding, device, **load.sizes, traced=traced)
-    evidence, notes = evidence_for(found, sharding.model, exact, show_progress)
-    warnings = (
-        *assumed,
-        *notes,
-        *warnings_on(sharding, device),
-        *warnings_on_load(sharding, device, expected.batches["decode"], kv_cache_dtype),
-        *(launch_warnings(sharding) if may_fit(expected.fit) else ()),
-    )
-    if html is not None or trace is not None:
-        from layershard_cli.render.files import write_html, write_trace
-
-        if html is not None:
-            write_html(html, sharding, expected, kv_cache_dtype, warnings)
-        if trace is not None and isinstance(expected, Estimate):
-            write_trace(trace, expected)
-        elif trace is not None:
-            warnings = (*warnings, f"{trace} was not written: nothing is estimated")
+    result = _written(result, html, trace)
     if as_json:
-        emit_json(plan_document(sharding, expected, kv_cache_dtype, warnings, evidence))
+        emit_json(result.document())
     else:
         from layershard_cli.render.tables import print_plan
 
-        print_plan(
-            sharding,
-            expected,
-            kv_cache_dtype,
-            warnings,
-            evidence,
-            timeline=timeline,
-            ledger=ledger,
-        )
-    if check:
-        from layershard_cli.paying import require_paying
-
-        require_paying(sharding, expected, phases or PREFILL)
+        print_plan(result, timeline=timeline, ledger=ledger)
+    failures = result.failures(phases or PREFILL) if check else ()
+    if failures:
+        typer.echo(f"check failed: {'; '.join(failures)}", err=True)
+        raise typer.Exit(1)
 
 
-def _chosen(
-    found: FoundModel,
-    flags: LayoutFlags,
-    options: Options,
-    device: Hardware,
-    load: Load,
-    hide_in: tuple[PhaseName, ...] | None,
-) -> tuple[Sharding, tuple[str, ...]]:
-    """`--layers auto`: the plan, and what was assumed for it and chosen."""
-    from layershard_cli.auto import Conditions, auto_sharding
+def _written(result: PlanResult, html: str | None, trace: str | None) -> PlanResult:
+    """Write the files that are asked for; the result warns of one that was not written."""
+    if html is None and trace is None:
+        return result
+    from layershard_cli.render.files import write_html, write_trace
 
-    model = model_of(found)
-    deployment, assumed = deployment_of(flags, model)
-    conditions = Conditions(device, load, hide_in)
-    sharding, note = auto_sharding(model, deployment, options, conditions)
-    return sharding, (*assumed, *model.notes, note)
+    if html is not None:
+        write_html(html, result)
+    if trace is not None and isinstance(result.forecast, Estimate):
+        write_trace(trace, result.forecast)
+    elif trace is not None:
+        warning = f"{trace} was not written: nothing is estimated"
+        return result._replace(warnings=(*result.warnings, warning))
+    return result

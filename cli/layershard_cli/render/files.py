@@ -8,17 +8,11 @@ from pathlib import Path
 import typer
 
 from vllm_layershard.errors import ConfigError
-from vllm_layershard.estimate import Estimate, Forecast
-from vllm_layershard.models import Sharding
+from vllm_layershard.estimate import Estimate
+from vllm_layershard.planner.results.plan_result import PlanResult
 
 
-def write_html(
-    path: str,
-    sharding: Sharding,
-    forecast: Forecast,
-    kv_cache_dtype: str,
-    warnings: tuple[str, ...],
-) -> None:
+def write_html(path: str, result: PlanResult) -> None:
     """`--html FILE`.
 
     Raises:
@@ -27,6 +21,7 @@ def write_html(
     from layershard_cli.render.html import page
     from vllm_layershard.estimate.pareto import pareto
 
+    sharding, forecast = result.planned, result.forecast
     points = pareto(
         sharding.model,
         sharding.deployment,
@@ -34,7 +29,7 @@ def write_html(
         sharding.config,
         tuple(forecast.batches.values()),
     )
-    _write("--html", path, page(sharding, forecast, points, kv_cache_dtype, warnings))
+    _write("--html", path, page(result, points))
 
 
 def write_trace(path: str, estimate: Estimate) -> None:

@@ -8,12 +8,11 @@ from typing import Final
 
 from layershard_cli.render.svg import pareto_svg, timeline_svg
 from layershard_cli.render.units import milliseconds, size
-from vllm_layershard.estimate import Estimate, Forecast, Phase
-from vllm_layershard.estimate.capacity import may_fit
+from vllm_layershard.estimate import Estimate, Phase
 from vllm_layershard.estimate.pareto import Point
-from vllm_layershard.models import GroupPlan, Sharding
+from vllm_layershard.models import GroupPlan
 from vllm_layershard.plan import EVERY_RANK, NO_RANK
-from vllm_layershard.planner.serve_command import launch_command
+from vllm_layershard.planner.results.plan_result import PlanResult
 from vllm_layershard.version import __version__
 
 _EVERYBODY: Final = {EVERY_RANK: "all", NO_RANK: "all, in parts"}
@@ -43,23 +42,18 @@ pre { overflow-x: auto; padding: .8rem; background: #8881; }
 """
 
 
-def page(
-    sharding: Sharding,
-    forecast: Forecast,
-    points: Sequence[Point],
-    kv_cache_dtype: str,
-    warnings: Iterable[str],
-) -> str:
+def page(result: PlanResult, points: Sequence[Point]) -> str:
     """The whole document."""
+    sharding, forecast = result.planned, result.forecast
     rank = sharding.binding_rank
     title = f"Layer sharding plan: {sharding.model.name}"
     layout = sharding.deployment.layout
     ep = "with" if sharding.deployment.ep else "without"
     held, saved = sharding.weight_bytes[rank].total, sharding.saved_bytes[rank]
-    per_token = sharding.kv_bytes_per_token(kv_cache_dtype, rank)
+    per_token = sharding.kv_bytes_per_token(result.kv_cache_dtype, rank)
     figures = {
         f"{size(saved)}": "saved per rank, at least",
-        f"{sharding.tokens_gained(kv_cache_dtype):,}": f"more KV tokens, at {per_token:,} bytes",
+        f"{result.kv_cache.tokens_gained:,}": f"more KV tokens, at {per_token:,} bytes",
         f"{size(held)} → {size(held - saved)}": "weights per rank",
     }
     phases = forecast.phases if isinstance(forecast, Estimate) else ()
@@ -69,18 +63,18 @@ def page(
         f'<p id="verdict"><strong>{escape(forecast.verdict)}</strong> '
         f"(estimate for {escape(forecast.hardware.name)})</p>"
     )
-    launch = f"<pre>{escape(launch_command(sharding, kv_cache_dtype))}</pre>"
+    launch = [] if result.launch is None else [verdict, f"<pre>{escape(result.launch)}</pre>"]
     body = [
         f"<h1>{escape(title)}</h1>",
         f"<p>{escape(sharding.model.architecture)}, {sharding.model.num_layers} layers, "
         f"quantization {escape(sharding.model.quantization)} ({escape(sharding.model.source)}). "
         f"tp {layout.tp}, dp {layout.dp}, pcp {layout.pcp}, pp {layout.pp}, {ep} expert "
         f"parallelism: {layout.world_size} ranks.</p>",
-        *([] if may_fit(forecast.fit) else [verdict]),
+        *([] if launch else [verdict]),
         '<div class="figures">',
         *(f"<div><b>{escape(k)}</b><small>{escape(v)}</small></div>" for k, v in figures.items()),
         "</div>",
-        *([verdict, launch] if may_fit(forecast.fit) else []),
+        *launch,
         "<h2>One forward</h2>",
         *(map(_timeline, phases) if phases else ["<p>No estimate.</p>"]),
         "<h2>Memory saved against time exposed</h2>",
@@ -95,7 +89,7 @@ def page(
         "<p>Layer bytes and savings are exact; totals and KV bytes follow from formulas; times "
         "as stated here:</p>",
         _list(forecast.assumptions if isinstance(forecast, Estimate) else ()),
-        _list(warnings),
+        _list(result.warnings),
         f'<p class="soft">layershard {escape(__version__)}</p>',
     ]
     return (

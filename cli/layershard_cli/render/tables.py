@@ -10,26 +10,18 @@ from layershard_cli.output import emit, printable
 from layershard_cli.render.sheet import Column, Sheet
 from layershard_cli.render.units import milliseconds, size, span
 from vllm_layershard.estimate import Abstention, Estimate, Forecast, Forward, PhaseName
-from vllm_layershard.estimate.capacity import may_fit
 from vllm_layershard.estimate.wording import percent, tokens
 from vllm_layershard.models import Evidence, GroupPlan, Sharding
 from vllm_layershard.plan import EVERY_RANK, NO_RANK, SeriesPlan
-from vllm_layershard.planner.serve_command import launch_command
+from vllm_layershard.planner.results.map_result import MapResult
+from vllm_layershard.planner.results.plan_result import PlanResult
 
 
-def print_plan(
-    sharding: Sharding,
-    forecast: Forecast,
-    kv_cache_dtype: str,
-    warnings: tuple[str, ...],
-    evidence: Evidence,
-    *,
-    timeline: bool = False,
-    ledger: bool = False,
-) -> None:
+def print_plan(result: PlanResult, *, timeline: bool = False, ledger: bool = False) -> None:
     """`layershard plan`."""
+    sharding, forecast, kv_cache_dtype = result.planned, result.forecast, result.kv_cache_dtype
     sheet = Sheet()
-    _print_heading(sheet, sharding, evidence)
+    _print_heading(sheet, sharding, result.evidence)
     rows = []
     for group in sharding.groups:
         for series_plan in group.plan.series:
@@ -82,11 +74,11 @@ def print_plan(
     )
     for assumption in estimated.assumptions:
         sheet.line(f"  - {assumption}")
-    for warning in warnings:
+    for warning in result.warnings:
         sheet.note(warning)
-    if may_fit(forecast.fit):
+    if result.launch is not None:
         sheet.line("Launch:")
-        emit(printable(launch_command(sharding, kv_cache_dtype)))
+        emit(printable(result.launch))
 
 
 class _Estimated(NamedTuple):
@@ -151,14 +143,15 @@ def _print_ledger(sheet: Sheet, sharding: Sharding) -> None:
     sheet.table("Bytes of each rank", columns, rows)
 
 
-def print_map(sharding: Sharding, warnings: tuple[str, ...], evidence: Evidence) -> None:
+def print_map(result: MapResult) -> None:
     """`layershard map`."""
+    sharding = result.planned
     sheet = Sheet()
-    _print_heading(sheet, sharding, evidence)
+    _print_heading(sheet, sharding, result.evidence)
     for group in sharding.groups:
         _print_owners(sheet, sharding, group)
         _print_layers(sheet, group)
-    for warning in warnings:
+    for warning in result.warnings:
         sheet.note(warning)
 
 

@@ -240,8 +240,8 @@ def test_compare_takes_stages_that_keep_nothing_of_a_token() -> None:
 
 @pytest.mark.parametrize("text", ["", "tp", "tp0", "tp2tp2", "tp2+x", "pcp2", "8", "tp99999"])
 def test_layouts_that_are_none(text: str) -> None:
-    from layershard_cli.commands.compare import read_layout
     from vllm_layershard.errors import ConfigError
+    from vllm_layershard.planner.comparison import read_layout
 
     with pytest.raises(ConfigError, match="such as tp8"):
         read_layout(text)

@@ -29,11 +29,16 @@ class Evidence(NamedTuple):
 
 
 def evidence_for(
-    found: FoundModel, model: Model, exact: bool, progress: Callable[[int, int], None]
+    found: FoundModel,
+    model: Model,
+    exact: bool,
+    progress: Callable[[int, int], None],
+    *,
+    offline: bool = False,
 ) -> tuple[Evidence, tuple[str, ...]]:
     """Compare a model with its checkpoint where that is at hand, or on the Hub with `exact`.
 
-    Returns notes for the user, too.
+    With `offline` the Hub is not asked. Returns notes for the user, too.
 
     Raises:
         UnknownModelError: `exact`, and the headers are nowhere or cannot be reached.
@@ -56,19 +61,26 @@ def evidence_for(
             if not exact:  # a cache often holds but a part
                 notes = (f"stored tensors are not compared: {error}",)
     if checkpoint is None and exact:
-        checkpoint, headers = _from_hub(found, progress)
+        checkpoint, headers = _from_hub(found, progress, offline)
     if checkpoint is None:
         return Evidence(found.revision), notes
     comparison = compare(model.linears(Deployment(ParallelLayout())), model.num_layers, checkpoint)
     return Evidence(found.revision, headers, comparison), (*notes, *_warnings(comparison))
 
 
-def _from_hub(found: FoundModel, progress: Callable[[int, int], None]) -> tuple[Checkpoint, str]:
+def _from_hub(
+    found: FoundModel, progress: Callable[[int, int], None], offline: bool
+) -> tuple[Checkpoint, str]:
     if found.source.startswith("local:"):
         raise UnknownModelError(
             f"{found.name}: --exact needs safetensors files, and there are none beside its "
             "config; give a directory that holds them, or a name on the Hub"
         )
+    if offline:
+        from vllm_layershard.models.checkpoint.weight_map import INDEX
+        from vllm_layershard.models.sources.hub import not_asked
+
+        raise not_asked(found.name, INDEX, "offline=True")
     from vllm_layershard.models.checkpoint.from_hub import fetch_checkpoint
 
     bundled = found.source.startswith("bundled:")

@@ -65,10 +65,7 @@ def fetch(
         ModelError: more than `limit` bytes, or another part than was asked for.
     """
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in _TRUE:
-        raise UnknownModelError(
-            f"{name}: {file} is neither local, nor bundled, nor in the Hugging Face cache, and "
-            f"HF_HUB_OFFLINE forbids to ask the Hub; {_REMEDY}"
-        )
+        raise not_asked(name, file, "HF_HUB_OFFLINE")
     endpoint = (os.environ.get("HF_ENDPOINT") or _ENDPOINT).rstrip("/")
     if not endpoint.startswith(("https://", "http://")):
         raise UnknownModelError(f"HF_ENDPOINT = {endpoint!r}: must start with https:// or http://")
@@ -84,6 +81,14 @@ def fetch(
         raise UnknownModelError(
             f"{name}: {file}: the Hub at {endpoint} cannot be reached ({reason}); {_REMEDY}"
         ) from None
+
+
+def not_asked(name: str, file: str, forbidding: str) -> UnknownModelError:
+    """The error for a file that only the Hub has, where something forbids to ask it."""
+    return UnknownModelError(
+        f"{name}: {file} is neither local, nor bundled, nor in the Hugging Face cache, and "
+        f"{forbidding} forbids to ask the Hub; {_REMEDY}"
+    )
 
 
 def _refused(name: str, file: str, status: int) -> UnknownModelError:

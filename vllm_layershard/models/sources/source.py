@@ -40,8 +40,8 @@ def bundled_names() -> tuple[str, ...]:
     return tuple(sorted(path.stem.replace("--", "/") for path in _BUNDLED.glob("*.json")))
 
 
-def find(name: str) -> FoundModel:
-    """Find a model.
+def find(name: str, *, offline: bool = False) -> FoundModel:
+    """Find a model; with `offline` the Hub is not asked.
 
     Raises:
         UnknownModelError: nothing of that name anywhere; says where it was looked for.
@@ -55,7 +55,9 @@ def find(name: str) -> FoundModel:
             f"{name!r} is neither a path, nor a bundled model ({', '.join(bundled_names())}), nor "
             "a Hub name such as 'organisation/model'"
         )
-    return _cached(full or name) or (_bundled(full) if full is not None else _fetched(name))
+    return _cached(full or name) or (
+        _bundled(full) if full is not None else _fetched(name, offline)
+    )
 
 
 def _is_path(name: str) -> bool:
@@ -101,8 +103,10 @@ def _bundled(name: str) -> FoundModel:
     return FoundModel(name, f"bundled:{name}", read_config(path), revision_of(path.name))
 
 
-def _fetched(name: str) -> FoundModel:
-    from vllm_layershard.models.sources.hub import fetch_config
+def _fetched(name: str, offline: bool) -> FoundModel:
+    from vllm_layershard.models.sources.hub import fetch_config, not_asked
 
+    if offline:
+        raise not_asked(name, "config.json", "offline=True")
     config, commit = fetch_config(name)
     return FoundModel(name, f"hub:{name}@{commit[:12] if commit else 'main'}", config, commit)

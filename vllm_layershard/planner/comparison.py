@@ -1,0 +1,197 @@
+"""Comparison: several layouts of one model side by side."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple, Unpack
+
+from vllm_layershard.config import Placement
+from vllm_layershard.errors import ConfigError, PlanError
+from vllm_layershard.estimate import Hardware
+from vllm_layershard.estimate.capacity import UTILIZATION, capacity
+from vllm_layershard.estimate.transfer import require_one_node
+from vllm_layershard.models import Deployment, Model, plan_model, require_experts
+from vllm_layershard.plan import ParallelLayout
+from vllm_layershard.planner.hardware import device_of
+from vllm_layershard.planner.options import Options, config_for
+from vllm_layershard.planner.question import ModelLike, loaded
+from vllm_layershard.planner.results.document import SCHEMA_VERSION, plain
+
+_PART = re.compile(r"(tp|dp|pp)([1-9]\d{0,3})", re.ASCII)
+_WORDS: Final = ("ep", "shard", "striped")
+
+
+class ComparedModel(NamedTuple):
+    """The model, and where its config.json came from."""
+
+    name: str
+    source: str
+
+
+class LayoutCapacity(NamedTuple):
+    """What one layout holds; weights and room are those of the rank that limits the cache.
+
+    `engines` have a KV cache of their own each, of `engine_tokens`; `tokens` are all of them.
+    `fits` holds for every rank.
+    """
+
+    layout: str
+    fits: bool
+    weight_bytes: int
+    room_bytes: int
+    engines: int
+    engine_tokens: int
+    tokens: int
+
+
+class RefusedLayout(NamedTuple):
+    """A layout that was not asked for by name and that the model cannot have, and why."""
+
+    layout: str
+    refused: str
+
+
+class CompareResult(NamedTuple):
+    """The answer to `layershard compare`. Each key of the document is an attribute, but the device.
+
+    `device` is what the document names as `hardware`.
+    """
+
+    model: ComparedModel
+    device: Hardware
+    layouts: tuple[LayoutCapacity | RefusedLayout, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def hardware(self) -> str:
+        """The device's name."""
+        return self.device.name
+
+    def document(self) -> dict[str, Any]:
+        """`layershard compare --json`: plain data of JSON's types."""
+        keys = ("model", "hardware", "layouts", "warnings")
+        return {"schema_version": SCHEMA_VERSION} | {key: plain(getattr(self, key)) for key in keys}
+
+
+class Candidate(NamedTuple):
+    """One layout as it was asked for; `placement` is None where it is not sharded."""
+
+    name: str
+    deployment: Deployment
+    placement: Placement | None
+
+
+def read_layout(text: str) -> Candidate:
+    """`tp8`, `dp8+ep`, `tp2dp4+ep+shard`, `dp8+ep+striped`.
+
+    Raises:
+        ConfigError: anything else.
+    """
+    sizes_text, *words = text.strip().lower().split("+") if isinstance(text, str) else ("",)
+    parts = _PART.findall(sizes_text)
+    whole = "".join(name + size for name, size in parts) == sizes_text and bool(parts)
+    names = [name for name, _ in parts]
+    if not whole or len(set(names)) < len(names) or not set(words) <= set(_WORDS):
+        raise ConfigError(
+            f"--layout {text!r}: write sizes of tp, dp and pp, then +ep and +shard or +striped "
+            "where wanted, such as tp8, dp8+ep or tp2dp4+ep+shard"
+        )
+    sizes = {name: int(size) for name, size in parts}
+    layout = ParallelLayout(sizes.get("tp", 1), sizes.get("dp", 1), 1, sizes.get("pp", 1))
+    placement: Placement | None = "round_robin" if "shard" in words else None
+    placement = "striped" if "striped" in words else placement
+    return Candidate(text, Deployment(layout, ep="ep" in words), placement)
+
+
+def compare_layouts(
+    model: ModelLike,
+    layouts: str | Sequence[str] | None = None,
+    *,
+    layers: str | Sequence[str] | None = None,
+    hardware: str | Hardware | None = None,
+    kv_cache_dtype: str = "auto",
+    **options: Unpack[Options],
+) -> CompareResult:
+    """Count what each layout of a model holds, as `layershard compare` does.
+
+    A layout is written as `tp8`, `dp8+ep`, `tp2dp4+ep+shard` or `dp8+ep+striped`; None: a few
+    usual ones. `layers` and `options` say how those with `+shard` or `+striped` are sharded; their
+    placement is that of the layout.
+
+    Raises:
+        ConfigError: an argument's value is not valid.
+        PlanError: a layout that is asked for does not fit the model.
+        ModelError: the model is not known or cannot be read.
+        HardwareError: the device is not known, or its memory is not.
+    """
+    if "placement" in options:
+        raise ConfigError("placement: each layout says its own; write +shard or +striped")
+    found = loaded(model).model
+    device = device_of(hardware)
+    ep = "+ep" if found.is_moe else ""
+    asked = [layouts] if isinstance(layouts, str) else layouts
+    asked = asked or ["tp8", f"dp8{ep}", f"dp8{ep}+shard"]
+    counted: dict[str, LayoutCapacity | RefusedLayout] = {}
+    for candidate in [read_layout(text) for text in asked]:
+        try:
+            counted[candidate.name] = _counted(
+                found, candidate, device, layers, options, kv_cache_dtype
+            )
+        except PlanError as error:
+            if layouts:
+                raise
+            counted[candidate.name] = RefusedLayout(candidate.name, str(error))
+    return CompareResult(
+        model=ComparedModel(found.name, found.source),
+        device=device,
+        layouts=tuple(counted.values()),
+        warnings=_warnings(device, hardware is None),
+    )
+
+
+def _counted(
+    model: Model,
+    candidate: Candidate,
+    device: Hardware,
+    layers: str | Sequence[str] | None,
+    options: Options,
+    kv_cache_dtype: str,
+) -> LayoutCapacity:
+    require_experts(model, candidate.deployment)
+    saved = _saving(model, candidate, device, layers, options)
+    held = capacity(model, candidate.deployment, device, saved, kv_cache_dtype)
+    return LayoutCapacity(
+        layout=candidate.name,
+        fits=held.fits,
+        weight_bytes=held.weight_bytes,
+        room_bytes=held.room_bytes,
+        engines=held.engines,
+        engine_tokens=held.engine_tokens,
+        tokens=held.tokens,
+    )
+
+
+def _saving(
+    model: Model,
+    candidate: Candidate,
+    device: Hardware,
+    layers: str | Sequence[str] | None,
+    options: Options,
+) -> Callable[[int], int]:
+    """What sharding saves on each rank; nothing where it is not asked for."""
+    if candidate.placement is None:
+        return lambda rank: 0
+    asked = options | Options(placement=candidate.placement)
+    config = config_for(model, candidate.deployment, layers, asked)
+    sharding = plan_model(model, candidate.deployment, config)
+    require_one_node(sharding, device)
+    return sharding.saved_bytes.__getitem__
+
+
+def _warnings(device: Hardware, assumed: bool) -> tuple[str, ...]:
+    return (
+        *([f"assumed {device.name} devices; give --hardware"] if assumed else []),
+        f"{UTILIZATION:.0%} of the memory is vLLM's (its default); activations, graphs and the "
+        "driver's share are not counted, so that a server holds somewhat fewer tokens",
+    )

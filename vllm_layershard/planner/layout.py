@@ -1,0 +1,43 @@
+"""Layout: the parallel sizes that a user asks for, or those that are assumed."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from vllm_layershard.config import short
+from vllm_layershard.errors import PlanError
+from vllm_layershard.models import Deployment, Model
+from vllm_layershard.plan import ParallelLayout
+
+NODE = 8
+"""Data-parallel ranks that are assumed where no layout is given."""
+
+
+class Layout(NamedTuple):
+    """Tensor, data, prefill-context and pipeline parallelism, and expert parallelism or not."""
+
+    tp: int = 1
+    dp: int = 1
+    pcp: int = 1
+    pp: int = 1
+    ep: bool = False
+
+
+def deployment_of(layout: Layout | None, model: Model) -> tuple[Deployment, tuple[str, ...]]:
+    """The deployment, and what was assumed for it: experts are parallel where there are some.
+
+    Raises:
+        PlanError: a size is no whole number or below one, or there are too many ranks.
+    """
+    if layout is None:
+        experts = " with expert parallelism" if model.is_moe else ""
+        note = (
+            f"assumed one node of {NODE} data-parallel ranks{experts}; "
+            "give --tp, --dp, --pcp, --pp or --ep to plan another layout"
+        )
+        return Deployment(ParallelLayout(dp=NODE), ep=model.is_moe), (note,)
+    tp, dp, pcp, pp, ep = layout
+    for name, size in zip(Layout._fields, (tp, dp, pcp, pp), strict=False):
+        if type(size) is not int:
+            raise PlanError(f"{name} = {short(size)}: a parallel size is a whole number")
+    return Deployment(ParallelLayout(tp=tp, dp=dp, pcp=pcp, pp=pp), ep=bool(ep)), ()

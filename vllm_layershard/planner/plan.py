@@ -1,0 +1,99 @@
+"""Plan: what sharding saves on each rank, and whether the movement hides."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Unpack
+
+from vllm_layershard.config import LayerShardConfig
+from vllm_layershard.errors import ConfigError
+from vllm_layershard.estimate import Hardware, PhaseName, forecast
+from vllm_layershard.estimate.capacity import may_fit
+from vllm_layershard.models import Sharding
+from vllm_layershard.planner.hardware import device_of
+from vllm_layershard.planner.layout import Layout, deployment_of
+from vllm_layershard.planner.load import sizes_of
+from vllm_layershard.planner.loaded_model import LoadedModel, Progress, evidence_of
+from vllm_layershard.planner.options import AUTO, Options, names_of
+from vllm_layershard.planner.paying import PREFILL, phases_of
+from vllm_layershard.planner.plan_warnings import warnings_on, warnings_on_load
+from vllm_layershard.planner.question import ModelLike, loaded, require_one_source, sharding_of
+from vllm_layershard.planner.results.plan_result import PlanResult
+from vllm_layershard.planner.serve_command import launch_warnings
+
+
+def plan_model(
+    model: ModelLike,
+    layers: str | Sequence[str] | None = None,
+    layout: Layout | None = None,
+    *,
+    config: LayerShardConfig | None = None,
+    hardware: str | Hardware | None = None,
+    tokens: int | None = None,
+    sequences: int | None = None,
+    context: int | None = None,
+    hide_in: str | Sequence[str] | None = None,
+    kv_cache_dtype: str = "auto",
+    exact: bool = False,
+    progress: Progress | None = None,
+    traced: bool = False,
+    **options: Unpack[Options],
+) -> PlanResult:
+    """Plan a model as `layershard plan` does.
+
+    `layers` are dotted suffixes of linears; None: the default ones; "auto": those that save most
+    while each phase of `hide_in` stays hidden. `options` are keys of the configuration. `config`
+    says both at once. Without `layout` or `hardware` the result says what was assumed.
+
+    The forwards that are simulated are a prefill of `tokens` on each rank, and a decode of
+    `sequences` on each rank, each after `context` tokens; with their timelines if `traced`.
+    `exact` asks the Hub for the checkpoint's safetensors headers where they are not at hand, and
+    calls `progress` with how many of how many files have been asked for.
+
+    Raises:
+        ConfigError: an argument's value is not valid.
+        PlanError: the layout, the names or the step do not fit the model.
+        ModelError: the model is not known or cannot be read.
+        HardwareError: the device is not known, or lacks a number that "auto" needs.
+    """
+    phases = None if hide_in is None else phases_of(hide_in)
+    require_one_source(config, layers, options)
+    sizes = sizes_of(tokens, sequences, context)
+    device = device_of(hardware)
+    found = loaded(model)
+    if layers is not None and names_of(layers) == [AUTO]:
+        sharding, assumed = _chosen(found, layout, options, device, sizes, phases or PREFILL)
+    elif phases is not None:
+        raise ConfigError("--hide-in goes with --layers auto or --check")
+    else:
+        sharding, assumed = sharding_of(found, layout, config, layers, options)
+    sharding.tokens_gained(kv_cache_dtype)  # refuses a dtype before anything is simulated
+    if hardware is None:
+        assumed = (*assumed, f"assumed {device.name} devices for the times; give --hardware")
+    expected = forecast(sharding, device, **sizes, traced=traced)
+    evidence, notes = evidence_of(found, exact=exact, progress=progress)
+    warnings = (
+        *assumed,
+        *notes,
+        *warnings_on(sharding, device),
+        *warnings_on_load(sharding, device, expected.batches["decode"], kv_cache_dtype),
+        *(launch_warnings(sharding) if may_fit(expected.fit) else ()),
+    )
+    return PlanResult(sharding, expected, evidence, kv_cache_dtype, warnings)
+
+
+def _chosen(
+    found: LoadedModel,
+    layout: Layout | None,
+    options: Options,
+    device: Hardware,
+    sizes: Mapping[str, int],
+    phases: Sequence[PhaseName],
+) -> tuple[Sharding, tuple[str, ...]]:
+    """The plan of the layers that the planner chooses, and what was assumed for it and chosen."""
+    from vllm_layershard.planner.auto import Conditions, chosen_sharding
+
+    deployment, assumed = deployment_of(layout, found.model)
+    conditions = Conditions(device, sizes, phases)
+    sharding, note = chosen_sharding(found.model, deployment, options, conditions)
+    return sharding, (*assumed, *found.model.notes, note)

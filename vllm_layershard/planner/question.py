@@ -1,0 +1,62 @@
+"""Question: what is asked of the planner, read: the model, the layout and the configuration."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from vllm_layershard.config import LayerShardConfig, short
+from vllm_layershard.errors import ConfigError
+from vllm_layershard.models import Sharding, plan_model
+from vllm_layershard.planner.layout import Layout, deployment_of
+from vllm_layershard.planner.loaded_model import LoadedModel, load_model
+from vllm_layershard.planner.options import Options, config_for
+
+ModelLike = LoadedModel | str | os.PathLike[str]
+"""A model, or what `load_model` takes."""
+
+
+def loaded(model: ModelLike) -> LoadedModel:
+    """The model, loaded if it is not yet."""
+    return model if isinstance(model, LoadedModel) else load_model(model)
+
+
+def require_one_source(
+    config: LayerShardConfig | None, layers: str | Sequence[str] | None, options: Options
+) -> None:
+    """Refuse a configuration beside what it says already.
+
+    Raises:
+        ConfigError: there are both, or the configuration is none.
+    """
+    if config is None:
+        return
+    if not isinstance(config, LayerShardConfig):
+        raise ConfigError(
+            f"config = {short(config)}: is no LayerShardConfig; make one, or give layers and "
+            "options"
+        )
+    if layers is not None or options:
+        beside = ", ".join([*(["layers"] if layers is not None else []), *options])
+        raise ConfigError(
+            f"config says all of the sharding: leave out {beside}, or leave out config"
+        )
+
+
+def sharding_of(
+    found: LoadedModel,
+    layout: Layout | None,
+    config: LayerShardConfig | None,
+    layers: str | Sequence[str] | None,
+    options: Options,
+) -> tuple[Sharding, tuple[str, ...]]:
+    """The plan, and what was assumed for it.
+
+    Raises:
+        ConfigError: an option's value is not valid.
+        PlanError: the layout or the names do not fit the model.
+    """
+    deployment, assumed = deployment_of(layout, found.model)
+    if config is None:
+        config = config_for(found.model, deployment, layers, options)
+    return plan_model(found.model, deployment, config), (*assumed, *found.model.notes)

@@ -1,0 +1,22 @@
+"""Document: a typed result as plain data of JSON's types, schema_version 1.
+
+Keys are added, never renamed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+SCHEMA_VERSION: Final = 1
+
+
+def plain(value: Any) -> Any:
+    """A record as an object of its fields, a tuple as a list, and so on down."""
+    if isinstance(value, tuple):
+        if hasattr(value, "_fields"):
+            return {name: plain(getattr(value, name)) for name in value._fields}
+        return [plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    return value

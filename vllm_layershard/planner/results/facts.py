@@ -1,0 +1,83 @@
+"""Facts: what every answer says first, of the model, the layout, the sharding and its groups."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from vllm_layershard.config import Placement, TransportChoice, TransportName
+from vllm_layershard.models import Evidence, GroupPlan, Sharding
+from vllm_layershard.planner.layout import Layout
+
+
+class ModelFacts(NamedTuple):
+    """The model, and where its config.json came from; `revision` is a commit, if anyone said it."""
+
+    name: str
+    source: str
+    revision: str | None
+    architecture: str
+    num_layers: int
+    dtype: str
+    quantization: str
+
+
+class ShardingFacts(NamedTuple):
+    """The configuration as planned. `movement` is how weights move; None where none does."""
+
+    layers: tuple[str, ...]
+    prefetch_step: int
+    layer_stride: int
+    keep_first: bool
+    placement: Placement
+    transport: TransportChoice
+    movement: TransportName | None
+    slice_bytes: int
+
+
+class GroupFacts(NamedTuple):
+    """The groups that obey one plan: the global ranks of each, and the plan's digest."""
+
+    pp_stage: int
+    tp_replicated: bool
+    ranks: tuple[tuple[int, ...], ...]
+    digest: str
+
+
+def model_facts(sharding: Sharding, evidence: Evidence) -> ModelFacts:
+    """What is planned."""
+    model = sharding.model
+    return ModelFacts(
+        name=model.name,
+        source=model.source,
+        revision=evidence.revision,
+        architecture=model.architecture,
+        num_layers=model.num_layers,
+        dtype=model.dtype,
+        quantization=model.quantization,
+    )
+
+
+def layout_of(sharding: Sharding) -> Layout:
+    """Over which ranks."""
+    sizes = sharding.deployment.layout
+    return Layout(sizes.tp, sizes.dp, sizes.pcp, sizes.pp, sharding.deployment.ep)
+
+
+def sharding_facts(sharding: Sharding) -> ShardingFacts:
+    """With which configuration."""
+    config = sharding.config
+    return ShardingFacts(
+        layers=config.layers,
+        prefetch_step=config.prefetch_step,
+        layer_stride=config.layer_stride,
+        keep_first=config.keep_first,
+        placement=config.placement,
+        transport=config.transport,
+        movement=sharding.transport_name,
+        slice_bytes=config.slice_bytes,
+    )
+
+
+def group_facts(group: GroupPlan) -> GroupFacts:
+    """Which ranks share."""
+    return GroupFacts(group.pp_stage, group.tp_replicated, group.ranks, group.plan.digest())

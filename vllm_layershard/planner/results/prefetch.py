@@ -1,0 +1,96 @@
+"""Prefetch: whether the movement hides, in the two phases that are looked at."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from vllm_layershard.estimate import Abstention, Estimate, Forecast, Phase, PhaseName
+from vllm_layershard.models import Batch
+
+
+class PhaseTimes(NamedTuple):
+    """Times of one forward in microseconds; None, and `hidden` too, where nothing is estimated.
+
+    `compute_us` is the forward without sharding, `fetch_us` the movements alone, `exposed_us` by
+    how much the forward gets longer, of which `stalled_us` is waiting. The time with `keep_first`
+    is None where that is not worth it.
+    """
+
+    phase: PhaseName
+    tokens: int
+    context: float
+    compute_us: float | None = None
+    fetch_us: float | None = None
+    exposed_us: float | None = None
+    stalled_us: float | None = None
+    link_bound: bool | None = None
+    hidden: bool | None = None
+    recommended_step: int | None = None
+    keep_first_exposed_us: float | None = None
+
+
+class Prefetch(NamedTuple):
+    """The verdict and the phases. `lacking` names the numbers that the device lacks for times.
+
+    `break_even_tokens` are the fewest prefill tokens a rank that hide the movement; None if no
+    number does, or nothing is estimated.
+    """
+
+    recommended_step: int | None
+    verdict: str
+    phases: tuple[PhaseTimes, ...]
+    break_even_tokens: int | None
+    hardware: str
+    assumptions: tuple[str, ...]
+    sources: tuple[str, ...]
+    lacking: tuple[str, ...]
+
+
+def prefetch_of(forecast: Forecast) -> Prefetch:
+    """What is estimated; None, or empty, where a number is lacking."""
+    match forecast:
+        case Estimate():
+            return Prefetch(
+                recommended_step=forecast.recommended_step,
+                verdict=forecast.verdict,
+                phases=tuple(map(_times, forecast.phases)),
+                break_even_tokens=forecast.break_even_tokens,
+                hardware=forecast.hardware.name,
+                assumptions=forecast.assumptions,
+                sources=forecast.hardware.sources,
+                lacking=(),
+            )
+        case Abstention():
+            return Prefetch(
+                recommended_step=None,
+                verdict=forecast.verdict,
+                phases=tuple(_unknown(name, batch) for name, batch in forecast.batches.items()),
+                break_even_tokens=None,
+                hardware=forecast.hardware.name,
+                assumptions=(),
+                sources=forecast.hardware.sources,
+                lacking=forecast.lacking,
+            )
+
+
+def _times(phase: Phase) -> PhaseTimes:
+    forward, kept = phase.asked.forward, phase.kept
+    return _unknown(phase.name, phase.batch)._replace(
+        compute_us=_microseconds(forward.compute),
+        fetch_us=_microseconds(forward.fetch),
+        exposed_us=_microseconds(forward.exposed),
+        stalled_us=_microseconds(forward.stalled),
+        link_bound=forward.link_bound,
+        hidden=phase.hidden,
+        recommended_step=phase.best.step,
+        keep_first_exposed_us=None if kept is None else _microseconds(kept.forward.exposed),
+    )
+
+
+def _unknown(name: PhaseName, batch: Batch) -> PhaseTimes:
+    """A phase of which nothing is estimated."""
+    return PhaseTimes(name, batch.tokens, batch.context)
+
+
+def _microseconds(seconds: float) -> float:
+    return round(seconds * 1e6, 1)
