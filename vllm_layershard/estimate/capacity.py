@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from vllm_layershard.errors import HardwareError
@@ -75,8 +74,7 @@ def exceeding(fit: Fit, hardware: Hardware) -> str:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Capacity:
+class Capacity(NamedTuple):
     """What one deployment holds; per-rank figures are those of the rank that limits the cache.
 
     That is the rank with room for the fewest tokens; the fullest one, where no rank keeps anything
@@ -126,10 +124,12 @@ def capacity(
         model.weight_bytes(deployment, rank).total - saved_bytes(rank)
         for rank in range(layout.world_size)
     ]
+    stage_kv_bytes = [
+        model.kv_bytes_per_token(kv_cache_dtype, layers, deployment) for layers in stages
+    ]
     room: list[tuple[int, int]] = []
     for rank, weights in enumerate(held):
-        layers = stages[layout.stage_of(rank)]
-        per_token = model.kv_bytes_per_token(kv_cache_dtype, layers, deployment)
+        per_token = stage_kv_bytes[layout.stage_of(rank)]
         if per_token:
             room.append((max(0, budget - weights) // per_token, rank))
     tokens, tightest = min(room, default=(0, held.index(max(held))))

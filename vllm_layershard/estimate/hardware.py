@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from vllm_layershard.config import TransportName
 from vllm_layershard.errors import HardwareError
@@ -21,8 +21,7 @@ LowBitFormat = Literal["fp8", "int8"]
 """The eight-bit format that a device computes in."""
 
 
-@dataclass(frozen=True, slots=True)
-class Figure:
+class Figure(NamedTuple):
     """One number of a device, in the unit that its field says."""
 
     value: float

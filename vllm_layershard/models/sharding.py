@@ -55,12 +55,21 @@ class Sharding(NamedTuple):
 
     def kv_bytes_per_token(self, kv_cache_dtype: str, rank: int) -> int:
         """Cache bytes of one token on a global rank: of its stage's layers."""
-        layers = self._layers_of(rank)
+        layers = self._stages[self.deployment.layout.stage_of(rank)]
         return self.model.kv_bytes_per_token(kv_cache_dtype, layers, self.deployment)
 
-    def state_bytes_per_sequence(self, rank: int) -> int:
-        """Bytes that a global rank keeps of each sequence, however long it is."""
-        return self.model.state_bytes_per_sequence(self._layers_of(rank), self.deployment)
+    def stage_kv_bytes(self, kv_cache_dtype: str) -> tuple[int, ...]:
+        """Cache bytes of one token on a rank of each pipeline stage: of the stage's layers."""
+        return tuple(
+            self.model.kv_bytes_per_token(kv_cache_dtype, layers, self.deployment)
+            for layers in self._stages
+        )
+
+    def stage_state_bytes(self) -> tuple[int, ...]:
+        """Bytes that a rank of each pipeline stage keeps of each sequence, however long it is."""
+        return tuple(
+            self.model.state_bytes_per_sequence(layers, self.deployment) for layers in self._stages
+        )
 
     def tokens_gained(self, kv_cache_dtype: str) -> int:
         """Whole cache tokens that every rank can hold more: vLLM takes the minimum over ranks.
@@ -68,15 +77,16 @@ class Sharding(NamedTuple):
         A rank whose layers keep nothing of a token does not limit them; 0 if none keeps anything.
         """
         gained: list[int] = []
+        stage_kv_bytes = self.stage_kv_bytes(kv_cache_dtype)
         for rank, saved in enumerate(self.saved_bytes):
-            per_token = self.kv_bytes_per_token(kv_cache_dtype, rank)
+            per_token = stage_kv_bytes[self.deployment.layout.stage_of(rank)]
             if per_token:
                 gained.append(int(saved / per_token) if saved < 0 else saved // per_token)
         return min(gained, default=0)
 
-    def _layers_of(self, rank: int) -> Sequence[int]:
-        layout = self.deployment.layout
-        return stage_layers(self.model.num_layers, layout.pp)[layout.stage_of(rank)]
+    @property
+    def _stages(self) -> Sequence[Sequence[int]]:
+        return stage_layers(self.model.num_layers, self.deployment.layout.pp)
 
 
 def require_experts(model: Model, deployment: Deployment) -> None:

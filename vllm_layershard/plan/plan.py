@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from vllm_layershard.config import Placement
@@ -112,7 +112,7 @@ class Plan:
 
     def document(self) -> dict[str, Any]:
         """The whole plan as plain data, with the version that made it."""
-        return {"version": __version__, **json.loads(json.dumps(asdict(self)))}
+        return {"version": __version__, **json.loads(json.dumps(_fields(self), default=_fields))}
 
     def digest(self) -> str:
         """SHA-256 of the document: equal digests mean equal launches on every rank."""
@@ -120,6 +120,11 @@ class Plan:
         import hashlib  # loads OpenSSL, which the planner does not need
 
         return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _fields(record: Any) -> dict[str, Any]:
+    """The fields of a dataclass, not copied: asdict copies every number, one after another."""
+    return {field.name: getattr(record, field.name) for field in fields(record)}
 
 
 def build_plan(

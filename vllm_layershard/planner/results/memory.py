@@ -104,10 +104,9 @@ def memory_of(sharding: Sharding, fit: Fit | None) -> Memory:
 
 def kv_cache_of(sharding: Sharding, kv_cache_dtype: str) -> KvCache:
     """The cache of the whole deployment."""
-    ranks = range(sharding.deployment.layout.world_size)
     return KvCache(
         dtype=sharding.model.cache_dtype(kv_cache_dtype),
-        bytes_per_token=max(sharding.kv_bytes_per_token(kv_cache_dtype, r) for r in ranks),
-        state_bytes_per_sequence=max(sharding.state_bytes_per_sequence(r) for r in ranks),
+        bytes_per_token=max(sharding.stage_kv_bytes(kv_cache_dtype)),
+        state_bytes_per_sequence=max(sharding.stage_state_bytes()),
         tokens_gained=sharding.tokens_gained(kv_cache_dtype),
     )

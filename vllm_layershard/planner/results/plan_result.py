@@ -3,35 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from vllm_layershard.estimate import Estimate, Forecast
 from vllm_layershard.estimate.capacity import may_fit
 from vllm_layershard.models import Evidence, Sharding
-from vllm_layershard.planner.layout import Layout
 from vllm_layershard.planner.paying import PREFILL, failures_of, phases_of
-from vllm_layershard.planner.results.checkpoint import StoredCheckpoint, checkpoint_of
 from vllm_layershard.planner.results.document import SCHEMA_VERSION, plain
-from vllm_layershard.planner.results.facts import (
-    GroupFacts,
-    ModelFacts,
-    ShardingFacts,
-    group_facts,
-    layout_of,
-    model_facts,
-    sharding_facts,
-)
-from vllm_layershard.planner.results.memory import (
-    KvCache,
-    Memory,
-    SeriesBytes,
-    kv_cache_of,
-    memory_of,
-    series_bytes,
-)
-from vllm_layershard.planner.results.prefetch import Prefetch, prefetch_of
 from vllm_layershard.planner.serve_command import launch_command
 from vllm_layershard.version import __version__
+
+if TYPE_CHECKING:
+    from vllm_layershard.planner.layout import Layout
+    from vllm_layershard.planner.results.checkpoint import StoredCheckpoint
+    from vllm_layershard.planner.results.facts import GroupFacts, ModelFacts, ShardingFacts
+    from vllm_layershard.planner.results.memory import KvCache, Memory, SeriesBytes
+    from vllm_layershard.planner.results.prefetch import Prefetch
 
 _SECTIONS: Final = (
     "model",
@@ -54,7 +41,8 @@ class PlanResult(NamedTuple):
     """What sharding saves on each rank, and whether the movement hides.
 
     Each key of the document is an attribute of the same name, with the same value. `planned` and
-    `forecast` are what the planner itself works with; they may change with any version.
+    `forecast` are what the planner itself works with; they may change with any version. The records
+    are imported where one is asked for: the command line's tables want none of them.
     """
 
     planned: Sharding
@@ -66,42 +54,60 @@ class PlanResult(NamedTuple):
     @property
     def model(self) -> ModelFacts:
         """The model, and where its config.json came from."""
+        from vllm_layershard.planner.results.facts import model_facts
+
         return model_facts(self.planned, self.evidence)
 
     @property
     def parallel(self) -> Layout:
         """The layout, given or assumed."""
+        from vllm_layershard.planner.results.facts import layout_of
+
         return layout_of(self.planned)
 
     @property
     def sharding(self) -> ShardingFacts:
         """The configuration, given or chosen."""
+        from vllm_layershard.planner.results.facts import sharding_facts
+
         return sharding_facts(self.planned)
 
     @property
     def series(self) -> tuple[SeriesBytes, ...]:
         """The bytes of every series."""
+        from vllm_layershard.planner.results.memory import series_bytes
+
         groups = self.planned.groups
         return tuple(series_bytes(group, one) for group in groups for one in group.plan.series)
 
     @property
     def checkpoint(self) -> StoredCheckpoint | None:
         """What the model's files store; None where their headers were not read."""
+        if self.evidence.comparison is None:
+            return None
+        from vllm_layershard.planner.results.checkpoint import checkpoint_of
+
         return checkpoint_of(self.planned, self.evidence)
 
     @property
     def memory(self) -> Memory:
         """The weights of every rank, and whether they fit."""
+        from vllm_layershard.planner.results.memory import memory_of
+
         return memory_of(self.planned, self.forecast.fit)
 
     @property
     def kv_cache(self) -> KvCache:
         """The tokens that are gained."""
+        from vllm_layershard.planner.results.memory import kv_cache_of
+
         return kv_cache_of(self.planned, self.kv_cache_dtype)
 
     @property
     def prefetch(self) -> Prefetch:
         """The verdict and the times."""
+        from vllm_layershard.planner.results.prefetch import prefetch_of
+
         return prefetch_of(self.forecast)
 
     @property
@@ -122,6 +128,8 @@ class PlanResult(NamedTuple):
     @property
     def groups(self) -> tuple[GroupFacts, ...]:
         """The ranks that share, and the digest of the plan that they obey."""
+        from vllm_layershard.planner.results.facts import group_facts
+
         return tuple(map(group_facts, self.planned.groups))
 
     @property
