@@ -1,15 +1,17 @@
-"""Blueprint: what a family says about one model. `model.py` makes a Model of it."""
+"""Blueprint: what the planner reads of one model in its config.json, whatever its family."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from vllm_layershard.models.deployment import Deployment
-from vllm_layershard.models.kv_cache import LayerCache
-from vllm_layershard.models.operation import Batch
+from vllm_layershard.models.parts.attention import Attention
+from vllm_layershard.models.parts.experts import Experts
+from vllm_layershard.models.parts.feed_forward import FeedForward, Router
 from vllm_layershard.models.quantization import Quantization
-from vllm_layershard.models.shape import Shape, Vector
+from vllm_layershard.models.shape import Shape, SplitSize, Vector
 
 MAX_LAYERS = 1024
 """More hidden layers than any model has."""
@@ -18,87 +20,67 @@ MAX_EXPERTS = 1 << 16
 """More routed experts in a layer than any model has."""
 
 
-class Moe(NamedTuple):
-    """The routed experts of every layer that `layers` marks: gated MLPs, up, gate and down.
+class Segment(NamedTuple):
+    """An attention and what follows it, with a norm of the model's width before each of the two.
 
-    `name` is their module's within the layer, `bias` whether their products have one.
+    `mlps` are in forward order. Where one is a router the model's routed experts follow it.
     """
 
-    experts: int
-    topk: int
-    intermediate: int
-    layers: tuple[bool, ...]
-    name: str = "mlp.experts"
-    bias: bool = False
+    attention: Attention
+    mlps: tuple[FeedForward, ...]
+
+    def shapes(self, hidden: int, deployment: Deployment) -> Iterator[Shape]:
+        """Its linears in forward order, as one rank holds them."""
+        yield from self.attention.shapes(hidden, deployment.layout.tp)
+        for mlp in self.mlps:
+            yield from mlp.shapes(hidden, deployment)
+
+    def vectors(self, hidden: int, dtype: str, tp: int) -> Iterator[Vector]:
+        """All its other parameters, without the routed experts'."""
+        yield Vector("norms", 2 * hidden, dtype)
+        yield from self.attention.vectors(dtype, tp)
+        for mlp in self.mlps:
+            yield from mlp.vectors()
+
+    @property
+    def is_routed(self) -> bool:
+        """Whether it has routed experts."""
+        return any(isinstance(mlp, Router) for mlp in self.mlps)
 
 
-class Work(NamedTuple):
-    """What attention costs in one layer on one rank: products, and bytes of cache and activations.
+Layer = tuple[Segment, ...]
+"""A decoder layer: one segment, or several that follow one another."""
 
-    `flops` counts a multiply-add as two.
+
+@dataclass(frozen=True, slots=True, eq=False)  # by identity: what is derived from one is kept
+class Blueprint:
+    """One model, as a family's reader makes it of the config.json; draft (MTP) layers are left out.
+
+    `hidden` is the width of the residual stream, `vocab` the tokens before padding. `tied`: the
+    output head is the embedding. `dtype` is that of what is not quantised. `split` are the sizes
+    that tensor parallelism divides. `notes`: what had to be assumed. `stem` is the name of the
+    list of decoder layers.
     """
 
-    flops: float
-    moved_bytes: float
+    layers: tuple[Layer, ...]
+    hidden: int
+    vocab: int
+    dtype: str
+    quantization: Quantization
+    split: tuple[SplitSize, ...]
+    experts: Experts | None = None
+    tied: bool = False
+    notes: tuple[str, ...] = ()
+    stem: str = "model.layers"
 
+    def __post_init__(self) -> None:
+        assert self.experts is not None or not any(map(self.is_routed, range(len(self.layers))))
 
-class Blueprint(Protocol):
-    """Sizes and names of one model, from its config.json; all per-rank ones as vLLM builds them."""
+    def is_routed(self, layer_id: int) -> bool:
+        """Whether a layer has routed experts."""
+        return any(segment.is_routed for segment in self.layers[layer_id])
 
-    def __hash__(self) -> int:
-        """Blueprints are frozen: what is derived from one is kept."""
-
-    @property
-    def layers(self) -> int:
-        """Hidden layers, without draft (MTP) layers."""
-
-    @property
-    def stem(self) -> str:
-        """The name of the list of decoder layers: `model.layers`."""
-
-    @property
-    def hidden(self) -> int:
-        """Width of the residual stream."""
-
-    @property
-    def vocab(self) -> int:
-        """Tokens, before padding."""
-
-    @property
-    def tied(self) -> bool:
-        """Whether the output head is the embedding."""
-
-    @property
-    def dtype(self) -> str:
-        """Of what is not quantised."""
-
-    @property
-    def quantization(self) -> Quantization:
-        """Of the checkpoint."""
-
-    @property
-    def moe(self) -> Moe | None:
-        """Routed experts, None in a dense model."""
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What had to be assumed while reading the config."""
-
-    def check_split(self, deployment: Deployment) -> None:
-        """Refuse a layout that cannot split this model, other than for its experts and vocabulary.
-
-        Raises:
-            PlanError: names the size that does not divide.
-        """
-
-    def shapes(self, layer_id: int, deployment: Deployment) -> Iterator[Shape]:
-        """The linears of one layer in forward order, as one rank holds them."""
-
-    def vectors(self, layer_id: int, deployment: Deployment) -> Iterator[Vector]:
-        """All other parameters of one layer, without its routed experts'."""
-
-    def cache(self, layer_id: int, deployment: Deployment) -> LayerCache:
-        """What the layer keeps of each token."""
-
-    def attention(self, layer_id: int, deployment: Deployment, batch: Batch) -> Work:
-        """What attention costs beside the linears that are not absorbed in it."""
+    def vectors(self, layer_id: int, tp: int) -> Iterator[Vector]:
+        """All parameters of one layer that are no linear's and no routed expert's."""
+        for segment in self.layers[layer_id]:
+            yield from segment.vectors(self.hidden, self.dtype, tp)

@@ -1,4 +1,4 @@
-"""Cache: what one layer keeps of each token on one rank, in bytes."""
+"""AttentionCache: what one attention keeps of each token on one rank, in bytes."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _INDEXER_SCALE_BLOCK: Final = 128
 """Elements of the indexer's key that share a float32 scale. Source: deepseek_v2.py, `Indexer`."""
 
 
-class LayerCache(Protocol):
-    """The cache of one layer on one rank."""
+class AttentionCache(Protocol):
+    """The cache of one attention on one rank."""
 
     @property
     def state_bytes(self) -> int:
@@ -29,20 +29,16 @@ class LayerCache(Protocol):
         """Bytes of one token; `dtype` is the model's, for `auto`.
 
         Raises:
-            ConfigError: a cache dtype whose bytes are not known for this layer.
+            ConfigError: a cache dtype whose bytes are not known for this attention.
         """
 
 
 class HeadsCache(NamedTuple):
-    """Keys and values of the heads that are on one rank; sizes in elements.
-
-    `window`: tokens that the layer looks back at, None for all.
-    """
+    """Keys and values of the heads that are on one rank; sizes in elements."""
 
     heads: int
     key_dim: int
     value_dim: int
-    window: int | None = None
     state_bytes: int = 0
 
     def bytes_per_token(self, kv_cache_dtype: str, dtype: str) -> int:
@@ -55,7 +51,7 @@ class LatentCache(NamedTuple):
     """MLA: one compressed key-value and one rope key for all heads, whole on every rank.
 
     `indexer_dim`: elements of the sparse indexer's key; 0 where the layer has none. `sparse`:
-    the model attends to the tokens that an indexer chooses.
+    it attends to the tokens that an indexer chooses.
     """
 
     kv_lora: int
@@ -78,24 +74,13 @@ class LatentCache(NamedTuple):
 
 
 class StateCache(NamedTuple):
-    """A layer that keeps nothing of a token, but a state of fixed size for each sequence."""
+    """An attention that keeps nothing of a token, but a state of fixed size for each sequence."""
 
     state_bytes: int
 
     def bytes_per_token(self, kv_cache_dtype: str, dtype: str) -> int:
         """None."""
         return 0
-
-
-class Caches(NamedTuple):
-    """Those of several attentions in one layer."""
-
-    parts: tuple[LayerCache, ...]
-    state_bytes: int = 0
-
-    def bytes_per_token(self, kv_cache_dtype: str, dtype: str) -> int:
-        """The sum."""
-        return sum(part.bytes_per_token(kv_cache_dtype, dtype) for part in self.parts)
 
 
 def _element_bytes(kv_cache_dtype: str, dtype: str, fp8: tuple[str, ...]) -> int:

@@ -5,19 +5,15 @@ Draft (MTP) layers are no part of it: vLLM loads them for speculation only.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 from vllm_layershard.models.blueprint import Blueprint
 from vllm_layershard.models.deployment import Deployment
 from vllm_layershard.models.dtypes import DTYPE_BYTES
-from vllm_layershard.models.layer_weights import (
-    layer_experts,
-    layer_linears,
-    require_experts_divide,
-)
-from vllm_layershard.models.shape import require_divisible
+from vllm_layershard.models.kv_cache import AttentionCache
+from vllm_layershard.models.layer_weights import layer_experts, layer_linears
+from vllm_layershard.models.shape import SplitSize, require_split
 from vllm_layershard.plan import Linear, ParallelLayout, stage_layers
 
 VOCAB_PADDING: Final = 64
@@ -35,7 +31,7 @@ class WeightBytes(NamedTuple):
     experts: int
     norms: int
     derived: int
-    """What vLLM computes from the weights at load and keeps beside them (see each family)."""
+    """What vLLM computes from the weights at load and keeps beside them: see `weight_bytes`."""
 
     @property
     def total(self) -> int:
@@ -44,8 +40,7 @@ class WeightBytes(NamedTuple):
         return sum(parts)
 
 
-@dataclass(frozen=True, slots=True)
-class Model:
+class Model(NamedTuple):
     """One model, from its config.json, on any deployment.
 
     `stored_cache_dtype`: the cache dtype that its checkpoint asks for, where nobody names one.
@@ -60,7 +55,7 @@ class Model:
     @property
     def num_layers(self) -> int:
         """Hidden layers, without draft layers."""
-        return self.blueprint.layers
+        return len(self.blueprint.layers)
 
     @property
     def dtype(self) -> str:
@@ -79,12 +74,12 @@ class Model:
     @property
     def is_moe(self) -> bool:
         """vLLM keeps data-parallel ranks in lockstep only if so."""
-        return self.blueprint.moe is not None
+        return self.blueprint.experts is not None
 
     @property
     def experts(self) -> int:
         """Routed experts of a layer; 0 if there are none."""
-        return self.blueprint.moe.experts if self.blueprint.moe is not None else 0
+        return self.blueprint.experts.experts if self.blueprint.experts is not None else 0
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -96,12 +91,13 @@ class Model:
         """Weights that a checkpoint stores, without draft layers and quantisation scales."""
         b = self.blueprint
         total = b.vocab * b.hidden * (1 if b.tied else 2) + b.hidden
-        for layer_id in range(b.layers):
-            total += sum(shape.parameters for shape in b.shapes(layer_id, _WHOLE))
-            total += sum(vector.elements for vector in b.vectors(layer_id, _WHOLE))
-            if b.moe is not None and b.moe.layers[layer_id]:
-                biases = 2 * b.moe.intermediate + b.hidden if b.moe.bias else 0
-                total += b.moe.experts * (3 * b.moe.intermediate * b.hidden + biases)
+        for layer_id, layer in enumerate(b.layers):
+            total += sum(
+                s.parameters for segment in layer for s in segment.shapes(b.hidden, _WHOLE)
+            )
+            total += sum(vector.elements for vector in b.vectors(layer_id, tp=1))
+            if b.experts is not None and b.is_routed(layer_id):
+                total += b.experts.parameters(b.hidden)
         return total
 
     def linears(self, deployment: Deployment) -> tuple[Linear, ...]:
@@ -114,7 +110,8 @@ class Model:
         return tuple(
             linear
             for layer_id in range(self.num_layers)
-            for _, linear in layer_linears(self.blueprint, layer_id, deployment)
+            for segment in layer_linears(self.blueprint, layer_id, deployment)
+            for _, linear in segment
         )
 
     def weight_bytes(self, deployment: Deployment, rank: int) -> WeightBytes:
@@ -127,10 +124,15 @@ class Model:
         self._check(deployment)
         b, layout = self.blueprint, deployment.layout
         stage, last = layout.stage_of(rank), layout.pp - 1
-        layers = stage_layers(b.layers, layout.pp)[stage]
+        layers = stage_layers(len(b.layers), layout.pp)[stage]
         element = DTYPE_BYTES[b.dtype]
         vocab = -(-b.vocab // VOCAB_PADDING) * VOCAB_PADDING // layout.tp * b.hidden * element
-        held = [pair for layer_id in layers for pair in layer_linears(b, layer_id, deployment)]
+        held = [
+            pair
+            for layer_id in layers
+            for segment in layer_linears(b, layer_id, deployment)
+            for pair in segment
+        ]
         absorbed = [(s, x) for s, x in held if s.absorbed and len(x.tensors) > 1]
         return WeightBytes(
             embedding=vocab if stage == 0 or (b.tied and stage == last) else 0,
@@ -142,7 +144,7 @@ class Model:
             norms=sum(
                 vector.elements * DTYPE_BYTES[vector.dtype]
                 for layer_id in layers
-                for vector in b.vectors(layer_id, deployment)
+                for vector in b.vectors(layer_id, layout.tp)
             )
             + (b.hidden * element if stage == last else 0),
             derived=sum(s.rows * s.inner * element for s, _ in absorbed),
@@ -156,21 +158,26 @@ class Model:
         Raises:
             ConfigError: a cache dtype that is not known for this model.
         """
-        b, dtype = self.blueprint, self.cache_dtype(kv_cache_dtype)
+        dtype = self.cache_dtype(kv_cache_dtype)
         return sum(
-            b.cache(layer_id, deployment).bytes_per_token(dtype, b.dtype) for layer_id in layers
+            cache.bytes_per_token(dtype, self.dtype) for cache in self._caches(layers, deployment)
         )
 
     def state_bytes_per_sequence(self, layers: Sequence[int], deployment: Deployment) -> int:
         """Bytes that these layers keep of each sequence on one rank, however long it is."""
-        return sum(self.blueprint.cache(i, deployment).state_bytes for i in layers)
+        return sum(cache.state_bytes for cache in self._caches(layers, deployment))
+
+    def _caches(self, layers: Sequence[int], deployment: Deployment) -> Iterator[AttentionCache]:
+        for layer_id in layers:
+            for segment in self.blueprint.layers[layer_id]:
+                yield segment.attention.cache(self.dtype, deployment.layout.tp)
 
     def _check(self, deployment: Deployment) -> None:
         b, tp = self.blueprint, deployment.layout.tp
-        b.check_split(deployment)
         vocab = -(-b.vocab // VOCAB_PADDING) * VOCAB_PADDING
-        require_divisible(tp, {"the padded vocabulary": vocab})
-        if b.moe is not None:
-            require_experts_divide(b.moe, deployment)
-            for layer_id in [i for i, has in enumerate(b.moe.layers) if has][:1]:
+        require_split(tp, b.split)
+        require_split(tp, [SplitSize("the padded vocabulary", vocab)])
+        if b.experts is not None:
+            b.experts.require_split(deployment)
+            for layer_id in [i for i in range(self.num_layers) if b.is_routed(i)][:1]:
                 layer_experts(b, layer_id, deployment, rank=0)  # refuses split blocks

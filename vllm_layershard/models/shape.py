@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 from vllm_layershard.errors import PlanError
@@ -51,12 +51,40 @@ class Vector(NamedTuple):
     dtype: str
 
 
-def require_divisible(tp: int, sizes: Mapping[str, int]) -> None:
-    """Refuse a `tp` that does not divide every size; the keys are those of config.json.
+class SplitSize(NamedTuple):
+    """A size that tensor parallelism splits, by its name in config.json.
+
+    `repeated`: where there are fewer than ranks, several ranks hold the same one.
+    """
+
+    key: str
+    size: int
+    repeated: bool = False
+
+
+def require_split(tp: int, sizes: Iterable[SplitSize]) -> None:
+    """Refuse a `tp` that cannot split every size.
 
     Raises:
-        PlanError: names the first that it does not.
+        PlanError: names the first that it cannot.
     """
-    for key, size in sizes.items():
-        if size % tp:
-            raise PlanError(f"tp = {tp}: does not divide {key} = {size:,}; choose one that does")
+    fewer: list[SplitSize] = []
+    for each in sizes:
+        if each.repeated and each.size < tp:
+            fewer.append(each)
+        elif each.size % tp:
+            raise PlanError(
+                f"tp = {tp}: does not divide {each.key} = {each.size:,}; choose one that does"
+            )
+    for each in fewer:
+        if tp % each.size:
+            raise PlanError(
+                f"tp = {tp}: is no multiple of {each.key} = {each.size}, which are fewer; choose "
+                "one that is"
+            )
+
+
+def per_rank(size: int, tp: int) -> int:
+    """What one of `tp` ranks holds of a size that is split."""
+    assert size % tp == 0, f"{size} over {tp} ranks: the blueprint's `split` lacks it"
+    return size // tp

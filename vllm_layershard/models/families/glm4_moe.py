@@ -5,32 +5,36 @@ Source: vLLM 0.32, model_executor/models/glm4_moe.py.
 
 from __future__ import annotations
 
-from vllm_layershard.models.blueprint import MAX_LAYERS
-from vllm_layershard.models.families.gqa import GqaBlueprint, Router
-from vllm_layershard.models.families.gqa_config import norm_if, read_gqa, read_moe
-from vllm_layershard.models.families.mlp import require_silu
+from vllm_layershard.models.blueprint import MAX_LAYERS, Blueprint, Segment
+from vllm_layershard.models.families.activation import require_silu
+from vllm_layershard.models.families.gqa import mlp_split, norm_if, read_experts, read_gqa
+from vllm_layershard.models.parts.feed_forward import GatedMlp, Router
+from vllm_layershard.models.parts.grouped import GroupedAttention
 from vllm_layershard.models.sources.config_file import ConfigFile
 
 
-def build(architecture: str, config: ConfigFile) -> GqaBlueprint:
+def build(architecture: str, config: ConfigFile) -> Blueprint:
     """Read a model of this family.
 
     Raises:
         ModelError: its config.json is broken or inconsistent.
     """
     require_silu(config)
-    c = read_gqa(config)
+    sizes = read_gqa(config)
     first = config.integer("first_k_dense_replace", low=0, high=MAX_LAYERS)
-    moe = read_moe(config, tuple(i >= first for i in range(c.layers)), experts="n_routed_experts")
-    shared = config.optional_integer("n_shared_experts", low=0, high=1 << 10) or 0
-    return GqaBlueprint(
-        **c.common,
-        heads=c.attention(
-            qkv_bias=config.boolean("attention_bias"),
-            qk_norm=norm_if(config.boolean("use_qk_norm")),
-        ),
-        intermediate=config.integer("intermediate_size"),
-        moe=moe,
-        router=Router(dtype="float32", correction_bias=True),
-        shared_intermediate=shared * moe.intermediate,
+    experts = read_experts(config, "n_routed_experts")
+    shared_experts = config.optional_integer("n_shared_experts", low=0, high=1 << 10) or 0
+    attention = GroupedAttention(
+        sizes.heads,
+        qkv_bias=config.boolean("attention_bias"),
+        qk_norm=norm_if(config.boolean("use_qk_norm")),
+    )
+    mlp = GatedMlp("mlp", config.integer("intermediate_size"))
+    shared = GatedMlp("mlp.shared_experts", shared_experts * experts.intermediate)
+    router = Router("mlp.gate", experts.experts, dtype="float32", correction_bias=True)
+    routed = tuple(i >= first for i in range(sizes.layers))
+    return sizes.blueprint(
+        (Segment(attention, (shared, router) if i else (mlp,)) for i in routed),
+        mlp_split(mlp, routed, shared),
+        experts,
     )

@@ -5,30 +5,28 @@ Source: vLLM 0.32, model_executor/models/minimax_m2.py.
 
 from __future__ import annotations
 
-from vllm_layershard.models.families.gqa import GqaBlueprint, Router
-from vllm_layershard.models.families.gqa_config import read_gqa, read_moe
+from vllm_layershard.models.blueprint import Blueprint, Segment
+from vllm_layershard.models.families.gqa import read_experts, read_gqa
+from vllm_layershard.models.parts.feed_forward import Router
+from vllm_layershard.models.parts.grouped import GroupedAttention
 from vllm_layershard.models.sources.config_file import ConfigFile
 
 
-def build(architecture: str, config: ConfigFile) -> GqaBlueprint:
+def build(architecture: str, config: ConfigFile) -> Blueprint:
     """Read a model of this family.
 
     Raises:
         ModelError: its config.json is broken or inconsistent.
     """
-    c = read_gqa(config)
-    return GqaBlueprint(
-        **c.common,
-        heads=c.attention(qkv_bias=config.boolean("attention_bias"), qk_norm="all"),
-        intermediate=config.integer("intermediate_size"),
-        moe=read_moe(
-            config,
-            (True,) * c.layers,
-            experts="num_local_experts",
-            intermediate="intermediate_size",
-        ),
-        router=Router(
-            dtype="float32",
-            correction_bias=config.boolean("use_routing_bias"),
-        ),
+    sizes = read_gqa(config)
+    bias = config.boolean("attention_bias")
+    width = config.integer("intermediate_size")
+    experts = read_experts(config, "num_local_experts", intermediate=width)
+    router = Router(
+        "mlp.gate",
+        experts.experts,
+        dtype="float32",
+        correction_bias=config.boolean("use_routing_bias"),
     )
+    segment = Segment(GroupedAttention(sizes.heads, qkv_bias=bias, qk_norm="all"), (router,))
+    return sizes.blueprint([segment] * sizes.layers, {}, experts)

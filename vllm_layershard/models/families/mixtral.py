@@ -5,29 +5,25 @@ Source: vLLM 0.32, model_executor/models/mixtral.py.
 
 from __future__ import annotations
 
-from vllm_layershard.models.families.gqa import GqaBlueprint, Router
-from vllm_layershard.models.families.gqa_config import read_gqa, read_moe
+from vllm_layershard.models.blueprint import Blueprint, Segment
+from vllm_layershard.models.families.gqa import read_experts, read_gqa
+from vllm_layershard.models.parts.feed_forward import Router
+from vllm_layershard.models.parts.grouped import GroupedAttention
 from vllm_layershard.models.sources.config_file import ConfigFile
 
 
-def build(architecture: str, config: ConfigFile) -> GqaBlueprint:
+def build(architecture: str, config: ConfigFile) -> Blueprint:
     """Read a model of this family.
 
     Raises:
         ModelError: its config.json is broken or inconsistent.
     """
-    c = read_gqa(config)
+    sizes = read_gqa(config)
     window = config.optional_integer("sliding_window", high=1 << 30)
-    return GqaBlueprint(
-        **c.common,
-        heads=c.attention(windows=(window,) * c.layers),
-        intermediate=config.integer("intermediate_size"),
-        moe=read_moe(
-            config,
-            (True,) * c.layers,
-            experts="num_local_experts",
-            intermediate="intermediate_size",
-            name="block_sparse_moe.experts",
-        ),
-        router=Router(name="block_sparse_moe.gate"),
+    width = config.integer("intermediate_size")
+    experts = read_experts(
+        config, "num_local_experts", intermediate=width, name="block_sparse_moe.experts"
     )
+    router = Router("block_sparse_moe.gate", experts.experts)
+    segment = Segment(GroupedAttention(sizes.heads, window), (router,))
+    return sizes.blueprint([segment] * sizes.layers, {}, experts)

@@ -5,30 +5,34 @@ Source: vLLM 0.32, model_executor/models/qwen3_moe.py.
 
 from __future__ import annotations
 
-from vllm_layershard.models.blueprint import MAX_LAYERS
-from vllm_layershard.models.families.gqa import GqaBlueprint, Router
-from vllm_layershard.models.families.gqa_config import read_gqa, read_moe
-from vllm_layershard.models.families.mlp import require_silu
+from vllm_layershard.models.blueprint import MAX_LAYERS, Blueprint, Segment
+from vllm_layershard.models.families.activation import require_silu
+from vllm_layershard.models.families.gqa import mlp_split, read_experts, read_gqa
+from vllm_layershard.models.parts.feed_forward import GatedMlp, Router
+from vllm_layershard.models.parts.grouped import GroupedAttention
 from vllm_layershard.models.sources.config_file import ConfigFile
 
 
-def build(architecture: str, config: ConfigFile) -> GqaBlueprint:
+def build(architecture: str, config: ConfigFile) -> Blueprint:
     """Read a model of this family.
 
     Raises:
         ModelError: its config.json is broken or inconsistent.
     """
     require_silu(config)
-    c = read_gqa(config)
+    sizes = read_gqa(config)
     if config.optional_integer("shared_expert_intermediate_size", low=0):
         config.fail("shared_expert_intermediate_size", "is not known for this architecture")
     every = config.optional_integer("decoder_sparse_step", high=MAX_LAYERS) or 1
     dense = config.integers("mlp_only_layers", high=MAX_LAYERS)
-    sparse = tuple(i not in dense and (i + 1) % every == 0 for i in range(c.layers))
-    return GqaBlueprint(
-        **c.common,
-        heads=c.attention(qkv_bias=config.boolean("attention_bias"), qk_norm="head"),
-        intermediate=config.integer("intermediate_size"),
-        moe=read_moe(config, sparse, experts="num_experts"),
-        router=Router(quantisable=True),
+    routed = tuple(i not in dense and (i + 1) % every == 0 for i in range(sizes.layers))
+    bias = config.boolean("attention_bias")
+    attention = GroupedAttention(sizes.heads, qkv_bias=bias, qk_norm="head")
+    mlp = GatedMlp("mlp", config.integer("intermediate_size"))
+    experts = read_experts(config, "num_experts")
+    router = Router("mlp.gate", experts.experts, quantisable=True)
+    return sizes.blueprint(
+        (Segment(attention, (router if i else mlp,)) for i in routed),
+        mlp_split(mlp, routed),
+        experts,
     )

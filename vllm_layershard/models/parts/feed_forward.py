@@ -1,0 +1,85 @@
+"""FeedForward: what follows an attention: gated MLPs, and a router with its experts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+from vllm_layershard.models.deployment import Deployment
+from vllm_layershard.models.shape import Shape, Split, Vector, per_rank
+
+Whole = Literal["never", "always", "unpipelined"]
+"""Whether sequence-parallel MoE keeps an MLP whole on every tensor-parallel rank; `unpipelined`:
+only where there is one pipeline stage."""
+
+
+class GatedMlp(NamedTuple):
+    """`gate_up_proj` and `down_proj`, as vLLM builds them everywhere; nothing of width 0.
+
+    `name`: its module in the layer. `weighed`: a linear of one row, `<name>_gate`, weighs what it
+    puts out.
+    """
+
+    name: str
+    intermediate: int
+    bias: bool = False
+    whole: Whole = "never"
+    weighed: bool = False
+
+    def shapes(self, hidden: int, deployment: Deployment) -> Iterator[Shape]:
+        """Its linears in forward order."""
+        if self.weighed:
+            yield Shape(f"{self.name}_gate", (1,), hidden, "none", quantisable=False)
+        if not self.intermediate:
+            return
+        whole = self._is_whole(deployment)
+        width = self.intermediate if whole else per_rank(self.intermediate, deployment.layout.tp)
+        rows: Split = "none" if whole else "out"
+        columns: Split = "none" if whole else "in"
+        yield Shape(f"{self.name}.gate_up_proj", (width, width), hidden, rows, bias=self.bias)
+        yield Shape(f"{self.name}.down_proj", (hidden,), width, columns, bias=self.bias)
+
+    def vectors(self) -> Iterator[Vector]:
+        """None."""
+        yield from ()
+
+    def _is_whole(self, deployment: Deployment) -> bool:
+        if self.whole == "never" or not deployment.sequence_parallel_moe:
+            return False
+        return self.whole == "always" or deployment.layout.pp == 1
+
+
+class Router(NamedTuple):
+    """The linear that chooses experts, which run after it.
+
+    `choices`: the experts, and what else a token may choose. `correction_bias`: a float32 for each
+    choice.
+    """
+
+    name: str
+    choices: int
+    dtype: str | None = None
+    bias: bool = False
+    quantisable: bool = False
+    correction_bias: bool = False
+
+    def shapes(self, hidden: int, deployment: Deployment) -> Iterator[Shape]:
+        """The linear, whole on every rank."""
+        yield Shape(
+            self.name,
+            (self.choices,),
+            hidden,
+            "none",
+            quantisable=self.quantisable,
+            bias=self.bias,
+            dtype=self.dtype,
+            after="experts",
+        )
+
+    def vectors(self) -> Iterator[Vector]:
+        """The correction bias."""
+        if self.correction_bias:
+            yield Vector(f"{self.name}.e_score_correction_bias", self.choices, "float32")
+
+
+FeedForward = GatedMlp | Router
