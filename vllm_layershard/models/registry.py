@@ -8,7 +8,6 @@ from typing import Final
 from vllm_layershard.errors import UnknownModelError
 from vllm_layershard.models.model import Model
 from vllm_layershard.models.quantization import cache_dtype_of
-from vllm_layershard.models.quantization.modelslim import with_description
 from vllm_layershard.models.sources.source import FoundModel, find
 
 _FAMILIES: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
@@ -54,7 +53,11 @@ def load_model(name: str) -> Model:
 
 def model_of(found: FoundModel) -> Model:
     """Read a model from a config that was found."""
-    config = with_description(found.config, found.directory)
+    config = found.config
+    if found.directory is not None:
+        from vllm_layershard.models.quantization.modelslim import with_description
+
+        config = with_description(config, found.directory)
     architectures = config.strings("architectures")
     model_type = config.string("model_type")
     known = ", ".join(supported())

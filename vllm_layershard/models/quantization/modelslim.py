@@ -23,7 +23,7 @@ MAX_DESCRIPTION_BYTES: Final = 24 << 20
 _LATER_EXPERT = re.compile(r"\.experts\.[1-9]")
 
 
-def with_description(config: ConfigFile, directory: Path | None) -> ConfigFile:
+def with_description(config: ConfigFile, directory: Path) -> ConfigFile:
     """The config with what the file beside it says, where it states no method of its own.
 
     Raises:
@@ -31,7 +31,7 @@ def with_description(config: ConfigFile, directory: Path | None) -> ConfigFile:
     """
     section = config.get("quantization_config")
     stated = section.get("quant_method") if isinstance(section, dict) else section
-    if directory is None or stated not in (None, "ascend"):
+    if stated not in (None, "ascend"):
         return config
     path = directory / DESCRIPTION
     try:
