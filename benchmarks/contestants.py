@@ -16,7 +16,7 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 
 from vllm_layershard.config import TransportChoice
-from vllm_layershard.runtime.manual import finish_loading, reach_layer, register_layer, wait_layer
+from vllm_layershard.manual import finish_loading, reach_layer, register_layer, wait_layer
 
 SAMPLED = 4093
 

@@ -32,9 +32,9 @@ from vllm_layershard.estimate.overlap import (
 )
 from vllm_layershard.estimate.profile_file import read_profile
 from vllm_layershard.estimate.roofline import Roofline
+from vllm_layershard.manual import finish_loading, reach_layer, register_layer, wait_layer
 from vllm_layershard.models import Operation
 from vllm_layershard.plan import Series, build_plan
-from vllm_layershard.runtime.manual import finish_loading, reach_layer, register_layer, wait_layer
 
 RANKS = 2
 WIDTH = 1024

@@ -36,8 +36,8 @@ from torch import nn
 from torch.multiprocessing.spawn import spawn
 from torch.profiler import ProfilerActivity, profile
 
+from vllm_layershard.manual import finish_loading, reach_layer, register_layer, wait_layer
 from vllm_layershard.runtime.device import device_of
-from vllm_layershard.runtime.manual import finish_loading, reach_layer, register_layer, wait_layer
 from vllm_layershard.runtime.peer_memory import exports_of
 from vllm_layershard.runtime.ranks.group import group_over
 

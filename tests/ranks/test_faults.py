@@ -21,7 +21,7 @@ import torch.distributed as dist
 
 from gloo.stack import WIDTH, Stack, shard
 from vllm_layershard.errors import MismatchError, TransportError
-from vllm_layershard.runtime.manual import reach_layer, wait_layer
+from vllm_layershard.manual import reach_layer, wait_layer
 from vllm_layershard.runtime.series import ShardedSeries
 from vllm_layershard.runtime.transport import Ticket
 

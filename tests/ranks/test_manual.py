@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gc
-import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,16 +14,13 @@ from gloo.ranks import RankError, run_ranks
 from gloo.stack import WIDTH, Stack, forwards, shard
 from npu import FRACTAL_NZ, cast, stand_in
 from vllm_layershard.errors import ConfigError, HostError, PlanError
-from vllm_layershard.runtime import manual
-from vllm_layershard.runtime.manual import (
-    _places,
+from vllm_layershard.manual import (
     finish_loading,
+    functions,
     reach_layer,
     register_layer,
     wait_layer,
 )
-
-PAGE = Path(__file__).parents[2] / "docs" / "manual-api.md"
 
 
 @torch.inference_mode()
@@ -107,10 +102,13 @@ def built_anew(rank: int) -> list[Any]:
     for seed in (1, 2):
         stack, x = Stack(3, seed), torch.ones(1, WIDTH)
         shard(stack, prefetch_step=1)
-        found += [len(_places), torch.equal(stack.sharded_forward(x), Stack(3, seed)(x))]
+        found += [
+            len(functions._shardings),
+            torch.equal(stack.sharded_forward(x), Stack(3, seed)(x)),
+        ]
         del stack
         gc.collect()
-        found.append(len(_places))
+        found.append(len(functions._shardings))
     return found
 
 
@@ -261,7 +259,7 @@ def refused_format(rank: int) -> str:
     layers = [nn.Linear(4, 4, bias=False) for _ in range(4)]
     for layer in layers:
         cast(layer.weight, FRACTAL_NZ)
-    manual._device = stand_in  # type: ignore[assignment]
+    functions._device = stand_in  # type: ignore[assignment]
     for layer_id, layer in enumerate(layers):
         register_layer(layer, series="a", layer_id=layer_id)
     with pytest.raises(HostError) as error:
@@ -274,16 +272,3 @@ def test_weights_in_a_format_of_the_devices_own_are_refused(tmp_path):
         assert f"layer {rank} of series 'a': its tensor 'weight' is in the device's" in message
         assert "FRACTAL_NZ (29)" in message
         assert '"weight_nz_mode": 0' in message
-
-
-def documented(rank: int):
-    page = PAGE.read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    names: dict = {}
-    exec(code, names)
-    return names["main"](rank).sum().item()
-
-
-def test_the_example_of_the_page_runs_on_two_ranks(tmp_path):
-    one, other = run_ranks(2, documented, tmp_path)
-    assert one == other != 0

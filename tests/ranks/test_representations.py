@@ -11,7 +11,7 @@ from torch import nn
 
 from gloo.ranks import run_ranks
 from vllm_layershard.errors import PlanError
-from vllm_layershard.runtime.manual import (
+from vllm_layershard.manual import (
     finish_loading,
     reach_layer,
     register_layer,

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vllm_layershard.runtime.manual import finish_loading, reach_layer, register_layer, wait_layer
+from vllm_layershard.manual import finish_loading, reach_layer, register_layer, wait_layer
 from vllm_layershard.runtime.series import ShardedSeries
 
 WIDTH = 32

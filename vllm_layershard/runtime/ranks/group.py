@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import get_backend_config
 
-from vllm_layershard.errors import TransportError
+from vllm_layershard.errors import PlanError, TransportError
 from vllm_layershard.plan import SeriesPlan
 
 
@@ -129,9 +129,22 @@ def create_groups(
 
 
 def group_over(process_group: dist.ProcessGroup | None) -> RankGroup:
-    """A RankGroup over an existing process group (None: the world), for the manual API."""
+    """A RankGroup over an existing process group (None: the world), for the manual API.
+
+    Raises:
+        PlanError: torch.distributed has none, or this rank is not in it.
+    """
     pg = process_group or dist.group.WORLD
-    assert pg is not None, "torch.distributed is not initialised"
+    if pg is None:
+        raise PlanError(
+            "torch.distributed has no process group; call init_process_group before layers are "
+            "sharded"
+        )
+    if not isinstance(pg, dist.ProcessGroup):
+        raise PlanError(
+            f"rank {dist.get_rank()} is not in the process group that it was given; shard layers "
+            "only on the group's own ranks"
+        )
     ranks = tuple(dist.get_process_group_ranks(pg))
     return RankGroup(ranks, ranks.index(dist.get_rank()), pg, pg)
 
