@@ -10,7 +10,8 @@ import pytest
 
 from checkpoints import deepseek, header_of, small_config, write
 from vllm_layershard.models import Deployment, find, load_model, model_of
-from vllm_layershard.models.checkpoint.compare import Comparison, compare
+from vllm_layershard.models.checkpoint.compare import compare
+from vllm_layershard.models.checkpoint.comparison import Comparison
 from vllm_layershard.models.checkpoint.files import Checkpoint
 from vllm_layershard.models.checkpoint.safetensors import DTYPE_BITS, Stored
 from vllm_layershard.models.checkpoint.stored import evidence_for

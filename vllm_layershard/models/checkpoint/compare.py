@@ -1,4 +1,4 @@
-"""Checkpoint: compares what the config says of every linear with what the files store of it.
+"""Compare: holds what the config says of every linear against what the files store of it.
 
 What may differ, and why, stands in `transforms.py`.
 """
@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
+from vllm_layershard.models.checkpoint.comparison import Comparison, Disagreement
 from vllm_layershard.models.checkpoint.files import Checkpoint
 from vllm_layershard.models.checkpoint.safetensors import Stored
 from vllm_layershard.models.checkpoint.transforms import (
@@ -24,42 +24,6 @@ from vllm_layershard.models.checkpoint.transforms import (
 from vllm_layershard.plan import Linear, TensorSpec
 
 _LAYER = re.compile(r"^(.*?\.|)layers\.(\d{1,9})\.")
-
-
-@dataclass(frozen=True, slots=True)
-class Disagreement:
-    """A tensor, what the config makes of it, and what the files store."""
-
-    tensor: str
-    expected: str
-    stored: str
-
-    def __str__(self) -> str:
-        return f"{self.tensor}: expected {self.expected}, stored {self.stored}"
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """A checkpoint beside a model: `linears` has the stored bytes of each by prefix."""
-
-    checkpoint: Checkpoint
-    linears: Mapping[str, int]
-    draft_bytes: int
-    disagreements: tuple[Disagreement, ...]
-
-    @property
-    def said(self) -> str:
-        """How much is stored, and whether it is what the config says."""
-        found = len(self.disagreements)
-        return (
-            f"{len(self.checkpoint.tensors):,} tensors of {self.checkpoint.nbytes:,} bytes in "
-            f"{len(self.checkpoint.files)} files; the plan's linears "
-            f"{f'disagree on {found}' if found else 'match them'}"
-        )
-
-    def stored_bytes(self, prefixes: Iterable[str]) -> int:
-        """Bytes that the files hold of these linears."""
-        return sum(self.linears.get(prefix, 0) for prefix in prefixes)
 
 
 def compare(linears: Sequence[Linear], num_layers: int, checkpoint: Checkpoint) -> Comparison:

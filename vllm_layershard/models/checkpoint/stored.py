@@ -12,7 +12,7 @@ from vllm_layershard.models.sources.source import FoundModel
 from vllm_layershard.plan import ParallelLayout
 
 if TYPE_CHECKING:
-    from vllm_layershard.models.checkpoint.compare import Comparison
+    from vllm_layershard.models.checkpoint.comparison import Comparison
     from vllm_layershard.models.checkpoint.files import Checkpoint
 
 

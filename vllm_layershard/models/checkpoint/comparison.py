@@ -1,0 +1,44 @@
+"""Comparison: a checkpoint beside what the config says of its model, and where they disagree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from vllm_layershard.models.checkpoint.files import Checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Disagreement:
+    """A tensor, what the config makes of it, and what the files store."""
+
+    tensor: str
+    expected: str
+    stored: str
+
+    def __str__(self) -> str:
+        return f"{self.tensor}: expected {self.expected}, stored {self.stored}"
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A checkpoint beside a model: `linears` has the stored bytes of each by prefix."""
+
+    checkpoint: Checkpoint
+    linears: Mapping[str, int]
+    draft_bytes: int
+    disagreements: tuple[Disagreement, ...]
+
+    @property
+    def said(self) -> str:
+        """How much is stored, and whether it is what the config says."""
+        found = len(self.disagreements)
+        return (
+            f"{len(self.checkpoint.tensors):,} tensors of {self.checkpoint.nbytes:,} bytes in "
+            f"{len(self.checkpoint.files)} files; the plan's linears "
+            f"{f'disagree on {found}' if found else 'match them'}"
+        )
+
+    def stored_bytes(self, prefixes: Iterable[str]) -> int:
+        """Bytes that the files hold of these linears."""
+        return sum(self.linears.get(prefix, 0) for prefix in prefixes)
