@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import re
+import resource
 import threading
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ import torch.distributed as dist
 from torch import nn
 
 from gloo.ranks import RankError, run_ranks
-from vllm_layershard.errors import ConfigError, HostError, PlanError
+from npu import FRACTAL_NZ, cast, stand_in
+from vllm_layershard.errors import ConfigError, HostError, LayerShardError, PlanError
 from vllm_layershard.manual import Lane, LayerSharding, register_layer
 
 WIDTH, LAYERS = 32, 5
@@ -339,6 +342,80 @@ def test_ranks_with_different_layers_all_get_the_same_error(tmp_path):
     with pytest.raises(RankError, match=r"rank 1 against rank 0: plan\.series\[0\]") as error:
         run_ranks(2, other_layers, tmp_path)
     assert error.value.kind == "MismatchError"
+
+
+def a_format_of_the_devices_own(rank: int) -> LayerSharding:
+    sharding = LayerSharding(lane=lambda group: Lane(group, stand_in))
+    for layer_id in range(4):
+        linear = nn.Linear(4, 4)
+        if (rank, layer_id) == (1, 1):
+            cast(linear.weight, FRACTAL_NZ)
+        sharding.add(linear, layer_id=layer_id)
+    return sharding
+
+
+def too_few_layers(rank: int) -> LayerSharding:
+    sharding = LayerSharding(prefetch_step=1)
+    for layer_id in range(3 - 2 * rank):
+        sharding.add(nn.Linear(4, 4), layer_id=layer_id)
+    return sharding
+
+
+def unlike_layers(rank: int) -> LayerSharding:
+    sharding = LayerSharding()
+    for layer_id in range(3):
+        sharding.add(nn.Linear(4, 4 + rank * layer_id), layer_id=layer_id)
+    return sharding
+
+
+def no_layer(rank: int) -> LayerSharding:
+    sharding = LayerSharding()
+    for layer_id in range(3 - 3 * rank):
+        sharding.add(nn.Linear(4, 4), layer_id=layer_id)
+    return sharding
+
+
+def no_shared_memory(rank: int) -> LayerSharding:
+    sharding = LayerSharding(transport="pull")
+    for layer_id in range(2):
+        sharding.add(nn.Linear(1024, 1024), layer_id=layer_id)
+    if rank == 1:
+        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1024 * 1024, hard))
+    return sharding
+
+
+ALONE: dict[Callable[[int], LayerSharding], tuple[str, str]] = {
+    a_format_of_the_devices_own: (
+        "HostError",
+        "layer 1 of series 'linear': its tensor 'weight' is in the device's own format FRACTAL_NZ",
+    ),
+    too_few_layers: ("PlanError", "prefetch_step 1 needs at least 2"),
+    unlike_layers: ("PlanError", "series 'linear': its layers are not alike"),
+    no_layer: ("PlanError", "no series has a layer"),
+    no_shared_memory: ("NodeError", "bytes free, and 4,194,304 are needed"),
+}
+"""What one rank alone cannot do, and the error that both raise."""
+
+
+def failing_alone(rank: int) -> list[tuple[str, str]]:
+    said = []
+    for make in ALONE:
+        sharding = make(rank)
+        with pytest.raises(LayerShardError) as error:
+            sharding.finish()
+        said.append((type(error.value).__name__, str(error.value)))
+    return said
+
+
+def test_what_one_rank_cannot_do_is_raised_on_all_of_them(tmp_path):
+    other, failed = run_ranks(2, failing_alone, tmp_path)
+    for (kind, part), (told, retold), (raised, said) in zip(
+        ALONE.values(), other, failed, strict=True
+    ):
+        assert told == raised == kind
+        assert part in said
+        assert retold == f"rank 1: {said}"
 
 
 PAGE = (Path(__file__).parents[2] / "docs" / "manual-api.md").read_text()

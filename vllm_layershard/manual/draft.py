@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 
 from torch import nn
 
@@ -10,10 +11,12 @@ from vllm_layershard.config import LayerShardConfig
 from vllm_layershard.errors import PlanError
 from vllm_layershard.plan import Linear, Series, SeriesPlan, series_of
 from vllm_layershard.runtime.device import Device
+from vllm_layershard.runtime.formats import check_formats
 from vllm_layershard.runtime.loading import LoadingSeries
+from vllm_layershard.runtime.ranks.agreement import on_all_ranks
 from vllm_layershard.runtime.ranks.group import RankGroup
 from vllm_layershard.runtime.series import ShardedSeries
-from vllm_layershard.runtime.tensors import describe
+from vllm_layershard.runtime.tensors import describe, held
 from vllm_layershard.runtime.transport import transport_of
 
 
@@ -41,25 +44,42 @@ class Draft:
         (series,) = found
         return series
 
+    def check(self) -> None:
+        """Refuse tensors that are to move and are not plain rows.
+
+        Raises:
+            HostError: names the layer, the tensor and its format.
+        """
+        for layer_id, layer in self.layers.items():
+            large = self._large(layer_id)
+            moved = {
+                name: tensor
+                for name, tensor in held(layer).items()
+                if isinstance(tensor, nn.Parameter) or name in large
+            }
+            check_formats(self.device, f"layer {layer_id} of series {self.name!r}", moved)
+
     def load(
         self, plan: SeriesPlan, group: RankGroup, config: LayerShardConfig, *, verify: bool
     ) -> ShardedSeries:
-        """The series as it is served. Collective over `group`.
+        """The series as it is served. Collective over `group`; no rank fails alone.
 
         Small tensors are copied from their owners to every rank, the large ones become slots.
 
         Raises:
-            HostError: a weight is in a format of the device's own, or memory cannot be shared.
+            HostError: a rank has no memory that the others can read.
             TransportError: a rank died or stalled.
         """
         name = config.transport_in(lockstep=True)
-        transport = transport_of(plan, group, self.device, name, config.slice_bytes)
+        transport = on_all_ranks(
+            partial(transport_of, plan, group, self.device, name, config.slice_bytes), group
+        )
         loading = LoadingSeries(plan, group, self.device, transport, verify=verify)
         for position, layer_id in enumerate(plan.series.layer_ids):
             layer, large = self.layers[layer_id], self._large(layer_id)
             # What is cut in stripes must be there whole once.
             loading.receive(position, layer, leave=() if plan.is_striped else large)
-            loading.adopt(position, layer, large)
+            on_all_ranks(partial(loading.adopt, position, layer, large), group)
         return loading.finish(plan)
 
     def _linear(self, layer_id: int) -> Linear:

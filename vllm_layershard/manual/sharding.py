@@ -30,7 +30,7 @@ from vllm_layershard.manual.lane import Lane
 from vllm_layershard.plan import Plan, build_plan
 from vllm_layershard.plan.placement import round_robin_owner
 from vllm_layershard.runtime.ops import Place
-from vllm_layershard.runtime.ranks.agreement import agree
+from vllm_layershard.runtime.ranks.agreement import agree, on_all_ranks
 from vllm_layershard.runtime.ranks.group import RankGroup, group_over
 from vllm_layershard.runtime.series import ShardedSeries
 from vllm_layershard.runtime.tensors import held, release
@@ -113,7 +113,8 @@ class LayerSharding:
         claim(layer)
         self._drafts[series] = draft
         draft.layers[layer_id] = layer
-        if self.config.placement != "replicated" and not self._loads(layer_id):
+        loader = round_robin_owner(layer_id, self.group.size)
+        if self.config.placement != "replicated" and loader != self.group.group_rank:
             release(layer)
 
     def finish(self, *, verify: bool = False) -> Mapping[str, ShardedSeries]:
@@ -121,7 +122,7 @@ class LayerSharding:
 
         The ranks compare their plans first. Small parameters (scales, biases) are copied from their
         owners to every rank; the large ones become slots. `verify` compares every first arrival
-        with what its owner has.
+        with what its owner has. What one rank cannot do is raised on all of them.
 
         Raises:
             PlanError: nothing was added, finish was called before, layers that are not alike, a
@@ -134,7 +135,7 @@ class LayerSharding:
             raise PlanError("layer sharding: finish was called already; make another LayerSharding")
         self._finished = True
         drafts, self._drafts = self._drafts, {}
-        plan = self._plan(drafts)
+        plan = on_all_ranks(lambda: self._plan(drafts), self.group)
         agree(plan, self.group)
         loaded = {
             draft.name: draft.load(series_plan, self._lane.private, self.config, verify=verify)
@@ -169,16 +170,17 @@ class LayerSharding:
         place = self._place_of(layer)
         place.series.wait(place.position)
 
-    def _loads(self, layer_id: int) -> bool:
-        return round_robin_owner(layer_id, self.group.size) == self.group.group_rank
-
     def _plan(self, drafts: Mapping[str, Draft]) -> Plan:
         """What this rank makes of what was added to it."""
         if not drafts:
             raise PlanError("layer sharding: finish was called and no series has a layer; call add")
         size, config = self.group.size, self.config
         series = [draft.series() for draft in drafts.values()]
-        return build_plan(series, size, config.prefetch_step, config.placement)
+        plan = build_plan(series, size, config.prefetch_step, config.placement)
+        for draft, series_plan in zip(drafts.values(), plan.series, strict=True):
+            if series_plan.moves:
+                draft.check()
+        return plan
 
     def _place_of(self, layer: nn.Module) -> Place:
         place = self._places.get(layer)

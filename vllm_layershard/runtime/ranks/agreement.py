@@ -2,13 +2,49 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, TypeVar
 
-from vllm_layershard.errors import MismatchError
+from vllm_layershard import errors
+from vllm_layershard.errors import LayerShardError, MismatchError, TransportError
 from vllm_layershard.plan import Plan, differences
 from vllm_layershard.runtime.ranks.group import Group
 
 _MOST_LINES = 5
+
+_T = TypeVar("_T")
+
+
+def on_all_ranks(attempt: Callable[[], _T], group: Group) -> _T:
+    """What `attempt` returns, once it has returned on every rank of the group. Collective.
+
+    `attempt` is not collective: where it raises, the others would wait for this rank in the next
+    collective. Here they learn of it.
+
+    Raises:
+        LayerShardError: what this rank's attempt raised; else, of the same class, what the first
+            rank whose attempt raised said.
+        TransportError: what that rank raised was none of these, or a rank died or stalled.
+    """
+    try:
+        result = attempt()
+    except Exception as error:
+        with suppress(TransportError):  # then nobody is left to be told
+            group.gather([type(error).__name__, str(error)])
+        raise
+    for rank, told in zip(group.ranks, group.gather(None), strict=True):
+        if told is not None:
+            raise _retold(rank, *told)
+    return result
+
+
+def _retold(rank: int, kind: str, said: str) -> LayerShardError:
+    """The error of another rank."""
+    named = getattr(errors, kind, None)
+    if isinstance(named, type) and issubclass(named, LayerShardError):
+        return named(f"rank {rank}: {said}")
+    return TransportError(f"rank {rank} failed with {kind}: {said}; see that rank's log")
 
 
 def agree(plan: Plan, group: Group) -> None:
