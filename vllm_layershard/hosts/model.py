@@ -34,6 +34,7 @@ from vllm_layershard.hosts.groups import Groups, form_groups
 from vllm_layershard.hosts.identity import identity_of
 from vllm_layershard.hosts.linears import check_matched, check_untied, collecting, leave_towers
 from vllm_layershard.hosts.loading import LoadedGroup, LoadingModel
+from vllm_layershard.hosts.reload import guard_reloads
 from vllm_layershard.hosts.settings import layout_of
 from vllm_layershard.hosts.sharded_linear import serve_through
 from vllm_layershard.plan import ParallelLayout, select
@@ -60,6 +61,7 @@ def build(
         HostError: the model or its quantisation cannot be sharded on this host.
         MismatchError: the ranks were not started alike, or one of them is missing.
     """
+    guard_reloads()
     device = device_of(torch.device(vllm_config.device_config.device_type))
     layout = layout_of(vllm_config, config)
     num_layers = vllm_config.model_config.hf_text_config.num_hidden_layers

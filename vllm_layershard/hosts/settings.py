@@ -121,6 +121,10 @@ def _check_execution(vllm_config: VllmConfig) -> None:
         "elastic expert parallelism": parallel.enable_elastic_ep,
         "weight offloading (--cpu-offload-gb)": offload.uva.cpu_offload_gb > 0,
         "weight offloading (--offload-group-size)": offload.prefetch.offload_group_size > 0,
+        # They write on each rank by itself, and the others would not be told.
+        "weight transfer (--weight-transfer-config)": (
+            vllm_config.weight_transfer_config is not None
+        ),
     }
     for setting, present in excluded.items():
         if present:

@@ -18,6 +18,7 @@ CONTRACT: dict[str, dict[str, tuple[str, ...] | None]] = {
         "VllmConfig.__post_init__": ("self",),
         "VllmConfig.additional_config": None,
         "VllmConfig.offload_config": None,
+        "VllmConfig.weight_transfer_config": None,
     },
     "vllm/config/model.py": {
         "ModelConfig.is_moe": ("self",),
@@ -66,6 +67,15 @@ CONTRACT: dict[str, dict[str, tuple[str, ...] | None]] = {
         "_layerwise_process": ("layer", "info"),
         "_copy_and_restore_kernel_tensors": ("layer", "info"),
     },
+    "vllm/v1/worker/gpu_model_runner.py": {
+        "GPUModelRunner.reload_weights": (
+            "self",
+            "weights_iterator",
+            "weights_path",
+            "is_checkpoint_format",
+        ),
+    },
+    "vllm/v1/worker/gpu/model_runner.py": {"GPUModelRunner.reload_weights": None},
 }
 """File -> dotted name -> the parameters of a function; None for a class or a field."""
 

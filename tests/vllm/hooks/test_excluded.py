@@ -11,6 +11,7 @@ CHECKED = """
 import sys
 from contextlib import contextmanager
 from typing import get_args
+from vllm.config.weight_transfer import WeightTransferConfig
 from vllm.engine.arg_utils import EngineArgs
 from vllm.model_executor.model_loader import LoadFormats
 from vllm_layershard.errors import HostError
@@ -49,6 +50,9 @@ result = {
     "weight offloading (--offload-group-size)": verdict(
         offload.prefetch, "offload_group_size", 4
     ),
+    "weight transfer (--weight-transfer-config)": verdict(
+        config, "weight_transfer_config", WeightTransferConfig()
+    ),
     "sleep": pulling(model, "enable_sleep_mode", True),
     "other hosts": pulling(parallel, "data_parallel_size_local", 1),
     "formats": {name: verdict(load, "load_format", name) for name in get_args(LoadFormats)},
@@ -66,7 +70,7 @@ def verdicts(tmp_path_factory) -> dict:
 def test_settings_that_break_the_lockstep_or_move_the_weights_themselves(verdicts):
     assert verdicts["nothing"] == "accepted"
     excluded = verdicts.keys() - {"nothing", "sleep", "other hosts", "formats"}
-    assert len(excluded) == 4
+    assert len(excluded) == 5
     for setting in excluded:
         said = verdicts[setting]
         expected = f"layer_sharding: cannot be combined with {setting}; use one of the two"

@@ -6,12 +6,15 @@ import functools
 import json
 import shutil
 import time
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from hosted.engines import load, run_engines
 from recital import model_path
@@ -171,6 +174,94 @@ def test_a_reload_is_never_mixed_with_what_was_there_before(dense, tmp_path):
     inspect = functools.partial(reloaded, other=str(other))
     for seen in run_engines(dense, {"layers": NAMES}, inspect):
         assert seen == {"before": [], "after": [], "same addresses": True}, seen
+
+
+class Runner(SimpleNamespace):
+    """As much of vLLM's model runner as its reload asks for."""
+
+    def get_model(self) -> torch.nn.Module:
+        return self.model
+
+    def reset(self) -> None:
+        return None
+
+    reset_lora_state = reset_encoder_cache = reset_mm_cache = reset
+
+
+def failed_once(rank: int, config: Any, second: str, third: str) -> dict[str, Any]:
+    """Both are given the second weights, of which one gets half; then both are given the third."""
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    from vllm_layershard.runtime.peer_memory import posix
+
+    posix.PATIENCE_S = 1.0
+    runner = Runner(vllm_config=config, model=load(config, lambda model: None))
+    generations = [stored(config.model_config.model), stored(second), stored(third)]
+
+    def reload(directory: str, tensors: int | None = None) -> str:
+        weights = sorted(load_file(f"{directory}/model.safetensors").items())
+        some = islice(weights, tensors) if tensors else weights
+
+        def each() -> Iterator[tuple[str, torch.Tensor]]:
+            yield from some
+            if tensors:
+                raise OSError("truncated")
+
+        try:
+            with torch.inference_mode(), torch.device("cpu"):
+                GPUModelRunner.reload_weights(runner, weights_iterator=each())
+            return "reloaded"
+        except (OSError, LayerShardError) as error:
+            return f"{type(error).__name__}: {error}"
+
+    def forward() -> str:
+        try:
+            read = one_forward()
+        except LayerShardError as error:
+            return f"{type(error).__name__}: {error}"
+        whole = [number for number, each in enumerate(generations) if not wrong(read, each)]
+        return f"generation {whole[0]}" if whole else "a mixture"
+
+    said = {"before": forward(), "second": reload(second, 40 if rank else None)}
+    said["third"] = reload(third)
+    said["forwards"] = [forward(), forward()]
+    try:
+        GPUModelRunner.reload_weights(runner, weights_iterator=(), is_checkpoint_format=False)
+    except LayerShardError as error:
+        said["kernel format"] = f"{type(error).__name__}: {error}"
+    return said
+
+
+@pytest.mark.parametrize(
+    "placement", ["round_robin", pytest.param("striped", marks=pytest.mark.matrix(part="replicas"))]
+)
+def test_after_a_reload_that_failed_once_no_forward_sees_a_mixture(dense, placement, tmp_path):
+    names = ("q_proj", "o_proj", "down_proj")
+    second, third = (with_other_weights(dense, tmp_path / n, names) for n in ("second", "third"))
+    turned = {
+        name: -tensor if name.endswith(tuple(f"{n}.weight" for n in names)) else tensor
+        for name, tensor in load_file(third / "model.safetensors").items()
+    }
+    save_file(turned, third / "model.safetensors")
+    inspect = functools.partial(failed_once, second=str(second), third=str(third))
+    zero, one = run_engines(dense, {"layers": NAMES, "placement": placement}, inspect)
+    assert not isinstance(zero, str), zero
+    assert not isinstance(one, str), one
+    assert "a mixture" not in {*zero["forwards"], *one["forwards"]}
+    assert zero["before"] == one["before"] == "generation 0"
+    assert (zero["second"], one["second"]) == ("reloaded", "OSError: truncated")
+    assert zero["third"] == "reloaded"
+    assert one["third"].startswith(
+        "TransportError: rank 1: an earlier reload of its weights failed"
+    )
+    for said in one["forwards"]:
+        assert said.startswith("TransportError: rank 1: a reload of the weights failed half-way"), (
+            one
+        )
+    for said in zero["forwards"]:
+        assert said.startswith("TransportError: rank 0 was given new weights, and rank 1 "), zero
+    for said in (zero, one):
+        assert said["kernel format"].startswith("HostError: layer_sharding: with is_checkpoint_for")
 
 
 def without_memory(rank: int, config: Any) -> str:

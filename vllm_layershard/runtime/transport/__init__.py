@@ -9,10 +9,11 @@ from vllm_layershard.runtime.peer_memory import exports_of
 from vllm_layershard.runtime.ranks.group import Group, RankGroup
 from vllm_layershard.runtime.transport.base import Ticket, Transport
 from vllm_layershard.runtime.transport.broadcast import Broadcast
+from vllm_layershard.runtime.transport.broken import Broken
 from vllm_layershard.runtime.transport.pull import Pull
 from vllm_layershard.runtime.transport.stay import Stay
 
-__all__ = ["Broadcast", "Pull", "Stay", "Ticket", "Transport", "transport_of"]
+__all__ = ["Broadcast", "Broken", "Pull", "Stay", "Ticket", "Transport", "transport_of"]
 
 
 def transport_of(
