@@ -30,7 +30,7 @@ def plan_model(
     config: LayerShardConfig | None = None,
     hardware: str | Hardware | None = None,
     tokens: int | None = None,
-    sequences: int | None = None,
+    batch: int | None = None,
     context: int | None = None,
     hide_in: str | Sequence[str] | None = None,
     kv_cache_dtype: str = "auto",
@@ -46,7 +46,7 @@ def plan_model(
     says both at once. Without `layout` or `hardware` the result says what was assumed.
 
     The forwards that are simulated are a prefill of `tokens` on each rank, and a decode of
-    `sequences` on each rank, each after `context` tokens; with their timelines if `traced`.
+    `batch` sequences on each rank, each after `context` tokens; with their timelines if `traced`.
     `exact` asks the Hub for the checkpoint's safetensors headers where they are not at hand, and
     calls `progress` with how many of how many files have been asked for.
 
@@ -58,7 +58,7 @@ def plan_model(
     """
     phases = None if hide_in is None else phases_of(hide_in)
     require_one_source(config, layers, options)
-    sizes = sizes_of(tokens, sequences, context)
+    sizes = sizes_of(tokens, batch, context)
     device = device_of(hardware)
     found = loaded(model)
     if layers is not None and names_of(layers) == [AUTO]:

@@ -57,7 +57,7 @@ def plan_command(
         LayoutFlags(tp, dp, pcp, pp, ep).layout,
         hardware=hardware,
         tokens=tokens,
-        sequences=batch,
+        batch=batch,
         context=context,
         hide_in=None if check and not chooses else phases,
         kv_cache_dtype=kv_cache_dtype,

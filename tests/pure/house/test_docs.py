@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -201,6 +203,30 @@ def test_pip_extras_exist():
     assert shown == {"cpu", "cuda"}
     for extra in shown:
         assert re.search(rf"^{extra} = \[", project, re.MULTILINE)
+
+
+def python_blocks(page: Path) -> list[tuple[str, str]]:
+    """Every ```python block, and the ```text block right behind it, or ""."""
+    pairs = re.compile(r"```python\n(.*?)```\n(?:\n```text\n(.*?)```)?", re.DOTALL)
+    return pairs.findall(page.read_text())
+
+
+def test_the_librarys_examples_print_what_is_shown(monkeypatch):
+    """As a reader would type them, one after the other, without a network."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    blocks = python_blocks(ROOT / "docs" / "library.md")
+    assert len(blocks) >= 6
+    names: dict = {}
+    for code, shown in blocks:
+        out = io.StringIO()
+        with redirect_stdout(out):
+            exec(code, names)
+        assert out.getvalue() == shown, code
+
+
+def test_every_python_block_of_the_pages_is_run():
+    pages = {page.name for page in PAGES if python_blocks(page)}
+    assert pages == {"library.md", "manual-api.md"}
 
 
 def test_configurations_shown_are_valid():

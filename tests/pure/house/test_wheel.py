@@ -25,6 +25,7 @@ def test_the_planner_installs_alone_and_plans(tmp_path):
     (wheel,) = tmp_path.glob("vllm_layershard-*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert "vllm_layershard/models/configs/deepseek-ai--DeepSeek-V3.json" in names
+    assert "vllm_layershard/py.typed" in names
     assert "layershard_cli/main.py" in names
     (text,) = [name for name in names if name.endswith(".dist-info/licenses/LICENSE")]
     assert zipfile.ZipFile(wheel).read(text) == (ROOT / "LICENSE").read_bytes()
