@@ -42,7 +42,7 @@ def every_option(rank: int, num_layers: int, step: int) -> list[dict]:
 
 
 @pytest.mark.parametrize(("size", "num_layers", "step"), [(2, 5, 1), (3, 7, 3), (4, 3, 0)])
-def test_outputs_equal_the_unsharded_stack(tmp_path, size, num_layers, step):
+def test_pulled_layers_compute_what_the_unsharded_stack_does(tmp_path, size, num_layers, step):
     for rank, found in enumerate(run_ranks(size, every_option, tmp_path, num_layers, step)):
         assert len(found) == len(OPTIONS)
         for seen in found:

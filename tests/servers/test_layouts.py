@@ -37,7 +37,7 @@ COMPILED = {
 @LAYOUT
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_eager(name, model, prompts, reference, tmp_path):
+def test_eager_layouts_equal_the_unsharded_server(name, model, prompts, reference, tmp_path):
     layout, layers = LAYOUTS[name]
     with Server(model, tmp_path / "plain", layout=layout) as server:
         plain = ask(server, prompts)
@@ -57,7 +57,9 @@ def test_eager(name, model, prompts, reference, tmp_path):
         for name, case in COMPILED.items()
     ],
 )
-def test_compiled(name, model, prompts, reference, tmp_path):
+def test_compiled_layouts_equal_the_control_and_the_unsharded_server_to_rounding(
+    name, model, prompts, reference, tmp_path
+):
     layout, layers, options = COMPILED[name]
 
     def answers_of(case, sharding):

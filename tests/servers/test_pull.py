@@ -19,7 +19,9 @@ MOVEMENTS = {
 
 @pytest.mark.parametrize("name", MOVEMENTS)
 @pytest.mark.timeout(900)
-def test_eager(name, model, prompts, plain_eager, tmp_path):
+def test_eager_pulls_say_what_the_unsharded_server_says(
+    name, model, prompts, plain_eager, tmp_path
+):
     sharding = {"layers": LAYERS, "verify": True, "report_dir": str(tmp_path / "reports")}
     with Server(model, tmp_path / "log", sharding=sharding | MOVEMENTS[name]) as server:
         check_identical(ask(server, prompts), plain_eager)
@@ -28,7 +30,7 @@ def test_eager(name, model, prompts, plain_eager, tmp_path):
 
 
 @pytest.mark.timeout(1500)
-def test_compiled(model, prompts, reference, tmp_path):
+def test_compiled_pulls_say_what_broadcasts_say(model, prompts, reference, tmp_path):
     answers = {}
     for name, options in {"broadcast": {}, **MOVEMENTS}.items():
         sharding = {"layers": LAYERS, "verify": True, **options}

@@ -7,22 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
-from layershard_cli.main import application
-from vllm_layershard.errors import ConfigError
-
-RUNNER = CliRunner()
-
-
-def said(*arguments: str) -> str:
-    result = RUNNER.invoke(application(), list(arguments), catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return result.stdout
+from console import complaint, document, layershard, said
 
 
 def plan(*arguments: str) -> dict[str, Any]:
-    return json.loads(said("plan", "--model", "DeepSeek-V3", *arguments, "--json"))
+    return document("plan", "--model", "DeepSeek-V3", *arguments)
 
 
 @pytest.mark.parametrize("step", [20, 60])
@@ -145,8 +135,8 @@ def test_phases_may_be_given_one_by_one() -> None:
     flags = ["plan", "--model", "DeepSeek-V3", "--dp", "8", "--ep", "--tokens", "16K", "--check"]
     for given in (["decode", "prefill"], ["prefill", "decode"], ["decode,prefill"]):
         named = [word for name in given for word in ("--hide-in", name)]
-        assert RUNNER.invoke(application(), [*flags, *named]).exit_code == 1
-    assert RUNNER.invoke(application(), [*flags, "--hide-in", "prefill"]).exit_code == 0
+        assert layershard(*flags, *named).code == 1
+    assert layershard(*flags, "--hide-in", "prefill").code == 0
 
 
 def test_what_does_not_fit_is_said_as_compare_says_it() -> None:
@@ -163,12 +153,12 @@ def test_what_does_not_fit_is_said_as_compare_says_it() -> None:
 
 def test_a_plan_that_does_not_fit_fails_and_names_no_command_to_launch(tmp_path: Path) -> None:
     flags = ["plan", "--model", "DeepSeek-V3", "--dp", "8", "--ep", "--tokens", "16K", "--check"]
-    fits = RUNNER.invoke(application(), [*flags, "--hardware", "H200"])
-    assert fits.exit_code == 0
+    fits = layershard(*flags, "--hardware", "H200")
+    assert fits.code == 0
     assert "vllm serve" in fits.stdout
     page = tmp_path / "page.html"
-    unfit = RUNNER.invoke(application(), [*flags, "--hardware", "A100", "--html", str(page)])
-    assert unfit.exit_code == 1
+    unfit = layershard(*flags, "--hardware", "A100", "--html", str(page))
+    assert unfit.code == 1
     assert "check failed: it does not fit" in unfit.stderr
     assert "vllm serve" not in unfit.stdout
     verdict = next(line for line in unfit.stdout.splitlines() if line.startswith("verdict"))
@@ -229,6 +219,7 @@ def test_one_is_singular() -> None:
 
 def test_auto_goes_with_plan_only() -> None:
     for command in ("map", "compare"):
-        with pytest.raises(ConfigError, match="`layershard plan` only"):
-            said(command, "--model", "DeepSeek-V3", "--layers", "auto")
+        code, message = complaint(command, "--model", "DeepSeek-V3", "--layers", "auto")
+        assert code == 2
+        assert "goes with `layershard plan` only" in message
         assert "--hide-in" not in said(command, "--help")

@@ -8,26 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from layershard_cli import main
+from console import complaint, layershard
 from vllm_layershard.models.sources import source
 
 V3 = json.loads((source._BUNDLED / "deepseek-ai--DeepSeek-V3.json").read_text())
-
-
-def layershard(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
-    """Exit code and message of the console script."""
-    argv, sys.argv = sys.argv, ["layershard", *arguments]
-    try:
-        with pytest.raises(SystemExit) as ended:
-            main.run()
-    finally:
-        sys.argv = argv
-    written = capsys.readouterr()
-    assert "Traceback" not in written.err
-    assert ended.value.code is None or isinstance(ended.value.code, int)
-    if ended.value.code:
-        assert written.out == ""
-    return ended.value.code or 0, written.err.strip()
 
 
 @pytest.fixture(autouse=True)
@@ -56,11 +40,11 @@ CONFIGS = {
 
 
 @pytest.mark.parametrize("case", CONFIGS, ids=CONFIGS)
-def test_bad_configs(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bad_config_is_told_with_its_file_and_key(case: str, tmp_path: Path) -> None:
     changes, expected = CONFIGS[case]
     path = tmp_path / "any-name.json"
     path.write_text(json.dumps(V3 | changes))
-    code, message = layershard(capsys, "plan", "--model", str(path), "--dp", "2")
+    code, message = complaint("plan", "--model", str(path), "--dp", "2")
     assert code == 3
     assert expected in message
     assert message.count("\n") == 0
@@ -78,10 +62,10 @@ FILES = {
 
 
 @pytest.mark.parametrize("case", FILES, ids=FILES)
-def test_broken_files(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_broken_file_is_told_in_one_line(case: str, tmp_path: Path) -> None:
     contents, expected = FILES[case]
     (tmp_path / "config.json").write_bytes(contents)
-    code, message = layershard(capsys, "plan", "--model", str(tmp_path), "--dp", "2")
+    code, message = complaint("plan", "--model", str(tmp_path), "--dp", "2")
     assert code == 3
     assert expected in message
     assert message.count("\n") == 0
@@ -176,9 +160,9 @@ FLAGS = {
 
 
 @pytest.mark.parametrize("case", FLAGS, ids=FLAGS)
-def test_bad_flags(case: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_flags_are_refused_with_the_right_code(case: str) -> None:
     expected_code, expected, flags = FLAGS[case]
-    code, message = layershard(capsys, "plan", *flags.split(" "))
+    code, message = complaint("plan", *flags.split(" "))
     assert code == expected_code, message
     assert expected in message
 
@@ -205,44 +189,42 @@ CHECKS = {
 
 
 @pytest.mark.parametrize("case", CHECKS, ids=CHECKS)
-def test_bad_additional_configs(case: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_additional_configs(case: str) -> None:
     text, expected = CHECKS[case]
-    code, message = layershard(capsys, "check", text, "--model", "DeepSeek-V3", "--dp", "8")
+    code, message = complaint("check", text, "--model", "DeepSeek-V3", "--dp", "8")
     assert code == 2
     assert expected in message
     assert message.count("\n") == 0
 
 
-def test_dense_replicas_pull_and_are_refused_a_broadcast(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_dense_replicas_pull_and_are_refused_a_broadcast(tmp_path: Path) -> None:
     path = tmp_path / "dense.json"
     path.write_text(json.dumps(V3 | {"n_routed_experts": None}))
     flags = ["plan", "--model", str(path), "--dp", "2"]
-    assert layershard(capsys, *flags) == (0, "")
-    code, message = layershard(capsys, *flags, "--transport", "broadcast")
+    assert layershard(*flags).code == 0
+    code, message = complaint(*flags, "--transport", "broadcast")
     assert code == 2
     assert "engines of their own" in message
     assert message.endswith("use transport 'pull' or 'auto'")
     value = '{"layer_sharding": {"layers": ["o_proj"], "transport": "broadcast"}}'
-    assert layershard(capsys, "check", value, "--model", str(path), "--dp", "2") == (2, message)
+    assert complaint("check", value, "--model", str(path), "--dp", "2") == (2, message)
 
 
-def test_nobody_to_share_with_is_refused_for_the_control_too(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_nobody_to_share_with_is_refused_for_the_control_too() -> None:
     """As the server does: `check` and `vllm serve` agree."""
     value = '{"layer_sharding": {"layers": ["o_proj"], "placement": "replicated"}}'
-    code, message = layershard(capsys, "check", value, "--model", "DeepSeek-V3", "--dp", "1")
+    code, message = complaint("check", value, "--model", "DeepSeek-V3", "--dp", "1")
     assert code == 2
     assert "a group of one rank has nobody to share with" in message
 
 
-def test_no_network(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_cannot_be_reached_is_told_with_the_alternative(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.delenv("HF_HUB_OFFLINE")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    code, message = layershard(capsys, "plan", "--model", "some/model", "--dp", "2")
+    code, message = complaint("plan", "--model", "some/model", "--dp", "2")
     assert code == 3
     assert "cannot be reached" in message
     assert "config.json instead" in message

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from broken import CASES
-from layershard_cli import main
+from console import layershard
 from work import Work
 
 STEPS = 8_000_000
@@ -78,27 +78,22 @@ def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
-def test_there_are_two_hundred_of_them() -> None:
+def test_those_that_run_as_processes_are_among_the_two_hundred_cases() -> None:
     assert len(CASES) >= 200
     assert set(WHOLE) <= set(CASES)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_one_message(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_ends_in_one_message_after_little_work(name: str, tmp_path: Path) -> None:
     arguments = CASES[name](tmp_path)
-    argv, sys.argv = sys.argv, ["layershard", *arguments]
-    try:
-        with pytest.raises(SystemExit) as ended, Work(STEPS) as work:
-            main.run()
-    finally:
-        sys.argv = argv
-    written = capsys.readouterr()
-    check(ended.value.code, written.out, written.err)
+    with Work(STEPS) as work:
+        ended = layershard(*arguments)
+    check(*ended)
     assert work.bytes_read < BYTES_READ
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_a_whole_process(name: str, tmp_path: Path) -> None:
+def test_the_hungriest_end_in_one_message_and_little_memory(name: str, tmp_path: Path) -> None:
     command = [sys.executable, "-c", MEASURED, *CASES[name](tmp_path)]
     finished = subprocess.run(
         command,

@@ -3,41 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from layershard_cli import main
-from layershard_cli.main import application
-
-RUNNER = CliRunner()
-
-
-def said(*arguments: str) -> str:
-    result = RUNNER.invoke(application(), list(arguments), catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return result.stdout
+from console import complaint, document, said
 
 
 def planned(*flags: str) -> dict:
-    return json.loads(said("plan", "--model", "DeepSeek-V3", *flags, "--json"))
-
-
-def ended(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
-    """Exit code and message of the console script."""
-    argv, sys.argv = sys.argv, ["layershard", *arguments]
-    try:
-        with pytest.raises(SystemExit) as end:
-            main.run()
-    finally:
-        sys.argv = argv
-    written = capsys.readouterr()
-    assert "Traceback" not in written.err
-    assert written.out == ""
-    assert isinstance(end.value.code, int)
-    return end.value.code, written.err.strip()
+    return document("plan", "--model", "DeepSeek-V3", *flags)
 
 
 def test_the_list_has_every_device_and_a_dash_for_what_is_unknown() -> None:
@@ -60,19 +34,17 @@ def test_one_device_shows_every_number_with_basis_and_source() -> None:
 @pytest.mark.parametrize(
     "command", [["hardware"], ["plan", "--model", "DeepSeek-V3", "--hardware"]]
 )
-def test_a_bad_profile_ends_in_one_message(
-    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_bad_profile_ends_in_one_message(command: list[str], tmp_path: Path) -> None:
     path = tmp_path / "mine.json"
     path.write_text('{"bf16": "fast"}')
-    assert ended(capsys, *command, str(path)) == (
+    assert complaint(*command, str(path)) == (
         3,
         f'layershard: --hardware {path}: bf16: "fast" is not a number above 0 to 1e+18',
     )
-    code, message = ended(capsys, *command, str(tmp_path / "none.json"))
+    code, message = complaint(*command, str(tmp_path / "none.json"))
     assert (code, message.count("\n")) == (3, 0)
     assert "No such file" in message
-    code, message = ended(capsys, *command, "H21")
+    code, message = complaint(*command, "H21")
     assert code == 3
     assert "known are A100" in message
 
@@ -138,20 +110,9 @@ def test_auto_names_its_choice() -> None:
         (["--context", "x"], 2, "'x' is not a number of tokens"),
     ],
 )
-def test_bad_flags(
-    flags: list[str], code: int, expected: str, capsys: pytest.CaptureFixture[str]
+def test_flags_of_devices_and_phases_are_refused_in_one_message(
+    flags: list[str], code: int, expected: str
 ) -> None:
-    found, message = ended(capsys, "plan", "--model", "DeepSeek-V3", *flags)
+    found, message = complaint("plan", "--model", "DeepSeek-V3", *flags)
     assert found == code, message
     assert expected in message
-
-
-def test_auto_goes_with_plan_only(capsys: pytest.CaptureFixture[str]) -> None:
-    code, message = ended(capsys, "map", "--model", "DeepSeek-V3", "--layers", "auto")
-    assert code == 2
-    assert "goes with `layershard plan` only" in message
-
-
-@pytest.mark.parametrize("command", ["hardware", "calibrate"])
-def test_help_has_an_example(command: str) -> None:
-    assert f"Example: layershard {command}" in " ".join(said(command, "--help").split())

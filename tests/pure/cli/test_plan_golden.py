@@ -4,12 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from checkpoints import small_config
-from layershard_cli.main import application
+from console import document
 
-RUNNER = CliRunner()
 SCHEMA = {
     "model": ["name", "source", "architecture", "num_layers", "dtype", "quantization"],
     "parallel": ["tp", "dp", "pcp", "pp", "ep"],
@@ -41,9 +39,7 @@ PHASE = ["phase", "tokens", "compute_us", "fetch_us", "exposed_us"]
 
 
 def planned(*flags: str) -> dict:
-    result = RUNNER.invoke(application(), ["plan", *flags, "--json"], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout)
+    return document("plan", *flags)
 
 
 def test_deepseek_v3_on_a_node_of_eight() -> None:

@@ -9,28 +9,23 @@ import sys
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
+import console
 from checkpoints import deepseek, header_of, small_config, write
-from layershard_cli.main import application
+from console import document, layershard
 from layershard_cli.output import printable
 from layershard_cli.render.sheet import Column, Sheet
 
-RUNNER = CliRunner()
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 def planned(*arguments: str, command: str = "plan") -> dict:
-    flags = ["--pcp", "2", "--layers", "o_proj,q_b_proj", "--json"]
-    result = RUNNER.invoke(application(), [command, *arguments, *flags], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout)
+    return document(command, *arguments, "--pcp", "2", "--layers", "o_proj,q_b_proj")
 
 
 def said(*arguments: str, **environment: str) -> str:
-    result = RUNNER.invoke(application(), list(arguments), env=environment, catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return " ".join(result.stdout.split())
+    """What is printed, its words a space apart."""
+    return " ".join(console.said(*arguments, **environment).split())
 
 
 @pytest.fixture
@@ -81,8 +76,8 @@ def test_a_disagreement_is_a_note_everywhere(stored: Path) -> None:
     write(stored, tensors, shards=2)
     note = "disagree on 5 tensors: model.layers.0.self_attn.o_proj.weight: expected bfloat16"
     plan, layers = planned("--model", str(stored)), planned("--model", str(stored), command="map")
-    for document in (plan, layers):
-        assert any(note in w and "and 2 more" in w for w in document["warnings"])
+    for each in (plan, layers):
+        assert any(note in w and "and 2 more" in w for w in each["warnings"])
     assert plan["checkpoint"]["disagreements"][4] == {
         "tensor": "model.layers.4.self_attn.o_proj.weight",
         "expected": "bfloat16 [256, 128]",
@@ -90,8 +85,7 @@ def test_a_disagreement_is_a_note_everywhere(stored: Path) -> None:
     }
     flags = ["--model", str(stored), "--pcp", "2"]
     assert "the plan's linears disagree on 5" in said("plan", *flags, COLUMNS="200")
-    checked = RUNNER.invoke(application(), ["check", '["o_proj"]', *flags])
-    assert note in checked.stderr
+    assert note in layershard("check", '["o_proj"]', *flags).stderr
 
 
 def test_tables_name_source_revision_and_checkpoint(stored: Path) -> None:

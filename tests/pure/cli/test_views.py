@@ -13,8 +13,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
+from console import complaint, layershard, said
 from layershard_cli.main import application
 from layershard_cli.render.timeline import ASCII, UNICODE, draw
 from vllm_layershard.estimate import forecast, profile
@@ -28,12 +28,6 @@ HEADLESS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-component-update",
     "--disable-background-networking", "--disable-sync", "--disable-quic",
 )  # fmt: skip
-
-
-def layershard(*arguments: str) -> str:
-    result = CliRunner().invoke(application(), list(arguments))
-    assert result.exit_code == 0, result.output
-    return result.stdout
 
 
 def sharding(*names: str) -> Sharding:
@@ -62,8 +56,8 @@ def test_the_drawing_shows_consecutive_layers() -> None:
 
 def test_the_trace_is_the_forecast(tmp_path: Path) -> None:
     path = tmp_path / "trace.json"
-    layershard("plan", "--model", "DeepSeek-V3", "--layers", "o_proj", "--trace", str(path))
-    plan = json.loads(layershard("plan", "--model", "DeepSeek-V3", "--layers", "o_proj", "--json"))
+    said("plan", "--model", "DeepSeek-V3", "--layers", "o_proj", "--trace", str(path))
+    plan = json.loads(said("plan", "--model", "DeepSeek-V3", "--layers", "o_proj", "--json"))
     events = json.loads(path.read_text())["traceEvents"]
     for pid, phase in enumerate(plan["prefetch"]["phases"]):
         here = [event for event in events if event["pid"] == pid and event["ph"] == "X"]
@@ -92,7 +86,7 @@ class _Page(HTMLParser):
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("page") / "plan.html"
-    layershard("plan", "--model", "DeepSeek-V3", "--html", str(path))
+    said("plan", "--model", "DeepSeek-V3", "--html", str(path))
     return path
 
 
@@ -107,7 +101,7 @@ def test_the_page_is_self_contained(page: Path) -> None:
 
 
 def test_the_page_says_what_the_plan_says(page: Path) -> None:
-    plan = json.loads(layershard("plan", "--model", "DeepSeek-V3", "--json"))
+    plan = json.loads(said("plan", "--model", "DeepSeek-V3", "--json"))
     text = page.read_text()
     assert plan["prefetch"]["verdict"] in text
     assert f"{plan['kv_cache']['tokens_gained']:,}" in text
@@ -120,7 +114,7 @@ def test_a_hostile_name_is_text(tmp_path: Path) -> None:
     config = load_source()
     path = tmp_path / "<b>&.json"
     path.write_text(json.dumps(config))
-    layershard("plan", "--model", str(path), "--dp", "2", "--html", str(tmp_path / "page.html"))
+    said("plan", "--model", str(path), "--dp", "2", "--html", str(tmp_path / "page.html"))
     assert "<b>" not in re.sub(r"<b>[^<]*</b><small>", "", (tmp_path / "page.html").read_text())
 
 
@@ -166,35 +160,31 @@ def test_a_real_browser_draws_it(page: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("flag", ["--html", "--trace"])
 def test_a_file_that_cannot_be_written(flag: str, tmp_path: Path) -> None:
-    from vllm_layershard.errors import ConfigError
-
-    with pytest.raises(ConfigError, match=f"{flag} .*cannot be written"):
-        CliRunner().invoke(
-            application(),
-            ["plan", "--model", "DeepSeek-V3", flag, str(tmp_path / "no" / "file")],
-            catch_exceptions=False,
-        )
+    file = str(tmp_path / "no" / "file")
+    code, message = complaint("plan", "--model", "DeepSeek-V3", flag, file)
+    assert code == 2
+    assert message.startswith(f"layershard: {flag} {file!r}: cannot be written: ")
 
 
 def test_check_fails_with_one_only_where_it_does_not_pay() -> None:
     command = ["plan", "--model", "DeepSeek-V3", "--layers", "o_proj", "--check"]
-    long = CliRunner().invoke(application(), [*command, "--tokens", "64K"])
-    assert long.exit_code == 0
-    short = CliRunner().invoke(application(), [*command, "--tokens", "64"])
-    assert short.exit_code == 1
+    long = layershard(*command, "--tokens", "64K")
+    assert long.code == 0
+    short = layershard(*command, "--tokens", "64")
+    assert short.code == 1
     assert "prefill does not hide" in short.stderr
-    decode = CliRunner().invoke(application(), [*command, "--tokens", "64K", "--hide-in", "decode"])
-    assert decode.exit_code == 1
+    decode = layershard(*command, "--tokens", "64K", "--hide-in", "decode")
+    assert decode.code == 1
     assert "decode does not hide" in decode.stderr
     wasteful = ["plan", "--model", "DeepSeek-V3", "--dp", "2", "--layers", "q_b_proj"]
     wasteful += ["--prefetch-step", "40", "--check", "--tokens", "64K"]
-    assert "a rank saves -" in CliRunner().invoke(application(), wasteful).stderr
+    assert "a rank saves -" in layershard(*wasteful).stderr
 
 
 def test_compare_counts_what_plan_saves() -> None:
-    found = json.loads(layershard("compare", "--model", "DeepSeek-V3", "--json"))
+    found = json.loads(said("compare", "--model", "DeepSeek-V3", "--json"))
     tp8, dp8, sharded = found["layouts"]
-    plan = json.loads(layershard("plan", "--model", "DeepSeek-V3", "--json"))
+    plan = json.loads(said("plan", "--model", "DeepSeek-V3", "--json"))
     assert [tp8["engines"], dp8["engines"], sharded["engines"]] == [1, 8, 8]
     assert dp8["weight_bytes"] - sharded["weight_bytes"] == plan["memory"]["saved_bytes_min"]
     gained = sharded["engine_tokens"] - dp8["engine_tokens"]
@@ -203,18 +193,16 @@ def test_compare_counts_what_plan_saves() -> None:
 
 
 def test_compare_says_what_does_not_fit_and_what_is_refused() -> None:
-    shown = layershard(
-        "compare", "--model", "DeepSeek-V3", "--layout", "dp2+ep", "--hardware", "A100"
-    )
+    shown = said("compare", "--model", "DeepSeek-V3", "--layout", "dp2+ep", "--hardware", "A100")
     assert "does not fit" in shown
-    shown = layershard("compare", "--model", "DeepSeek-V2-Lite")
+    shown = said("compare", "--model", "DeepSeek-V2-Lite")
     assert "tp8" in shown
 
 
 @pytest.mark.parametrize("spare_bytes", [-1, 0, 1])
 def test_compare_and_plan_agree_on_what_fits_to_the_byte(spare_bytes: int, tmp_path: Path) -> None:
     flags = ["--model", "DeepSeek-V3", "--json"]
-    plan = json.loads(layershard("plan", *flags))
+    plan = json.loads(said("plan", *flags))
     kept = [
         plan["memory"]["weight_bytes_replicated"] - saved for saved in plan["memory"]["saved_bytes"]
     ]
@@ -224,15 +212,15 @@ def test_compare_and_plan_agree_on_what_fits_to_the_byte(spare_bytes: int, tmp_p
     device.write_text(json.dumps({"base": "H200", "memory_bytes": memory}))
     flags += ["--hardware", str(device)]
     fits = spare_bytes > 0
-    assert json.loads(layershard("plan", *flags))["memory"]["fits"] is fits
-    (layout,) = json.loads(layershard("compare", *flags, "--layout", "dp8+ep+shard"))["layouts"]
+    assert json.loads(said("plan", *flags))["memory"]["fits"] is fits
+    (layout,) = json.loads(said("compare", *flags, "--layout", "dp8+ep+shard"))["layouts"]
     assert layout["fits"] is fits
 
 
 def test_compare_takes_stages_that_keep_nothing_of_a_token() -> None:
     """A layer a stage: three of four are linear attention, which has a state and no tokens."""
     flags = ["--model", "Qwen3-Next-80B-A3B-Instruct", "--layout", "pp12", "--layout", "pp48"]
-    twelve, every = json.loads(layershard("compare", *flags, "--json"))["layouts"]
+    twelve, every = json.loads(said("compare", *flags, "--json"))["layouts"]
     assert every["fits"]
     assert every["weight_bytes"] < twelve["weight_bytes"]
     assert every["engine_tokens"] > twelve["engine_tokens"] > 0
@@ -250,22 +238,22 @@ def test_layouts_that_are_none(text: str) -> None:
 def test_every_bundled_model_is_listed() -> None:
     from vllm_layershard.models import bundled_names
 
-    found = json.loads(layershard("models", "--json"))
+    found = json.loads(said("models", "--json"))
     assert [model["name"] for model in found["models"]] == list(bundled_names())
-    shown = layershard("models")
+    shown = said("models")
     assert all(name in shown for name in bundled_names())
 
 
 @pytest.mark.parametrize("name", [command.name for command in application().registered_commands])
 def test_every_command_shows_an_example(name: str) -> None:
-    assert f"Example: layershard {name}" in layershard(name, "--help")
+    assert f"Example: layershard {name}" in said(name, "--help")
 
 
 @pytest.mark.parametrize("columns", ["40", "80", "200"])
 def test_narrow_terminals_and_no_color(columns: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", columns)
     monkeypatch.setenv("NO_COLOR", "1")
-    shown = layershard("plan", "--model", "DeepSeek-V3", "--timeline", "--ledger")
+    shown = said("plan", "--model", "DeepSeek-V3", "--timeline", "--ledger")
     assert "\x1b" not in shown
     assert os.environ["COLUMNS"] == columns
     launch = shown.splitlines()[-1]

@@ -168,7 +168,7 @@ def test_beyond_a_node_the_link_between_nodes_bounds() -> None:
 
 
 @given(small=st.integers(1, 1 << 32), more=st.integers(1, 1 << 32))
-def test_more_bytes_take_longer(small: int, more: int) -> None:
+def test_a_broadcast_of_more_bytes_takes_longer(small: int, more: int) -> None:
     for name in profile_names():
         hardware = profile(name)
         assert broadcast_seconds(

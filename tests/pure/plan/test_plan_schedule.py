@@ -221,7 +221,7 @@ def test_without_prefetch_a_layer_moves_at_its_own_boundary():
     assert s.schedule.slot == (0, 0, 0)
 
 
-def test_deepseek_v3_on_a_node_of_eight():
+def test_sixty_one_layers_on_eight_ranks():
     plan = build_plan([series(61, layer_bytes=117_440_512)], 8, 1)
     assert [len(plan.series[0].owned_layers(r)) for r in range(8)] == [8, 8, 8, 8, 8, 7, 7, 7]
     assert min(plan.saved_bytes) == 5_989_466_112

@@ -103,7 +103,7 @@ def test_no_pull_is_faster_than_a_collective_over_the_same_wires() -> None:
     st.booleans(),
     st.sampled_from([0, MIB, 64 * MIB]),
 )
-def test_more_bytes_take_longer(
+def test_a_pull_of_more_bytes_takes_longer(
     name: str, small: int, more: int, count: int, striped: bool, slice_bytes: int
 ) -> None:
     device = profile(name)
