@@ -267,6 +267,7 @@ def refusals(rank: int) -> dict[str, str]:
     refused("wait before finish", sharding.wait, first)
     sharding.add(second, layer_id=1)
     sharding.finish()
+    refused("wait before start", sharding.wait, second)
     refused("finish twice", sharding.finish)
     refused("add after finish", sharding.add, nn.Linear(4, 4), layer_id=2)
     refused("unknown layer", sharding.start, nn.Linear(4, 4))
@@ -304,6 +305,7 @@ def test_each_refusal_says_what_and_the_remedy(tmp_path):
         "container": "layer 1 holds no tensor itself; register the module that holds the weight",
         "start before finish": unloaded,
         "wait before finish": unloaded,
+        "wait before start": "layer 1 of series 'linear' is waited for and was not started; call",
         "finish twice": twice,
         "add after finish": "series 'linear': layer 2 comes after finish; add it before, or to",
         "unknown layer": unloaded,

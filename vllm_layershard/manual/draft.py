@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -9,7 +10,7 @@ from torch import nn
 
 from vllm_layershard.config import LayerShardConfig
 from vllm_layershard.errors import PlanError
-from vllm_layershard.plan import Linear, Series, SeriesPlan, series_of
+from vllm_layershard.plan import Linear, Plan, Series, SeriesPlan, build_plan, series_of
 from vllm_layershard.runtime.device import Device
 from vllm_layershard.runtime.formats import check_formats
 from vllm_layershard.runtime.loading import LoadingSeries
@@ -87,3 +88,20 @@ class Draft:
 
     def _large(self, layer_id: int) -> tuple[str, ...]:
         return tuple(tensor.name for tensor in self._linear(layer_id).large)
+
+
+def plan_of(drafts: Sequence[Draft], group: RankGroup, config: LayerShardConfig) -> Plan:
+    """The plan for the drafts of one sharding, each a series.
+
+    Raises:
+        PlanError: there is none, or they cannot be planned.
+        HostError: see Draft.check.
+    """
+    if not drafts:
+        raise PlanError("layer sharding: finish was called and no series has a layer; call add")
+    series = [draft.series() for draft in drafts]
+    plan = build_plan(series, group.size, config.prefetch_step, config.placement)
+    for draft, series_plan in zip(drafts, plan.series, strict=True):
+        if series_plan.moves:
+            draft.check()
+    return plan

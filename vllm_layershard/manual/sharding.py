@@ -25,9 +25,8 @@ from torch import nn
 from vllm_layershard.config import Placement, TransportChoice
 from vllm_layershard.errors import PlanError
 from vllm_layershard.manual.claims import check_unclaimed, claim
-from vllm_layershard.manual.draft import Draft
+from vllm_layershard.manual.draft import Draft, plan_of
 from vllm_layershard.manual.lane import Lane
-from vllm_layershard.plan import Plan, build_plan
 from vllm_layershard.plan.placement import round_robin_owner
 from vllm_layershard.runtime.ops import Place
 from vllm_layershard.runtime.ranks.agreement import agree, on_all_ranks
@@ -135,7 +134,9 @@ class LayerSharding:
             raise PlanError("layer sharding: finish was called already; make another LayerSharding")
         self._finished = True
         drafts, self._drafts = self._drafts, {}
-        plan = on_all_ranks(lambda: self._plan(drafts), self.group)
+        plan = on_all_ranks(
+            lambda: plan_of([*drafts.values()], self.group, self.config), self.group
+        )
         agree(plan, self.group)
         loaded = {
             draft.name: draft.load(series_plan, self._lane.private, self.config, verify=verify)
@@ -163,24 +164,18 @@ class LayerSharding:
         """Just before the layer's forward: return when its weight is there.
 
         Raises:
-            PlanError: the layer belongs to no loaded series.
+            PlanError: the layer belongs to no loaded series, or was not started.
             TransportError: the weight did not arrive within the process group's timeout.
             MismatchError: with `verify`, it arrived for the first time and with other bytes.
         """
         place = self._place_of(layer)
-        place.series.wait(place.position)
-
-    def _plan(self, drafts: Mapping[str, Draft]) -> Plan:
-        """What this rank makes of what was added to it."""
-        if not drafts:
-            raise PlanError("layer sharding: finish was called and no series has a layer; call add")
-        size, config = self.group.size, self.config
-        series = [draft.series() for draft in drafts.values()]
-        plan = build_plan(series, size, config.prefetch_step, config.placement)
-        for draft, series_plan in zip(drafts.values(), plan.series, strict=True):
-            if series_plan.moves:
-                draft.check()
-        return plan
+        series, position = place.series, place.position
+        if not series.has_started(position):
+            raise PlanError(
+                f"{series.plan.layer_name(position)} is waited for and was not started; call start "
+                "(or reach_layer) for every layer of the series, in order, in every forward"
+            )
+        series.wait(position)
 
     def _place_of(self, layer: nn.Module) -> Place:
         place = self._places.get(layer)

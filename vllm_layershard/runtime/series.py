@@ -82,6 +82,11 @@ class ShardedSeries:
         """The positions that have started to move and were not waited for yet."""
         return tuple(p for p, ticket in enumerate(self._arriving) if ticket is not None)
 
+    def has_started(self, position: int) -> bool:
+        """Whether the position's weight is where its linear reads it, or on its way there."""
+        slots = self.plan.schedule.slot
+        return not slots or self._occupant[slots[position]] == position
+
     def owns(self, position: int) -> bool:
         """Whether this rank stores the position's whole weight."""
         return self._weights.owns(position)
@@ -125,8 +130,7 @@ class ShardedSeries:
             TransportError: it did not arrive within the process group's timeout.
             MismatchError: with `verify`, it arrived for the first time and with other bytes.
         """
-        slots = self.plan.schedule.slot
-        assert not slots or self._occupant[slots[position]] == position, (
+        assert self.has_started(position), (
             f"{self.plan.layer_name(position)} is waited for but was never reached"
         )
         if self._arriving[position] is not None:
@@ -134,7 +138,8 @@ class ShardedSeries:
             self._await(position)
             self.counters.waited_us += (time.perf_counter_ns() - started) / 1000
             if self._first_arrivals is not None and not self.owns(position):
-                self._first_arrivals.check(position, self.slots.tensors[slots[position]])
+                slot = self.plan.schedule.slot[position]
+                self._first_arrivals.check(position, self.slots.tensors[slot])
         self.counters.waits += 1
         if position == self._last:
             self.on_forward_end()
