@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Final
 
+from layershard_cli.render.kv_cache import cache_tokens
 from layershard_cli.render.svg import pareto_svg, timeline_svg
 from layershard_cli.render.units import milliseconds, size
 from vllm_layershard.estimate import Estimate, Phase
@@ -51,9 +52,10 @@ def page(result: PlanResult, points: Sequence[Point]) -> str:
     ep = "with" if sharding.deployment.ep else "without"
     held, saved = sharding.weight_bytes[rank].total, sharding.saved_bytes[rank]
     per_token = sharding.kv_bytes_per_token(result.kv_cache_dtype, rank)
+    cache = cache_tokens(result)
     figures = {
         f"{size(saved)}": "saved per rank, at least",
-        f"{result.kv_cache.tokens_gained:,}": f"more KV tokens, at {per_token:,} bytes",
+        f"{cache.tokens:,}": f"{cache.label}, at {per_token:,} bytes",
         f"{size(held)} → {size(held - saved)}": "weights per rank",
     }
     phases = forecast.phases if isinstance(forecast, Estimate) else ()

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from layershard_cli.output import emit, printable
+from layershard_cli.render.kv_cache import cache_tokens
 from layershard_cli.render.sheet import Column, Sheet
 from layershard_cli.render.units import milliseconds, size, span
 from vllm_layershard.estimate import Abstention, Estimate, Forecast, Forward, PhaseName
@@ -19,7 +20,7 @@ from vllm_layershard.planner.results.plan_result import PlanResult
 
 def print_plan(result: PlanResult, *, timeline: bool = False, ledger: bool = False) -> None:
     """`layershard plan`."""
-    sharding, forecast, kv_cache_dtype = result.planned, result.forecast, result.kv_cache_dtype
+    sharding, forecast = result.planned, result.forecast
     sheet = Sheet()
     _print_heading(sheet, sharding, result.evidence)
     rows = []
@@ -43,18 +44,12 @@ def print_plan(result: PlanResult, *, timeline: bool = False, ledger: bool = Fal
 
     rank = sharding.binding_rank
     saved_bytes, held = sharding.saved_bytes[rank], sharding.weight_bytes[rank]
-    gained = sharding.tokens_gained(kv_cache_dtype)
-    per_token = sharding.kv_bytes_per_token(kv_cache_dtype, rank)
     estimated = _estimated(forecast)
     sheet.pairs(
         [
             ("weights per rank", f"{size(held.total)} -> {size(held.total - saved_bytes)}"),
             ("saved per rank", f"at least {size(saved_bytes)} ({saved_bytes:,} bytes)"),
-            (
-                "KV cache",
-                f"{abs(gained):,} {'more' if gained >= 0 else 'fewer'} tokens, "
-                f"at {per_token:,} bytes a token",
-            ),
+            ("KV cache", cache_tokens(result).sentence),
             *(
                 (f"{name}, {tokens(batch.tokens)}", estimated.times[name])
                 for name, batch in forecast.batches.items()

@@ -185,6 +185,40 @@ def test_the_document_says_whether_the_weights_fit(tmp_path: Path) -> None:
         assert (found["launch"] is None) == (fits is False)
 
 
+def test_the_kv_cache_line_counts_tokens_that_have_room(tmp_path: Path) -> None:
+    """Bytes saved are no tokens gained where the weights leave no room, or left none before."""
+    small, page = tmp_path / "small.json", tmp_path / "page.html"
+    small.write_text(json.dumps({"base": "H200", "memory_bytes": 100 * 2**30}))
+    for device, line, figure in (
+        ("H200", "112,628 more tokens, at 70,272 bytes a token", "<b>112,628</b><small>more KV"),
+        (
+            str(small),
+            "room for 54,236 tokens, at 70,272 bytes a token; without sharding for none",
+            "<b>54,236</b><small>KV tokens have room, none without sharding,",
+        ),
+        ("A100", "room for no token, at 70,272 bytes a token", "<b>0</b><small>KV tokens have"),
+    ):
+        flags = ["plan", "--model", "DeepSeek-V3", "--dp", "8", "--ep", "--hardware", device]
+        text = said(*flags, "--html", str(page))
+        (shown,) = [row for row in text.splitlines() if row.startswith("KV cache")]
+        assert shown.split(maxsplit=2)[2] == line
+        assert figure in page.read_text()
+        assert json.loads(said(*flags, "--json"))["kv_cache"]["tokens_gained"] == 112_628
+    layouts = ["--layout", "dp8+ep+shard", "--json"]
+    compared = said("compare", "--model", "DeepSeek-V3", "--hardware", str(small), *layouts)
+    assert json.loads(compared)["layouts"][0]["engine_tokens"] == 54_236
+
+
+def test_a_cache_that_shrinks_is_said_to_shrink(tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    flags = ["--layers", "o_proj", "--dp", "8", "--ep", "--layer-stride", "31"]
+    text = said("plan", "--model", "DeepSeek-V3", *flags, "--html", str(page))
+    (shown,) = [row for row in text.splitlines() if row.startswith("KV cache")]
+    number, word = shown.split()[2:4]
+    assert word == "fewer"
+    assert f"<b>{number}</b><small>fewer KV tokens" in page.read_text()
+
+
 def test_a_context_parallel_prefill_attends_to_the_whole_prompt() -> None:
     alone = plan("--dp", "4", "--ep", "--layers", "o_proj")["prefetch"]["phases"][0]
     shared = plan("--pcp", "4", "--ep", "--layers", "o_proj")["prefetch"]["phases"][0]
