@@ -18,7 +18,7 @@ from vllm_layershard.models import find, model_of
 from vllm_layershard.models.checkpoint import from_hub as hub_checkpoint
 from vllm_layershard.models.checkpoint.from_hub import fetch_checkpoint
 from vllm_layershard.models.checkpoint.stored import evidence_for
-from vllm_layershard.models.sources import hub
+from vllm_layershard.models.sources import http_get
 from vllm_layershard.models.sources.hub import fetch
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -292,7 +292,7 @@ def test_a_server_that_never_ends_is_given_up(
     served: type[Handler], manners: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served.manners = manners
-    monkeypatch.setattr(hub, "_REQUEST_SECONDS", 0.5)
+    monkeypatch.setattr(http_get, "_REQUEST_SECONDS", 0.5)
     with pytest.raises(UnknownModelError, match=r"cannot be reached \(no whole answer within"):
         fetch_checkpoint(NAME, "main", quiet)
     assert not served.released.is_set()
@@ -300,7 +300,7 @@ def test_a_server_that_never_ends_is_given_up(
 
 def test_a_slow_socket_is_given_up(served: type[Handler], monkeypatch: pytest.MonkeyPatch) -> None:
     served.manners = "hangs"
-    monkeypatch.setattr(hub, "_SOCKET_SECONDS", 0.2)
+    monkeypatch.setattr(http_get, "_SOCKET_SECONDS", 0.2)
     with pytest.raises(UnknownModelError, match="timed out"):
         find(NAME)
     assert not served.released.is_set()
