@@ -59,6 +59,7 @@ def _device(device: Hardware) -> dict[str, Any]:
     return {
         "name": device.name,
         "topology": device.topology,
+        "low_bit_format": device.low_bit_format,
         "figures": {key: figure and _figure(key, figure) for key, figure in device.figures.items()},
         "bus": [_table(table, "bandwidths", table.bandwidths) for table in device.bus],
         "broadcast": [_table(table, "seconds", table.seconds) for table in device.broadcast],

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from console import complaint, document, said
+from vllm_layershard.estimate import profile
 
 
 def planned(*flags: str) -> dict:
@@ -29,6 +30,18 @@ def test_one_device_shows_every_number_with_basis_and_source() -> None:
     for figure in shown["figures"].values():
         assert figure is None or {"value", "unit", "basis", "source"} == set(figure)
     assert shown["bus"][0]["ranks"] == 8
+
+
+def test_the_json_of_a_device_is_all_that_a_profile_file_needs(tmp_path: Path) -> None:
+    """Each key that a file may have is shown, so the file made of what is shown is the device."""
+    for device in document("hardware")["hardware"]:
+        figures = device.pop("figures")
+        for figure in figures.values():
+            if figure is not None:
+                del figure["unit"]
+        path = tmp_path / "again.json"
+        path.write_text(json.dumps(device | figures))
+        assert profile(str(path)) == profile(device["name"])
 
 
 @pytest.mark.parametrize(
