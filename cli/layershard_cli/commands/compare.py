@@ -30,6 +30,7 @@ def compare_command(
     ] = None,
     layers: flag.LayersNamed = None,
     prefetch_step: flag.PrefetchStep = None,
+    keep_first: flag.KeepFirst = False,
     hardware: flag.HardwareName = None,
     kv_cache_dtype: flag.KvCacheDtype = "auto",
     as_json: flag.AsJson = False,
@@ -44,7 +45,7 @@ def compare_command(
         layers=listed(layers),
         hardware=hardware,
         kv_cache_dtype=kv_cache_dtype,
-        **options_of(prefetch_step=prefetch_step),
+        **options_of(prefetch_step=prefetch_step, keep_first=keep_first),
     )
     if as_json:
         emit_json(result.document())

@@ -192,6 +192,21 @@ def test_compare_counts_what_plan_saves() -> None:
     assert tp8["tokens"] < dp8["tokens"] < sharded["tokens"]
 
 
+def test_compare_counts_a_kept_layer_as_plan_does() -> None:
+    """Striped: of a kept layer each rank pays all but its own part. Unsharded layouts keep none."""
+    flags = ["--model", "DeepSeek-V3", "--json"]
+    layouts = ["--layout", "dp8+ep", "--layout", "dp8+ep+striped"]
+    plain = json.loads(said("compare", *flags, *layouts))["layouts"]
+    kept = json.loads(said("compare", *flags, *layouts, "--keep-first"))["layouts"]
+    striped = [*flags, "--placement", "striped"]
+    saved = [
+        json.loads(said("plan", *striped, *more))["memory"]["saved_bytes_min"]
+        for more in ([], ["--keep-first"])
+    ]
+    assert kept[0] == plain[0]
+    assert kept[1]["weight_bytes"] - plain[1]["weight_bytes"] == saved[0] - saved[1] > 0
+
+
 def test_compare_says_what_does_not_fit_and_what_is_refused() -> None:
     shown = said("compare", "--model", "DeepSeek-V3", "--layout", "dp2+ep", "--hardware", "A100")
     assert "does not fit" in shown

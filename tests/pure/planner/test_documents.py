@@ -195,6 +195,10 @@ COMPARISONS: dict[str, tuple[dict[str, Any], str]] = {
         {"layouts": ["dp8+ep+shard"], "layers": ["o_proj"], "prefetch_step": 2},
         "--layout dp8+ep+shard --layers o_proj --prefetch-step 2",
     ),
+    "a kept layer": (
+        {"layouts": ["dp8+shard", "dp8+striped"], "keep_first": True},
+        "--layout dp8+shard --layout dp8+striped --keep-first",
+    ),
     "a cache": ({"kv_cache_dtype": "fp8"}, "--kv-cache-dtype fp8"),
     "one that cannot be": ({"layouts": ["tp3"]}, "--layout tp3"),
     "one that is none": ({"layouts": ["8 GPUs"]}, "--layout 8_GPUs"),
