@@ -33,15 +33,20 @@ COMMANDS = {
 }
 
 
-def install() -> None:
+def install_peers() -> None:
     """The peers, and this tree's wheel over what an earlier run installed."""
     if not (PEERS / "bin" / "hf-mem").exists():
         venv.create(PEERS, with_pip=True)
         _pip(PEERS / "bin" / "python", HF_MEM)
-    _pip(PEERS / "bin" / "python", str(ROOT))
-    _pip(PEERS / "bin" / "python", "--force-reinstall", "--no-deps", str(ROOT))
+    install(PEERS, ROOT)
     if not BESIDE_TORCH.exists():
         _pip(Path(sys.executable), "--no-deps", "--target", str(BESIDE_TORCH), ACCELERATE)
+
+
+def install(environment: Path, tree: Path) -> None:
+    """A tree's wheel into a virtual environment, over what an earlier run installed there."""
+    _pip(environment / "bin" / "python", str(tree))
+    _pip(environment / "bin" / "python", "--force-reinstall", "--no-deps", str(tree))
 
 
 def _pip(python: Path, *arguments: str) -> None:
@@ -63,7 +68,7 @@ def seconds(command: list[str]) -> float:
 
 def main(rounds: int) -> None:
     """Prints the best and the median of each, and the two ratios that the project promises."""
-    install()
+    install_peers()
     times: dict[str, list[float]] = {name: [] for name in COMMANDS}
     for round_ in range(rounds + 1):
         for name, command in COMMANDS.items():

@@ -17,6 +17,7 @@ from vllm_layershard.estimate.overlap import TOLERANCE
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "benchmarks"))
 
+import against  # noqa: E402
 from link import LinkError, paced  # noqa: E402
 from overlap import RACES, misses, planned  # noqa: E402
 
@@ -120,3 +121,14 @@ def test_overhead_runs(tmp_path):
     (row,) = smoke("overhead", tmp_path)["rows"]
     assert 0 < row["low_us"] <= row["pair_us"] <= row["high_us"]
     assert row["ratio"] == pytest.approx(row["low_us"] / row["empty_low_us"], rel=0.05)
+
+
+def test_two_trees_are_compared_by_their_lowest_rounds():
+    old = {"wait, us": [4.0, 5.0], "plan, s": [0.30, 0.20]}
+    new = {"wait, us": [9.0, 4.1], "plan, s": [0.22, 0.40]}
+    rows = against.compared(old, new)
+    assert [(row["measured"], row["old"], row["new"], row["ratio"]) for row in rows] == [
+        ("wait, us", 4.0, 4.1, 1.025),
+        ("plan, s", 0.2, 0.22, 1.1),
+    ]
+    assert against.misses(rows) == ["plan, s: 1.1 of the old tree's, at most 1.05"]
