@@ -3,7 +3,7 @@
 A reload gives a series its new weights position by position. Where it fails between two of them the
 series holds layers of two checkpoints, and nothing in a forward could tell. Ranks in lockstep move
 whatever their owners store: a reload that succeeds later makes them whole again. Replicas count
-their reloads to find each other's (see the note [Which versions are kept] in
+their reloads to find each other's (see the note [Which versions are retained] in
 peer_memory/posix.py), and the count of a reload that failed is no longer the others': they stay
 broken until they are started again.
 """
