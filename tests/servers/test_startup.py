@@ -22,7 +22,7 @@ from serving.server import ENVIRONMENT
 from tests.vllm.truth.test_truth_grouped import CASES as GROUPED
 from tests.vllm.truth.test_truth_hybrids import CASES as HYBRIDS
 from tests.vllm.truth.test_truth_mla import CASES as MLA
-from vllm_layershard.models import Deployment, load_model
+from vllm_layershard.models import Deployment, read_model
 from vllm_layershard.plan import ParallelLayout
 
 pytestmark = pytest.mark.serve
@@ -64,7 +64,7 @@ def test_the_cache_holds_as_many_tokens_as_vllm_says(name: str, layout: str, tmp
     tp, dp = LAYOUTS[layout]
     directory = MODELS[name].write(tmp_path / name)
     log = started(directory, tp, dp)
-    model = load_model(str(directory))
+    model = read_model(str(directory))
     deployment = Deployment(ParallelLayout(tp=tp, dp=dp))
     per_token = model.kv_bytes_per_token("auto", range(model.num_layers), deployment)
     (logged,) = {int(tokens.replace(",", "")) for tokens in LINE.findall(log)}

@@ -19,7 +19,7 @@ from vllm_layershard.estimate.forecast import (
 from vllm_layershard.estimate.forwards import Forwards
 from vllm_layershard.estimate.hardware import Hardware
 from vllm_layershard.estimate.outcome import PhaseName
-from vllm_layershard.models import Deployment, Model, Sharding, plan_model
+from vllm_layershard.models import Deployment, Model, Sharding, shard_model
 from vllm_layershard.plan.linear import short_names
 
 _STRIDES: Final = (1, 2, 3, 4, 6, 8)
@@ -67,7 +67,7 @@ def choose(
         for name in candidates(model, deployment, replace(template, layer_stride=stride)):
             names = (*found.config.layers, name) if found is not None else (name,)
             config = replace(template, layers=names, layer_stride=stride)
-            sharding = plan_model(model, deployment, config)
+            sharding = shard_model(model, deployment, config)
             if (found is None or _saved(sharding) > _saved(found)) and hides(sharding):
                 found = sharding
         if found is not None and (best is None or _saved(found) > _saved(best)):
@@ -94,7 +94,7 @@ def candidates(model: Model, deployment: Deployment, template: LayerShardConfig)
         if refusal_of(name) is not None:
             continue
         try:
-            saved[name] = _saved(plan_model(model, deployment, replace(template, layers=(name,))))
+            saved[name] = _saved(shard_model(model, deployment, replace(template, layers=(name,))))
         except PlanError:
             continue  # too short a series for the step, no layer of it at this stride
     return sorted((name for name in saved if saved[name] > 0), key=lambda name: -saved[name])

@@ -14,7 +14,7 @@ from vllm_layershard.estimate.overlap import TOLERANCE
 from vllm_layershard.estimate.transfer import Transfer
 from vllm_layershard.estimate.verdict import abstaining, verdict_on, warned
 from vllm_layershard.estimate.wording import tokens
-from vllm_layershard.models import Batch, Sharding, plan_model
+from vllm_layershard.models import Batch, Sharding, shard_model
 
 PREFILL_TOKENS: Final = 8192
 DECODE_SEQUENCES: Final = 64
@@ -115,7 +115,7 @@ def _with_kept(
     """The phases, those that wait with what `keep_first` makes of them."""
     config = replace(sharding.config, keep_first=True)
     try:
-        kept = plan_model(sharding.model, sharding.deployment, config)
+        kept = shard_model(sharding.model, sharding.deployment, config)
     except PlanError:  # it leaves a series too few layers for the step
         return phases
     if min(kept.saved_bytes) <= max(0.0, WORTH * min(sharding.saved_bytes)):

@@ -12,7 +12,7 @@ from vllm_layershard.estimate.auto_layers import candidates
 from vllm_layershard.estimate.forecast import lacking_for
 from vllm_layershard.estimate.forwards import Forwards
 from vllm_layershard.estimate.hardware import Hardware
-from vllm_layershard.models import Batch, Deployment, Model, plan_model
+from vllm_layershard.models import Batch, Deployment, Model, shard_model
 
 _STRIDES: Final = (1, 2, 4)
 _MOST_NAMES: Final = 6
@@ -46,7 +46,7 @@ def pareto(
         for name in candidates(model, deployment, strided)[:_MOST_NAMES]:
             try:
                 config = replace(strided, layers=(*names, name))
-                sharding = plan_model(model, deployment, config)
+                sharding = shard_model(model, deployment, config)
             except PlanError:
                 continue  # two names of one linear
             names = (*names, name)

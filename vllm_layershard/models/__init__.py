@@ -5,8 +5,8 @@ from vllm_layershard.models.deployment import Deployment
 from vllm_layershard.models.layer_operations import layer_operations
 from vllm_layershard.models.model import Model, WeightBytes
 from vllm_layershard.models.operation import Batch, Operation
-from vllm_layershard.models.registry import load_model, model_of, supported
-from vllm_layershard.models.sharding import Sharding, plan_model, require_experts
+from vllm_layershard.models.registry import model_of, read_model, supported
+from vllm_layershard.models.sharding import Sharding, require_experts, shard_model
 from vllm_layershard.models.sources.source import FoundModel, bundled_names, find
 from vllm_layershard.plan import GroupPlan
 
@@ -24,9 +24,9 @@ __all__ = [
     "evidence_for",
     "find",
     "layer_operations",
-    "load_model",
     "model_of",
-    "plan_model",
+    "read_model",
     "require_experts",
+    "shard_model",
     "supported",
 ]

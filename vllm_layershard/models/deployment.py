@@ -15,7 +15,7 @@ MAX_RANKS = 4096
 class Deployment:
     """How a model is laid out over ranks. `ep` is `vllm serve --enable-expert-parallel`.
 
-    Of a deployment that is asked for, only the sizes in `layout` count: `plan_model` decides
+    Of a deployment that is asked for, only the sizes in `layout` count: `shard_model` decides
     lockstep and movement (plan/sharing.py), and its result has the complete layout.
     """
 

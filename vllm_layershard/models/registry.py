@@ -41,7 +41,7 @@ def supported() -> tuple[str, ...]:
     return tuple(_FAMILIES)
 
 
-def load_model(name: str) -> Model:
+def read_model(name: str) -> Model:
     """Find a model by path or name and read it.
 
     Raises:

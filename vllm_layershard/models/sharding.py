@@ -101,7 +101,7 @@ def require_experts(model: Model, deployment: Deployment) -> None:
         raise PlanError(f"--ep: {model.name} is a dense model without experts; leave it out")
 
 
-def plan_model(model: Model, deployment: Deployment, config: LayerShardConfig) -> Sharding:
+def shard_model(model: Model, deployment: Deployment, config: LayerShardConfig) -> Sharding:
     """Plan the sharding of a model.
 
     Raises:

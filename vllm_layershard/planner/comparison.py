@@ -11,7 +11,7 @@ from vllm_layershard.errors import ConfigError, PlanError
 from vllm_layershard.estimate import Hardware
 from vllm_layershard.estimate.capacity import UTILIZATION, capacity
 from vllm_layershard.estimate.transfer import require_one_node
-from vllm_layershard.models import Deployment, Model, plan_model, require_experts
+from vllm_layershard.models import Deployment, Model, require_experts, shard_model
 from vllm_layershard.plan import ParallelLayout
 from vllm_layershard.planner.hardware import device_of
 from vllm_layershard.planner.options import Options, config_for
@@ -184,7 +184,7 @@ def _saving(
         return lambda rank: 0
     asked = options | Options(placement=candidate.placement)
     config = config_for(model, candidate.deployment, layers, asked)
-    sharding = plan_model(model, candidate.deployment, config)
+    sharding = shard_model(model, candidate.deployment, config)
     require_one_node(sharding, device)
     return sharding.saved_bytes.__getitem__
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from vllm_layershard.config import LayerShardConfig, short
 from vllm_layershard.errors import ConfigError
-from vllm_layershard.models import Sharding, plan_model
+from vllm_layershard.models import Sharding, shard_model
 from vllm_layershard.planner.layout import Layout, deployment_of
 from vllm_layershard.planner.loaded_model import LoadedModel, load_model
 from vllm_layershard.planner.options import Options, config_for
@@ -59,4 +59,4 @@ def sharding_of(
     deployment, assumed = deployment_of(layout, found.model)
     if config is None:
         config = config_for(found.model, deployment, layers, options)
-    return plan_model(found.model, deployment, config), (*assumed, *found.model.notes)
+    return shard_model(found.model, deployment, config), (*assumed, *found.model.notes)

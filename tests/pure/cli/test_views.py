@@ -19,7 +19,7 @@ from layershard_cli.main import application
 from layershard_cli.render.timeline import ASCII, UNICODE, draw
 from vllm_layershard.estimate import forecast, profile
 from vllm_layershard.estimate.capacity import UTILIZATION
-from vllm_layershard.models import Deployment, Sharding, load_model, plan_model
+from vllm_layershard.models import Deployment, Sharding, read_model, shard_model
 from vllm_layershard.plan import ParallelLayout
 from vllm_layershard.schema import validated
 
@@ -32,7 +32,7 @@ HEADLESS = (
 
 def sharding(*names: str) -> Sharding:
     deployment = Deployment(ParallelLayout(dp=8), ep=True)
-    return plan_model(load_model("DeepSeek-V3"), deployment, validated(list(names)))
+    return shard_model(read_model("DeepSeek-V3"), deployment, validated(list(names)))
 
 
 @pytest.mark.parametrize("ink", [UNICODE, ASCII])

@@ -18,7 +18,7 @@ from vllm_layershard.estimate.overlap import (
     simulate,
     trace,
 )
-from vllm_layershard.models import Deployment, load_model, plan_model
+from vllm_layershard.models import Deployment, read_model, shard_model
 from vllm_layershard.plan import ParallelLayout, Series, build_plan
 
 MIB = 1 << 20
@@ -185,7 +185,7 @@ def test_every_number_of_a_profile_has_a_source() -> None:
 
 def forecast_of(name: str, hardware: str, layout: ParallelLayout, tokens: int, step: int = 1):
     config = LayerShardConfig(layers=("o_proj",), prefetch_step=step)
-    sharding = plan_model(load_model(name), Deployment(layout, ep=True), config)
+    sharding = shard_model(read_model(name), Deployment(layout, ep=True), config)
     return forecast(sharding, profile(hardware), tokens)
 
 

@@ -16,7 +16,7 @@ from vllm_layershard.estimate.broadcast import broadcast_basis, broadcast_second
 from vllm_layershard.estimate.hardware import LABELS, Figure, Hardware
 from vllm_layershard.estimate.nodes import Spread, widest
 from vllm_layershard.estimate.roofline import Roofline
-from vllm_layershard.models import Deployment, Operation, load_model, plan_model
+from vllm_layershard.models import Deployment, Operation, read_model, shard_model
 from vllm_layershard.plan import ParallelLayout
 
 MIB = 1 << 20
@@ -90,7 +90,7 @@ def test_no_broadcast_is_faster_than_a_link_on_its_way(layout: dict[str, int]) -
     assert device.inter_node is not None
     config = LayerShardConfig(layers=("o_proj",))
     deployment = Deployment(ParallelLayout(**layout), ep=True)
-    sharding = plan_model(load_model("Kimi-K2-Instruct"), deployment, config)
+    sharding = shard_model(read_model("Kimi-K2-Instruct"), deployment, config)
     forward = forecast(sharding, device).phases[0].asked.forward
     series = sharding.groups[0].plan.series[0].series
     moved = len(series) * series.layer_bytes
@@ -103,7 +103,7 @@ def test_no_broadcast_is_faster_than_a_link_on_its_way(layout: dict[str, int]) -
 def test_nothing_is_estimated_where_a_number_is_lacking() -> None:
     config = LayerShardConfig(layers=("o_proj",))
     deployment = Deployment(ParallelLayout(dp=16), ep=True)
-    said = forecast(plan_model(load_model("DeepSeek-V3"), deployment, config), profile("MI300X"))
+    said = forecast(shard_model(read_model("DeepSeek-V3"), deployment, config), profile("MI300X"))
     assert said.verdict.startswith("no estimate: MI300X lacks link between nodes (16 ranks")
     assert isinstance(said, Abstention)
     assert list(said.batches) == ["prefill", "decode"]
@@ -112,7 +112,7 @@ def test_nothing_is_estimated_where_a_number_is_lacking() -> None:
 def test_no_link_is_needed_where_nothing_moves() -> None:
     config = LayerShardConfig(layers=("o_proj",), placement="replicated")
     deployment = Deployment(ParallelLayout(dp=16), ep=True)
-    sharding = plan_model(load_model("DeepSeek-V3"), deployment, config)
+    sharding = shard_model(read_model("DeepSeek-V3"), deployment, config)
     device = replace(profile("MI300X"), intra_node=None)
     said = forecast(sharding, device)
     assert device.lacking(widest([range(1)], 8)) == ()

@@ -14,13 +14,13 @@ from vllm_layershard.estimate.forecast import prefill
 from vllm_layershard.estimate.forwards import Forwards
 from vllm_layershard.estimate.hardware import Figure
 from vllm_layershard.estimate.verdict import verdict_on
-from vllm_layershard.models import Batch, Deployment, Sharding, load_model, plan_model
+from vllm_layershard.models import Batch, Deployment, Sharding, read_model, shard_model
 from vllm_layershard.plan import ParallelLayout
 
 
 def sharding_of(names: tuple[str, ...], deployment: Deployment, step: int = 1) -> Sharding:
     config = LayerShardConfig(layers=names, prefetch_step=step)
-    return plan_model(load_model("DeepSeek-V3"), deployment, config)
+    return shard_model(read_model("DeepSeek-V3"), deployment, config)
 
 
 PCP4 = Deployment(ParallelLayout(pcp=4))
@@ -135,7 +135,7 @@ def test_of_two_remedies_the_first_that_hides_or_is_near_the_faster_is_named(
 
 def chosen(hardware: str, dp: int, *phases, stride: int | None = None, **load: int) -> Sharding:
     return choose(
-        load_model("DeepSeek-V3"),
+        read_model("DeepSeek-V3"),
         Deployment(ParallelLayout(dp=dp), True),
         profile(hardware),
         LayerShardConfig(layers=("o_proj",)),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from checkpoints import deepseek, header_of, small_config, write
-from vllm_layershard.models import Deployment, find, load_model, model_of
+from vllm_layershard.models import Deployment, find, model_of, read_model
 from vllm_layershard.models.checkpoint.compare import compare
 from vllm_layershard.models.checkpoint.comparison import Comparison
 from vllm_layershard.models.checkpoint.files import Checkpoint
@@ -168,7 +168,7 @@ def test_deepseek_v3_in_full() -> None:
         name: Stored(name, dtype, tuple(shape), 0)
         for name, (dtype, shape) in deepseek(config).items()
     }
-    model = load_model("DeepSeek-V3")
+    model = read_model("DeepSeek-V3")
     linears = model.linears(Deployment(ParallelLayout()))
     assert compare(linears, model.num_layers, Checkpoint(("all",), stored)).disagreements == ()
 

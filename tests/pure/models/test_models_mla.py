@@ -6,20 +6,20 @@ from pathlib import Path
 import pytest
 
 from vllm_layershard.errors import ConfigError, ModelError, PlanError
-from vllm_layershard.models import Deployment, bundled_names, load_model
+from vllm_layershard.models import Deployment, bundled_names, read_model
 from vllm_layershard.plan import Linear, ParallelLayout
 
 ONE = Deployment(ParallelLayout())
 
 
 def linear(model: str, deployment: Deployment, prefix: str) -> Linear:
-    found = [x for x in load_model(model).linears(deployment) if x.prefix == prefix]
+    found = [x for x in read_model(model).linears(deployment) if x.prefix == prefix]
     assert len(found) == 1
     return found[0]
 
 
 def test_v2_lite_total_is_its_parameter_count() -> None:
-    held = load_model("DeepSeek-V2-Lite").weight_bytes(ONE, 0)
+    held = read_model("DeepSeek-V2-Lite").weight_bytes(ONE, 0)
     assert held.total == 2 * 15_706_484_224
     assert held.derived == 0
 
@@ -38,21 +38,21 @@ def test_v2_lite_total_is_its_parameter_count() -> None:
     ],
 )
 def test_kv_bytes_per_token(name: str, kv_bytes: int) -> None:
-    model = load_model(name)
+    model = read_model(name)
     assert model.kv_bytes_per_token("auto", range(model.num_layers), ONE) == kv_bytes
 
 
 def test_fp8_caches() -> None:
-    assert load_model("DeepSeek-V3").kv_bytes_per_token("fp8", range(61), ONE) == 61 * 576
-    assert load_model("DeepSeek-V3.2").kv_bytes_per_token("fp8", range(61), ONE) == 61 * (656 + 132)
+    assert read_model("DeepSeek-V3").kv_bytes_per_token("fp8", range(61), ONE) == 61 * 576
+    assert read_model("DeepSeek-V3.2").kv_bytes_per_token("fp8", range(61), ONE) == 61 * (656 + 132)
     with pytest.raises(ConfigError, match="known are auto"):
-        load_model("DeepSeek-V3").kv_bytes_per_token("int4", range(61), ONE)
+        read_model("DeepSeek-V3").kv_bytes_per_token("int4", range(61), ONE)
 
 
 def test_every_bundled_config_is_planned() -> None:
     assert len(bundled_names()) == 28
     for name in bundled_names():
-        model = load_model(name)
+        model = read_model(name)
         assert {x.layer_id for x in model.linears(ONE)} == set(range(model.num_layers))
 
 
@@ -97,7 +97,7 @@ def test_sequence_parallel_moe_keeps_shared_experts_whole() -> None:
 
 
 def test_experts_are_split_over_all_ranks_with_and_without_ep() -> None:
-    model = load_model("DeepSeek-V3")
+    model = read_model("DeepSeek-V3")
     whole = model.weight_bytes(ONE, 0).experts
     for ep in (False, True):
         eighth = model.weight_bytes(Deployment(ParallelLayout(dp=8), ep=ep), 0).experts
@@ -105,14 +105,14 @@ def test_experts_are_split_over_all_ranks_with_and_without_ep() -> None:
 
 
 def test_spare_experts_lie_on_the_first_ranks() -> None:
-    model = load_model("DeepSeek-V3")
+    model = read_model("DeepSeek-V3")
     three = Deployment(ParallelLayout(dp=3), ep=True)
     first, second, third = (model.weight_bytes(three, rank).experts for rank in range(3))
     assert first > second == third
 
 
 def test_pipeline_stages_hold_embedding_and_head() -> None:
-    model = load_model("DeepSeek-V3")
+    model = read_model("DeepSeek-V3")
     stages = [model.weight_bytes(Deployment(ParallelLayout(pp=2)), rank) for rank in (0, 1)]
     assert [(s.embedding > 0, s.head > 0) for s in stages] == [(True, False), (False, True)]
     together = model.weight_bytes(ONE, 0)
@@ -120,7 +120,7 @@ def test_pipeline_stages_hold_embedding_and_head() -> None:
 
 
 def test_absorbed_weights_of_an_fp8_model_are_counted() -> None:
-    held = load_model("DeepSeek-V3").weight_bytes(ONE, 0)
+    held = read_model("DeepSeek-V3").weight_bytes(ONE, 0)
     assert held.derived == 61 * 128 * 256 * 512 * 2
 
 
@@ -134,7 +134,7 @@ def test_absorbed_weights_of_an_fp8_model_are_counted() -> None:
 )
 def test_impossible_layouts(layout: ParallelLayout, ep: bool, message: str) -> None:
     with pytest.raises(PlanError, match=message):
-        load_model("DeepSeek-V3").linears(Deployment(layout, ep=ep))
+        read_model("DeepSeek-V3").linears(Deployment(layout, ep=ep))
 
 
 def test_half_a_fused_linear_cannot_stay_unquantised(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_half_a_fused_linear_cannot_stay_unquantised(tmp_path: Path) -> None:
     config["quantization_config"]["modules_to_not_convert"] = ["model.layers.0.mlp.up_proj"]
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match="some but not all"):
-        load_model(str(tmp_path)).linears(ONE)
+        read_model(str(tmp_path)).linears(ONE)
 
 
 def test_a_missing_dtype_is_noted(tmp_path: Path) -> None:
@@ -153,6 +153,6 @@ def test_a_missing_dtype_is_noted(tmp_path: Path) -> None:
     config = json.loads((source._BUNDLED / "deepseek-ai--DeepSeek-V3.json").read_text())
     del config["torch_dtype"]
     (tmp_path / "config.json").write_text(json.dumps(config))
-    model = load_model(str(tmp_path))
+    model = read_model(str(tmp_path))
     assert model.dtype == "bfloat16"
     assert "bfloat16 is assumed" in model.notes[0]

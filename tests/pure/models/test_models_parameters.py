@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 
-from vllm_layershard.models import bundled_names, load_model
+from vllm_layershard.models import bundled_names, read_model
 
 COUNTED = {
     "MiniMaxAI/MiniMax-M2": 228_689_764_864,
@@ -48,4 +48,4 @@ def test_every_bundled_model_is_counted() -> None:
 
 @pytest.mark.parametrize("name", COUNTED)
 def test_parameters(name: str) -> None:
-    assert load_model(name).parameters == COUNTED[name]
+    assert read_model(name).parameters == COUNTED[name]

@@ -10,7 +10,7 @@ import pytest
 
 import provenance_page
 from vllm_layershard.errors import ModelError, UnknownModelError
-from vllm_layershard.models import bundled_names, find, load_model
+from vllm_layershard.models import bundled_names, find, read_model
 from vllm_layershard.models.sources import source
 from vllm_layershard.models.sources.provenance import PROVENANCE
 
@@ -194,7 +194,7 @@ def test_the_hub_is_asked_last_and_with_the_token(
     hub: type[Hub], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "secret")
-    assert load_model("some/model").num_layers == 61
+    assert read_model("some/model").num_layers == 61
     assert hub.seen == [("/some/model/resolve/main/config.json", "Bearer secret")]
     find("deepseek-ai/DeepSeek-V3")
     assert len(hub.seen) == 1

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vllm_layershard.models import Deployment, load_model
+from vllm_layershard.models import Deployment, read_model
 from vllm_layershard.models.sources.source import _BUNDLED
 from vllm_layershard.plan import ParallelLayout
 
@@ -27,7 +27,7 @@ def test_equal_but_for_the_prefix(
     layout = Deployment(ParallelLayout(tp=tp, dp=dp), ep=ep)
     config = json.loads((_BUNDLED / f"{name.replace('/', '--')}.json").read_text())["text_config"]
     (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": [WRAPPED[name]]}))
-    wrapped, alone = load_model(name), load_model(str(tmp_path))
+    wrapped, alone = read_model(name), read_model(str(tmp_path))
     planned = {linear.prefix: linear.tensors for linear in wrapped.linears(layout)}
     assert planned == {
         f"language_model.{linear.prefix}": linear.tensors for linear in alone.linears(layout)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from vllm_layershard.errors import LayerShardError, ModelError
-from vllm_layershard.models import Deployment, load_model
+from vllm_layershard.models import Deployment, read_model
 from vllm_layershard.models.quantization.modelslim import DESCRIPTION, MAX_DESCRIPTION_BYTES
 from vllm_layershard.models.sources.source import _BUNDLED
 from vllm_layershard.plan import ParallelLayout
@@ -105,7 +105,7 @@ REFUSED = {
 def test_refused_with_the_key_and_the_reason(case: str, tmp_path: Path) -> None:
     quantization, message = REFUSED[case]
     with pytest.raises(ModelError) as error:
-        load_model(write(tmp_path, quantization)).linears(ONE)
+        read_model(write(tmp_path, quantization)).linears(ONE)
     assert message in str(error.value)
     assert "None" not in str(error.value)
 
@@ -130,7 +130,7 @@ def test_refused_with_the_key_and_the_reason(case: str, tmp_path: Path) -> None:
 def test_layouts_that_split_a_group_are_refused(
     quantization: Any, tp: int, message: str, tmp_path: Path
 ) -> None:
-    model = load_model(write(tmp_path, quantization))
+    model = read_model(write(tmp_path, quantization))
     with pytest.raises(LayerShardError) as error:
         model.linears(Deployment(ParallelLayout(tp=tp)))
     assert message in str(error.value)
@@ -156,7 +156,7 @@ def test_layouts_that_split_a_group_are_refused(
 def test_a_checkpoint_chooses_the_cache_where_nobody_else_does(
     quantization: Any, dtype: str, per_token: int, tmp_path: Path
 ) -> None:
-    model = load_model(write(tmp_path, quantization))
+    model = read_model(write(tmp_path, quantization))
     assert model.cache_dtype("auto") == dtype
     assert model.kv_bytes_per_token("auto", range(64), ONE) == per_token
     assert model.cache_dtype("bfloat16") == "bfloat16"
@@ -184,7 +184,7 @@ def ascend(directory: Path, description: bytes) -> str:
 
 
 def test_ascends_w8a8_is_read_from_its_description(tmp_path: Path) -> None:
-    model = load_model(ascend(tmp_path, json.dumps({"version": "1.0"} | described({})).encode()))
+    model = read_model(ascend(tmp_path, json.dumps({"version": "1.0"} | described({})).encode()))
     assert model.quantization == "ascend_w8a8"
     by_name = {linear.prefix: linear for linear in model.linears(ONE)}
     o_proj = {t.name: t for t in by_name["model.layers.0.self_attn.o_proj"].tensors}
@@ -222,7 +222,7 @@ def test_ascends_w8a8_is_read_from_its_description(tmp_path: Path) -> None:
 def test_descriptions_that_do_not_fit(
     description: dict[str, str], message: str, tmp_path: Path
 ) -> None:
-    model = load_model(ascend(tmp_path, json.dumps(description).encode()))
+    model = read_model(ascend(tmp_path, json.dumps(description).encode()))
     with pytest.raises(ModelError) as error:
         model.weight_bytes(ONE, 0)
     assert message in str(error.value)
@@ -234,9 +234,9 @@ def test_descriptions_that_do_not_fit(
 )
 def test_a_broken_description_is_one_message(raw: bytes, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=DESCRIPTION):
-        load_model(ascend(tmp_path, raw))
+        read_model(ascend(tmp_path, raw))
 
 
 def test_a_description_beside_a_stated_method_is_not_looked_at(tmp_path: Path) -> None:
     (tmp_path / DESCRIPTION).write_bytes(b"broken")
-    assert load_model(write(tmp_path, GPTQ)).quantization == "gptq_int4_g128"
+    assert read_model(write(tmp_path, GPTQ)).quantization == "gptq_int4_g128"

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 from vllm_layershard.errors import PlanError
-from vllm_layershard.models import Deployment, bundled_names, load_model
+from vllm_layershard.models import Deployment, bundled_names, read_model
 from vllm_layershard.plan import ParallelLayout
 
 
 @pytest.mark.parametrize("name", bundled_names())
 def test_every_tp_is_planned_or_refused_by_name(name: str) -> None:
     """A size that `split` lacks is an AssertionError where a part divides it."""
-    model = load_model(name)
+    model = read_model(name)
     refused = set()
     for tp in range(1, 129):
         deployment = Deployment(ParallelLayout(tp=tp), ep=model.is_moe)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from vllm_layershard.config import LayerShardConfig
 from vllm_layershard.errors import ConfigError, PlanError
-from vllm_layershard.models import Deployment, load_model, plan_model
+from vllm_layershard.models import Deployment, read_model, shard_model
 from vllm_layershard.plan import NO_RANK, ParallelLayout, Series, build_plan
 from vllm_layershard.plan.placement import stripes
 
@@ -123,7 +123,7 @@ def test_a_broadcast_of_stripes_is_refused():
 
 def sharding(model: str, layout: ParallelLayout, **options: str):
     config = LayerShardConfig(layers=("o_proj",), **options)
-    return plan_model(load_model(model), Deployment(layout), config)
+    return shard_model(read_model(model), Deployment(layout), config)
 
 
 def test_replicas_of_a_dense_model_pull_from_each_other():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 
 from vllm_layershard.config import LayerShardConfig, refusal_of
-from vllm_layershard.models import Deployment, Model, bundled_names, load_model, plan_model
+from vllm_layershard.models import Deployment, Model, bundled_names, read_model, shard_model
 from vllm_layershard.plan import (
     GroupPlan,
     ParallelLayout,
@@ -79,11 +79,11 @@ def as_the_plugin(
 @pytest.mark.parametrize("name", bundled_names())
 @pytest.mark.parametrize(("sizes", "options"), LAYOUTS)
 def test_every_rank_decides_what_was_planned(name, sizes, options):
-    model = load_model(name)
+    model = read_model(name)
     names = names_of(model, options.get("layer_stride", 1))
     config = LayerShardConfig(names, prefetch_step=0, **options)
     layout = ParallelLayout(**sizes)
-    planned = plan_model(model, Deployment(layout, ep=model.is_moe), config)
+    planned = shard_model(model, Deployment(layout, ep=model.is_moe), config)
     assert planned.groups
     decided_layout = layout_of_the_plugin(model, sizes, config)
     assert engines_that_share(planned.deployment.layout) == decided_layout

@@ -18,7 +18,7 @@ from vllm_layershard.estimate.hardware import Figure, Hardware
 from vllm_layershard.estimate.nodes import Spread, widest
 from vllm_layershard.estimate.pull import pull_basis, pull_seconds, pull_traffic
 from vllm_layershard.estimate.roofline import Roofline
-from vllm_layershard.models import Deployment, Operation, Sharding, load_model, plan_model
+from vllm_layershard.models import Deployment, Operation, Sharding, read_model, shard_model
 from vllm_layershard.plan import ParallelLayout
 
 MIB = 1 << 20
@@ -153,7 +153,7 @@ def sharding(
     model: str = "DeepSeek-V3", layout: ParallelLayout | None = None, **options: object
 ) -> Sharding:
     config = LayerShardConfig(layers=("o_proj",), **options)  # type: ignore[arg-type]
-    return plan_model(load_model(model), Deployment(layout or ParallelLayout(dp=8)), config)
+    return shard_model(read_model(model), Deployment(layout or ParallelLayout(dp=8)), config)
 
 
 def test_the_forecast_of_a_pull_knows_it() -> None:
@@ -258,7 +258,7 @@ def test_auto_finds_more_to_hide_among_stripes() -> None:
             transport=transport,  # type: ignore[arg-type]
         )
         deployment = Deployment(ParallelLayout(dp=8), True)
-        model, device = load_model("DeepSeek-V3"), profile("H200")
+        model, device = read_model("DeepSeek-V3"), profile("H200")
         return min(choose(model, deployment, device, template, ("prefill",)).saved_bytes)
 
     assert chosen("striped", "auto") > chosen("round_robin", "pull")

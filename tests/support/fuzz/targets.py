@@ -13,7 +13,7 @@ from layershard_cli.additional_config import read_additional
 from vllm_layershard.config import refusal_of
 from vllm_layershard.errors import LayerShardError
 from vllm_layershard.estimate import DEFAULT, forecast, profile
-from vllm_layershard.models import Deployment, FoundModel, model_of, plan_model
+from vllm_layershard.models import Deployment, FoundModel, model_of, shard_model
 from vllm_layershard.models.checkpoint.compare import compare
 from vllm_layershard.models.checkpoint.files import Checkpoint, read_checkpoint
 from vllm_layershard.models.checkpoint.safetensors import PREFIX_BYTES, header_bytes, parse_header
@@ -50,7 +50,7 @@ def config(data: bytes) -> bool:
             linears = model.linears(deployment)
             suffixes = (suffix_of(linear.prefix) for linear in reversed(linears))
             names = [next(suffix for suffix in suffixes if refusal_of(suffix) is None)]
-            sharding = plan_model(model, deployment, validated(names))
+            sharding = shard_model(model, deployment, validated(names))
             sharding.tokens_gained("auto")
             forecast(sharding, profile(DEFAULT), 512)
         except LayerShardError as error:

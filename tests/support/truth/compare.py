@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vllm_layershard.models import Deployment, load_model
+from vllm_layershard.models import Deployment, read_model
 from vllm_layershard.plan import ParallelLayout
 
 CONFIGS = Path(__file__).parents[3] / "vllm_layershard" / "models" / "configs"
@@ -82,7 +82,7 @@ class Truth:
         """Names, shapes, dtypes, strides, layouts, total bytes and cache bytes are equal."""
         directory, deployment = self._asked[name]
         truth = self._inventories[name]
-        model = load_model(str(directory))
+        model = read_model(str(directory))
         planned = {
             linear.prefix: {
                 "prefix": linear.prefix,

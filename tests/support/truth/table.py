@@ -16,7 +16,7 @@ from tests.vllm.truth import (
     test_truth_real,
 )
 from truth.compare import CONFIGS, Case
-from vllm_layershard.models import load_model
+from vllm_layershard.models import read_model
 
 PAGE = Path(__file__).parents[3] / "docs" / "support.md"
 BEGIN = "<!-- made by tests/support/truth/table.py: begin -->\n"
@@ -53,7 +53,7 @@ def _methods() -> Iterator[str]:
         methods.setdefault(name.partition(" ")[2], set()).add(_architecture(case))
     for method, architectures in methods.items():
         yield f"| {method} | {_listed(architectures)} |\n"
-    published = {case.config: load_model(case.config.replace("--", "/")) for case in _published()}
+    published = {case.config: read_model(case.config.replace("--", "/")) for case in _published()}
     for method in sorted({model.quantization for model in published.values()}):
         names = [n.partition("--")[2] for n, m in published.items() if m.quantization == method]
         if method != "none":
@@ -65,7 +65,7 @@ def _published() -> Iterable[Case]:
 
 
 def _architecture(case: Case) -> str:
-    return case.text_class or load_model(str(CONFIGS / f"{case.config}.json")).architecture
+    return case.text_class or read_model(str(CONFIGS / f"{case.config}.json")).architecture
 
 
 def _listed(architectures: Iterable[str]) -> str:
