@@ -9,6 +9,7 @@ from __future__ import annotations
 import pytest
 
 from serving.answers import ask
+from serving.cache import check_cache
 from serving.layout import Layout
 from serving.server import Server
 
@@ -20,4 +21,5 @@ NO_PLUGINS = {"VLLM_PLUGINS": ""}
 def test_one_rank_says_what_transformers_says(model, prompts, reference, tmp_path):
     with Server(model, tmp_path / "log", layout=Layout(), environment=NO_PLUGINS) as server:
         answers = ask(server, prompts)
+        check_cache(server.log_text(), model, Layout())
     assert [answer.token_ids for answer in answers] == reference

@@ -8,6 +8,8 @@ import pytest
 
 from serving import probe
 from serving.answers import ask, check_identical
+from serving.cache import check_cache
+from serving.layout import TWO_RANKS
 from serving.reports import check_reports
 from serving.server import Server
 
@@ -61,6 +63,7 @@ def test_two_names_and_that_the_bytes_really_travel(model, prompts, plain_eager,
     ) as server:
         check_identical(ask(server, prompts), plain_eager)
         check_reports(tmp_path / "reports", model, TWO, 1)
+        check_cache(server.log_text(), model, TWO_RANKS)
 
         before = ask(server, few, rank=1)
         addresses = server.post("/collective_rpc", {"method": "addresses"})

@@ -1,4 +1,7 @@
-"""What only the model can tell ends the server with one message, and nothing hangs."""
+"""What only the model can tell ends the server with one message, and nothing hangs.
+
+That it is refused on every rank is held by tests/vllm/loading/test_model.py.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import pytest
 
 from serving.server import Server, ServerError
 
-pytestmark = pytest.mark.serve
+pytestmark = [pytest.mark.serve, pytest.mark.matrix(part="ends")]
 
 
 def refused(model, log, sharding) -> str:
@@ -26,7 +29,6 @@ def test_a_name_that_matches_nothing_lists_the_models_linears(model, tmp_path):
     assert "mlp.gate_up_proj (4 x 131,072 bytes)" in log
 
 
-@pytest.mark.matrix(part="ends")
 def test_a_step_too_large_for_a_series_names_it(model, tmp_path):
     sharding = {"layers": ["mlp.gate_up_proj"], "prefetch_step": 4}
     log = refused(model, tmp_path / "log", sharding)

@@ -12,7 +12,8 @@ import pytest
 
 from recital import model_path
 from serving.answers import Answer, ask, check_identical, transformers_says
-from serving.layout import Layout
+from serving.cache import check_cache
+from serving.layout import TWO_RANKS, Layout
 from serving.questions import questions
 from serving.reports import check_reports
 from serving.server import Server
@@ -64,6 +65,7 @@ def test_replicas_that_drift_say_what_the_unsharded_server_says(dense, asked, pl
         for sharded, expected in zip(loads(server, asked), plain, strict=True):
             check_identical(sharded, expected)
         check_reports(tmp_path / "reports", dense, LAYERS)
+        check_cache(server.log_text(), dense, TWO_RANKS)
 
 
 @pytest.mark.matrix(part="replicas")

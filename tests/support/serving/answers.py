@@ -130,12 +130,18 @@ def check_to_rounding(compiled: Sequence[Answer], plain: Sequence[Answer]) -> No
 
 
 def transformers_says(model: Path, prompts: Sequence[list[int]]) -> list[tuple[int, ...]]:
-    """Hugging Face transformers' greedy token ids, one prompt at a time, in the saved dtype."""
+    """Hugging Face transformers' greedy token ids, one prompt at a time, in the saved dtype.
+
+    In one thread: its products are small, and a second thread makes them take several times as
+    long.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
     reference = AutoModelForCausalLM.from_pretrained(model, dtype="auto").eval()
     said = []
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     with torch.inference_mode():
         for prompt in prompts:
             asked = torch.tensor([prompt])
@@ -147,4 +153,5 @@ def transformers_says(model: Path, prompts: Sequence[list[int]]) -> list[tuple[i
                 pad_token_id=1,
             )
             said.append(tuple(tokens[0, len(prompt) :].tolist()))
+    torch.set_num_threads(threads)
     return said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 
 import torch
 from safetensors.torch import load_file
@@ -140,10 +141,44 @@ def test_a_kept_first_layer_is_loaded_by_every_rank_and_launches_the_second():
         assert seen["hooked"] == [0, 2, 3, 4, 5, 6, 7, 8]
 
 
-def test_a_stride_that_leaves_nothing_is_refused_on_every_rank():
-    sharding = {"layers": ["shared_experts.down_proj"], "layer_stride": 9}
-    for seen in run_engines(model_path(), sharding, owned_with_stride):
-        assert seen.startswith("PlanError: layer_stride 9 leaves no layer of ")
+REFUSED = [
+    (
+        {"layers": ["shared_experts.down_proj"], "layer_stride": 9},
+        r"PlanError: layer_stride 9 leaves no layer of ",
+    ),
+    (
+        {"layers": ["o_proj", "out_proj"]},
+        r"PlanError: 'out_proj' matches no linear of this model; those that may be sharded are: "
+        r".*self_attn\.o_proj \(9 x 32,768 bytes\).*mlp\.gate_up_proj \(4 x 131,072 bytes\)",
+    ),
+    (
+        {"layers": ["mlp.gate_up_proj"], "prefetch_step": 4},
+        r"PlanError: series 'mlp.gate_up_proj' has 4 layers; prefetch_step 4 needs at least 5",
+    ),
+]
+
+
+def refusals(rank: int, config) -> list[str]:
+    """What each start comes to on this rank."""
+    from vllm_layershard.errors import LayerShardError
+
+    said = []
+    for sharding, _ in REFUSED:
+        config.compilation_config.static_forward_context.clear()
+        config.additional_config = {"layer_sharding": sharding}
+        try:
+            load(config, lambda model: None)
+            said.append("loaded")
+        except LayerShardError as error:
+            said.append(f"{type(error).__name__}: {error}")
+    return said
+
+
+def test_what_only_the_model_can_tell_is_refused_on_every_rank():
+    for seen in run_engines(model_path(), REFUSED[0][0], refusals):
+        assert not isinstance(seen, str), seen
+        for (_, expected), said in zip(REFUSED, seen, strict=True):
+            assert re.match(expected, said), said
 
 
 def reloaded(rank: int, config, other: str) -> dict:
