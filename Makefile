@@ -49,7 +49,7 @@ $(OLDEST_READY): pyproject.toml tests/constraints.txt tests/vllm-metadata/pyproj
 demo: $(READY)
 	PYTHONPATH=tests/support $(BIN)/python -m demo
 
-# The models that the servers serve are trained once, before any test's clock runs.
+# The models that the servers serve: trained once.
 MODELS := model-experts model-dense
 models: $(READY)
 	$(MAKE) --no-print-directory --jobs 2 $(MODELS)
@@ -61,12 +61,17 @@ $(MODELS): model-%: $(READY)
 ONE_CORE := tests/pure tests/vllm/truth tests/vllm/hooks
 SIDE_BY_SIDE := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ONE_CORE)
 ONE_BY_ONE := $(BIN)/python -m pytest $(addprefix --ignore=,$(ONE_CORE))
-# A failure in the first half does not hide what the second would say.
-halves = @status=0; $(SIDE_BY_SIDE) $(1) || status=1; $(ONE_BY_ONE) $(2) || status=1; exit $$status
-test: models
-	$(call halves,--durations=12,--durations=25)
+# The models are trained beside the first half, which needs none; the second begins when they are.
+# A failure in one does not hide what the others would say.
+TRAIN := $(MAKE) --no-print-directory models
+halves = @status=0; mkdir -p .cache; $(TRAIN) > .cache/training.log 2>&1 & training=$$!; \
+	$(SIDE_BY_SIDE) $(1) || status=1; \
+	wait $$training || { cat .cache/training.log; status=1; }; \
+	$(ONE_BY_ONE) $(2) || status=1; exit $$status
+test: $(READY)
+	$(call halves,--durations=25,--durations=25)
 
-test-fast: models
+test-fast: $(READY)
 	$(call halves,,-m "not serve and not matrix")
 
 # Everything that is not in the main run, in parts of at most half an hour on two cores.

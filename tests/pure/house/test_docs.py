@@ -64,15 +64,24 @@ def test_make_setup_runs_the_lines_that_install_on_a_cpu():
 
 @pytest.mark.parametrize("target", ["test", "test-fast"])
 def test_both_halves_run_and_report_whichever_fails(target):
-    def ended(one: str, other: str) -> subprocess.CompletedProcess[str]:
-        halves = [f"SIDE_BY_SIDE={one}", f"ONE_BY_ONE=echo the second; {other}"]
-        command = ["make", "--silent", "--old-file=models", target, *halves]
+    """So does the training of the models, beside the first half."""
+
+    def ended(training: str, one: str, other: str) -> subprocess.CompletedProcess[str]:
+        parts = [
+            f"TRAIN=(echo the training; {training})",
+            f"SIDE_BY_SIDE={one}",
+            f"ONE_BY_ONE=echo the second; {other}",
+        ]
+        command = ["make", "--silent", "--old-file=.venv/.ready", target, *parts]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
-    for one, other in (("false", "true"), ("true", "false"), ("true", "true")):
-        finished = ended(one, other)
+    for failing in range(3):
+        finished = ended(*("false" if part == failing else "true" for part in range(3)))
+        assert finished.returncode != 0
         assert "the second" in finished.stdout
-        assert (finished.returncode == 0) == ((one, other) == ("true", "true")), finished.stderr
+        assert ("the training" in finished.stdout) == (failing == 0)
+    finished = ended("true", "true", "true")
+    assert finished.returncode == 0, finished.stderr
 
 
 def test_no_extra_names_what_no_index_resolves_together():
