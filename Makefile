@@ -11,8 +11,8 @@ OLDEST_READY := .venv-oldest/.ready
 
 help:
 	@echo "make demo       plan, serve unsharded and sharded, compare the answers and the bytes"
-	@echo "make test       unit tests, real ranks, real vLLM servers (forty minutes)"
-	@echo "make test-fast  the tests that start no server"
+	@echo "make test       pure tests, real ranks, real vLLM servers: the main run, as CI does (twenty minutes)"
+	@echo "make test-fast  the main run without its servers (ten minutes)"
 	@echo "make test-matrix  all parts (three hours or more); PART=NAME runs one, of at most half an hour:"
 	@sed -n 's/^    "\([a-z]*\)": "\(.*\)",$$/                \1  \2/p' $(PARTS_FILE)
 	@echo "make fuzz       atheris on every reader of untrusted bytes (FUZZ_SECONDS=60 each)"
