@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 from vllm.model_executor.layers.linear import LinearBase, ReplicatedLinear
@@ -15,6 +14,7 @@ from vllm.model_executor.layers.linear import LinearBase, ReplicatedLinear
 from vllm_layershard.config import KEY, LayerShardConfig
 from vllm_layershard.errors import HostError
 from vllm_layershard.plan import Linear, in_stride, layers_of, require_layers
+from vllm_layershard.runtime.ranks.messages import exchange
 from vllm_layershard.runtime.tensors import describe, materialise, release, tie
 
 if TYPE_CHECKING:
@@ -102,9 +102,11 @@ def check_matched(
         from vllm.distributed.parallel_state import get_pp_group
 
         group = get_pp_group()
-        gathered: list[Any] = [None] * group.world_size
-        dist.all_gather_object(gathered, stages[0], group=group.cpu_group)
-        stages = gathered
+        mine = {name: sorted(layer_ids) for name, layer_ids in stages[0].items()}
+        stages = [
+            {name: set(layer_ids) for name, layer_ids in told.items()}
+            for told in exchange(mine, group.cpu_group, group.ranks)
+        ]
     require_layers(stages, linears, config.layer_stride)
 
 

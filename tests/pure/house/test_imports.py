@@ -167,3 +167,25 @@ def test_no_module_imports_the_package_that_it_stands_in():
         above = [module.rsplit(".", n)[0] for n in range(1, module.count(".") + 1)]
         bound = {name for name in above if graph.find_modules_directly_imported_by(name)}
         assert not graph.find_modules_directly_imported_by(module) & bound, module
+
+
+RUNS_CODE = {
+    "pickle": "import pickle\n\nprint(pickle.loads)\n",
+    "a collective of objects": "from torch.distributed import all_gather_object as a\n\nprint(a)\n",
+    "torch.load": "from torch import load\n\nprint(load)\n",
+}
+
+
+@pytest.mark.parametrize("kind", RUNS_CODE)
+def test_lint_finds_a_message_that_may_run_code(tmp_path, kind):
+    planted = ROOT / "vllm_layershard" / "planted.py"  # its name alone: nothing is written there
+    finished = subprocess.run(
+        [sys.executable, "-m", "ruff", "check", "--stdin-filename", str(planted), "-"],
+        input=RUNS_CODE[kind],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+    assert finished.returncode == 1
+    assert "TID251" in finished.stdout

@@ -14,6 +14,7 @@ from torch.distributed.distributed_c10d import get_backend_config
 
 from vllm_layershard.errors import PlanError, TransportError
 from vllm_layershard.plan import SeriesPlan
+from vllm_layershard.runtime.ranks.messages import exchange
 
 
 class Group(ABC):
@@ -39,7 +40,10 @@ class Group(ABC):
     def gather(self, value: Any) -> list[Any]:
         """Every rank's value, by group rank; all ranks call it with the same subjects in order.
 
+        A value is plain data of JSON's types, and comes back as JSON has it.
+
         Raises:
+            MismatchError: what a rank sent is no such data.
             TransportError: a rank did not, in bounded time.
         """
 
@@ -58,7 +62,7 @@ class Group(ABC):
 class RankGroup(Group):
     """Ranks of one world, in lockstep.
 
-    `data` moves weights on the device's backend, `control` exchanges Python objects on the host.
+    `data` moves weights on the device's backend, `control` exchanges messages on the CPU.
     """
 
     lockstep: ClassVar[bool] = True
@@ -78,14 +82,13 @@ class RankGroup(Group):
         """Every rank's value, by group rank. Collective; blocks until all have called it.
 
         Raises:
+            MismatchError: what a rank sent is no plain data.
             TransportError: a rank did not, within the process group's timeout.
         """
-        values: list[Any] = [None] * self.size
         try:
-            dist.all_gather_object(values, value, group=self.control)
+            return exchange(value, self.control, self.ranks)
         except RuntimeError as error:
             raise self.lost("the ranks could not compare what they hold", error) from error
-        return values
 
     def broadcast(self, tensor: torch.Tensor, owner: int) -> None:
         """Fill `tensor` on every rank with the bytes of group rank `owner`'s. Collective."""
