@@ -36,14 +36,16 @@ def asking(layers: list[str], prefetch_step: int, directory: Path) -> dict:
 
 @pytest.mark.matrix(part="exchange")
 @pytest.mark.parametrize("prefetch_step", [0, 3])
-def test_four_names(model, prompts, plain_eager, tmp_path, prefetch_step):
+def test_four_names_say_what_the_unsharded_server_says(
+    model, prompts, plain_eager, tmp_path, prefetch_step
+):
     with Server(model, tmp_path / "log", sharding=asking(FOUR, prefetch_step, tmp_path)) as server:
         check_identical(ask(server, prompts), plain_eager)
         check_reports(tmp_path / "reports", model, FOUR, prefetch_step)
 
 
 @pytest.mark.matrix(part="exchange")
-def test_the_first_layer_kept(model, prompts, plain_eager, tmp_path):
+def test_with_the_first_layer_kept_too(model, prompts, plain_eager, tmp_path):
     sharding = asking(FOUR, 2, tmp_path) | {"keep_first": True}
     with Server(model, tmp_path / "log", sharding=sharding) as server:
         check_identical(ask(server, prompts), plain_eager)

@@ -36,7 +36,7 @@ def test_prefix_caching_and_chunked_prefill(model, prompts, reference, tmp_path)
     check_identical(answers["sharded"][1], answers["plain"][1])
 
 
-def test_dummy_weights(model, prompts, tmp_path):
+def test_made_up_weights_are_the_same_whoever_owns_them(model, prompts, tmp_path):
     """What vLLM makes up depends on a parameter's shape alone, whoever owns it."""
     answers = {}
     for case, asked in (("plain", None), ("sharded", asking(tmp_path))):

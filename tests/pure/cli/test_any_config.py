@@ -81,7 +81,9 @@ def test_any_change_of_a_config(name: str, changes: dict[str, Any], gone: set[st
         max_size=5,
     ),
 )
-def test_any_section(name: str, section: str, changes: dict[str, Any]) -> None:
+def test_any_change_of_a_section_is_planned_or_refused_in_one_message(
+    name: str, section: str, changes: dict[str, Any]
+) -> None:
     config = CONFIGS[name]
     there = config.get(section)
     changed = {**(there if isinstance(there, dict) else {}), **changes}
@@ -110,7 +112,7 @@ def test_any_additional_config(value: Any) -> None:
 
 
 @pytest.mark.parametrize("deep", ["[", '{"a":', '{"quantization_config":{"a":['])
-def test_depth(deep: str) -> None:
+def test_a_deep_document_is_refused_in_one_message(deep: str) -> None:
     assert not targets.config((deep * 50_000).encode())
     assert not targets.additional((deep * 5_000).encode())
 

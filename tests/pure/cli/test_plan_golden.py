@@ -71,7 +71,7 @@ def test_deepseek_v3_on_a_node_of_eight() -> None:
     assert plan["model"]["name"] == "deepseek-ai/DeepSeek-V3"
 
 
-def test_schema() -> None:
+def test_the_document_has_the_keys_of_its_schema() -> None:
     plan = planned("--model", "DeepSeek-V3")
     assert plan["schema_version"] == 1
     for key, names in SCHEMA.items():

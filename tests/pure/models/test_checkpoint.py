@@ -325,7 +325,7 @@ def grouped(
     return tensors
 
 
-def test_grouped_queries(tmp_path: Path) -> None:
+def test_a_checkpoint_with_grouped_queries_agrees_with_the_plan(tmp_path: Path) -> None:
     config = bundled("meta-llama/Meta-Llama-3.1-8B", num_hidden_layers=2)
     tensors = grouped(2, "self_attn", 4096, 1024, 4096)
     for layer in range(2):

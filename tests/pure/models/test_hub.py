@@ -200,7 +200,9 @@ def test_a_model_of_the_hub_with_its_evidence(served: type[Handler]) -> None:
 
 
 @pytest.mark.parametrize("command", ["plan", "map", "check"])
-def test_the_command(served: type[Handler], command: str) -> None:
+def test_a_command_plans_a_model_of_the_hub_with_its_checkpoint(
+    served: type[Handler], command: str
+) -> None:
     words = [
         sys.executable,
         "-m",

@@ -42,7 +42,7 @@ def test_kv_bytes_per_token(name: str, kv_bytes: int) -> None:
     assert model.kv_bytes_per_token("auto", range(model.num_layers), ONE) == kv_bytes
 
 
-def test_fp8_caches() -> None:
+def test_an_fp8_cache_holds_what_vllm_holds_of_a_token() -> None:
     assert read_model("DeepSeek-V3").kv_bytes_per_token("fp8", range(61), ONE) == 61 * 576
     assert read_model("DeepSeek-V3.2").kv_bytes_per_token("fp8", range(61), ONE) == 61 * (656 + 132)
     with pytest.raises(ConfigError, match="known are auto"):
@@ -132,7 +132,9 @@ def test_absorbed_weights_of_an_fp8_model_are_counted() -> None:
         (ParallelLayout(dp=512), True, "share 256 routed experts"),
     ],
 )
-def test_impossible_layouts(layout: ParallelLayout, ep: bool, message: str) -> None:
+def test_a_layout_that_does_not_divide_the_model_is_refused(
+    layout: ParallelLayout, ep: bool, message: str
+) -> None:
     with pytest.raises(PlanError, match=message):
         read_model("DeepSeek-V3").linears(Deployment(layout, ep=ep))
 

@@ -92,7 +92,7 @@ def test_changed_bytes_are_refused_or_read_as_the_reference_reads_them(
 
 @FILTERED
 @given(st.binary(max_size=64))
-def test_any_bytes(data: bytes) -> None:
+def test_any_bytes_are_read_or_refused_in_one_message(data: bytes) -> None:
     for target in ("file", "header", "weight_map", "description", "additional"):
         targets.TARGETS[target](data)
 
@@ -119,7 +119,7 @@ def test_the_reference_knows_no_dtype_that_is_unknown_here() -> None:
 
 
 @pytest.mark.parametrize("shards", [1, 3])
-def test_a_directory(tmp_path: Path, shards: int) -> None:
+def test_all_shards_of_a_directory_are_read(tmp_path: Path, shards: int) -> None:
     tensors = deepseek(small_config())
     write(tmp_path, tensors, shards)
     found = read_checkpoint(tmp_path)
