@@ -36,6 +36,12 @@ class Sharding(NamedTuple):
     saved_bytes: tuple[int, ...]
 
     @property
+    def said(self) -> str:
+        """The model, the number of ranks and the linears, in a line."""
+        ranks, names = self.deployment.layout.world_size, ", ".join(self.config.layers)
+        return f"{self.model.name} on {ranks} ranks: {names}"
+
+    @property
     def binding_rank(self) -> int:
         """The rank that saves least; of several, the one that holds most."""
         ranks = range(len(self.saved_bytes))

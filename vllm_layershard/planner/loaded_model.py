@@ -34,6 +34,9 @@ class LoadedModel(NamedTuple):
     model: Model
     offline: bool = False
 
+    def __repr__(self) -> str:
+        return f"<LoadedModel {self.name} from {self.source}>"
+
     @property
     def name(self) -> str:
         """What it was asked for by."""

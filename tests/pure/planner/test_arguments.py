@@ -145,3 +145,15 @@ def test_timelines_are_there_if_they_are_asked_for() -> None:
     for traced in (True, False):
         (phase, _) = planned(traced=traced).forecast.phases
         assert bool(phase.asked.forward.spans) == traced
+
+
+def test_a_result_is_shown_in_a_line() -> None:
+    """What a notebook prints: not the plan of every rank."""
+    model, layout = load_model("DeepSeek-V3"), Layout(dp=8, ep=True)
+    planned = plan_model(model, ["o_proj"], layout, tokens=65536)
+    mapped = map_layers(model, ["o_proj", "q_b_proj"], layout)
+    name = "deepseek-ai/DeepSeek-V3"
+    assert repr(model) == f"<LoadedModel {name} from bundled:{name}>"
+    assert repr(mapped) == f"<MapResult {name} on 8 ranks: o_proj, q_b_proj>"
+    verdict = planned.prefetch.verdict
+    assert repr(planned) == f"<PlanResult {name} on 8 ranks: o_proj; {verdict}>"

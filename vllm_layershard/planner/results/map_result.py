@@ -59,6 +59,9 @@ class MapResult(NamedTuple):
     evidence: Evidence
     warnings: tuple[str, ...]
 
+    def __repr__(self) -> str:
+        return f"<MapResult {self.planned.said}>"
+
     @property
     def model(self) -> ModelFacts:
         """The model, and where its config.json came from."""

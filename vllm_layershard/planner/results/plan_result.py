@@ -51,6 +51,9 @@ class PlanResult(NamedTuple):
     kv_cache_dtype: str
     warnings: tuple[str, ...]
 
+    def __repr__(self) -> str:
+        return f"<PlanResult {self.planned.said}; {self.forecast.verdict}>"
+
     @property
     def model(self) -> ModelFacts:
         """The model, and where its config.json came from."""
