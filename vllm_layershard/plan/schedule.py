@@ -55,11 +55,14 @@ def schedule_of(series: Series, prefetch_step: int, layer_stride: int = 1) -> Sc
         )
     num_slots = prefetch_step + 1
     launch_at = tuple(max(0, p - prefetch_step) for p in range(n))
+    launches: list[list[int]] = [[] for _ in range(n)]
+    for position, boundary in enumerate(launch_at):
+        launches[boundary].append(position)
     return Schedule(
         num_slots=num_slots,
         slot=tuple(p % num_slots for p in range(n)),
         launch_at=launch_at,
-        launches=tuple(tuple(q for q in range(n) if launch_at[q] == p) for p in range(n)),
+        launches=tuple(map(tuple, launches)),
     )
 
 
