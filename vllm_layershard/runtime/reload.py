@@ -1,11 +1,16 @@
 """A reload of the weights on one rank: whole, or every later forward is an error.
 
-A reload gives a series its new weights position by position. Where it fails between two of them the
-series holds layers of two checkpoints, and nothing in a forward could tell. Ranks in lockstep move
-whatever their owners store: a reload that succeeds later makes them whole again. Replicas count
-their reloads to find each other's (see the note [Which versions are retained] in
-peer_memory/posix.py), and the count of a reload that failed is no longer the others': they stay
-broken until they are started again.
+Note [What a reload does]
+vLLM reads a checkpoint into a running server. On every rank it loads each linear anew, and calls
+its quant method: ShardedLinearMethod (hosts/sharded_linear.py) processes the new weight and hands
+it to ShardedSeries.reload. Weights.reload takes what this rank stores of it: its Transport copies that
+into the memory from which it serves, and the next forward moves it. No address changes.
+
+Where a reload fails between two linears a series holds layers of two checkpoints, and nothing in a
+forward could tell. Ranks in lockstep move whatever their owners store: a reload that succeeds later
+makes them whole again. Replicas count their reloads to find each other's (see the note [Which
+versions are retained] in peer_memory/posix.py), and the count of a reload that failed is no longer
+the others': they stay broken until they are started again.
 """
 
 from __future__ import annotations

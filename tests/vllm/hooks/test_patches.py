@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from hosted.child import run_child
-from vllm_layershard.hosts import cpu_dp, reload
+from vllm_layershard.hosts import cpu_dp, reload_guard
 from vllm_layershard.hosts import patches as install
 
 DOCS = Path(__file__).parents[3] / "docs" / "patches.md"
@@ -20,7 +20,7 @@ def test_the_table_in_the_docs_is_the_patches():
     expected = [
         (f"`{patch.symbol}`", patch.versions, f"`{entry}`", patch.reason, patch.removal)
         for entry, patches in (
-            ("layershard", (*install.PATCHES, *reload.PATCHES)),
+            ("layershard", (*install.PATCHES, *reload_guard.PATCHES)),
             ("layershard_cpu_dp", cpu_dp.PATCHES),
         )
         for patch in patches

@@ -1,4 +1,7 @@
-"""vLLM's reload of the weights, guarded: a failure half-way is remembered by what is sharded."""
+"""The guard around vLLM's reload of the weights: sharded series remember a failure half-way.
+
+What a reload does: runtime/reload.py.
+"""
 
 from __future__ import annotations
 
