@@ -2,9 +2,9 @@
 
 Note [What a reload does]
 vLLM reads a checkpoint into a running server. On every rank it loads each linear anew, and calls
-its quant method: ShardedLinearMethod (hosts/sharded_linear.py) processes the new weight and hands
-it to ShardedSeries.reload. Weights.reload takes what this rank stores of it: its Transport copies that
-into the memory from which it serves, and the next forward moves it. No address changes.
+its quant method. ShardedLinearMethod (hosts/sharded_linear.py) processes the new weight and hands
+it to ShardedSeries.reload. Weights.reload takes what this rank stores of it. Its Transport copies
+that into the memory from which it serves, and the next forward moves it. No address changes.
 
 Where a reload fails between two linears a series holds layers of two checkpoints, and nothing in a
 forward could tell. Ranks in lockstep move whatever their owners store: a reload that succeeds later
