@@ -184,13 +184,13 @@ def _assumptions(
     sharding: Sharding, hardware: Hardware, transfer: Transfer, batches: dict[PhaseName, Batch]
 ) -> tuple[str, ...]:
     prompt, sequences = batches["prefill"].tokens, batches["decode"]
-    launched = "the copies of a pull" if transfer.pulls else "a broadcast"
+    started = "the copies of a pull" if transfer.pulls else "a broadcast"
     return (
         f"a step of a layer reaches {hardware.compute_efficiency.value:g} of the compute rate or "
         f"{hardware.memory_efficiency.value:g} of the memory bandwidth of {hardware.name}",
         *transfer.assumptions(),
         "the all-to-all and all-reduce of the model itself are not counted, neither as time "
-        f"nor as load on the link; nor is the host's time to launch {launched}, which a server "
+        f"nor as load on the link; nor is the host's time to start {started}, which a server "
         "without graphs pays in decode",
         f"prefill: one prompt of {tokens(prompt)} {_prompt_ranks(sharding)}; decode: "
         f"{sequences.tokens:,} sequences a rank after {sequences.context:,.0f} tokens each; "

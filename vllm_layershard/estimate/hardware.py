@@ -200,7 +200,7 @@ LABELS: Final = {
     "memory_slowdown": "slowdown of memory beside a broadcast",
     "broadcast_traffic": "memory traffic of a broadcast",
     "broadcast_slowdown": "slowdown of a broadcast beside compute",
-    "copy_launch": "launch of a copy",
+    "copy_launch": "start of a copy",
 }
 """Field -> what a person calls it."""
 

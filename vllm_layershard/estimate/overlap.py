@@ -139,8 +139,8 @@ def movements(
                 seconds=seconds,
                 buffer=(f"{series.name} {series.tp_replicated}", schedule.slot[position]),
             )
-            for boundary, launched in enumerate(schedule.launches)
-            for position in launched
+            for boundary, started in enumerate(schedule.launches)
+            for position in started
             if group_rank is None or not series_plan.is_resident(position, group_rank)
         )
     return tuple(found)
@@ -179,7 +179,7 @@ class _Run:
         self._began = 0.0
         self._now = 0.0
         self._unread: dict[int, dict[str, list[Movement]]] = {}
-        """Launched and not yet awaited: by layer and the linear's suffix."""
+        """Started and not yet awaited: by layer and the linear's suffix."""
         self._taken: set[tuple[str, int]] = set()
         self._fetch = sum(move.seconds for move in moves)
 

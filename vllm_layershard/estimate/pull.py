@@ -23,8 +23,8 @@ def pull_seconds(
     """Seconds until a rank of one host has all `nbytes` of a layer in its slot.
 
     The rates are those of the note [Sources]. Each source's bytes go in copies of `slice_bytes` (0:
-    in one). A copy takes its bytes' time or its launch, whichever is longer: the next one is
-    launched meanwhile. A rank copies its own stripe too, within its memory: read and written. All
+    in one). A copy takes its bytes' time or its start's, whichever is longer: the next one is
+    started meanwhile. A rank copies its own stripe too, within its memory: read and written. All
     ranks are taken to pull at the same time.
 
     The caller has seen that `hardware.lacking(spread, "pull")` is empty.
@@ -32,19 +32,19 @@ def pull_seconds(
     if spread.ranks == 1 or nbytes == 0:
         return 0.0
     assert spread.domains == 1, "a transfer refuses the others"
-    launch, peers = hardware.copy_launch.value, spread.ranks - 1
+    start, peers = hardware.copy_launch.value, spread.ranks - 1
 
     def copied(part: float, rate: float) -> float:
         copies = ceil(part / slice_bytes) if slice_bytes else 1
-        return copies * max(launch, part / copies / rate)
+        return copies * max(start, part / copies / rate)
 
     if not striped:
-        return launch + copied(nbytes, _rate(spread, hardware, readers=peers))
+        return start + copied(nbytes, _rate(spread, hardware, readers=peers))
     assert hardware.memory_bandwidth is not None, "lacking() names it"
     stripe = nbytes / spread.ranks
     memory = hardware.memory_bandwidth.value * hardware.memory_efficiency.value
     gathered = peers * copied(stripe, _rate(spread, hardware, readers=1))
-    return launch + gathered + copied(stripe, memory / 2)
+    return start + gathered + copied(stripe, memory / 2)
 
 
 def pull_traffic(spread: Spread, *, striped: bool) -> int:

@@ -1,4 +1,4 @@
-"""The boundary of a decoder layer: where every rank passes in every forward, and launches."""
+"""The boundary of a decoder layer: every rank passes it in every forward; movements start there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All that is decided, in pure Python: owners, slots, launches and bytes."""
+"""All that is decided, in pure Python: owners, slots, starts and bytes."""
 
 from vllm_layershard.plan.groups import GroupPlan, group_plans, layers_of, require_layers
 from vllm_layershard.plan.layout import ParallelLayout, stage_layers

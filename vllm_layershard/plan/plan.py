@@ -115,7 +115,7 @@ class Plan:
         return {"version": __version__, **json.loads(json.dumps(_fields(self), default=_fields))}
 
     def digest(self) -> str:
-        """SHA-256 of the document: equal digests mean equal launches on every rank."""
+        """SHA-256 of the document: equal digests mean equal starts on every rank."""
         canonical = json.dumps(self.document(), sort_keys=True, separators=(",", ":"))
         import hashlib  # loads OpenSSL, which the planner does not need
 
@@ -134,7 +134,7 @@ def build_plan(
     placement: Placement = "round_robin",
     layer_stride: int = 1,
 ) -> Plan:
-    """Decide owners, slots, launches and bytes for the series of one group.
+    """Decide owners, slots, starts and bytes for the series of one group.
 
     Raises:
         PlanError: a group of one rank, or a prefetch_step too large for a series.

@@ -1,14 +1,14 @@
-"""Schedule: which slot a position uses, and at which boundary its movement is launched.
+"""Schedule: which slot a position uses, and at which boundary its movement starts.
 
 Note [A self-contained forward]
 A boundary is the moment just before a decoder layer runs; that of position p is its layer's, or
 for position 0 that of the layer ahead of it which every rank keeps (Series.boundary). At the
-boundary of position 0 the first `num_slots` positions are launched. At that of p > 0, position
-p + prefetch_step is launched into the slot that p - 1 has left: slot[p + step] == slot[p - 1],
-because num_slots == step + 1. So every forward launches each position once, in ascending order,
-never earlier than its slot is free and never later than its own boundary; nothing is in flight
-after the last position is waited for; and the map from position to slot is the same in every
-forward, which is what a captured graph needs.
+boundary of position 0 the movements of the first `num_slots` positions start. At that of p > 0
+the movement of position p + prefetch_step starts, into the slot that p - 1 has left:
+slot[p + step] == slot[p - 1], because num_slots == step + 1. So in every forward each movement
+starts once, in ascending order of position, never earlier than its slot is free and never later
+than its own boundary. Nothing is in flight after the last position is waited for. The map from
+position to slot is the same in every forward, which is what a captured graph needs.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from vllm_layershard.plan.series import Series
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """For each position p: `slot[p]`, and `launch_at[p]`, the position whose boundary launches it.
+    """For each position p: `slot[p]`, and `launch_at[p]`, the position at whose boundary it starts.
 
-    `launches[p]` is the same the other way round: the positions that the boundary of p launches.
+    `launches[p]` is the same the other way round: the positions that start at the boundary of p.
     """
 
     num_slots: int
@@ -67,6 +67,6 @@ def schedule_of(series: Series, prefetch_step: int, layer_stride: int = 1) -> Sc
 
 
 def stay_put(series: Series) -> Schedule:
-    """The schedule of a series whose layers every rank keeps: no slots, no launches."""
+    """The schedule of a series whose layers every rank keeps: no slots, no starts."""
     n = len(series)
     return Schedule(num_slots=0, slot=(), launch_at=(), launches=((),) * n)

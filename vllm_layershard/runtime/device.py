@@ -1,7 +1,7 @@
 """Device: the compute stream and the side stream of the place where weights live (CPU, CUDA, NPU).
 
 The compute stream is where the model runs. Weights move on the side stream, in the order in which
-they were launched, after whatever the compute stream had been given until then.
+they were started, after whatever the compute stream had been given until then.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ _linears: dict[str, Place] = {}
 def bind(layer: str, linear: str, place: Place) -> None:
     """Bind a linear to its place, and the place to its decoder layer's boundary.
 
-    The order of binding is the order of launches: the same on every rank.
+    The order of binding is the order of starts: the same on every rank.
     """
     _boundaries[layer] = (*_boundaries.get(layer, ()), place)
     _linears[linear] = place

@@ -32,7 +32,7 @@ class Transfer:
 class Series:
     """What the design says of one series, from its layers and the prefetch step alone.
 
-    `first` is the layer at which the first ones are launched: the first one or, kept, another.
+    `first` is the layer at which the first ones start: the first one or, kept, another.
     """
 
     layers: list[int]
@@ -44,7 +44,7 @@ class Series:
     def __post_init__(self) -> None:
         self.slots = ["free"] * (self.step + 1)
 
-    def launches(self, layer_id: int) -> list[int]:
+    def starts(self, layer_id: int) -> list[int]:
         """At the first boundary as many as there are slots, later the one `step` ahead."""
         if layer_id == self.first:
             return list(range(len(self.slots)))
@@ -65,9 +65,9 @@ def events(
     for layer_id, steps in layers.items():
         # The boundary. Everything before it has been computed.
         for name, series in all_series.items():
-            for position in series.launches(layer_id):
+            for position in series.starts(layer_id):
                 slot = position % len(series.slots)
-                assert series.slots[slot] == "free", "a launch into a slot in use"
+                assert series.slots[slot] == "free", "a start into a slot in use"
                 series.slots[slot] = ("arriving", position)
                 link.append(Transfer(name, position, slot, Fraction(series.seconds)))
         for name, seconds, slowdown in steps:

@@ -45,25 +45,25 @@ def test_every_layer_has_one_owner_by_its_absolute_index(case):
 
 @given(planned(), st.integers(1, 3))
 def test_no_forward_overwrites_what_is_still_to_be_read(case, forwards):
-    """Replay boundaries in order: launch what the plan launches, then read."""
+    """Replay boundaries in order: start what the plan starts, then read."""
     plan, s = case
     n = len(s.series)
     slots: list[int | None] = [None] * s.schedule.num_slots
     unread: set[int] = set()
     addresses = set()
     for _ in range(forwards):
-        launched = []
+        started = []
         for boundary in range(n):
             for position in s.schedule.launches[boundary]:
                 slot = s.schedule.slot[position]
-                assert slots[slot] not in unread, "launched over a layer that is still to be read"
+                assert slots[slot] not in unread, "started over a layer that is still to be read"
                 slots[slot] = position
                 unread.add(position)
-                launched.append(position)
+                started.append(position)
                 assert s.schedule.launch_at[position] == boundary <= position
-            assert slots[s.schedule.slot[boundary]] == boundary, "waited for, but not launched"
+            assert slots[s.schedule.slot[boundary]] == boundary, "waited for, but not started"
             unread.remove(boundary)
-        assert launched == list(range(n)), "once each, in order"
+        assert started == list(range(n)), "once each, in order"
         assert not unread, "in flight between two forwards"
         addresses.add(s.schedule.slot)
     assert len(addresses) == 1
@@ -87,7 +87,7 @@ def test_with_a_kept_layer_ahead_only_the_first_boundary_is_another(case, ahead)
     slots: list[int | None] = [None] * k.schedule.num_slots
     for layer_id in range(kept, ids[-1] + 1):
         for position in k.schedule.launches[boundaries[layer_id]] if layer_id in boundaries else ():
-            assert slots[k.schedule.slot[position]] is None, "launched over one still to be read"
+            assert slots[k.schedule.slot[position]] is None, "started over one still to be read"
             slots[k.schedule.slot[position]] = position
         if layer_id in ids:
             position = ids.index(layer_id)
@@ -134,7 +134,7 @@ def test_the_replicated_control_moves_and_saves_nothing(case):
 
 @given(planned(), st.integers(1, 3), st.randoms(use_true_random=False))
 def test_every_rank_reads_the_right_layer_however_late_or_early_it_arrives(case, forwards, chance):
-    """Every rank's memory, replayed: a moving weight may land at its launch or at its wait."""
+    """Every rank's memory, replayed: a moving weight may land at its start or at its wait."""
     plan, s = case
     ids, slot = s.series.layer_ids, s.schedule.slot
     ranks = range(min(plan.group_size, 6))
@@ -167,11 +167,11 @@ def test_a_plan_says_the_same_both_ways_round(case):
     n = len(s.series)
     schedule = s.schedule
     assert [len(table) for table in (s.owner, schedule.slot, schedule.launch_at)] == [n] * 3
-    pairs = [(q, p) for p, launched in enumerate(schedule.launches) for q in launched]
+    pairs = [(q, p) for p, started in enumerate(schedule.launches) for q in started]
     assert pairs == list(enumerate(schedule.launch_at))
     assert set(schedule.slot) == set(range(schedule.num_slots))
     assert schedule.launches[0] == tuple(range(plan.prefetch_step + 1))
-    assert all(len(launched) <= 1 for launched in schedule.launches[1:])
+    assert all(len(started) <= 1 for started in schedule.launches[1:])
 
 
 @given(st.integers(1, 100), st.integers(1, 8), st.integers(2, 16), st.integers(1, 4))

@@ -1,4 +1,4 @@
-"""The time of a pull: its sources, its launches, its traffic, and what has no estimate."""
+"""The time of a pull: its sources, its starts, its traffic, and what has no estimate."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ PLAIN = Hardware(
     link_efficiency=figure(1),
     copy_launch=figure(0),
 )
-"""A link of 100 bytes per second, a memory of 1,000, and copies that cost nothing to launch."""
+"""A link of 100 bytes per second, a memory of 1,000, and copies that cost nothing to start."""
 
 
 def ranks(count: int) -> Spread:
@@ -66,19 +66,19 @@ def test_over_a_full_mesh_a_rank_has_one_peers_link_at_a_time() -> None:
     assert pull_seconds(800, ranks(2), one, striped=False) == pytest.approx(800 / 20)
 
 
-def test_a_copy_takes_its_launch_at_least() -> None:
-    """Four slices of 50 bytes from each of three peers take half a second each, or their launch.
+def test_a_copy_takes_its_start_at_least() -> None:
+    """Four slices of 50 bytes from each of three peers take half a second each, or their start.
 
-    The own part of 200 bytes takes 0.4 seconds, or four launches.
+    The own part of 200 bytes takes 0.4 seconds, or four starts.
     """
-    for launch, copy, own in ((0.05, 0.5, 0.4), (2.0, 2.0, 8.0)):
-        device = replace(PLAIN, copy_launch=figure(launch))
+    for start, copy, own in ((0.05, 0.5, 0.4), (2.0, 2.0, 8.0)):
+        device = replace(PLAIN, copy_launch=figure(start))
         sliced = pull_seconds(800, ranks(4), device, striped=True, slice_bytes=50)
-        assert sliced == pytest.approx(launch + 3 * 4 * copy + own)
+        assert sliced == pytest.approx(start + 3 * 4 * copy + own)
         coarse = pull_seconds(800, ranks(4), device, striped=True)
-        assert coarse == pytest.approx(launch + 3 * 2.0 + max(launch, 0.4))
+        assert coarse == pytest.approx(start + 3 * 2.0 + max(start, 0.4))
         whole = pull_seconds(800, ranks(4), device, striped=False, slice_bytes=50)
-        assert whole == pytest.approx(launch + 16 * max(launch, 1.5)), "at a third of the rate"
+        assert whole == pytest.approx(start + 16 * max(start, 1.5)), "at a third of the rate"
         assert pull_seconds(
             800, ranks(4), device, striped=True, slice_bytes=10**9
         ) == pytest.approx(coarse)
@@ -116,14 +116,14 @@ def test_a_pull_of_more_bytes_takes_longer(
 
 @given(st.sampled_from(profile_names()), st.integers(MIB, 1 << 30), st.integers(3, 8))
 def test_striping_is_never_much_slower_than_one_source(name: str, nbytes: int, count: int) -> None:
-    """Beyond the launches and the copy of the own part, which it has more of."""
+    """Beyond the starts and the copy of the own part, which it has more of."""
     device = profile(name)
-    launches = (count + 1) * device.copy_launch.value
+    starts = (count + 1) * device.copy_launch.value
     assert device.memory_bandwidth is not None
     memory = device.memory_bandwidth.value * device.memory_efficiency.value
     striped = pull_seconds(nbytes, ranks(count), device, striped=True)
     whole = pull_seconds(nbytes, ranks(count), device, striped=False)
-    assert striped <= whole + launches + 2 * nbytes / count / memory
+    assert striped <= whole + starts + 2 * nbytes / count / memory
 
 
 def test_a_pull_takes_memory_and_no_cores() -> None:

@@ -125,7 +125,7 @@ def kept_and_moved(rank: int, config) -> dict:
     }
 
 
-def test_a_kept_first_layer_is_loaded_by_every_rank_and_launches_the_second():
+def test_a_kept_first_layer_is_loaded_by_every_rank_and_starts_the_second():
     sharding = {"layers": ["o_proj"], "keep_first": True, "verify": True}
     found = run_engines(model_path(), sharding, kept_and_moved)
     for rank, seen in enumerate(found):

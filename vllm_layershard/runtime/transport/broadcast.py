@@ -19,7 +19,7 @@ class Broadcast(Transport):
     """Broadcasts on the group's own process group, on the side stream.
 
     A start calls the process group itself: `dist.broadcast` checks and translates each time what is
-    fixed here, and costs the host half as much again (benchmarks/overlap.py: a launch a layer).
+    fixed here, and costs the host half as much again (benchmarks/overlap.py: a start a layer).
     """
 
     name = "broadcast"

@@ -2,9 +2,9 @@
 
 Note [Two events a slot]
 A copy must not overwrite a slot that is still being read, nor be read before it is complete. It
-runs on the side stream, which first waits for the compute stream: the boundary that launches it
+runs on the side stream, which first waits for the compute stream: the boundary that starts it
 comes after the slot's last reader (consumed). The compute then waits for the copy (copied). See
-Device.launch and Device.join.
+Device.enqueue and Device.join.
 """
 
 from __future__ import annotations

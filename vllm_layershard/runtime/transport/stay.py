@@ -28,7 +28,7 @@ class Stay(Transport):
         """There is no slot to fill."""
 
     def start(self, position: int, slot: int) -> NoReturn:
-        raise AssertionError("plan/schedule.py: a series that stays launches nothing")
+        raise AssertionError("plan/schedule.py: a series that stays starts nothing")
 
     def reload(self, position: int, tensors: Sequence[torch.Tensor]) -> None:
         for stored, new in zip(self._stored[position], tensors, strict=True):
