@@ -80,7 +80,7 @@ def _warn_of_near_keys(arguments: list[str]) -> None:
         import logging
 
         _warned = True
-        logging.getLogger(f"vllm.{__name__}").warning(  # below vLLM's own: with its format
+        logging.getLogger(f"vllm.{__name__}").warning(  # in vLLM's format, once that is set up
             "Layer sharding is off: additional_config has no key %r, but %s; if that is meant, "
             'write {"%s": ["o_proj"]}',
             KEY,

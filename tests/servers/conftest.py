@@ -11,6 +11,9 @@ from serving.answers import Answer, ask, transformers_says
 from serving.questions import questions
 from serving.server import Server
 
+NEARLY = '{"layer_shardings": ["o_proj"]}'
+"""What the plain server is given instead of the key: a letter too many."""
+
 
 @pytest.fixture(scope="session")
 def model() -> Path:
@@ -29,6 +32,13 @@ def reference(model, prompts) -> list[tuple[int, ...]]:
 
 
 @pytest.fixture(scope="session")
-def plain_eager(model, prompts, tmp_path_factory) -> list[Answer]:
-    with Server(model, tmp_path_factory.mktemp("plain") / "log") as server:
-        return ask(server, prompts)
+def plain(model, prompts, tmp_path_factory) -> tuple[list[Answer], str]:
+    """A server whose key is one letter off, so that nothing is sharded: its answers, its log."""
+    log = tmp_path_factory.mktemp("plain") / "log"
+    with Server(model, log, arguments=("--additional-config", NEARLY)) as server:
+        return ask(server, prompts), server.log_text()
+
+
+@pytest.fixture(scope="session")
+def plain_eager(plain) -> list[Answer]:
+    return plain[0]

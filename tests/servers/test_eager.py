@@ -22,6 +22,13 @@ def test_the_unsharded_server_says_what_transformers_says(plain_eager, reference
     assert [answer.token_ids for answer in plain_eager] == reference
 
 
+def test_a_key_that_is_nearly_ours_is_warned_of_once_and_shards_nothing(plain):
+    _, log = plain
+    warning = "Layer sharding is off: additional_config has no key 'layer_sharding', but"
+    assert log.count(f"{warning} 'layer_shardings'") == 1
+    assert "Layer sharding: series " not in log
+
+
 TWO = ["o_proj", "q_b_proj"]
 
 
