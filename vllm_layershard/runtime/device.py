@@ -15,6 +15,7 @@ from contextlib import suppress
 from queue import SimpleQueue
 from types import ModuleType
 from typing import Any
+from weakref import WeakSet
 
 import torch
 
@@ -84,11 +85,16 @@ class CpuDevice(Device):
 
     def __init__(self, torch_device: torch.device) -> None:
         super().__init__(torch_device)
+        self._forget_thread()
+        _cpu_devices.add(self)
+
+    def _forget_thread(self) -> None:
+        """At birth, and in a forked child: threads stay behind, and the queue's lock with them."""
         self._tasks: SimpleQueue[_Task] = SimpleQueue()
         self._thread: threading.Thread | None = None
 
     def enqueue(self, work: Callable[[], None]) -> _Task:
-        if self._thread is None:  # not at birth: a process that forks leaves its threads behind
+        if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="layershard-side", daemon=True)
             self._thread.start()
         task = _Task(work)
@@ -108,6 +114,17 @@ class CpuDevice(Device):
         with torch.inference_mode():
             while True:
                 self._tasks.get().run()
+
+
+_cpu_devices: WeakSet[CpuDevice] = WeakSet()
+
+
+def _forget_threads() -> None:
+    for device in _cpu_devices:
+        device._forget_thread()
+
+
+os.register_at_fork(after_in_child=_forget_threads)
 
 
 def _leave_the_core_of_the_compute() -> None:

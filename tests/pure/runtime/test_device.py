@@ -31,3 +31,27 @@ assert seen == [everywhere], seen
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core is all there is")
 def test_the_side_thread_is_not_bound_to_the_core_of_the_compute():
     subprocess.run([sys.executable, "-c", textwrap.dedent(PINNED_AS_BY_VLLM)], check=True)
+
+
+FORKED = """
+import os, signal
+import torch
+from vllm_layershard.runtime.device import device_of
+
+device = device_of(torch.device("cpu"))
+device.join(device.enqueue(lambda: None))
+child = os.fork()
+if child == 0:
+    signal.alarm(30)  # against a hang
+    moved = []
+    device.join(device.enqueue(lambda: moved.append(os.getpid())))
+    os._exit(0 if moved == [os.getpid()] else 1)
+_, status = os.waitpid(child, 0)
+assert status == 0, status
+device.join(device.enqueue(lambda: None))
+"""
+
+
+def test_a_forked_child_moves_weights_on_a_thread_of_its_own():
+    """The parent's thread stays behind: what the child would wait for, nobody would do."""
+    subprocess.run([sys.executable, "-c", textwrap.dedent(FORKED)], check=True)
