@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -305,3 +306,19 @@ def test_memory_of_another_host_is_refused_with_the_alternative():
         NodeError, match=r"rank 0 on node7: pulls reach within one host.*'broadcast'"
     ):
         PosixExports("far", 1).open(0, handles)
+
+
+def flags_at(address: int) -> list[str]:
+    """The kernel's flags of the mapping that begins at this address: `dd` keeps it from dumps."""
+    entries = iter(Path("/proc/self/smaps").read_text().splitlines())
+    assert any(line.startswith(f"{address:x}-") for line in entries)
+    return next(line for line in entries if line.startswith("VmFlags:")).split()[1:]
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="the kernel does not tell")
+@pytest.mark.parametrize("writable", [True, False])
+def test_a_core_file_leaves_the_weights_out(writable):
+    window, piece = Window(1 << 20), Piece(1 << 20)
+    window.show(piece.fd, writable=writable)
+    assert "dd" in flags_at(window.part(0, 1).data_ptr())
+    piece.remove()

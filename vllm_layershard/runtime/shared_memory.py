@@ -47,9 +47,11 @@ _LIBC.mmap.argtypes = (
     ctypes.c_longlong,
 )
 _LIBC.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_LIBC.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _AT_FDCWD = -100
 _AT_SYMLINK_FOLLOW = 0x400
 _MAP_FIXED = 0x10
+_MADV_DONTDUMP = 16
 _FAILED = ctypes.c_void_p(-1).value
 
 
@@ -168,9 +170,14 @@ class Window:
         end.atexit = False  # the side thread may still be reading; the kernel unmaps
 
     def show(self, fd: int, *, writable: bool) -> None:
-        """Show an open piece of (at least) the window's size from now on."""
+        """Show an open piece of (at least) the window's size from now on.
+
+        A core file leaves it out: it would hold weights, also those of other ranks.
+        """
         protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
         _map(self._address, self._length, protection, mmap.MAP_SHARED | _MAP_FIXED, fd)
+        # Where the kernel knows no such advice the file is only larger.
+        _LIBC.madvise(self._address, self._length, _MADV_DONTDUMP)
 
     def part(self, start: int, nbytes: int) -> torch.Tensor:
         """[nbytes] of uint8 from byte `start` on, a storage of its own; keeps the range mapped.
