@@ -43,7 +43,8 @@ def _retold(rank: int, kind: str, said: str) -> LayerShardError:
     """The error of another rank."""
     named = getattr(errors, kind, None)
     if isinstance(named, type) and issubclass(named, LayerShardError):
-        return named(f"rank {rank}: {said}")
+        whose = f"rank {rank}: "
+        return named(said if said.startswith(whose) else f"{whose}{said}")
     return TransportError(f"rank {rank} failed with {kind}: {said}; see that rank's log")
 
 

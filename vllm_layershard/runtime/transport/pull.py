@@ -12,16 +12,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import zip_longest
+from typing import Any, TypeVar
 
 import torch
 
 from vllm_layershard.plan import SeriesPlan
 from vllm_layershard.runtime.device import Device
 from vllm_layershard.runtime.peer_memory import Exports, Parts
+from vllm_layershard.runtime.ranks.agreement import on_all_ranks
 from vllm_layershard.runtime.ranks.group import Group
 from vllm_layershard.runtime.slots import SlotPool
 from vllm_layershard.runtime.tensors import byte_line, cut
 from vllm_layershard.runtime.transport.base import Ticket, Transport
+
+_T = TypeVar("_T")
 
 Copy = tuple[torch.Tensor, torch.Tensor]
 """Target and source, as many bytes of each: [nbytes] of uint8."""
@@ -57,12 +61,8 @@ class Pull(Transport):
         me, size = self._group.group_rank, self._group.size
         positions = range(len(plan.series))
         self._sources = tuple(tuple(_sources(plan, position, me, size)) for position in positions)
-        handles = self._group.gather(self._exports.handles())
-        mine = {p: tuple(map(byte_line, tensors)) for p, tensors in self._stored.items()}
-        theirs: list[Mapping[int, Parts]] = [
-            mine if peer == me else self._exports.open(rank, handles[peer])
-            for peer, rank in enumerate(self._group.ranks)
-        ]
+        handles = self._group.gather(self._told(self._exports.handles))
+        theirs = self._told(partial(self._opened, handles))
         for position, slot in enumerate(plan.schedule.slot):
             if not plan.is_resident(position, me):
                 copies = self._copies_of(plan, position, slots.tensors[slot], theirs)
@@ -70,6 +70,21 @@ class Pull(Transport):
         if not self._group.rejoins:
             self._group.gather(None)
             self._exports.settle(followed=not self._group.lockstep)
+
+    def _told(self, attempt: Callable[[], _T]) -> _T:
+        """`attempt` on every rank, each of which learns if it fails on another.
+
+        Ranks that are not in lockstep learn it from the message that a rank leaves as it ends.
+        """
+        return on_all_ranks(attempt, self._group) if self._group.lockstep else attempt()
+
+    def _opened(self, handles: Sequence[Any]) -> list[Mapping[int, Parts]]:
+        """What every rank stores, by group rank."""
+        mine = {p: tuple(map(byte_line, tensors)) for p, tensors in self._stored.items()}
+        return [
+            mine if peer == self._group.group_rank else self._exports.open(rank, handles[peer])
+            for peer, rank in enumerate(self._group.ranks)
+        ]
 
     def begin(self) -> None:
         self._exports.check_peers()
