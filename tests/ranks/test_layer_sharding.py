@@ -214,6 +214,22 @@ def within_a_group(rank: int) -> Any:
     return torch.equal(sharded_forward(sharding, linears, x), forward(layers(7), x))
 
 
+@torch.inference_mode()
+def in_groups_that_overlap(rank: int) -> list[bool]:
+    """Rank 0 is in fewer process groups than the others when the world's are formed."""
+    x, right = torch.ones(2, WIDTH), []
+    two = dist.new_group([1, 2])
+    for seed, group in ((7, two), (8, None)) if rank else ((8, None),):
+        linears = layers(seed)
+        sharding = sharding_of(linears, group=group)
+        right.append(torch.equal(sharded_forward(sharding, linears, x), forward(layers(seed), x)))
+    return right
+
+
+def test_shardings_of_groups_that_overlap_find_their_ranks(tmp_path):
+    assert run_ranks(3, in_groups_that_overlap, tmp_path) == [[True], [True] * 2, [True] * 2]
+
+
 def test_a_group_is_for_its_own_ranks(tmp_path):
     refused, *equal = run_ranks(3, within_a_group, tmp_path)
     assert "rank 0 is not in the process group that it was given" in refused

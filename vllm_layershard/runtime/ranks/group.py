@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import get_backend_config
+from torch.distributed.distributed_c10d import _world, get_backend_config
 
 from vllm_layershard.errors import PlanError, TransportError
 from vllm_layershard.plan import SeriesPlan
@@ -162,6 +162,7 @@ def private_group(group: RankGroup) -> RankGroup:
         TransportError: a rank did not take part, within the given group's timeout.
     """
     given = group.data
+    _count_alike(group)
     # torch tells a group's timeout in no public way, and a new group would have the default.
     timeout = given._get_backend(given._device_types[0]).options._timeout
     ranks = list(group.ranks)
@@ -173,3 +174,14 @@ def private_group(group: RankGroup) -> RankGroup:
     except RuntimeError as error:
         raise group.lost("no private groups could be formed", error) from error
     return RankGroup(group.ranks, group.group_rank, data, control)
+
+
+def _count_alike(group: RankGroup) -> None:
+    """Give every rank as many process groups as the one that has the most. Collective.
+
+    torch names a new group after its ranks and the number of groups that this process is in, and
+    ranks find each other by that name. A group of one rank counts, and needs no other.
+    """
+    count = len(_world.pg_names)
+    for _ in range(max(group.gather(count)) - count):
+        dist.new_group([dist.get_rank()], backend="gloo", use_local_synchronization=True)
