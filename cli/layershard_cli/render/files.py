@@ -19,17 +19,8 @@ def write_html(path: str, result: PlanResult) -> None:
         ConfigError: the file cannot be written.
     """
     from layershard_cli.render.html import page
-    from vllm_layershard.estimate.pareto import pareto
 
-    sharding, forecast = result.planned, result.forecast
-    points = pareto(
-        sharding.model,
-        sharding.deployment,
-        forecast.hardware,
-        sharding.config,
-        tuple(forecast.batches.values()),
-    )
-    _write("--html", path, page(result, points))
+    _write("--html", path, page(result, result.alternatives()))
 
 
 def write_trace(path: str, estimate: Estimate) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from vllm_layershard.estimate.capacity import capacity
 from vllm_layershard.planner.results.plan_result import PlanResult
 
 
@@ -24,8 +23,8 @@ def cache_tokens(result: PlanResult) -> CacheTokens:
     if fit is not None and not fit.fits:
         return CacheTokens(0, f"room for no token, {bytes_a_token}", "KV tokens have room")
     if fit is not None and not fit.fits_without_sharding:
-        saved, device = sharding.saved_bytes.__getitem__, result.forecast.hardware
-        room = capacity(sharding.model, sharding.deployment, device, saved, dtype).engine_tokens
+        room = result.room_tokens
+        assert room is not None, "what fits is known, so the memory is"
         return CacheTokens(
             room,
             f"room for {room:,} tokens, {bytes_a_token}; without sharding for none",

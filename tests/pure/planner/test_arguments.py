@@ -134,6 +134,28 @@ def test_a_device_of_ones_own(tmp_path: Path) -> None:
     assert result.failures() == ("it does not fit", "prefill does not hide")
 
 
+def test_room_is_what_a_comparison_counts() -> None:
+    for device in ("H200", "910C", "A100"):
+        layout = Layout(dp=16, ep=True)
+        result = planned(layout=layout, hardware=device)
+        (held,) = compare_layouts("DeepSeek-V3", "dp16+ep+shard", hardware=device).layouts
+        assert result.room_tokens == held.engine_tokens
+        assert bool(result.room_tokens) == result.memory.fits
+    unknown = replace(load_hardware("H200"), memory_bytes=None)
+    assert planned(hardware=unknown).room_tokens is None
+
+
+def test_alternatives_save_other_bytes_for_other_times() -> None:
+    result = planned(layers=["o_proj", "q_b_proj"])
+    points = result.alternatives()
+    (same,) = [p for p in points if (p.layers, p.layer_stride) == (result.sharding.layers, 1)]
+    assert same.saved_bytes == result.memory.saved_bytes_min
+    exposed = [round(seconds * 1e6, 1) for seconds in same.exposed]
+    assert exposed == [phase.exposed_us for phase in result.prefetch.phases]
+    assert max(point.saved_bytes for point in points) > same.saved_bytes
+    assert planned(hardware="MI300X", layout=Layout(dp=16, ep=True)).alternatives() == ()
+
+
 def test_failures_are_those_of_the_phases_that_are_named() -> None:
     result = planned(layers="o_proj", tokens=65536)
     assert result.failures() == ()

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from vllm_layershard.estimate import Estimate, Forecast
-from vllm_layershard.estimate.capacity import may_fit
+from vllm_layershard.estimate.capacity import capacity, may_fit
 from vllm_layershard.models import Evidence, Sharding
 from vllm_layershard.planner.paying import PREFILL, failures_of, phases_of
 from vllm_layershard.planner.results.document import SCHEMA_VERSION, plain
@@ -14,6 +14,7 @@ from vllm_layershard.planner.serve_command import launch_command
 from vllm_layershard.version import __version__
 
 if TYPE_CHECKING:
+    from vllm_layershard.estimate.pareto import Point
     from vllm_layershard.planner.layout import Layout
     from vllm_layershard.planner.results.checkpoint import StoredCheckpoint
     from vllm_layershard.planner.results.facts import GroupFacts, ModelFacts, ShardingFacts
@@ -141,6 +142,30 @@ class PlanResult(NamedTuple):
         if not may_fit(self.forecast.fit):
             return None
         return launch_command(self.planned, self.kv_cache_dtype)
+
+    @property
+    def room_tokens(self) -> int | None:
+        """KV-cache tokens that have room on every rank, as `compare_layouts` counts them.
+
+        None where the device's memory is not known.
+        """
+        planned, device = self.planned, self.forecast.hardware
+        if self.forecast.fit is None:
+            return None
+        saved = planned.saved_bytes.__getitem__
+        held = capacity(planned.model, planned.deployment, device, saved, self.kv_cache_dtype)
+        return held.engine_tokens
+
+    def alternatives(self) -> tuple[Point, ...]:
+        """Other linears and strides: what each saves, and by how much it lengthens a forward.
+
+        Empty where the device lacks a number.
+        """
+        from vllm_layershard.estimate.pareto import pareto
+
+        planned, batches = self.planned, tuple(self.forecast.batches.values())
+        device = self.forecast.hardware
+        return pareto(planned.model, planned.deployment, device, planned.config, batches)
 
     def failures(self, hide_in: str | Sequence[str] = PREFILL) -> tuple[str, ...]:
         """Why the plan does not pay; empty where it does. The phases of `hide_in` have to hide.
