@@ -47,5 +47,5 @@ def test_every_bundled_model_is_counted() -> None:
 
 
 @pytest.mark.parametrize("name", COUNTED)
-def test_parameters_are_counted_as_they_were(name: str) -> None:
+def test_parameters_are_as_many_as_a_separate_count_has(name: str) -> None:
     assert read_model(name).parameters == COUNTED[name]
