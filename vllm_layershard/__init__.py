@@ -23,7 +23,12 @@ if TYPE_CHECKING:
         UnknownModelError,
     )
     from vllm_layershard.estimate.hardware import Hardware
-    from vllm_layershard.planner.comparison import CompareResult, compare_layouts
+    from vllm_layershard.planner.comparison import (
+        CompareResult,
+        LayoutCapacity,
+        RefusedLayout,
+        compare_layouts,
+    )
     from vllm_layershard.planner.hardware import HardwareResult, list_hardware, load_hardware
     from vllm_layershard.planner.layer_map import map_layers
     from vllm_layershard.planner.layout import Layout
@@ -48,6 +53,7 @@ __all__ = [
     "LayerShardConfig",
     "LayerShardError",
     "Layout",
+    "LayoutCapacity",
     "LoadedModel",
     "MapResult",
     "MismatchError",
@@ -56,6 +62,7 @@ __all__ = [
     "NodeError",
     "PlanError",
     "PlanResult",
+    "RefusedLayout",
     "TransportError",
     "UnknownModelError",
     "__version__",
@@ -83,7 +90,12 @@ _HOMES: Final = {
         "UnknownModelError",
     ),
     "estimate.hardware": ("Hardware",),
-    "planner.comparison": ("CompareResult", "compare_layouts"),
+    "planner.comparison": (
+        "CompareResult",
+        "LayoutCapacity",
+        "RefusedLayout",
+        "compare_layouts",
+    ),
     "planner.hardware": ("HardwareResult", "list_hardware", "load_hardware"),
     "planner.layer_map": ("map_layers",),
     "planner.layout": ("Layout",),

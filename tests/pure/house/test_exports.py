@@ -25,6 +25,7 @@ PUBLIC = {
     *("list_models", "load_hardware", "list_hardware"),
     *("Layout", "LoadedModel", "Hardware"),
     *("PlanResult", "MapResult", "CompareResult", "ModelsResult", "HardwareResult"),
+    *("LayoutCapacity", "RefusedLayout"),
     *("LayerShardError", "ConfigError", "PlanError", "ModelError", "UnknownModelError"),
     *("HardwareError", "HostError", "NodeError", "MismatchError", "TransportError"),
 }

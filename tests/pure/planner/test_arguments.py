@@ -16,8 +16,10 @@ from vllm_layershard import (
     HardwareError,
     LayerShardConfig,
     Layout,
+    LayoutCapacity,
     ModelError,
     PlanError,
+    RefusedLayout,
     UnknownModelError,
     compare_layouts,
     load_hardware,
@@ -143,6 +145,16 @@ def test_room_is_what_a_comparison_counts() -> None:
         assert bool(result.room_tokens) == result.memory.fits
     unknown = replace(load_hardware("H200"), memory_bytes=None)
     assert planned(hardware=unknown).room_tokens is None
+
+
+def test_a_usual_layout_that_a_model_cannot_have_says_why(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(small_config()))
+    tp8, *others = compare_layouts(tmp_path).layouts
+    assert isinstance(tp8, RefusedLayout)
+    assert tp8.refused.startswith("tp = 8")
+    assert all(isinstance(held, LayoutCapacity) for held in others)
+    with pytest.raises(PlanError, match="tp = 8"):
+        compare_layouts(tmp_path, ["tp8"])
 
 
 def test_alternatives_save_other_bytes_for_other_times() -> None:
