@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import faulthandler
+import fcntl
 import multiprocessing
 import os
 import signal
@@ -118,6 +120,38 @@ def test_what_a_dead_process_left_is_swept_and_a_living_ones_is_not(name, end):
         assert name in shared_memory.sweep()
 
 
+def test_who_ends_leaves_the_name_that_its_successor_has_taken(name):
+    """A rank that is started again takes its names over before its predecessor has ended."""
+    former = Piece.of(name, b"former")
+    successor = subprocess.Popen(
+        [sys.executable, "-c", LEFT, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert successor.stdout.readline() == "ready\n"
+    former.remove()
+    assert shared_memory.read(name) == b"weights"
+    assert shared_memory.names(name.removeprefix(PREFIX)) == [name]
+    successor.communicate("x")
+
+
+def test_a_name_that_is_taken_over_while_it_is_taken_away_stays(name, monkeypatch):
+    former = Piece.of(name, b"former")
+    rename, newer = os.rename, Piece(8)
+
+    def taken_over_just_before(source, target):
+        monkeypatch.setattr(os, "rename", rename)
+        os.unlink(source)
+        shared_memory._link(newer.fd, source)
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", taken_over_just_before)
+    former.remove()
+    path = shared_memory.path_of(name)
+    assert os.path.samestat(path.stat(), os.fstat(newer.fd))
+    assert shared_memory.names(name.removeprefix(PREFIX)) == [name]
+    path.unlink()
+    newer.remove()
+
+
 def in_a_forked_child(name: str) -> list[bool]:
     shared_memory._remove_all()
     return [shared_memory.is_left_over(name), name in shared_memory.sweep()]
@@ -156,6 +190,79 @@ def test_what_would_block_who_opens_it_is_passed_by(name):
     assert shared_memory.read(name) is None
     assert name not in shared_memory.sweep()
     shared_memory.path_of(name).unlink()
+
+
+@pytest.mark.parametrize(
+    ("code", "remedy"),
+    [
+        (errno.ENOENT, "mount a tmpfs there"),
+        (errno.EROFS, "may be written"),
+        (errno.EMFILE, "ulimit -n"),
+        (errno.EOPNOTSUPP, "mount a tmpfs there"),
+        (errno.EIO, "see that it is a tmpfs"),
+    ],
+)
+def test_a_directory_that_gives_no_memory_is_named_with_the_remedy(monkeypatch, code, remedy):
+    def refuse(*_: object) -> int:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(NodeError, match=f"/dev/shm: no memory can be made there.*{remedy}"):
+        Piece(8)
+
+
+@pytest.mark.parametrize("call", ["lockf", "posix_fallocate", "ftruncate"])
+def test_a_call_that_fails_is_named_and_leaves_no_descriptor(monkeypatch, call):
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EINTR, "interrupted")
+
+    before = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(shared_memory.fcntl if call == "lockf" else os, call, refuse)
+    with pytest.raises(NodeError, match=r"interrupted"):
+        Piece(8)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_directory_under_the_name_is_told_and_leaves_no_draft(name):
+    path = shared_memory.path_of(name)
+    path.mkdir()
+    with pytest.raises(NodeError, match=f"{name}: weights cannot be shared under that name"):
+        Piece.of(name, b"weights")
+    path.rmdir()
+    assert not shared_memory.names(name.removeprefix(PREFIX))
+
+
+def test_a_draft_that_somebody_has_planted_is_in_nobodys_way(name):
+    planted = shared_memory.path_of(f"{name}.{os.getpid()}.draft")
+    planted.write_bytes(b"planted")
+    piece = Piece.of(name, b"weights")
+    assert shared_memory.read(name) == b"weights"
+    piece.remove()
+    assert planted.read_bytes() == b"planted"
+    planted.unlink()
+
+
+def leased(name: str, ready: Any, end: Any) -> None:
+    """As any local user can do to a file of his own: whoever opens it must wait, or give up."""
+    path = shared_memory.path_of(name)
+    path.write_bytes(b"forged")
+    fd = os.open(path, os.O_RDONLY)
+    signal.signal(signal.SIGIO, signal.SIG_IGN)
+    fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+    ready.set()
+    end.wait(HANG_S)
+    path.unlink()
+
+
+def test_a_file_that_its_owner_has_leased_is_passed_by(name):
+    ready, end = FORK.Event(), FORK.Event()
+    process = FORK.Process(target=leased, args=(name, ready, end))
+    process.start()
+    assert ready.wait(HANG_S)
+    assert shared_memory.read(name) is None
+    assert name not in shared_memory.sweep()
+    end.set()
+    process.join()
 
 
 def test_a_name_that_cannot_be_taken_is_told_and_leaves_no_draft(name, monkeypatch):

@@ -20,6 +20,7 @@ import fcntl
 import mmap
 import multiprocessing.util
 import os
+import secrets
 import stat
 import warnings
 import weakref
@@ -62,15 +63,23 @@ class Piece:
         """An unnamed piece of `nbytes`, all zero, of which every page is really there.
 
         Raises:
-            NodeError: the node has not so much shared memory left.
+            NodeError: the node has not so much shared memory left, or none at all.
         """
         self.nbytes = nbytes
         self._name: str | None = None
         self._pid = os.getpid()
-        self.fd = os.open(DIRECTORY, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        fcntl.lockf(self.fd, fcntl.LOCK_EX)
         try:
+            self.fd = os.open(DIRECTORY, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            remedy = _REMEDIES.get(error.errno or 0, "see that it is a tmpfs that may be written")
+            raise NodeError(
+                f"{DIRECTORY}: no memory can be made there for weights that other ranks read "
+                f"({error.strerror}); {remedy}, or use transport 'broadcast'"
+            ) from None
+        try:
+            fcntl.lockf(self.fd, fcntl.LOCK_EX)
             os.posix_fallocate(self.fd, 0, max(1, nbytes))
+            os.ftruncate(self.fd, nbytes)
         except OSError as error:
             os.close(self.fd)
             free = os.statvfs(DIRECTORY)
@@ -79,7 +88,6 @@ class Piece:
                 "needed for weights that other ranks read; enlarge it (docker run --shm-size), or "
                 f"use transport 'broadcast' ({error.strerror})"
             ) from None
-        os.ftruncate(self.fd, nbytes)
 
     @classmethod
     def of(cls, name: str, data: bytes) -> Piece:
@@ -90,18 +98,29 @@ class Piece:
         return piece
 
     def name(self, name: str) -> None:
-        """Let others find it, complete as it is; a former piece of the name loses it."""
+        """Let others find it, complete as it is; a former piece of the name loses it.
+
+        Raises:
+            NodeError: something else has the name, or the directory takes none.
+        """
         assert self._name is None, f"{name}: it is {self._name} already"
-        draft = path_of(f"{name}.{os.getpid()}.draft")
-        _link(self.fd, draft)
+        draft = path_of(f"{name}.{os.getpid()}-{secrets.token_hex(4)}.draft")
         try:
+            _link(self.fd, draft)
             os.replace(draft, path_of(name))
         except PermissionError as error:  # everybody may write there, but remove only his own
-            draft.unlink()
             raise NodeError(
                 f"{path_of(name)} belongs to another user, and weights are to be shared under that "
                 f"name; have it removed ({error.strerror})"
             ) from None
+        except OSError as error:
+            raise NodeError(
+                f"{path_of(name)}: weights cannot be shared under that name ({error.strerror}); "
+                "remove what is there, and see that the directory may be written"
+            ) from None
+        finally:
+            with suppress(OSError):
+                draft.unlink(missing_ok=True)
         self._name = name
         _mine[name] = self
         _remove_all_at_exit()
@@ -112,8 +131,7 @@ class Piece:
             return  # a forked child has no say in it
         if self._name is not None and _mine.get(self._name) is self:
             del _mine[self._name]
-            with suppress(FileNotFoundError):
-                path_of(self._name).unlink()
+            _unlink_if_same(self._name, self.fd)
 
     def leave_behind(self) -> None:
         """Let the name outlive this process, until the next start of any removes what is left."""
@@ -128,8 +146,19 @@ class Piece:
             self.fd = -1
 
 
-_NOT_THERE = (errno.ENOENT, errno.EACCES, errno.ELOOP, errno.ENXIO)
-"""None, nothing that this user may read, a link, a socket."""
+_REMEDIES = {
+    errno.ENOENT: "mount a tmpfs there",
+    errno.EROFS: "mount it so that it may be written",
+    errno.EACCES: "let this user write there",
+    errno.EPERM: "let this user write there",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "raise the node's limit of open files (fs.file-max)",
+    errno.EOPNOTSUPP: "mount a tmpfs there",
+}
+"""Against what may keep a piece from being made."""
+
+_NOT_THERE = (errno.ENOENT, errno.EACCES, errno.ELOOP, errno.ENXIO, errno.EAGAIN)
+"""None, nothing that this user may read, a link, a socket, a file that its owner has leased."""
 
 _mine: dict[str, Piece] = {}
 """The named pieces of this process. It must not open them anew: closing would drop their lock."""
@@ -187,6 +216,23 @@ class Window:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The given buffer is not writable")
             return torch.frombuffer(self._shown, dtype=torch.uint8, count=nbytes, offset=start)
+
+
+def _unlink_if_same(name: str, fd: int) -> None:
+    """Take the name away from this open file; if another file has it by now, it stays.
+
+    A rank that was started again has taken its predecessor's names over. That may come to pass
+    between two calls, so what is to go is set aside and looked at once more.
+    """
+    path, aside = path_of(name), path_of(f"{name}.{os.getpid()}-{secrets.token_hex(4)}.swept")
+    with suppress(OSError):  # gone already, or another user's
+        if not os.path.samestat(path.lstat(), os.fstat(fd)):
+            return
+        os.rename(path, aside)
+        if not os.path.samestat(aside.lstat(), os.fstat(fd)):
+            with suppress(FileExistsError):  # there is a newer one still
+                os.link(aside, path, follow_symlinks=False)
+        aside.unlink()
 
 
 def _link(fd: int, path: Path) -> None:
