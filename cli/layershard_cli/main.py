@@ -61,6 +61,13 @@ def application(commands: Iterable[str] = COMMANDS) -> typer.Typer:
     return app
 
 
+def _asked(first: list[str]) -> Iterable[str]:
+    """The commands that the first word needs: one, none for the version, all for help or a slip."""
+    if first == ["--version"]:
+        return ()
+    return [word for word in first if word in COMMANDS] or COMMANDS
+
+
 def run() -> None:
     """The console script: runs the app; every expected error ends in one message here.
 
@@ -72,9 +79,8 @@ def run() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    asked = [word for word in sys.argv[1:2] if word in COMMANDS]  # else help, or a slip
     try:
-        command = command_of(application(asked or COMMANDS))
+        command = command_of(application(_asked(sys.argv[1:2])))
         sys.exit(command(sys.argv[1:] or ["--help"], standalone_mode=False) or 0)
     except _USAGE_ERROR as error:
         error.message = printable(error.message)

@@ -73,6 +73,30 @@ def test_version() -> None:
     assert said("--version") == f"layershard {__version__}\n"
 
 
+@pytest.mark.parametrize(
+    ("words", "commands"),
+    [
+        (["--version"], []),
+        (["models"], ["models"]),
+        (["--help"], ["calibrate", "check", "compare", "hardware", "map", "models", "plan"]),
+    ],
+)
+def test_only_the_commands_that_are_asked_for_are_imported(
+    words: list[str], commands: list[str]
+) -> None:
+    script = (
+        "import atexit, sys\nfrom layershard_cli.main import run\n"
+        "atexit.register(lambda: print(*sys.modules, file=sys.stderr))\nrun()"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script, *words], capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode == 0, result.stderr
+    prefix = "layershard_cli.commands."
+    found = [name for name in result.stderr.split() if name.startswith(prefix)]
+    assert sorted(name.removeprefix(prefix) for name in found) == commands
+
+
 def test_runs_where_torch_and_vllm_cannot_be_imported() -> None:
     script = """
 import sys
