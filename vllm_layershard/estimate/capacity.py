@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 from vllm_layershard.errors import HardwareError
 from vllm_layershard.estimate.hardware import Hardware
-from vllm_layershard.models import Deployment, Model, Sharding
+from vllm_layershard.models import Deployment, Model, Sharding, rank_weight_bytes
 from vllm_layershard.plan import stage_layers
 
 UTILIZATION: Final = 0.92
@@ -121,8 +121,8 @@ def capacity(
         )
     stages = stage_layers(model.num_layers, layout.pp)
     held = [
-        model.weight_bytes(deployment, rank).total - saved_bytes(rank)
-        for rank in range(layout.world_size)
+        weights.total - saved_bytes(rank)
+        for rank, weights in enumerate(rank_weight_bytes(model, deployment))
     ]
     stage_kv_bytes = [
         model.kv_bytes_per_token(kv_cache_dtype, layers, deployment) for layers in stages

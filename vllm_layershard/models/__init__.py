@@ -6,7 +6,12 @@ from vllm_layershard.models.layer_operations import layer_operations
 from vllm_layershard.models.model import Model, WeightBytes
 from vllm_layershard.models.operation import Batch, Operation
 from vllm_layershard.models.registry import model_of, read_model, supported
-from vllm_layershard.models.sharding import Sharding, require_experts, shard_model
+from vllm_layershard.models.sharding import (
+    Sharding,
+    rank_weight_bytes,
+    require_experts,
+    shard_model,
+)
 from vllm_layershard.models.sources.source import FoundModel, bundled_names, find
 from vllm_layershard.plan import GroupPlan
 
@@ -25,6 +30,7 @@ __all__ = [
     "find",
     "layer_operations",
     "model_of",
+    "rank_weight_bytes",
     "read_model",
     "require_experts",
     "shard_model",

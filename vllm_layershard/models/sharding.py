@@ -147,12 +147,12 @@ def shard_model(model: Model, deployment: Deployment, config: LayerShardConfig) 
         deployment=deployment,
         config=config,
         groups=tuple(groups),
-        weight_bytes=_weight_bytes(model, deployment),
+        weight_bytes=rank_weight_bytes(model, deployment),
         saved_bytes=tuple(saved),
     )
 
 
-def _weight_bytes(model: Model, deployment: Deployment) -> tuple[WeightBytes, ...]:
+def rank_weight_bytes(model: Model, deployment: Deployment) -> tuple[WeightBytes, ...]:
     """Bytes of every rank; those of one stage with equally many experts are counted once."""
     layout = deployment.layout
     known: dict[tuple[int, bool], WeightBytes] = {}
