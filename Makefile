@@ -117,7 +117,7 @@ format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# Those that broadcast race over a link that the kernel paces, where this host can have one (root, tc);
+# Those that broadcast race over a link that the kernel paces, where this node can have one (root, tc);
 # with pulls, which know no link, everybody races once more without.
 LINK_GBIT ?= $(shell unshare --net tc qdisc add dev lo root tbf rate 4gbit burst 256kb latency 100ms \
 	2>/dev/null && echo 4)

@@ -30,7 +30,7 @@ class Compute(ABC):
 class Slept(Compute):
     """On a CPU: sleeping leaves the cores to gloo, as a device does.
 
-    What the host oversleeps counts as computed: a device would not wait for the host to wake up.
+    What the CPU oversleeps counts as computed: a device would not wait for the CPU to wake up.
     """
 
     def half(self) -> None:

@@ -17,7 +17,7 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 class LinkError(Exception):
-    """This host gives no such link; says why, and what to do."""
+    """This node gives no such link; says why, and what to do."""
 
 
 @contextmanager

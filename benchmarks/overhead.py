@@ -115,7 +115,7 @@ def main() -> int:
         "ratio": round(ratio, 3),
         "rounds": times.rounds,
     }
-    publish("overhead", "A reach-and-wait pair on the host", tuple(row), [row], options.json)
+    publish("overhead", "A reach-and-wait pair on the CPU", tuple(row), [row], options.json)
     missed = ratio > MOST
     if missed:
         print(f"missed: {ratio:.2f} times two empty ops, at most {MOST:g}")

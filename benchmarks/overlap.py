@@ -9,7 +9,7 @@ which leaves the cores to the ranks' gloo; on GPUs it is real GEMMs. What the st
 in place takes beyond its compute, in the same round, is the loop's own and counts as compute, too.
 `fetch` is all the layers' bare broadcasts, with as many in flight as the step allows and no
 compute, just before and after in the same round. The ratio is of a round: a layer's compute is set
-from the fetch that was measured last. A host oversleeps now more and now less: where two are
+from the fetch that was measured last. A CPU oversleeps now more and now less: where two are
 compared, each one's time is taken over its own compute.
 A forward that begins with nothing in flight cannot reach the bound: of the first fetch only half a
 layer hides, and half a layer follows the last one. With `keep_first` (columns of that name) every

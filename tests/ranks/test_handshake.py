@@ -67,12 +67,12 @@ def one_rank(rank: int, port: int, work: Work, place: Path) -> None:
     shared.set(f"here/{rank}", "")
     if rank == 0:  # the store goes with this rank
         shared.wait([f"here/{other}" for other in WORLD], long)
-    if work in HOST_FAILS:
+    if work in HOLDER_FAILS:
         module._FAREWELL_S = SHORT_S
     else:
         module.time = Clock(shared, rank, *CLOCKS.get(work, {}).get(rank, ()))
     try:
-        patience_s = SHORT_S if work in HOST_FAILS else PATIENCE_S
+        patience_s = SHORT_S if work in HOLDER_FAILS else PATIENCE_S
         work(Handshake(shared, rank, 3, patience_s), rank)
         came = "alike"
     except MismatchError as error:
@@ -158,13 +158,13 @@ def ends_in_an_error(handshake: Handshake, rank: int) -> None:
     handshake.compare("plan", {WORLD: ALONE})
 
 
-def the_host_of_the_store_dies(handshake: Handshake, rank: int) -> None:
+def the_holder_of_the_store_dies(handshake: Handshake, rank: int) -> None:
     if rank == 0:
         os._exit(1)
     handshake.compare("configuration", {WORLD: ALONE})
 
 
-def the_host_of_the_store_stalls(handshake: Handshake, rank: int) -> None:
+def the_holder_of_the_store_stalls(handshake: Handshake, rank: int) -> None:
     if rank == 0:
         os.kill(os.getpid(), signal.SIGSTOP)
     handshake.compare("configuration", {WORLD: ALONE})
@@ -172,7 +172,7 @@ def the_host_of_the_store_stalls(handshake: Handshake, rank: int) -> None:
 
 VERSION = "rank 1 against rank 0: configuration.version: '0.1' != '0.2'"
 MISSING = "of the world's 3 did not come to compare the "
-HOST = "rank 0, which hosts the world's key-value store, died or stalled"
+HOLDER = "rank 0, which holds the world's key-value store, died or stalled"
 
 CASES: dict[Work, Sequence[str | None]] = {
     alike: ["alike"] * 3,
@@ -182,10 +182,10 @@ CASES: dict[Work, Sequence[str | None]] = {
     too_late: [f"rank 2 {MISSING}configuration"] * 3,
     dies: [f"rank 2 {MISSING}plan"] * 2 + [None],
     ends_in_an_error: ["PlanError: 'o"] + ["rank 0 ended: PlanError: 'o_proj' matches no"] * 2,
-    the_host_of_the_store_dies: [None, HOST, HOST],
-    the_host_of_the_store_stalls: [None, HOST, HOST],
+    the_holder_of_the_store_dies: [None, HOLDER, HOLDER],
+    the_holder_of_the_store_stalls: [None, HOLDER, HOLDER],
 }
-HOST_FAILS = (the_host_of_the_store_dies, the_host_of_the_store_stalls)
+HOLDER_FAILS = (the_holder_of_the_store_dies, the_holder_of_the_store_stalls)
 
 CLOCKS: dict[Work, Mapping[int, tuple[Keys, ...]]] = {
     without_the_key: {

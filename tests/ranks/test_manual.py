@@ -166,7 +166,7 @@ def test_verify_takes_no_new_weight_for_a_fault(tmp_path):
 def through_sleep(rank: int, level: int) -> list[bool]:
     """What a sleeping server's allocator does: bytes go, addresses stay.
 
-    At level 1 the weights come back from the host, at level 2 a reload brings them.
+    At level 1 the weights come back from CPU memory, at level 2 a reload brings them.
     """
     stack, plain = Stack(5, seed=7), Stack(5, seed=7 if level == 1 else 8)
     series = shard(stack, prefetch_step=1, verify=True)

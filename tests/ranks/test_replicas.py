@@ -1,4 +1,4 @@
-"""Replicas meet in the host's shared memory: late, again, or not at all."""
+"""Replicas meet in the node's shared memory: late, again, or not at all."""
 
 from __future__ import annotations
 
@@ -96,9 +96,9 @@ def test_all_who_are_missing_are_named_with_the_reasons_that_there_may_be(name, 
     assert SHORT_S < clock.now_s <= SHORT_S + 2 * module._LOOK_S
     zero.close()
     assert str(error.value) == (
-        "rank 0: rank 1 and 2 did not come to compare notes on this host (weights) within 1 s: it "
-        "died, stalled or was not started, or it is on another host, where its memory cannot be "
-        "read; see its log, and keep replicas that share weights on one host"
+        "rank 0: rank 1 and 2 did not come to compare notes on this node (weights) within 1 s: it "
+        "died, stalled or was not started, or it is on another node, where its memory cannot be "
+        "read; see its log, and keep replicas that share weights on one node"
     )
 
 

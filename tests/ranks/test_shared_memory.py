@@ -410,7 +410,7 @@ def test_memory_of_another_host_is_refused_with_the_alternative():
     exports, _ = exported([1.0])
     handles = exports.handles() | {"host": "another boot", "hostname": "node7"}
     with pytest.raises(
-        NodeError, match=r"rank 0 on node7: pulls reach within one host.*'broadcast'"
+        NodeError, match=r"rank 0 on node7: pulls reach within one node.*'broadcast'"
     ):
         PosixExports("far", 1).open(0, handles)
 

@@ -104,7 +104,7 @@ def test_compiled_replicas_equal_the_control(dense, asked, tmp_path):
 
 @pytest.mark.matrix(part="replicas")
 @pytest.mark.timeout(900)
-def test_replicas_launched_apart_meet_on_one_host(dense, asked, plain, tmp_path):
+def test_replicas_launched_apart_meet_on_one_node(dense, asked, plain, tmp_path):
     layout = Layout(dp=2, nodes=2)
     with Server(dense, tmp_path / "log", layout=layout, sharding=asking(tmp_path)) as server:
         for sharded, expected in zip(loads(server, asked), plain, strict=True):

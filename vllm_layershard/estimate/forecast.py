@@ -190,7 +190,7 @@ def _assumptions(
         f"{hardware.memory_efficiency.value:g} of the memory bandwidth of {hardware.name}",
         *transfer.assumptions(),
         "the all-to-all and all-reduce of the model itself are not counted, neither as time "
-        f"nor as load on the link; nor is the host's time to start {started}, which a server "
+        f"nor as load on the link; nor is the CPU's time to start {started}, which a server "
         "without graphs pays in decode",
         f"prefill: one prompt of {tokens(prompt)} {_prompt_ranks(sharding)}; decode: "
         f"{sequences.tokens:,} sequences a rank after {sequences.context:,.0f} tokens each; "

@@ -75,7 +75,7 @@ class Hardware:
 
     None: nobody says; an estimate that needs it abstains. `low_bit` is the fp8 rate, or the int8
     one where there is no fp8; None: such weights are computed at the `bf16` rate. `node_size`
-    devices share `intra_node`, further ones `inter_node`; `host_size` of them one host (None: all),
+    devices share `intra_node`, further ones `inter_node`; `host_size` of them one node (None: all),
     and `peer_link` is what one peer gets of `intra_node` (None: see `to_one_peer`).
 
     The efficiencies are the shares of the peaks that are reached. While a broadcast is in flight,
@@ -189,8 +189,8 @@ LABELS: Final = {
     "intra_node": "link within a node",
     "inter_node": "link between nodes",
     "peer_link": "link to one peer",
-    "node_size": "devices a node",
-    "host_size": "devices a host",
+    "node_size": "devices of one fast link",
+    "host_size": "devices a node",
     "compute_efficiency": "compute efficiency",
     "memory_efficiency": "memory efficiency",
     "link_efficiency": "link efficiency",

@@ -20,7 +20,7 @@ from vllm_layershard.estimate.nodes import Spread
 def pull_seconds(
     nbytes: int, spread: Spread, hardware: Hardware, *, striped: bool, slice_bytes: int = 0
 ) -> float:
-    """Seconds until a rank of one host has all `nbytes` of a layer in its slot.
+    """Seconds until a rank of one node has all `nbytes` of a layer in its slot.
 
     The rates are those of the note [Sources]. Each source's bytes go in copies of `slice_bytes` (0:
     in one). A copy takes its bytes' time or its start's, whichever is longer: the next one is

@@ -124,8 +124,8 @@ def require_one_node(sharding: Sharding, hardware: Hardware) -> None:
         if spread.domains > 1:
             raise PlanError(
                 f"{KEY}: {spread.ranks} ranks that pull from each other lie on {spread.domains} "
-                f"hosts of {node.value:.0f} {hardware.name}, and a rank reads the memory of its "
-                f"own host only; {_instead(sharding, int(node.value))}"
+                f"nodes of {node.value:.0f} {hardware.name}, and a rank reads the memory of its "
+                f"own node only; {_instead(sharding, int(node.value))}"
             )
 
 
@@ -133,8 +133,8 @@ def _instead(sharding: Sharding, node_size: int) -> str:
     layout = sharding.deployment.layout
     if not layout.in_lockstep:
         if node_size < 2 * (layout.world_size // layout.dp):
-            return "a host holds no two data-parallel replicas here: leave layer sharding out"
-        return "launch a server on each host, with the data-parallel replicas that it holds"
+            return "a node holds no two data-parallel replicas here: leave layer sharding out"
+        return "launch a server on each node, with the data-parallel replicas that it holds"
     if sharding.config.placement == "striped":
         return "use placement 'round_robin', which ranks in lockstep broadcast"
     return "use transport 'broadcast', which these ranks can: they run in lockstep"

@@ -52,10 +52,10 @@ def launched_as(vllm_config: VllmConfig) -> Launch:
 
 
 def deployment_of(vllm_config: VllmConfig) -> str:
-    """A short name that all engines of one deployment have, and no other deployment on this host.
+    """A short name that all engines of one deployment have, and no other deployment on this node.
 
     Engines of one `vllm serve` have a port in common that was drawn for this launch. Servers that
-    were started one by one have the port under which they were told to meet. Containers that share
+    were launched one by one have the port under which they were told to meet. Containers that share
     their memory may each have ports of their own.
     """
     parallel, launch = vllm_config.parallel_config, launched_as(vllm_config)

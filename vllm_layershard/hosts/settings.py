@@ -132,10 +132,10 @@ def _check_execution(vllm_config: VllmConfig) -> None:
 
 
 def _check_pulls(vllm_config: VllmConfig) -> None:
-    """Refuse what a pull cannot reach: other hosts' memory, and memory that changes hands."""
+    """Refuse what a pull cannot reach: other nodes' memory, and memory that changes hands."""
     if reaches_other_nodes(vllm_config.parallel_config):
         raise HostError(
-            f"{KEY}: its ranks would be on several hosts, and weights are pulled within one host "
+            f"{KEY}: its ranks would be on several nodes, and weights are pulled within one node "
             "only; put all data-parallel ranks on one, or, for a model with routed experts, use "
             "transport 'broadcast'"
         )

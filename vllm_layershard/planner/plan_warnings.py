@@ -11,7 +11,7 @@ from vllm_layershard.models import Batch, Sharding
 from vllm_layershard.plan import Plan, SeriesPlan
 
 _NODE = 8
-"""Devices of one host, where no device is named."""
+"""Devices of one node, where no device is named."""
 
 
 def warnings_on(sharding: Sharding, hardware: Hardware | None) -> tuple[str, ...]:
@@ -82,7 +82,7 @@ def _on_pulls(sharding: Sharding, hardware: Hardware | None) -> Iterator[str]:
         for rank in ranks
     ):
         yield (
-            f"ranks that pull from each other must be on one host: with {_NODE} ranks a host "
+            f"ranks that pull from each other must be on one node: with {_NODE} ranks a node "
             "these are not (layershard plan --hardware knows the device's number)"
         )
 

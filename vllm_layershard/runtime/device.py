@@ -41,11 +41,11 @@ class Device(ABC):
 
     @abstractmethod
     def join(self, event: Any) -> None:
-        """Make the compute stream wait for `event`. On CUDA and NPU the host goes on."""
+        """Make the compute stream wait for `event`. On CUDA and NPU the CPU goes on."""
 
     @abstractmethod
     def synchronize(self) -> None:
-        """Block the host until the compute stream has done all it was given."""
+        """Block the calling thread until the compute stream has done all it was given."""
 
     def private_format(self, tensor: torch.Tensor) -> str | None:
         """The name of a format of the device's own that the tensor is kept in; None for plain rows.
@@ -76,7 +76,7 @@ class _Task:
 
 
 class CpuDevice(Device):
-    """Host memory: the calling thread computes, a thread of its own is the side stream.
+    """CPU memory: the calling thread computes, a thread of its own is the side stream.
 
     One thread does one thing after another: the layer that is needed first has the whole link.
     """
@@ -185,7 +185,7 @@ class NpuDevice(StreamDevice):
         from torch_npu import get_npu_format
 
         if tensor.device.type != self.torch_device.type:
-            return None  # not loaded here, or in the host's memory
+            return None  # not loaded here, or in CPU memory
         number = int(get_npu_format(tensor))
         if number in _PLAIN_FORMATS:
             return None

@@ -1,4 +1,4 @@
-"""Shared memory: named pieces of a host's memory, written once, that other processes may read.
+"""Shared memory: named pieces of a node's memory, written once, that other processes may read.
 
 Note [Written once]
 A piece gets its name only when it is complete, and does not change while it has one. Who has mapped
@@ -297,12 +297,12 @@ def is_left_over(name: str) -> bool:
 
 
 def names(prefix: str = "") -> list[str]:
-    """The names of all pieces on this host that begin so."""
+    """The names of all pieces on this node that begin so."""
     return sorted(entry.name for entry in DIRECTORY.glob(f"{PREFIX}{prefix}*"))
 
 
 def sweep() -> list[str]:
-    """Remove what dead processes have left on this host; its names."""
+    """Remove what dead processes have left on this node; its names."""
     found = []
     for name in names():
         with suppress(OSError):  # another's, or gone already

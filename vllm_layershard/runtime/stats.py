@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class Counters:
-    """Counts since loading. `waited_us` is host time spent in waits (on the CPU: exposed time)."""
+    """Counts since loading. `waited_us` is the CPU's time in waits (on the CPU: exposed time)."""
 
     forwards: int = 0
     launches: int = 0

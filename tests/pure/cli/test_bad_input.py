@@ -145,14 +145,14 @@ FLAGS = {
     ),
     "transport": (2, "transport = 'foo'", "--model DeepSeek-V3 --transport foo"),
     "slices": (2, "slice_bytes = -1", "--model DeepSeek-V3 --slice-bytes -1"),
-    "pulls between hosts": (
+    "pulls between nodes": (
         2,
-        "lie on 2 hosts of 8 H200",
+        "lie on 2 nodes of 8 H200",
         "--model DeepSeek-V3 --dp 16 --ep --transport pull",
     ),
-    "auto between hosts": (
+    "auto between nodes": (
         2,
-        "lie on 2 hosts of 8 H200",
+        "lie on 2 nodes of 8 H200",
         "--model DeepSeek-V3 --dp 16 --ep --placement striped --layers auto",
     ),
     "a trace without a name": (2, "--trace is empty", "--model DeepSeek-V3 --trace "),

@@ -140,12 +140,12 @@ def test_remarks_on_pulls() -> None:
 
 def test_without_a_device_the_map_notes_that_pulls_stay_on_a_host() -> None:
     dense = ("--model", "Qwen3-32B", "--layers", "o_proj")
-    assert "must be on one host" in said("map", *dense, "--dp", "16")
-    assert "must be on one host" not in said("map", *dense, "--dp", "8")
-    assert "must be on one host" not in said(
+    assert "must be on one node" in said("map", *dense, "--dp", "16")
+    assert "must be on one node" not in said("map", *dense, "--dp", "8")
+    assert "must be on one node" not in said(
         "map", *dense, "--dp", "16", "--placement", "replicated"
     )
-    assert "must be on one host" not in said("map", *V3[:2], "--dp", "16")
+    assert "must be on one node" not in said("map", *V3[:2], "--dp", "16")
 
 
 def test_compare_takes_stripes_and_replicas_of_a_dense_model() -> None:
@@ -164,7 +164,7 @@ def test_compare_refuses_pulls_between_hosts() -> None:
     flags = ("--layout", "dp16+ep+striped", "--hardware", "H200")
     code, message = complaint("compare", *V3[:2], *flags)
     assert code == 2
-    assert "lie on 2 hosts of 8 H200" in message
+    assert "lie on 2 nodes of 8 H200" in message
 
 
 def test_auto_goes_with_stripes() -> None:

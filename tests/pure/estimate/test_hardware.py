@@ -179,7 +179,7 @@ BAD = {
     "next to nothing": ({"memory_bandwidth": 1e-300}, "memory_bandwidth: 1e-300 is below 1000"),
     "a slip of the unit": ({"bf16": 989}, "bf16: 989 is below 1e+06 FLOP/s: no device's"),
     "half a device": ({"node_size": 0.5}, "node_size: 0.5 is not a whole number of devices"),
-    "half a host": ({"host_size": 2.5}, "host_size: 2.5 is not a whole number of devices"),
+    "half a device a node": ({"host_size": 2.5}, "host_size: 2.5 is not a whole number of devices"),
     "a slow peer": ({"peer_link": 56}, "peer_link: 56 is below 1000 bytes/s: no device's"),
     "no share": ({"link_efficiency": 1e-9}, "link_efficiency: 1e-09 is a share: from 0.001 to 1"),
     "a table at a standstill": (

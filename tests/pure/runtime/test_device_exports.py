@@ -71,7 +71,7 @@ def test_a_peer_that_has_ended_before_it_is_watched_is_named(other):
 
 
 @pytest.mark.parametrize(
-    ("key", "named"), [("host", "another host"), ("namespace", "another container")]
+    ("key", "named"), [("host", "another node"), ("namespace", "another container")]
 )
 def test_a_peer_elsewhere_is_refused_with_the_alternative(key, named):
     elsewhere = address() | {key: "other", "hostname": "far"}

@@ -214,15 +214,15 @@ def test_nothing_is_estimated_without_the_links_rate() -> None:
     ("found", "device", "where", "instead"),
     [
         (sharding(layout=ParallelLayout(dp=16), transport="pull"), "H200", "16 ranks that pull "
-         "from each other lie on 2 hosts of 8 H200", "use transport 'broadcast'"),
-        (sharding(layout=ParallelLayout(dp=16), placement="striped"), "H200", "2 hosts of 8",
+         "from each other lie on 2 nodes of 8 H200", "use transport 'broadcast'"),
+        (sharding(layout=ParallelLayout(dp=16), placement="striped"), "H200", "2 nodes of 8",
          "use placement 'round_robin', which ranks in lockstep broadcast"),
         (sharding("Qwen3-32B", ParallelLayout(dp=2, tp=8)), "A100", "2 ranks that pull from each "
-         "other lie on 2 hosts", "a host holds no two data-parallel replicas here: leave"),
+         "other lie on 2 nodes", "a node holds no two data-parallel replicas here: leave"),
         (sharding("Qwen3-32B", ParallelLayout(dp=16)), "A100", "16 ranks that pull from each "
-         "other lie on 2 hosts", "launch a server on each host"),
+         "other lie on 2 nodes", "launch a server on each node"),
         (sharding(placement="striped"), "GB200", "8 ranks that pull from each other lie on 2 "
-         "hosts of 4 GB200", "use placement 'round_robin'"),
+         "nodes of 4 GB200", "use placement 'round_robin'"),
     ],
 )  # fmt: skip
 def test_ranks_on_several_hosts_cannot_pull(
@@ -232,7 +232,7 @@ def test_ranks_on_several_hosts_cannot_pull(
         forecast(found, profile(device))
     assert str(error.value).startswith("layer_sharding: ")
     assert where in str(error.value)
-    assert "a rank reads the memory of its own host only" in str(error.value)
+    assert "a rank reads the memory of its own node only" in str(error.value)
     assert instead in str(error.value)
 
 
@@ -243,7 +243,7 @@ def test_a_file_may_say_what_a_pull_needs(tmp_path: Path) -> None:
     device = profile(str(path))
     seconds = pull_seconds(1 << 30, ranks(4), device, striped=False)
     assert seconds == pytest.approx((1 << 30) / (0.7 * 25e9))
-    with pytest.raises(PlanError, match="lie on 2 hosts of 4 mine"):
+    with pytest.raises(PlanError, match="lie on 2 nodes of 4 mine"):
         forecast(sharding(placement="striped"), device)
     assert forecast(sharding(layout=ParallelLayout(dp=4), placement="striped"), device).phases
     path.write_text(json.dumps({"base": "GB200", "host_size": None, "node_size": 8}))

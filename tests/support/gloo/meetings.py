@@ -1,4 +1,4 @@
-"""Processes that meet nowhere but in the host's shared memory: each runs a function and stays."""
+"""Processes that meet nowhere but in the node's shared memory: each runs a function and stays."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """A device whose two streams are threads that dawdle: what a GPU's streams may do, on the CPU.
 
-The host gives work to both and runs ahead of them. `consumed` and `copied` are the two events of
+The CPU gives work to both and runs ahead of them. `consumed` and `copied` are the two events of
 the note [Two events a slot]; a test takes one away to see that it is missed.
 """
 

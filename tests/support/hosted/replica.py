@@ -125,7 +125,7 @@ def _engine(model: str, rank: int, port: int, sharding: Any) -> Any:
 
 
 def _apart(port: int) -> dict[str, Any]:
-    """One of several launches that make up a deployment, on one host."""
+    """One of several launches that make up a deployment, on one node."""
     return {
         "data_parallel_size": REPLICAS,
         "data_parallel_size_local": 1,

@@ -54,7 +54,7 @@ result = {
         config, "weight_transfer_config", WeightTransferConfig()
     ),
     "sleep": pulling(model, "enable_sleep_mode", True),
-    "other hosts": pulling(parallel, "data_parallel_size_local", 1),
+    "other nodes": pulling(parallel, "data_parallel_size_local", 1),
     "formats": {name: verdict(load, "load_format", name) for name in get_args(LoadFormats)},
 }
 """
@@ -69,7 +69,7 @@ def verdicts(tmp_path_factory) -> dict:
 
 def test_settings_that_break_the_lockstep_or_move_the_weights_themselves(verdicts):
     assert verdicts["nothing"] == "accepted"
-    excluded = verdicts.keys() - {"nothing", "sleep", "other hosts", "formats"}
+    excluded = verdicts.keys() - {"nothing", "sleep", "other nodes", "formats"}
     assert len(excluded) == 5
     for setting in excluded:
         said = verdicts[setting]
@@ -80,7 +80,7 @@ def test_settings_that_break_the_lockstep_or_move_the_weights_themselves(verdict
 def test_what_a_pull_cannot_reach(verdicts):
     for case, reason in (
         ("sleep", "with --enable-sleep-mode weights are in memory that no other process can map"),
-        ("other hosts", "its ranks would be on several hosts"),
+        ("other nodes", "its ranks would be on several nodes"),
     ):
         without, said = verdicts[case]
         assert without == "accepted"

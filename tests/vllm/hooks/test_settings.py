@@ -117,7 +117,7 @@ def of_method(name: str, quantised: dict) -> dict:
 DENSE_CASES = {
     "accepted": O_PROJ,
     "engines of their own": sharding({"layers": ["o_proj"], "transport": "broadcast"}),
-    "its ranks would be on several hosts, and weights are pulled within one host only": O_PROJ
+    "its ranks would be on several nodes, and weights are pulled within one node only": O_PROJ
     | {
         "data_parallel_size_local": 1,
         "data_parallel_start_rank": 0,
@@ -127,7 +127,7 @@ DENSE_CASES = {
 }
 
 
-def test_replicas_of_a_dense_model_are_served_on_one_host_and_by_pulls(tmp_path):
+def test_replicas_of_a_dense_model_are_served_on_one_node_and_by_pulls(tmp_path):
     model = write_config(tmp_path / "model", DENSE)
     for expected, verdict in zip(
         DENSE_CASES, verdicts(model, list(DENSE_CASES.values())), strict=True

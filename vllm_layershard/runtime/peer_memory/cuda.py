@@ -23,7 +23,7 @@ from vllm_layershard.runtime.ranks.group import Group
 
 
 class CudaExports(IpcExports):
-    """On one GPU; its peers are on the same or on others of the host."""
+    """On one GPU; its peers are on the same or on others of the node."""
 
     def __init__(self, group: Group, torch_device: torch.device) -> None:
         backend = torch.cuda.get_allocator_backend()

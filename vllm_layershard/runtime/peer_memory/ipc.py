@@ -1,4 +1,4 @@
-"""IpcExports: weights in a device's memory, which other processes of the host map.
+"""IpcExports: weights in a device's memory, which other processes of the node map.
 
 torch shares a storage as eight values (`UntypedStorage._share_cuda_`, `_new_shared_cuda`), and
 torch_npu does as torch. What is relied on was read in these files of torch near 2.13 and has not
@@ -87,7 +87,7 @@ class IpcExports(Exports):
 
     @abstractmethod
     def _identity(self) -> str:
-        """What the device is called by every process of the host."""
+        """What the device is called by every process of the node."""
 
     @abstractmethod
     def _check_reach(self, rank: int, identity: str) -> None:

@@ -23,7 +23,7 @@ from vllm_layershard.runtime.ranks.group import Group
 
 
 class NpuExports(IpcExports):
-    """On one NPU; its peers are on the same or on others of the host."""
+    """On one NPU; its peers are on the same or on others of the node."""
 
     def __init__(self, group: Group, torch_device: torch.device) -> None:
         rank = group.ranks[group.group_rank]

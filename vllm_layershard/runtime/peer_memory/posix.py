@@ -134,8 +134,8 @@ class PosixExports(Exports):
         if handles["host"] != _node():
             raise NodeError(
                 f"rank {self._rank} on {socket.gethostname()} cannot read the memory of rank "
-                f"{rank} on {handles['hostname']}: pulls reach within one host, and within one "
-                f"container's {shared_memory.DIRECTORY}; keep each group on one host, or use "
+                f"{rank} on {handles['hostname']}: pulls reach within one node, and within one "
+                f"container's {shared_memory.DIRECTORY}; keep each group on one node, or use "
                 "transport 'broadcast' where its ranks run in lockstep"
             )
         self._peers.add(handles["prefix"])
@@ -219,7 +219,7 @@ def _lives(prefix: str) -> bool:
 
 
 def _node() -> str:
-    """This boot of this machine, and this shared memory: containers may have one of their own."""
+    """This boot of this node, and this shared memory: containers may have one of their own."""
     return f"{boot_id()} {os.stat(shared_memory.DIRECTORY).st_dev}"
 
 

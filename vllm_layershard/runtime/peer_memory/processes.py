@@ -15,7 +15,7 @@ from vllm_layershard.errors import NodeError, TransportError
 from vllm_layershard.runtime.peer_memory.boot import boot_id
 
 Address = dict[str, str | int]
-"""Where a process is found, as plain data: its host, its PID namespace, its number."""
+"""Where a process is found, as plain data: its node, its PID namespace, its number."""
 
 
 def address() -> Address:
@@ -45,7 +45,7 @@ class Peers:
             TransportError: it has ended.
         """
         here = address()
-        for key, what in (("host", "host"), ("namespace", "container (PID namespace)")):
+        for key, what in (("host", "node"), ("namespace", "container (PID namespace)")):
             if where[key] != here[key]:
                 raise NodeError(
                     f"rank {self._rank} on {here['hostname']} cannot read the device memory of "

@@ -13,7 +13,7 @@ from vllm_layershard.runtime.ranks.group import Group
 
 
 def checksum(tensors: Sequence[torch.Tensor]) -> int:
-    """CRC-32 over the tensors' bytes in logical order. Copies to the host; blocks."""
+    """CRC-32 over the tensors' bytes in logical order. Copies to CPU memory; blocks."""
     crc = 0
     for tensor in tensors:
         data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()

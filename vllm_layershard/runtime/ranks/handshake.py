@@ -34,7 +34,7 @@ _LOOK_S = 0.1
 own wait cannot be told of an end, and prints a warning at each of its timeouts."""
 
 _FAREWELL_S = 5.0
-"""How long the store's host stays for the others to read why, before it takes the store along."""
+"""How long the store's holder stays for the others to read why, before it takes the store along."""
 
 Ranks = tuple[int, ...]
 
@@ -70,7 +70,7 @@ class Handshake:
             self._bounded(lambda: self._ended(said))
 
     def _bounded(self, work: Callable[[], object]) -> None:
-        """Do the work in a thread: a store whose host is stopped answers nothing, not even late."""
+        """Do the work in a thread: a store whose holder is stopped never answers, not even late."""
         ended: SimpleQueue[Exception | None] = SimpleQueue()
 
         def run() -> None:
@@ -88,7 +88,7 @@ class Handshake:
             error = RuntimeError(f"no answer within {bound_s:g} s")
         if isinstance(error, RuntimeError):
             raise MismatchError(
-                f"rank {self._rank}: the ranks could not be compared: rank 0, which hosts the "
+                f"rank {self._rank}: the ranks could not be compared: rank 0, which holds the "
                 "world's key-value store, died or stalled; see its log, then restart the server "
                 f"({str(error).strip().splitlines()[0]})"
             ) from error
@@ -151,7 +151,7 @@ class Handshake:
     def _ended(self, said: str) -> MismatchError:
         """End for this reason, or for the one that another rank has given before.
 
-        The store's host stays until all know it, because it takes the store along.
+        The store's holder stays until all know it, because it takes the store along.
         """
         self._store.compare_set("end", "", said)
         why = self._store.get("end").decode()

@@ -1,4 +1,4 @@
-"""Rendezvous: where ranks meet that share no process group: documents in the host's shared memory.
+"""Rendezvous: where ranks meet that share no process group: documents in the node's shared memory.
 
 Each rank shows documents under subjects, for as long as it lives, and reads what the others show. A
 rank that restarts shows its own anew and finds those of the others where they were; what a dead
@@ -33,7 +33,7 @@ class Rendezvous:
     """`name` is that of a deployment: the same on its ranks, and on one that restarts."""
 
     def __init__(self, name: str, rank: int) -> None:
-        """Also removes what dead processes have left on this host, of whatever deployment."""
+        """Also removes what dead processes have left on this node, of whatever deployment."""
         shared_memory.sweep()
         self.name = name
         self.rank = rank
@@ -75,10 +75,10 @@ class Rendezvous:
             if time.monotonic() > deadline:
                 who = " and ".join(map(str, missing))
                 raise TransportError(
-                    f"rank {self.rank}: rank {who} did not come to compare notes on this host "
+                    f"rank {self.rank}: rank {who} did not come to compare notes on this node "
                     f"({subject}) within {PATIENCE_S:g} s: it died, stalled or was not started, or "
-                    "it is on another host, where its memory cannot be read; see its log, and keep "
-                    "replicas that share weights on one host"
+                    "it is on another node, where its memory cannot be read; see its log, and keep "
+                    "replicas that share weights on one node"
                 )
             time.sleep(_LOOK_S)
 

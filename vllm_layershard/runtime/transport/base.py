@@ -24,7 +24,7 @@ class Ticket:
         self._arrived = arrived
 
     def wait(self) -> None:
-        """Return when whatever compute follows will see the bytes. On a device the host goes on.
+        """Return when whatever compute follows will see the bytes. On a device the CPU goes on.
 
         Raises:
             RuntimeError: they did not arrive.

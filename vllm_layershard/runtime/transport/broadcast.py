@@ -19,7 +19,7 @@ class Broadcast(Transport):
     """Broadcasts on the group's own process group, on the side stream.
 
     A start calls the process group itself: `dist.broadcast` checks and translates each time what is
-    fixed here, and costs the host half as much again (benchmarks/overlap.py: a start a layer).
+    fixed here, and costs the CPU half as much again (benchmarks/overlap.py: a start a layer).
     """
 
     name = "broadcast"
@@ -48,7 +48,7 @@ class Broadcast(Transport):
         def send() -> None:
             works = [self._process_group.broadcast([tensor], options) for tensor in tensors]
             for work in works:
-                work.wait()  # gloo: until it is done; on a device the host goes on
+                work.wait()  # gloo: until it is done; on a device the CPU goes on
 
         return Ticket(self._device, self._device.enqueue(send))
 
