@@ -88,7 +88,7 @@ class LayerShardConfig:
     `layers` are dotted suffixes of linears, in the order given; `prefetch_step` is how many
     positions ahead of its use a weight starts to move; with `layer_stride` s only the layers whose
     absolute index is a multiple of s are sharded. With `keep_first` the first of them in a pipeline
-    stage stays on every rank, and hides what the second one needs. The `striped` placement keeps
+    stage stays on every rank, and hides what the second one needs. The `striped` placement stores
     1/K of every layer on each rank instead of whole layers on one; `replicated` runs the same ops
     and moves nothing: the control to compare with. A pull copies at most `slice_bytes` from one
     rank before it turns to the next (0: all that it wants of it). In `report_dir` each rank writes

@@ -50,7 +50,7 @@ def pull_seconds(
 def pull_traffic(spread: Spread, *, striped: bool) -> int:
     """Bytes of memory traffic for each byte of a layer that a rank pulls.
 
-    It writes them into its slot, while its peers read as many of what it keeps: twice. With
+    It writes them into its slot, while its peers read as many of what it stores: twice. With
     `round_robin` an owner is read by K - 1 peers at once.
     """
     return 2 if striped else max(2, spread.ranks - 1)

@@ -177,7 +177,7 @@ def _announce(series: ShardedSeries) -> None:
         series.name,
         len(plan.series),
         series.group.size,
-        f"keeps 1/{series.group.size} of each" if plan.is_striped else owned,
+        f"stores 1/{series.group.size} of each" if plan.is_striped else owned,
         held,
         plan.ledger.replicated_bytes,
     )

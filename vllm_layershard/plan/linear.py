@@ -58,7 +58,7 @@ class Linear:
 
     @property
     def large_bytes(self) -> int:
-        """Bytes of this linear that one rank of a group keeps for all."""
+        """Bytes of this linear that one rank of a group stores for all."""
         return sum(tensor.nbytes for tensor in self.large)
 
     @property

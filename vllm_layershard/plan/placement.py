@@ -9,10 +9,10 @@ from vllm_layershard.config import Placement
 from vllm_layershard.plan.series import Series
 
 EVERY_RANK: Final = -1
-"""The owner of a layer that every rank keeps (`replicated` placement)."""
+"""The owner of a layer that every rank stores (`replicated` placement)."""
 
 NO_RANK: Final = -2
-"""The owner of a layer of which every rank keeps a stripe (`striped` placement)."""
+"""The owner of a layer of which every rank stores a stripe (`striped` placement)."""
 
 _UNIT_BYTES: Final = 256
 """Stripes begin at multiples of it: what a device copies best."""
@@ -44,7 +44,7 @@ def loaders(series: Series, group_size: int, layer_stride: int) -> tuple[int, ..
 
 
 def stripes(layer_bytes: int, group_size: int) -> tuple[Stripe, ...]:
-    """What each group rank keeps of a layer; they differ by a unit at most, some may be empty."""
+    """What each group rank stores of a layer; they differ by a unit at most, some may be empty."""
     units = -(-layer_bytes // _UNIT_BYTES)
     bounds = [
         min(layer_bytes, rank * units // group_size * _UNIT_BYTES) for rank in range(group_size + 1)

@@ -21,7 +21,7 @@ class SeriesPlan:
     """The decisions for one series. Tuples are indexed by position, `stripes` by group rank.
 
     `owner[p]` is a group rank, EVERY_RANK or NO_RANK; `loader[p]` the rank that reads the layer
-    from the checkpoint for all. `stripes` is what each rank keeps of every layer, if striped.
+    from the checkpoint for all. `stripes` is what each rank stores of every layer, if striped.
     """
 
     series: Series
@@ -32,7 +32,7 @@ class SeriesPlan:
     ledger: Ledger
 
     def is_resident(self, position: int, group_rank: int) -> bool:
-        """Whether this rank keeps the position's weight itself instead of reading a slot."""
+        """Whether this rank stores the position's weight itself instead of reading a slot."""
         return self.owner[position] in (group_rank, EVERY_RANK)
 
     @property
@@ -42,7 +42,7 @@ class SeriesPlan:
 
     @property
     def is_striped(self) -> bool:
-        """Whether every rank keeps a part of every layer, and no rank a whole one."""
+        """Whether every rank stores a part of every layer, and no rank a whole one."""
         return bool(self.stripes)
 
     def layer_name(self, position: int) -> str:
@@ -64,7 +64,7 @@ class SeriesPlan:
         return stripes(layer_bytes, len(self.stripes))
 
     def owned_layers(self, group_rank: int) -> tuple[int, ...]:
-        """The absolute indices of the layers that this rank keeps."""
+        """The absolute indices of the layers that this rank stores."""
         return tuple(
             layer_id
             for position, layer_id in enumerate(self.series.layer_ids)

@@ -67,6 +67,6 @@ def schedule_of(series: Series, prefetch_step: int, layer_stride: int = 1) -> Sc
 
 
 def stay_put(series: Series) -> Schedule:
-    """The schedule of a series whose layers every rank keeps: no slots, no starts."""
+    """The schedule of a series whose layers every rank stores: no slots, no starts."""
     n = len(series)
     return Schedule(num_slots=0, slot=(), launch_at=(), launches=((),) * n)

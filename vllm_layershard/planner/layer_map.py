@@ -1,4 +1,4 @@
-"""Layer map: which rank keeps which layer."""
+"""Layer map: which rank stores which layer."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def _on_series(sharding: Sharding) -> Iterator[str]:
             if least <= 0:
                 yield (
                     f"series {name} saves nothing on some rank ({least:,} bytes): it has "
-                    f"{layers(len(series_plan.series))} and every rank keeps "
+                    f"{layers(len(series_plan.series))} and every rank holds "
                     f"{slots(series_plan.schedule.num_slots)}; {_remedy(group.plan, series_plan)}"
                 )
             if not series_plan.is_striped:
@@ -57,7 +57,7 @@ def _on_balance(name: str, series_plan: SeriesPlan, group_size: int) -> Iterator
     counts = [len(series_plan.owned_layers(rank)) for rank in range(group_size)]
     if max(counts) - min(counts) > 1:
         yield (
-            f"series {name}: owners are out of balance, ranks keep from {min(counts)} to "
+            f"series {name}: owners are out of balance, ranks store from {min(counts)} to "
             f"{max(counts)} layers; the fullest rank decides what is saved"
         )
     elif not min(counts):
@@ -73,7 +73,7 @@ def _on_pulls(sharding: Sharding, hardware: Hardware | None) -> Iterator[str]:
     if config.placement == "round_robin" and largest > 2:
         yield (
             f"an owner is the one source of {largest - 1} pulls at once; with placement striped "
-            "each rank takes a part from every other, and all keep as many bytes"
+            "each rank takes a part from every other, and all store as many bytes"
         )
     if hardware is None and any(
         rank // _NODE != ranks[0] // _NODE

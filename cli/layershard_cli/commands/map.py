@@ -1,4 +1,4 @@
-"""`layershard map`: which rank keeps which layer."""
+"""`layershard map`: which rank stores which layer."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def map_command(
     exact: flag.Exact = False,
     as_json: flag.AsJson = False,
 ) -> None:
-    """Which rank keeps which layer.
+    """Which rank stores which layer.
 
     Example: layershard map --model DeepSeek-V3 --dp 8 --ep --layers o_proj
     """

@@ -85,7 +85,7 @@ def page(result: PlanResult, points: Sequence[Point]) -> str:
         "no other beats; the rings are this plan.</p>",
         "<h2>What each rank holds</h2>",
         *(_ledger(group) for group in sharding.groups),
-        "<h2>Which rank keeps which layer</h2>",
+        "<h2>Which rank stores which layer</h2>",
         *(_owners(group) for group in sharding.groups),
         "<h2>What stands behind the numbers</h2>",
         "<p>Layer bytes and savings are exact; totals and KV bytes follow from formulas; times "

@@ -152,31 +152,31 @@ def print_map(result: MapResult) -> None:
 
 def _print_owners(sheet: Sheet, sharding: Sharding, group: GroupPlan) -> None:
     """The layers of each rank."""
-    title = f"Layers that each rank keeps (pipeline stage {group.pp_stage})"
+    title = f"Layers that each rank stores (pipeline stage {group.pp_stage})"
     names = [series_plan.series.name for series_plan in group.plan.series]
     rows = [
         [
             ", ".join(str(ranks[rank]) for ranks in group.ranks),
-            *(_kept(plan, rank) for plan in group.plan.series),
+            *(_stored(plan, rank) for plan in group.plan.series),
         ]
         for rank in range(group.plan.group_size)
     ]
     sheet.table(title, [Column("global ranks"), *map(Column, names)], rows)
 
 
-def _kept(plan: SeriesPlan, rank: int) -> str:
+def _stored(plan: SeriesPlan, rank: int) -> str:
     if plan.is_striped:
         start, end = plan.stripes[rank]
         ahead = plan.series.kept_layer
         whole = "" if ahead is None else f"{ahead}, "
         return f"{whole}{size(end - start)} of each"
-    kept = (i for i, owner in plan.owner_of_layer.items() if owner in (rank, EVERY_RANK))
-    return " ".join(map(str, kept))
+    stored = (i for i, owner in plan.owner_of_layer.items() if owner in (rank, EVERY_RANK))
+    return " ".join(map(str, stored))
 
 
 def _print_layers(sheet: Sheet, group: GroupPlan) -> None:
     """The owner of each layer."""
-    title = f"Rank that keeps each layer (pipeline stage {group.pp_stage})"
+    title = f"Rank that stores each layer (pipeline stage {group.pp_stage})"
     owners = [plan.owner_of_layer for plan in group.plan.series]
     rows = [
         [str(layer_id), *(_owner(by_layer.get(layer_id), group) for by_layer in owners)]
@@ -217,7 +217,7 @@ def _print_heading(sheet: Sheet, sharding: Sharding, evidence: Evidence) -> None
 def _movement(sharding: Sharding) -> str:
     config = sharding.config
     if sharding.transport_name is None:
-        return "none: every rank keeps every layer"
+        return "none: every rank stores every layer"
     layers = "stripes" if config.placement == "striped" else "whole layers"
     sliced = config.slice_bytes and sharding.transport_name == "pull"
     slices = f", in slices of {config.slice_bytes:,} bytes" if sliced else ""

@@ -105,7 +105,7 @@ def test_the_page_says_it_too(tmp_path: Path) -> None:
             "pull of stripes, in slices of 1,048,576 bytes (transport auto)",
         ),
         ((*V3, "--slice-bytes", "4096"), "broadcast of whole layers (transport auto)"),
-        ((*V3, "--placement", "replicated"), "none: every rank keeps every layer"),
+        ((*V3, "--placement", "replicated"), "none: every rank stores every layer"),
     ],
 )
 def test_a_plan_names_the_movement(flags: tuple[str, ...], shown: str) -> None:

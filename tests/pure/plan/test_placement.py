@@ -1,4 +1,4 @@
-"""Who keeps what: stripes, the ledger of striped layers, and how weights then move."""
+"""Who stores what: stripes, the ledger of striped layers, and how weights then move."""
 
 from __future__ import annotations
 

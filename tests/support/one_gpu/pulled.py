@@ -1,4 +1,4 @@
-"""Two processes on one GPU: each keeps half of a stack, and pulls the rest out of the other's."""
+"""Two processes on one GPU: each stores half of a stack, and pulls the rest out of the other's."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ class Nvfp4(NamedTuple):
     ) -> tuple[TensorSpec, ...]:
         """Stacked; the activation's scales are there also where they are not used.
 
-        With flashinfer's kernels a rank keeps those of all experts: 12 bytes for each more.
+        With flashinfer's kernels a rank stores those of all experts: 12 bytes for each more.
 
         Raises:
             PlanError: a group would be split over two ranks.

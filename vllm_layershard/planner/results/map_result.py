@@ -25,9 +25,9 @@ _SECTIONS: Final = ("model", "parallel", "sharding", "groups", "warnings")
 class LayerOwners(NamedTuple):
     """Which group rank owns which layer of a series: `owner` has one for each of `layer_ids`.
 
-    Every rank keeps `kept_layer`; None: none is kept. The owner is -1 where every rank keeps the
+    Every rank keeps `kept_layer`; None: none is kept. The owner is -1 where every rank stores the
     layer. Where layers are striped no rank owns one (owner -2), and `stripes` has the first byte,
-    and the one after the last, that each group rank keeps of every layer.
+    and the one after the last, that each group rank stores of every layer.
     """
 
     name: str
@@ -49,7 +49,7 @@ class GroupMap(NamedTuple):
 
 
 class MapResult(NamedTuple):
-    """For each group which rank keeps which layer.
+    """For each group which rank stores which layer.
 
     Each key of the document is an attribute of the same name, with the same value. `planned` is
     what the planner itself works with; it may change with any version.
@@ -79,7 +79,7 @@ class MapResult(NamedTuple):
 
     @property
     def groups(self) -> tuple[GroupMap, ...]:
-        """The ranks that share, and what each of them keeps."""
+        """The ranks that share, and what each of them stores."""
         return tuple(map(_group_map, self.planned.groups))
 
     def document(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ class SeriesBytes(NamedTuple):
     """One series of one pipeline stage. Lists of bytes and of stripes are by group rank.
 
     Every rank keeps `kept_layer`; None: none is kept. `owner` has a group rank for each layer, -1
-    where every rank keeps it, and -2 where it is striped. A stripe is its first byte and the one
+    where every rank stores it, and -2 where it is striped. A stripe is its first byte and the one
     after its last.
     """
 

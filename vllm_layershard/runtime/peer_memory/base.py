@@ -30,11 +30,11 @@ class Exports(ABC):
 
     @abstractmethod
     def handles(self) -> Any:
-        """What the others need to see all that is kept: plain data."""
+        """What the others need to see all that is stored: plain data."""
 
     @abstractmethod
     def open(self, rank: int, handles: Any) -> Mapping[int, Parts]:
-        """What global rank `rank` keeps, by position; to be read only.
+        """What global rank `rank` stores, by position; to be read only.
 
         Raises:
             NodeError: its memory cannot be seen from here: names both ranks, why, and the remedy.
@@ -43,14 +43,14 @@ class Exports(ABC):
 
     @abstractmethod
     def settle(self, *, followed: bool) -> None:
-        """All peers have opened what is kept, and no other will come: nobody finds it any more.
+        """All peers have opened what is stored, and no other will come: nobody finds it any more.
 
         `followed`: they may `follow` a reload, and need to find who is alive.
         """
 
     @abstractmethod
     def reload(self, position: int, tensors: Sequence[torch.Tensor]) -> None:
-        """Serve these bytes for what is kept of `position`, as its next version, to who follows.
+        """Serve these bytes for what is stored of `position`, as its next version, to who follows.
 
         The others go on to see the version that they see, and find those between. No address
         changes.
@@ -74,5 +74,5 @@ class Exports(ABC):
         """Before a forward: see that what was opened is still there.
 
         Raises:
-            TransportError: a peer is gone, and with it the memory that it kept.
+            TransportError: a peer is gone, and with it the memory that it stored.
         """

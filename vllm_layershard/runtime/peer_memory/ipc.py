@@ -74,7 +74,7 @@ class IpcExports(Exports):
         index = torch_device.index
         self._index: int = accelerator.current_device() if index is None else index
         self._device = torch.device(torch_device.type, self._index)
-        self._kept: dict[int, Parts] = {}
+        self._stored: dict[int, Parts] = {}
         self._peers = Peers(self._rank)
 
     @abstractmethod
@@ -102,9 +102,9 @@ class IpcExports(Exports):
 
         But a part of a larger storage gets one of its own, so that the rest can be freed.
         """
-        kept = tuple(_alone(tensor) for tensor in tensors)
-        self._kept[position] = tuple(byte_line(tensor) for tensor in kept)
-        return kept
+        stored = tuple(_alone(tensor) for tensor in tensors)
+        self._stored[position] = tuple(byte_line(tensor) for tensor in stored)
+        return stored
 
     def handles(self) -> Any:
         """A sharing for each reader. Blocks until the device has done all it was given."""
@@ -125,7 +125,7 @@ class IpcExports(Exports):
                 [self._share(line.untyped_storage()).plain(), line.storage_offset(), line.numel()]
                 for line in lines
             ]
-            for position, lines in self._kept.items()
+            for position, lines in self._stored.items()
         }
 
     def open(self, rank: int, handles: Any) -> Mapping[int, Parts]:

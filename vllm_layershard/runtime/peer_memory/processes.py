@@ -70,7 +70,7 @@ class Peers:
 
     def _gone(self, rank: int) -> TransportError:
         return TransportError(
-            f"rank {self._rank}: rank {rank} has ended, and the weights that it kept in device "
+            f"rank {self._rank}: rank {rank} has ended, and the weights that it stored in device "
             "memory with it; see that rank's log, then restart all ranks of this model together"
         )
 

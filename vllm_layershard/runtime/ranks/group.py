@@ -54,7 +54,7 @@ class Group(ABC):
     def lost_layer(self, plan: SeriesPlan, position: int, error: RuntimeError) -> TransportError:
         """What to raise where a layer could not be moved."""
         owner = self.ranks[plan.loader[position]]
-        whose = "kept in stripes" if plan.is_striped else f"owned by rank {owner}"
+        whose = "stored in stripes" if plan.is_striped else f"owned by rank {owner}"
         return self.lost(f"{plan.layer_name(position)}, {whose}, could not be moved", error)
 
 
