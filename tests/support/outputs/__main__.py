@@ -24,7 +24,7 @@ WRITTEN = ("page.html", "trace.json")
 def bundled(tree: Path) -> list[str]:
     """The names of the models that come with a checkout."""
     found = subprocess.run(
-        [sys.executable, "-c", RUN, "models"],
+        [sys.executable, "-P", "-c", RUN, "models"],
         env=environment(tree),
         capture_output=True,
         text=True,
@@ -49,7 +49,7 @@ def output(tree: Path, command: str) -> str:
         folder = Path(name)
         write_inputs(folder)
         finished = subprocess.run(
-            [sys.executable, "-c", RUN, *words(command)],
+            [sys.executable, "-P", "-c", RUN, *words(command)],
             cwd=folder,
             env=environment(tree),
             capture_output=True,
