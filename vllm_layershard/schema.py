@@ -1,4 +1,4 @@
-"""Schema: reads the value of the `layer_sharding` key, whatever JSON it holds, with pydantic.
+"""Reads the value of the `layer_sharding` key, whatever JSON it holds, with pydantic.
 
 Apart from config.py, because the planner's flags need no schema and pydantic takes a while to
 import. It judges keys and types only. Bounds stand in config.py alone: a value of good types gets

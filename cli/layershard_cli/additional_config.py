@@ -1,4 +1,4 @@
-"""Additional: reads what a user means to give as `--additional-config`."""
+"""Reads what a user means to give as `--additional-config`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Completion: what a shell offers behind `--model` and `--hardware`."""
+"""What a shell offers behind `--model` and `--hardware`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Output: the one way to stdout. A reader that closes the pipe early is no error."""
+"""The one way to stdout. A reader that closes the pipe early is no error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Resolve: flags as the planner's arguments; a flag that was not given leaves its argument out."""
+"""Flags as the planner's arguments; a flag that was not given leaves its argument out."""
 
 from __future__ import annotations
 

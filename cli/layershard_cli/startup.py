@@ -1,4 +1,4 @@
-"""Startup: keeps typer from building a schema for every flag that was not given.
+"""Keeps typer from building a schema for every flag that was not given.
 
 Typer 0.29 reads each value through a pydantic schema, which takes a tenth of a second to import and
 build for a command of twenty flags. A flag that was not given, or that is a string already, needs

@@ -1,4 +1,4 @@
-"""Choice: which linears to shard, and every how many layers, so that the movement stays hidden."""
+"""Which linears to shard, and every how many layers, so that the movement stays hidden."""
 
 from __future__ import annotations
 

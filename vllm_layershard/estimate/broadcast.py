@@ -1,4 +1,4 @@
-"""Broadcast: how long one layer's weight takes from its owner to all other ranks."""
+"""How long one layer's weight takes from its owner to all other ranks, by a broadcast."""
 
 from __future__ import annotations
 

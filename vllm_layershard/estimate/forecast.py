@@ -1,4 +1,4 @@
-"""Forecast: what a sharding costs in time, phase by phase, before anything is launched."""
+"""What a sharding costs in time, phase by phase, before anything is launched."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Outcome: what a forecast comes to, an estimate or an abstention."""
+"""What a forecast comes to, an Estimate or an Abstention."""
 
 from __future__ import annotations
 

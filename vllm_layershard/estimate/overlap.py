@@ -1,4 +1,4 @@
-"""Overlap: one forward, event by event, over the schedule that the plan really has.
+"""One forward, event by event, over the schedule that the plan really has.
 
 All ranks of a group do the same at the same time, so one rank's forward is every rank's. The link
 carries one movement at a time, in the order of the starts, whatever series or group it is of. A

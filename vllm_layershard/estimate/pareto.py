@@ -1,4 +1,4 @@
-"""Pareto: what can be saved for which price in time."""
+"""What can be saved for which price in time: the Pareto curve."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pull: how long a rank takes to copy one layer's weight from its peers' memory into a slot.
+"""How long a rank takes to copy one layer's weight from its peers' memory into a slot.
 
 Note [Sources]
 With `round_robin` a layer lies on one rank, and its K - 1 peers copy it at once: the owner's

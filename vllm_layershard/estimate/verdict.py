@@ -1,4 +1,4 @@
-"""Verdict: the one sentence that says whether a plan pays, and in which phase."""
+"""The one sentence that says whether a plan pays, and in which phase."""
 
 from __future__ import annotations
 

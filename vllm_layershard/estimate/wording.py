@@ -1,4 +1,4 @@
-"""Wording: counts and slowdowns, as a person reads them."""
+"""Counts and slowdowns, as a person reads them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Claims: a layer and its tensors belong to one LayerSharding of a process at most.
+"""A layer and its tensors belong to one LayerSharding of a process at most.
 
 Two shardings would each move their own bytes into one weight, and neither could know of the other.
 All is kept weakly: what is gone may be made anew.

@@ -1,4 +1,4 @@
-"""Calibrate: measures this machine and prints a hardware profile as JSON on stdout.
+"""Measures this machine and prints a hardware profile as JSON on stdout.
 
     python -m vllm_layershard.measure.calibrate --ranks 2 --backend gloo
 

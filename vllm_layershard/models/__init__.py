@@ -1,4 +1,4 @@
-"""Models: from a config.json to linears, their bytes, and cache bytes per token."""
+"""From a config.json to linears, their bytes, and cache bytes per token."""
 
 from vllm_layershard.models.checkpoint.stored import Evidence, evidence_for
 from vllm_layershard.models.deployment import Deployment

@@ -1,4 +1,4 @@
-"""LayerOperations: the work of one layer in one forward, operation by operation."""
+"""The work of one layer in one forward, operation by operation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LayerWeights: the linears and the routed experts of one layer, as one rank holds them."""
+"""The linears and the routed experts of one layer, as one rank holds them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Registry: which family plans which architecture. Fails closed."""
+"""Which family plans which architecture. Fails closed."""
 
 from __future__ import annotations
 

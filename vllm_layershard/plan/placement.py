@@ -1,4 +1,4 @@
-"""Placement: which rank of a group owns which layer."""
+"""Which rank of a group owns which layer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sharing: which ranks share their layers, and how weights move between them."""
+"""Which ranks share their layers, and how weights move between them."""
 
 from __future__ import annotations
 

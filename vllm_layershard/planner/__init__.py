@@ -1,1 +1,1 @@
-"""Planner: a question about a model becomes a typed answer, equal to what the CLI prints."""
+"""A question about a model becomes a typed answer, equal to what the CLI prints."""

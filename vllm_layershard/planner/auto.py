@@ -1,4 +1,4 @@
-"""Auto: the linears and the stride that the planner chooses, and what it says of its choice."""
+"""The linears and the stride that the planner chooses, and what it says of its choice."""
 
 from __future__ import annotations
 

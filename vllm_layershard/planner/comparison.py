@@ -1,4 +1,4 @@
-"""Comparison: several layouts of one model side by side."""
+"""Several layouts of one model side by side."""
 
 from __future__ import annotations
 

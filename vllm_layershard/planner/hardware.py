@@ -1,4 +1,4 @@
-"""Hardware: the devices that the planner knows, and every number of one with its source."""
+"""The devices that the planner knows, and every number of one with its source."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Load: what a rank computes in each phase, as far as a user says."""
+"""What a rank computes in each phase, as far as a user says."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Paying: the phases that must not slow down, and what `--check` asks of a plan."""
+"""The phases that must not slow down, and what `--check` asks of a plan."""
 
 from __future__ import annotations
 

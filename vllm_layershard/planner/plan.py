@@ -1,4 +1,4 @@
-"""Plan: what sharding saves on each rank, and whether the movement hides."""
+"""What sharding saves on each rank, and whether the movement hides."""
 
 from __future__ import annotations
 

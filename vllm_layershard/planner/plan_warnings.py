@@ -1,4 +1,4 @@
-"""Warnings: what a user should know before launching this plan."""
+"""What a user should know before launching this plan."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Question: what is asked of the planner, read: the model, the layout and the configuration."""
+"""What is asked of the planner, read: the model, the layout and the configuration."""
 
 from __future__ import annotations
 

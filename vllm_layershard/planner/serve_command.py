@@ -1,4 +1,4 @@
-"""Launch: the vLLM command that runs a plan."""
+"""The command that launches a plan, `vllm serve`."""
 
 from __future__ import annotations
 

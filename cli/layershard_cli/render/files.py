@@ -1,4 +1,4 @@
-"""Files: what `layershard plan` writes beside its answer. Progress and failures go to stderr."""
+"""What `layershard plan` writes beside its answer. Progress and failures go to stderr."""
 
 from __future__ import annotations
 

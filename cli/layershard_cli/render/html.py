@@ -1,4 +1,4 @@
-"""Page: a plan as one self-contained HTML file, without a script or anything from elsewhere."""
+"""A plan as one self-contained HTML file, without a script or anything from elsewhere."""
 
 from __future__ import annotations
 

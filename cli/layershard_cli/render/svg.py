@@ -1,4 +1,4 @@
-"""Drawing: a forward's timeline and a Pareto curve as SVG, without a script."""
+"""A forward's timeline and a Pareto curve as SVG, without a script."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables: a plan and a map for a person."""
+"""A plan and a map as tables, for a person."""
 
 from __future__ import annotations
 

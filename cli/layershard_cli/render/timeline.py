@@ -1,4 +1,4 @@
-"""Timeline: the first layers of a forward, drawn in characters."""
+"""The first layers of a forward, drawn in characters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trace: an estimate's timelines in the Trace Event Format that Chrome and Perfetto open."""
+"""An estimate's timelines in the Trace Event Format that Chrome and Perfetto open."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Units: sizes and times as a person reads them."""
+"""Sizes and times as a person reads them."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Checkpoints: what safetensors headers say is stored, beside what the planner expects."""
+"""What safetensors headers say is stored, beside what the planner expects."""

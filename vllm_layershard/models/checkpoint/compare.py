@@ -1,4 +1,4 @@
-"""Compare: holds what the config says of every linear against what the files store of it.
+"""Holds what the config says of every linear against what the files store of it.
 
 What may differ, and why, stands in `transforms.py`.
 """

@@ -1,4 +1,4 @@
-"""Entries: what the text of a safetensors header says; `safetensors.py` checks whether it holds."""
+"""What the text of a safetensors header says; `safetensors.py` checks whether it holds."""
 
 from __future__ import annotations
 

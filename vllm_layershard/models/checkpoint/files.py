@@ -1,4 +1,4 @@
-"""CheckpointFiles: the tensors of a directory's safetensors files, from their headers alone."""
+"""Checkpoint: the tensors of a directory's safetensors files, from their headers alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""HubCheckpoint: the safetensors headers of a repository, by range requests, without weights."""
+"""Fetches the safetensors headers of a repository, by range requests, without weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Safetensors: what the header of a file says of its tensors, believed only where it adds up.
+"""What the header of a safetensors file says of its tensors, believed only where it adds up.
 
 A file is 8 bytes (the header's length, little endian), the header (JSON), and the data.
 Source: the format as huggingface/safetensors describes it; its reference implementation, too,

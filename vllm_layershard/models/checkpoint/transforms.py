@@ -1,4 +1,4 @@
-"""Transforms: where a checkpoint on disk and a rank's memory at run time differ, and by what rule.
+"""Where a checkpoint on disk and a rank's memory at run time differ, and by what rule.
 
 docs/planning.md shows the same table; a test compares the two.
 """

@@ -1,4 +1,4 @@
-"""WeightMap: the files that `model.safetensors.index.json` names."""
+"""The files that `model.safetensors.index.json` names."""
 
 from __future__ import annotations
 

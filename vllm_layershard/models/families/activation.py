@@ -1,4 +1,4 @@
-"""Activation: the only one that vLLM runs in the MLPs of these families."""
+"""The only activation that vLLM runs in the MLPs of these families."""
 
 from __future__ import annotations
 

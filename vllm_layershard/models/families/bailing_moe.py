@@ -1,4 +1,4 @@
-"""Bailing: Ling-1T and its kin.
+"""Ling-1T and its kin.
 
 Source: vLLM 0.32, model_executor/models/bailing_moe.py.
 """

@@ -1,4 +1,4 @@
-"""Dense: Llama 3.1 and Qwen3.
+"""Llama 3.1 and Qwen3.
 
 Source: vLLM 0.32, model_executor/models/llama.py and qwen3.py.
 """

@@ -1,4 +1,4 @@
-"""Gqa: what models with grouped-query attention state in the same words, checked.
+"""What models with grouped-query attention state in the same words, checked.
 
 What these families differ in is in their own files. A test builds vLLM's classes and compares.
 """

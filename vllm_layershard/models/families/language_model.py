@@ -1,4 +1,4 @@
-"""LanguageModel: the part of a multimodal model's config.json that is planned."""
+"""The part of a multimodal model's config.json that is planned."""
 
 from __future__ import annotations
 

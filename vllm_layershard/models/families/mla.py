@@ -1,4 +1,4 @@
-"""MLA: DeepSeek V2-Lite, V3, R1, V3.1, V3.2, Kimi-K2, K2.5's language model, GLM-5, 5.1, 5.2.
+"""DeepSeek V2-Lite, V3, R1, V3.1, V3.2, Kimi-K2, K2.5's language model, GLM-5, 5.1, 5.2.
 
 Source: vLLM 0.32, model_executor/models/deepseek_v2.py, and models/deepseek_v32/ for the
 architectures with sparse attention on CUDA.

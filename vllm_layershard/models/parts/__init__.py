@@ -1,1 +1,1 @@
-"""Parts: the attentions and the MLPs that decoder layers are made of, a kind a file."""
+"""The attentions and the MLPs that decoder layers are made of, a kind a file."""

@@ -1,4 +1,4 @@
-"""Grouped: grouped-query attention, whose query heads share key-value heads.
+"""GroupedAttention: query heads share key-value heads.
 
 Names and shapes as vLLM 0.32 builds them (`QKVParallelLinear`, `RowParallelLinear`). A test builds
 vLLM's classes and compares.

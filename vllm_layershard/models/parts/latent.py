@@ -1,4 +1,4 @@
-"""Latent: multi-head latent attention (MLA), dense or over the tokens that an indexer chooses.
+"""LatentAttention: multi-head latent (MLA), dense or over the tokens that an indexer chooses.
 
 Names, shapes and dtypes as vLLM 0.32 builds them: model_executor/models/deepseek_v2.py, and
 models/deepseek_v32/ for the architectures with sparse attention on CUDA. A test builds those

@@ -1,4 +1,4 @@
-"""CompressedTensors: reads what llm-compressor writes, and picks the method that it describes."""
+"""Reads what llm-compressor writes, and picks the method that it describes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fp8: reads a checkpoint of method fp8, with one scale a block or one a tensor."""
+"""Reads a checkpoint of method fp8, with one scale a block or one a tensor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Modelopt: reads what NVIDIA's Model Optimizer writes."""
+"""Reads what NVIDIA's Model Optimizer writes."""
 
 from __future__ import annotations
 

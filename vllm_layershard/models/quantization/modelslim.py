@@ -1,4 +1,4 @@
-"""Description: `quant_model_description.json`, where ModelSlim states every weight's precision."""
+"""Reads `quant_model_description.json`, where ModelSlim states every weight's precision."""
 
 from __future__ import annotations
 

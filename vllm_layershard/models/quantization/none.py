@@ -1,4 +1,4 @@
-"""None: an unquantised checkpoint."""
+"""Unquantized: a checkpoint in the model's own dtype."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Read: the quantisation method that a config.json states. Fails closed."""
+"""The quantisation method that a config.json states. Fails closed."""
 
 from __future__ import annotations
 

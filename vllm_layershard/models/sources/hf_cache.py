@@ -1,4 +1,4 @@
-"""HfCache: the snapshots that huggingface_hub has downloaded."""
+"""The snapshots that huggingface_hub has downloaded."""
 
 from __future__ import annotations
 

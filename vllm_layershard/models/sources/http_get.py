@@ -1,4 +1,4 @@
-"""HttpGet: one GET of a file or of a part of it, bounded in bytes and in time."""
+"""One GET of a file or of a part of it, bounded in bytes and in time."""
 
 from __future__ import annotations
 

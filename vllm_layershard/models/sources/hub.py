@@ -1,4 +1,4 @@
-"""Hub: asks the Hugging Face Hub, or the mirror in HF_ENDPOINT, for files and parts of files."""
+"""Asks the Hugging Face Hub, or the mirror in HF_ENDPOINT, for files and parts of files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Provenance: which revision of which source a bundled config was taken from."""
+"""Which revision of which source a bundled config was taken from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Source: finds a model's config.json by path or name.
+"""Finds a model's config.json by path or name.
 
 Order: a local path, the Hugging Face cache, the bundled configs, the Hub. Nothing but JSON and
 safetensors headers is read, and no code of a model repository is ever run.

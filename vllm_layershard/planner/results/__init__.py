@@ -1,1 +1,1 @@
-"""Results: what the planner answers, as frozen records whose fields are the keys of the JSON."""
+"""What the planner answers, as frozen records whose fields are the keys of the JSON."""

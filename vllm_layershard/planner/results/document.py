@@ -1,4 +1,4 @@
-"""Document: a typed result as plain data of JSON's types, schema_version 1.
+"""A typed result as plain data of JSON's types, schema_version 1.
 
 Keys are added, never renamed.
 """

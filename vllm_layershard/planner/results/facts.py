@@ -1,4 +1,4 @@
-"""Facts: what every answer says first, of the model, the layout, the sharding and its groups."""
+"""What every answer says first, of the model, the layout, the sharding and its groups."""
 
 from __future__ import annotations
 

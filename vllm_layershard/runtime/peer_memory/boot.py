@@ -1,4 +1,4 @@
-"""Boot: this start of this machine, which tells machines apart whatever they are called."""
+"""The node's last boot, which tells nodes apart whatever they are called."""
 
 from __future__ import annotations
 

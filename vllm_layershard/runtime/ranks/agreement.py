@@ -1,4 +1,4 @@
-"""Agreement: the ranks of a group compare plans before the first forward."""
+"""The ranks of a group compare plans before the first forward."""
 
 from __future__ import annotations
 
