@@ -57,7 +57,7 @@ def forecast(
     `traced`: with their timelines.
 
     Raises:
-        PlanError: ranks that pull from each other lie on several hosts.
+        PlanError: ranks that pull from each other lie on several nodes.
     """
     pcp = sharding.deployment.layout.pcp
     batches: dict[PhaseName, Batch] = {
@@ -144,7 +144,7 @@ def lacking_for(sharding: Sharding, hardware: Hardware) -> tuple[str, ...]:
     """The numbers that a forecast needs and the hardware lacks.
 
     Raises:
-        PlanError: ranks that pull from each other lie on several hosts.
+        PlanError: ranks that pull from each other lie on several nodes.
     """
     return Transfer(sharding, hardware).lacking()
 

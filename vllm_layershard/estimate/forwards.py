@@ -33,7 +33,7 @@ class Forwards:
     not the first layer, stands for all. The hardware lacks no number (`Hardware.lacking`).
 
     Raises:
-        PlanError: ranks that pull from each other lie on several hosts.
+        PlanError: ranks that pull from each other lie on several nodes.
     """
 
     def __init__(self, sharding: Sharding, hardware: Hardware) -> None:
