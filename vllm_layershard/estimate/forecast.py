@@ -99,7 +99,7 @@ def forecast(
 
 
 def _best(forwards: Forwards, batch: Batch, keep_first: bool) -> Trial:
-    step = forwards.best_step(batch)
+    step = forwards.recommended_step(batch)
     return Trial(step, keep_first, forwards.run(batch, step))
 
 

@@ -71,8 +71,11 @@ class Forwards:
             key=_loss,
         )
 
-    def best_step(self, batch: Batch) -> int:
-        """The smallest prefetch step that hides; if none does, within TOLERANCE of the fastest."""
+    def recommended_step(self, batch: Batch) -> int:
+        """The smallest prefetch step that hides.
+
+        If none does, the smallest whose forward is within TOLERANCE of the fastest one.
+        """
         most = min(
             len(series.series) for group in self._sharding.groups for series in group.plan.series
         )

@@ -1,4 +1,4 @@
-"""What a forecast comes to, an Estimate or an Abstention."""
+"""What a forecast comes to: an Estimate or an Abstention."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Phase(NamedTuple):
     """One kind of forward, of the pipeline stage that loses most: as asked for, and otherwise.
 
     `asked` has the settings of the plan, and a timeline where one was wanted. `best` has the
-    smallest step that hides; if none does, the smallest within TOLERANCE of the fastest. `kept` has
-    `keep_first`; it is None where the plan has it already, and where it is not worth the memory.
+    step that `Forwards.recommended_step` chooses. `kept` has `keep_first`; it is None where the
+    plan has it already, and where it is not worth the memory.
     """
 
     name: PhaseName
@@ -66,7 +66,7 @@ class Estimate(NamedTuple):
 
     @property
     def recommended_step(self) -> int:
-        """The best step of the prefill."""
+        """The step of the prefill that `Forwards.recommended_step` chooses."""
         return self.phases[0].best.step
 
 
