@@ -126,7 +126,7 @@ def test_owners_out_of_balance_are_no_matter_of_stripes() -> None:
     assert not any("saves nothing" in note for note in striped), "of three, two slots and 3/8"
 
 
-def test_remarks_on_pulls() -> None:
+def test_warnings_on_pulls() -> None:
     def remarks(*flags: str) -> str:
         return " ".join(planned(*flags)["warnings"])
 
