@@ -9,7 +9,7 @@ LayerShardError
 +-- HostError           this host, or this host's configuration, cannot shard layers
 |   +-- NodeError           this node has not the memory that ranks could share
 +-- MismatchError       ranks of one group do not agree, or received wrong bytes
-+-- TransportError      a weight did not arrive: a rank died or stalled
++-- TransportError      a weight did not arrive: a rank died or hangs
 
 The message always says what is wrong, where, and the remedy. Bugs are `assert`s, not these. None
 is a ValueError: pydantic would wrap one that is raised while vLLM builds its configuration.
@@ -53,4 +53,4 @@ class MismatchError(LayerShardError):
 
 
 class TransportError(LayerShardError):
-    """A weight did not arrive, because a rank of the group died, stalled or left."""
+    """A weight did not arrive, because a rank of the group died, hangs or left."""

@@ -1,7 +1,7 @@
 """The handshake over a real key-value store between real processes: named, and never a hang.
 
 How long a rank waits is told by a clock that passes only where the case has come as far, so that a
-slow machine changes nothing. A rank's death or stall is a real one.
+slow machine changes nothing. A rank that dies or hangs really does.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def outcome(work: Work, processes: list[Any], place: Path, deadline: float) -> l
     ending = [rank for rank in WORLD if CASES[work][rank] is not None]
     for rank in ending:
         processes[rank].join(max(0.0, deadline - time.monotonic()))
-    for process in processes:  # those that stall, and those that hang
+    for process in processes:  # those that stopped, and those that wait
         process.kill()
         process.join()
     files = [place / str(rank) for rank in WORLD]
@@ -164,7 +164,7 @@ def the_holder_of_the_store_dies(handshake: Handshake, rank: int) -> None:
     handshake.compare("configuration", {WORLD: ALONE})
 
 
-def the_holder_of_the_store_stalls(handshake: Handshake, rank: int) -> None:
+def the_holder_of_the_store_hangs(handshake: Handshake, rank: int) -> None:
     if rank == 0:
         os.kill(os.getpid(), signal.SIGSTOP)
     handshake.compare("configuration", {WORLD: ALONE})
@@ -172,7 +172,7 @@ def the_holder_of_the_store_stalls(handshake: Handshake, rank: int) -> None:
 
 VERSION = "rank 1 against rank 0: configuration.version: '0.1' != '0.2'"
 MISSING = "of the world's 3 did not come to compare the "
-HOLDER = "rank 0, which holds the world's key-value store, died or stalled"
+HOLDER = "rank 0, which holds the world's key-value store, died or hangs"
 
 CASES: dict[Work, Sequence[str | None]] = {
     alike: ["alike"] * 3,
@@ -183,9 +183,9 @@ CASES: dict[Work, Sequence[str | None]] = {
     dies: [f"rank 2 {MISSING}plan"] * 2 + [None],
     ends_in_an_error: ["PlanError: 'o"] + ["rank 0 ended: PlanError: 'o_proj' matches no"] * 2,
     the_holder_of_the_store_dies: [None, HOLDER, HOLDER],
-    the_holder_of_the_store_stalls: [None, HOLDER, HOLDER],
+    the_holder_of_the_store_hangs: [None, HOLDER, HOLDER],
 }
-HOLDER_FAILS = (the_holder_of_the_store_dies, the_holder_of_the_store_stalls)
+HOLDER_FAILS = (the_holder_of_the_store_dies, the_holder_of_the_store_hangs)
 
 CLOCKS: dict[Work, Mapping[int, tuple[Keys, ...]]] = {
     without_the_key: {

@@ -97,7 +97,7 @@ def test_all_who_are_missing_are_named_with_the_reasons_that_there_may_be(name, 
     zero.close()
     assert str(error.value) == (
         "rank 0: rank 1 and 2 did not come to compare notes on this node (weights) within 1 s: it "
-        "died, stalled or was not started, or it is on another node, where its memory cannot be "
+        "died, hangs or was not launched, or it is on another node, where its memory cannot be "
         "read; see its log, and keep replicas that share weights on one node"
     )
 

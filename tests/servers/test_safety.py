@@ -1,4 +1,4 @@
-"""Nodes that do not agree, and ranks that die or stall: the server ends, and says why."""
+"""Nodes that do not agree, and ranks that die or hang: the server ends, and says why."""
 
 from __future__ import annotations
 
@@ -95,5 +95,5 @@ def test_a_rank_that_fails_under_load_ends_the_server(kind, model, prompts, tmp_
 
 SAID = (
     r"TransportError: rank 0: layer 5 of series 'q_b_proj', owned by rank 1, could not be moved: "
-    r"a rank of the group \[0, 1\] died or stalled"
+    r"a rank of the group \[0, 1\] died or hangs"
 )

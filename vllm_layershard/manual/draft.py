@@ -69,7 +69,7 @@ class Draft:
 
         Raises:
             HostError: a rank has no memory that the others can read.
-            TransportError: a rank died or stalled.
+            TransportError: a rank died or hangs.
         """
         name = config.transport_in(lockstep=True)
         transport = on_all_ranks(

@@ -128,7 +128,7 @@ class LayerSharding:
                 group of one, or a prefetch_step that is too large.
             MismatchError: the ranks added different layers.
             HostError: a weight is in a format of the device's own, or memory cannot be shared.
-            TransportError: a rank died or stalled.
+            TransportError: a rank died or hangs.
         """
         if self._finished:
             raise PlanError("layer sharding: finish was called already; make another LayerSharding")

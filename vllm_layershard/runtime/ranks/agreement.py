@@ -25,7 +25,7 @@ def on_all_ranks(attempt: Callable[[], _T], group: Group) -> _T:
     Raises:
         LayerShardError: what this rank's attempt raised; else, of the same class, what the first
             rank whose attempt raised said.
-        TransportError: what that rank raised was none of these, or a rank died or stalled.
+        TransportError: what that rank raised was none of these, or a rank died or hangs.
     """
     try:
         result = attempt()

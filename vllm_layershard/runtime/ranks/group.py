@@ -98,7 +98,7 @@ class RankGroup(Group):
 def _lost(rank: int, what: str, ranks: tuple[int, ...], error: RuntimeError) -> TransportError:
     said = str(error).strip().split("\n")[0]
     return TransportError(
-        f"rank {rank}: {what}: a rank of the group {list(ranks)} died or stalled; see that rank's "
+        f"rank {rank}: {what}: a rank of the group {list(ranks)} died or hangs; see that rank's "
         f"log, then restart the server ({said})"
     )
 

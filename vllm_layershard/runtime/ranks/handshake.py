@@ -89,7 +89,7 @@ class Handshake:
         if isinstance(error, RuntimeError):
             raise MismatchError(
                 f"rank {self._rank}: the ranks could not be compared: rank 0, which holds the "
-                "world's key-value store, died or stalled; see its log, then restart the server "
+                "world's key-value store, died or hangs; see its log, then restart the server "
                 f"({str(error).strip().splitlines()[0]})"
             ) from error
         if error is not None:
@@ -131,7 +131,7 @@ class Handshake:
                 raise self._ended(
                     f"rank {who} of the world's {len(self.world)} did not come to compare the "
                     f"{subject} within {self._patience_s:g} s: it runs without the key {KEY} or "
-                    "without the plugin, or it died or stalled; see its log, and give every node "
+                    "without the plugin, or it died or hangs; see its log, and give every node "
                     "the same --additional-config and the same vllm-layershard"
                 )
             time.sleep(_LOOK_S)

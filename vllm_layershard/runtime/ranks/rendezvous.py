@@ -76,7 +76,7 @@ class Rendezvous:
                 who = " and ".join(map(str, missing))
                 raise TransportError(
                     f"rank {self.rank}: rank {who} did not come to compare notes on this node "
-                    f"({subject}) within {PATIENCE_S:g} s: it died, stalled or was not started, or "
+                    f"({subject}) within {PATIENCE_S:g} s: it died, hangs or was not launched, or "
                     "it is on another node, where its memory cannot be read; see its log, and keep "
                     "replicas that share weights on one node"
                 )
