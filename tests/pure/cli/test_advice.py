@@ -199,7 +199,7 @@ def test_the_kv_cache_line_counts_tokens_that_have_room(tmp_path: Path) -> None:
         ("A100", "room for no token, at 70,272 bytes a token", "<b>0</b><small>KV tokens have"),
     ):
         flags = ["plan", "--model", "DeepSeek-V3", "--dp", "8", "--ep", "--hardware", device]
-        text = said(*flags, "--html", str(page))
+        text = said(*flags, "--html", str(page), COLUMNS="300")
         (shown,) = [row for row in text.splitlines() if row.startswith("KV cache")]
         assert shown.split(maxsplit=2)[2] == line
         assert figure in page.read_text()
