@@ -24,7 +24,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def an_empty_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def a_bare_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_HUB_CACHE", str(tmp_path_factory.mktemp("no-cache")))
+        patch.delenv("COLUMNS", raising=False)  # pytest's workers set it, as a terminal may
         yield
