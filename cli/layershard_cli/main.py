@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from layershard_cli.output import complain, discard_stdout, emit, printable
+from layershard_cli.output import complain, discard, emit, printable
 from layershard_cli.startup import command_of
 from vllm_layershard.errors import HardwareError, LayerShardError, ModelError
 from vllm_layershard.version import __version__
@@ -91,5 +91,5 @@ def run() -> None:
         sys.exit(3 if isinstance(error, (ModelError, HardwareError)) else 2)
     except OSError as error:
         complain(f"stdout cannot be written: {error.strerror}")
-        discard_stdout()
+        discard(sys.stdout)
         sys.exit(2)

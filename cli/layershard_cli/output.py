@@ -1,24 +1,32 @@
-"""The one way to stdout. A reader that closes the pipe early is no error."""
+"""The one way to stdout and stderr. A reader that closes the pipe early changes no exit code."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
-from typing import Any, NoReturn
-
-import typer
+from typing import Any, TextIO
 
 _LONGEST = 4000
 
 
 def emit(text: str) -> None:
-    """Write one piece of data and a newline to stdout."""
+    """Write one piece of data and a newline to stdout, or to nowhere once nobody reads on."""
     try:
         sys.stdout.write(text + "\n")
         sys.stdout.flush()
     except BrokenPipeError:
-        leave_closed_pipe()
+        discard(sys.stdout)
+
+
+def tell(text: str, end: str = "\n") -> None:
+    """Write a message to stderr. Where that cannot be written, the exit code says what matters."""
+    if sys.stderr is None:
+        return
+    try:
+        print(text, end=end, file=sys.stderr, flush=True)
+    except OSError:
+        discard(sys.stderr)
 
 
 def emit_json(document: dict[str, Any]) -> None:
@@ -41,29 +49,23 @@ def complain(message: str) -> None:
     said = printable(message)
     if len(said) > _LONGEST:
         said = f"{said[: _LONGEST // 2]} ... {said[-_LONGEST // 2 :]}"
-    print(f"layershard: {said}", file=sys.stderr)
+    tell(f"layershard: {said}")
 
 
 def note(message: str) -> None:
     """One line on stderr that says what a user should know."""
-    print(f"note: {printable(message)}", file=sys.stderr)
+    tell(f"note: {printable(message)}")
 
 
 def show_progress(done: int, total: int) -> None:
     """One line on stderr that counts; only the last count where nobody watches."""
-    if sys.stderr.isatty():
+    if sys.stderr is not None and sys.stderr.isatty():
         end = "\n" if done == total else ""
-        print(f"\rlayershard: headers read: {done} of {total} files", end=end, file=sys.stderr)
+        tell(f"\rlayershard: headers read: {done} of {total} files", end)
     elif done == total:
-        print(f"layershard: headers read: {done} of {total} files", file=sys.stderr)
+        tell(f"layershard: headers read: {done} of {total} files")
 
 
-def leave_closed_pipe() -> NoReturn:
-    """End quietly: nobody reads on."""
-    discard_stdout()
-    raise typer.Exit(0)
-
-
-def discard_stdout() -> None:
+def discard(stream: TextIO) -> None:
     """Send the rest to nowhere, so that the interpreter's last flush does not complain."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

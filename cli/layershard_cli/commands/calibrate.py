@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from layershard_cli.output import emit
+from layershard_cli.output import emit, tell
 from vllm_layershard.errors import HardwareError
 
 _MODULE = "vllm_layershard.measure.calibrate"
@@ -54,7 +54,7 @@ def calibrate_command(
         emit(text)
         return
     _write(output, text + "\n", "w")
-    typer.echo(f"wrote {output}; use it with layershard plan --hardware {output}", err=True)
+    tell(f"wrote {output}; use it with layershard plan --hardware {output}")
 
 
 def _write(output: Path, text: str, mode: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from layershard_cli import flags as flag
-from layershard_cli.output import emit_json, show_progress
+from layershard_cli.output import emit_json, show_progress, tell
 from layershard_cli.resolve import LayoutFlags, listed, options_of
 from vllm_layershard.errors import ConfigError
 from vllm_layershard.estimate import Estimate
@@ -82,7 +82,7 @@ def plan_command(
         print_plan(result, timeline=timeline, ledger=ledger)
     failures = result.failures(phases or PREFILL) if check else ()
     if failures:
-        typer.echo(f"check failed: {'; '.join(failures)}", err=True)
+        tell(f"check failed: {'; '.join(failures)}")
         raise typer.Exit(1)
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import typer
-
+from layershard_cli.output import tell
 from vllm_layershard.errors import ConfigError
 from vllm_layershard.estimate import Estimate
 from vllm_layershard.planner.results.plan_result import PlanResult
@@ -42,4 +41,4 @@ def _write(flag: str, path: str, text: str) -> None:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"{flag} {path!r}: cannot be written: {reason}") from None
-    typer.echo(f"wrote {path}", err=True)
+    tell(f"wrote {path}")

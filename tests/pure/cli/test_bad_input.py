@@ -242,6 +242,25 @@ def test_a_closed_pipe_is_no_error() -> None:
         assert (result.returncode, "Traceback" in result.stderr) == (0, False)
 
 
+@pytest.mark.parametrize("extra", [[], ["--json"], ["--timeline", "--ledger"]])
+@pytest.mark.parametrize("both", [False, True], ids=["stdout", "stdout and stderr"])
+def test_a_closed_pipe_changes_no_verdict(extra: list[str], both: bool) -> None:
+    command = [sys.executable, "-m", "layershard_cli", "plan", "--model", "DeepSeek-V3", "--check"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as closed:
+        ended = subprocess.run(
+            [*command, *extra],
+            stdout=closed,
+            stderr=closed if both else subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert ended.returncode == 1
+    assert both or ended.stderr == "check failed: prefill does not hide\n"
+
+
 def test_a_full_disk_is_one_message() -> None:
     script = Path(sys.executable).with_name("layershard")
     with Path("/dev/full").open("w") as full:
