@@ -23,6 +23,7 @@ from npu import FRACTAL_NZ, cast, stand_in
 from vllm_layershard.errors import ConfigError, HostError, LayerShardError, PlanError
 from vllm_layershard.manual import Lane, LayerSharding, register_layer
 from vllm_layershard.runtime import shared_memory
+from vllm_layershard.runtime.ranks.group import create_groups
 
 WIDTH, LAYERS = 32, 5
 
@@ -32,11 +33,11 @@ def layers(seed: int, width: int = WIDTH) -> nn.ModuleList:
     return nn.ModuleList(nn.Linear(width, WIDTH) for _ in range(LAYERS))
 
 
-def sharding_of(linears: nn.ModuleList, **options: Any) -> LayerSharding:
+def sharding_of(linears: nn.ModuleList, *, verify: bool = True, **options: Any) -> LayerSharding:
     sharding = LayerSharding(**options)
     for layer_id, linear in enumerate(linears):
         sharding.add(linear, layer_id=layer_id)
-    sharding.finish(verify=True)
+    sharding.finish(verify=verify)
     return sharding
 
 
@@ -64,11 +65,13 @@ OPTIONS: list[dict[str, Any]] = [
 
 
 @torch.inference_mode()
-def with_every_option(rank: int) -> list[list[bool]]:
+def with_every_option(
+    rank: int, group: dist.ProcessGroup | None = None, *, verify: bool = True
+) -> list[list[bool]]:
     found = []
     for options in OPTIONS:
         linears = layers(7)
-        sharding = sharding_of(linears, **options)
+        sharding = sharding_of(linears, verify=verify, group=group, **options)
         (series,) = sharding.series.values()
         equal = []
         for seed in range(3):
@@ -80,7 +83,7 @@ def with_every_option(rank: int) -> list[list[bool]]:
             [
                 *equal,
                 series.counters.forwards == 3,
-                series.resident_bytes() == ledger.resident_bytes[rank],
+                series.resident_bytes() == ledger.resident_bytes[dist.get_rank(group)],
                 series.slots.nbytes() == ledger.slot_bytes,
             ]
         )
@@ -90,6 +93,39 @@ def with_every_option(rank: int) -> list[list[bool]]:
 def test_outputs_equal_the_unsharded_layers_under_every_option(tmp_path):
     for found in run_ranks(3, with_every_option, tmp_path):
         assert found == [[True] * 6] * len(OPTIONS)
+
+
+ORDERS = ([2, 0], [2, 0, 1])
+"""Of a group whose ranks do not ascend: reversed, and neither way."""
+
+
+def in_the_given_order(rank: int) -> list[list[list[bool]]]:
+    groups = [dist.new_group(order, sort_ranks=False) for order in ORDERS]
+    return [
+        with_every_option(rank, group, verify=verify)
+        for order, group in zip(ORDERS, groups, strict=True)
+        if rank in order
+        for verify in (False, True)
+    ]
+
+
+def test_a_group_keeps_the_order_that_it_was_given(tmp_path):
+    both, one, two = run_ranks(3, in_the_given_order, tmp_path)
+    right = [[True] * 6] * len(OPTIONS)
+    assert both == two == [right] * 4
+    assert one == [right] * 2
+
+
+def created_in_the_given_order(rank: int) -> list[int | list[int]]:
+    group = create_groups([(2, 0, 1)], "gloo")[0]
+    sent = torch.tensor([rank])
+    group.broadcast(sent, owner=0)
+    return [group.gather(rank), group.group_rank, dist.get_rank(group.data), int(sent)]
+
+
+def test_a_group_that_is_created_keeps_the_order_that_it_was_given(tmp_path):
+    found = run_ranks(3, created_in_the_given_order, tmp_path)
+    assert found == [[[2, 0, 1], place, place, 2] for place in (1, 2, 0)]
 
 
 class Model(nn.Module):

@@ -122,13 +122,25 @@ def create_groups(
     mine: dict[int, RankGroup] = {}
     for index, ranks in enumerate(groups):
         try:
-            data = dist.new_group(list(ranks), data_timeout, backend)
-            control = dist.new_group(list(ranks), control_timeout, "gloo")
+            data = _new_group(ranks, data_timeout, backend)
+            control = _new_group(ranks, control_timeout, "gloo")
         except RuntimeError as error:
             raise _lost(rank, "no private groups could be formed", ranks, error) from error
         if rank in ranks:
             mine[index] = RankGroup(ranks, ranks.index(rank), data, control)
     return mine
+
+
+def _new_group(
+    ranks: tuple[int, ...], timeout: timedelta | None, backend: str, **options: Any
+) -> dist.ProcessGroup:
+    """A process group whose ranks are in the order of `ranks`, as its group ranks are ours.
+
+    torch sorts them unless it is told not to, and older versions have no word for that.
+    """
+    if list(ranks) != sorted(ranks):
+        options["sort_ranks"] = False
+    return dist.new_group(list(ranks), timeout, backend, **options)
 
 
 def group_over(process_group: dist.ProcessGroup | None) -> RankGroup:
@@ -165,10 +177,9 @@ def private_group(group: RankGroup) -> RankGroup:
     _count_alike(group)
     # torch tells a group's timeout in no public way, and a new group would have the default.
     timeout = given._get_backend(given._device_types[0]).options._timeout
-    ranks = list(group.ranks)
     try:
         data, control = (
-            dist.new_group(ranks, timeout, backend, use_local_synchronization=True)
+            _new_group(group.ranks, timeout, backend, use_local_synchronization=True)
             for backend in (get_backend_config(given), "gloo")
         )
     except RuntimeError as error:
