@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from itertools import islice
+from types import UnionType
 from typing import Any, Final, Literal, get_args
 
 from vllm_layershard.errors import ConfigError
@@ -30,6 +31,10 @@ MAX_SLICE_BYTES = 1 << 40
 """No layer is as large, and a copy's length is a machine's number."""
 
 
+_MAX_FAULTS: Final = 5
+"""More of them in one message help nobody."""
+
+
 class _Repr(reprlib.Repr):
     """Cuts what is deep or long before it is written, and says null, true and false as JSON does.
 
@@ -43,6 +48,10 @@ class _Repr(reprlib.Repr):
     def repr_bool(self, value: bool, level: int) -> str:
         """Named after the type, as reprlib wants it."""
         return "true" if value else "false"
+
+    def repr_int(self, value: int, level: int) -> str:
+        """Python refuses to write a number of several thousand digits."""
+        return super().repr_int(value, level) if value.bit_length() < 10_000 else hex(value)[:40]
 
 
 _REPR = _Repr()
@@ -83,7 +92,7 @@ def refusal_of(name: str) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class LayerShardConfig:
-    """The frozen configuration. Values of the right types are checked at birth.
+    """The frozen configuration. Types and values are checked at birth.
 
     `layers` are dotted suffixes of linears, in the order given; `prefetch_step` is how many
     positions ahead of its use a weight starts to move; with `layer_stride` s only the layers whose
@@ -110,7 +119,10 @@ class LayerShardConfig:
     verify: bool = False
 
     def __post_init__(self) -> None:
-        faults = [f"{KEY}.{fault}" for fault in _faults(self)]
+        if isinstance(self.layers, list):
+            object.__setattr__(self, "layers", tuple(self.layers))
+        faults = few([f"{KEY}.{fault}" for fault in _type_faults(self)])
+        faults = faults or [f"{KEY}.{fault}" for fault in _faults(self)]
         if faults:
             raise ConfigError("; ".join(faults))
 
@@ -126,6 +138,45 @@ class LayerShardConfig:
 
 OPTIONS: Final = tuple(field.name for field in fields(LayerShardConfig))
 """The known keys."""
+
+
+def _one_of(choices: tuple[str, ...]) -> str:
+    *others, last = map(repr, choices)
+    return f"{', '.join(others)} or {last}"
+
+
+_TYPES: Final[dict[str, tuple[type | UnionType, str]]] = {
+    "prefetch_step": (int, "a valid integer"),
+    "layer_stride": (int, "a valid integer"),
+    "keep_first": (bool, "a valid boolean"),
+    "placement": (str, _one_of(get_args(Placement))),
+    "transport": (str, _one_of(get_args(TransportChoice))),
+    "slice_bytes": (int, "a valid integer"),
+    "report_dir": (str | None, "a valid string"),
+    "verify": (bool, "a valid boolean"),
+}
+"""What each value has to be, in the words that schema.py has for JSON."""
+
+
+def _type_faults(config: LayerShardConfig) -> Iterator[str]:
+    """The values of other types, each as `key = value: what it should be; remedy`."""
+    names: object = config.layers
+    if not isinstance(names, tuple):
+        yield f"layers = {short(names)}: should be a list; {REMEDIES['layers']}"
+    else:
+        for i, name in enumerate(names):
+            if not isinstance(name, str):
+                yield f"layers.{i} = {short(name)}: should be a valid string; {REMEDIES['layers']}"
+    for key, (kind, said) in _TYPES.items():
+        value = getattr(config, key)
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            yield f"{key} = {short(value)}: should be {said}; {REMEDIES[key]}"
+
+
+def few(faults: list[str]) -> list[str]:
+    """The first of the faults, and how many there are more."""
+    more = len(faults) - _MAX_FAULTS
+    return faults if more <= 0 else [*faults[:_MAX_FAULTS], f"and {more} more"]
 
 
 def _faults(config: LayerShardConfig) -> Iterator[str]:

@@ -12,11 +12,8 @@ from typing import Any, Final, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
-from vllm_layershard.config import KEY, OPTIONS, REMEDIES, LayerShardConfig, short
+from vllm_layershard.config import KEY, OPTIONS, REMEDIES, LayerShardConfig, few, short
 from vllm_layershard.errors import ConfigError
-
-_MAX_FAULTS: Final = 5
-"""More of them in one message help nobody."""
 
 _HINTS: Final = get_type_hints(LayerShardConfig)
 _FIELDS: Final[dict[str, Any]] = {
@@ -49,8 +46,7 @@ def validated(value: Any) -> LayerShardConfig:
         stated = _Stated.model_validate(value)
     except ValidationError as error:
         faults = [_fault(detail, value) for detail in error.errors()]
-        more = [f"and {len(faults) - _MAX_FAULTS} more"] * (len(faults) > _MAX_FAULTS)
-        raise ConfigError("; ".join(faults[:_MAX_FAULTS] + more)) from None
+        raise ConfigError("; ".join(few(faults))) from None
     return LayerShardConfig(**dict(stated))
 
 

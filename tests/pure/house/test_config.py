@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import FrozenInstanceError
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_layershard.config import OPTIONS
+from vllm_layershard.config import OPTIONS, LayerShardConfig
 from vllm_layershard.errors import ConfigError
 from vllm_layershard.schema import validated
 
@@ -248,3 +250,67 @@ def test_any_json_is_accepted_or_refused_in_one_line(value):
     except ConfigError as error:
         message = str(error)
     assert len(message.splitlines()) == 1
+
+
+def answer(make: Any, *arguments: Any, **keywords: Any) -> LayerShardConfig | str:
+    """The configuration that is made, or the message of the refusal."""
+    try:
+        made: LayerShardConfig = make(*arguments, **keywords)
+    except ConfigError as error:
+        return str(error)
+    return made
+
+
+NAMED = {"placement": ["round_robin", "striped"], "transport": ["auto", "pull", "broadcast"]}
+"""Of these keys a string that is not known has words of its own in Python."""
+VALUES = {
+    key: st.sampled_from(NAMED[key]) | JSON.filter(lambda value: not isinstance(value, str))
+    if key in NAMED
+    else JSON | st.sampled_from([["o_proj"], 0, 1, 2, True, "reports"])
+    for key in OPTIONS
+}
+
+
+@given(
+    st.fixed_dictionaries(
+        {"layers": VALUES["layers"]},
+        optional={key: values for key, values in VALUES.items() if key != "layers"},
+    )
+)
+def test_python_is_answered_as_json_is(value):
+    assert answer(LayerShardConfig, **value) == answer(validated, value)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"keep_first": "no"}, "keep_first = 'no': should be a valid boolean; give true or false"),
+        ({"verify": None}, "verify = null: should be a valid boolean; give true or false"),
+        ({"prefetch_step": 1.5}, "prefetch_step = 1.5: should be a valid integer; give a whole"),
+        ({"prefetch_step": float("nan")}, "prefetch_step = nan: should be a valid integer; give"),
+        ({"prefetch_step": float("inf")}, "prefetch_step = inf: should be a valid integer; give"),
+        ({"prefetch_step": "1"}, "prefetch_step = '1': should be a valid integer; give a whole"),
+        ({"prefetch_step": 10**5000}, "should be less than or equal to 64; give a whole number"),
+        ({"layer_stride": True}, "layer_stride = true: should be a valid integer; give a whole"),
+        ({"slice_bytes": None}, "slice_bytes = null: should be a valid integer; give a whole"),
+        ({"layers": 1}, "layers = 1: should be a list; name at least one linear, such as"),
+        ({"layers": (1,)}, "layers.0 = 1: should be a valid string; name at least one linear"),
+        ({"layers": "o_proj"}, "layers = 'o_proj': should be a list; name at least one linear"),
+        ({"layers": {"o_proj"}}, "layers = {'o_proj'}: should be a list; name at least one"),
+        ({"layers": (1,) * 7}, "layers.4 = 1: should be a valid string; .*; and 2 more$"),
+        ({"placement": ["striped"]}, "should be 'round_robin', 'striped' or 'replicated'; choose"),
+        ({"transport": b"pull"}, "should be 'auto', 'broadcast' or 'pull'; choose one of"),
+        ({"report_dir": Path("a")}, "report_dir = .*: should be a valid string; give the path of"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_in_python_too(value, message):
+    value = {"layers": ("o_proj",)} | value
+    with pytest.raises(ConfigError, match=message) as error:
+        LayerShardConfig(**value)
+    assert answer(validated, value) == str(error.value)
+
+
+def test_a_list_of_names_becomes_a_tuple():
+    config = LayerShardConfig(layers=["o_proj", "q_b_proj"])  # type: ignore[arg-type]
+    assert config == validated(["o_proj", "q_b_proj"])
+    assert hash(config) == hash(validated(["o_proj", "q_b_proj"]))
