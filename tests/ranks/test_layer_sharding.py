@@ -20,7 +20,7 @@ from torch import nn
 
 from gloo.ranks import RankError, run_ranks
 from npu import FRACTAL_NZ, cast, stand_in
-from vllm_layershard.errors import ConfigError, HostError, LayerShardError, PlanError
+from vllm_layershard.errors import ConfigError, HostError, LayerShardError, MismatchError, PlanError
 from vllm_layershard.manual import Lane, LayerSharding, register_layer
 from vllm_layershard.runtime import shared_memory
 from vllm_layershard.runtime.ranks.group import create_groups
@@ -399,6 +399,33 @@ def test_ranks_with_different_layers_all_get_the_same_error(tmp_path):
     with pytest.raises(RankError, match=r"rank 1 against rank 0: plan\.series\[0\]") as error:
         run_ranks(2, other_layers, tmp_path)
     assert error.value.kind == "MismatchError"
+
+
+UNLIKE: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+    ({"verify": False}, {"verify": True}, "configuration.verify: False != True"),
+    ({"transport": "broadcast"}, {"transport": "pull"}, "configuration.transport: "),
+    ({"placement": "striped"}, {"placement": "round_robin"}, "configuration.placement: "),
+    ({"placement": "round_robin"}, {"placement": "replicated"}, "configuration.placement: "),
+    ({"slice_bytes": 0}, {"slice_bytes": 64}, "configuration.slice_bytes: 0 != 64"),
+    ({"prefetch_step": 1}, {"prefetch_step": 2}, "configuration.prefetch_step: 1 != 2"),
+]
+"""What ranks 0 and 1 are given, and what the error says of it."""
+
+
+def with_other_options(rank: int) -> list[str]:
+    said = []
+    for *given, _ in UNLIKE:
+        with pytest.raises(MismatchError) as error:
+            sharding_of(layers(7), **({"verify": False} | given[rank]))
+        said.append(str(error.value))
+    return said
+
+
+def test_ranks_with_different_options_all_get_the_same_error(tmp_path):
+    one, other = run_ranks(2, with_other_options, tmp_path)
+    assert one == other
+    for said, (_, _, part) in zip(one, UNLIKE, strict=True):
+        assert f"rank 1 against rank 0: {part}" in said
 
 
 def a_format_of_the_devices_own(rank: int) -> LayerSharding:

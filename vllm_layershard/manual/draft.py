@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 
 from torch import nn
@@ -14,7 +14,7 @@ from vllm_layershard.plan import Linear, Plan, Series, SeriesPlan, build_plan, s
 from vllm_layershard.runtime.device import Device
 from vllm_layershard.runtime.formats import check_formats
 from vllm_layershard.runtime.loading import LoadingSeries
-from vllm_layershard.runtime.ranks.agreement import on_all_ranks
+from vllm_layershard.runtime.ranks.agreement import agree, agree_on, on_all_ranks
 from vllm_layershard.runtime.ranks.group import RankGroup
 from vllm_layershard.runtime.series import ShardedSeries
 from vllm_layershard.runtime.tensors import describe, held
@@ -90,13 +90,26 @@ class Draft:
         return tuple(tensor.name for tensor in self._linear(layer_id).large)
 
 
-def plan_of(drafts: Sequence[Draft], group: RankGroup, config: LayerShardConfig) -> Plan:
-    """The plan for the drafts of one sharding, each a series.
+def agreed_plan(
+    drafts: Sequence[Draft], group: RankGroup, config: LayerShardConfig, *, verify: bool
+) -> Plan:
+    """The plan for the drafts of one sharding, each a series. Collective over `group`.
+
+    All that the ranks were given is compared before a collective depends on it.
 
     Raises:
-        PlanError: there is none, or they cannot be planned.
+        MismatchError: the ranks have other options, another `verify` or other layers.
+        PlanError: there is no draft, or they cannot be planned.
         HostError: see Draft.check.
+        TransportError: a rank died or hangs.
     """
+    agree_on("configuration", asdict(config) | {"verify": bool(verify)}, group)
+    plan = on_all_ranks(partial(_plan_of, drafts, group, config), group)
+    agree(plan, group)
+    return plan
+
+
+def _plan_of(drafts: Sequence[Draft], group: RankGroup, config: LayerShardConfig) -> Plan:
     if not drafts:
         raise PlanError("layer sharding: finish was called and no series has a layer; call add")
     series = [draft.series() for draft in drafts]

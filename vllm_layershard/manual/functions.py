@@ -75,7 +75,7 @@ def finish_loading(series: str, *, verify: bool = False) -> ShardedSeries:
 
     Raises:
         PlanError: no such series, or it cannot be planned.
-        MismatchError: the ranks registered different layers.
+        MismatchError: the ranks registered different layers, or have other options.
     """
     sharding = _unfinished.pop(series, None)
     if sharding is None:

@@ -25,11 +25,10 @@ from torch import nn
 from vllm_layershard.config import Placement, TransportChoice
 from vllm_layershard.errors import PlanError
 from vllm_layershard.manual.claims import check_unclaimed, claim
-from vllm_layershard.manual.draft import Draft, plan_of
+from vllm_layershard.manual.draft import Draft, agreed_plan
 from vllm_layershard.manual.lane import Lane
 from vllm_layershard.plan.placement import round_robin_owner
 from vllm_layershard.runtime.ops import Place
-from vllm_layershard.runtime.ranks.agreement import agree, on_all_ranks
 from vllm_layershard.runtime.ranks.group import RankGroup, group_over
 from vllm_layershard.runtime.series import ShardedSeries
 from vllm_layershard.runtime.tensors import held, release
@@ -119,14 +118,14 @@ class LayerSharding:
     def finish(self, *, verify: bool = False) -> Mapping[str, ShardedSeries]:
         """Load all series, once their owners have loaded their weights; see `series`. Collective.
 
-        The ranks compare their plans first. Small parameters (scales, biases) are copied from their
-        owners to every rank; the large ones become slots. `verify` compares every first arrival
-        with what its owner has. What one rank cannot do is raised on all of them.
+        The ranks compare their options and plans first. Small parameters (scales, biases) are
+        copied from their owners to every rank; the large ones become slots. `verify` compares every
+        first arrival with what its owner has. What one rank cannot do is raised on all of them.
 
         Raises:
             PlanError: nothing was added, finish was called before, layers that are not alike, a
                 group of one, or a prefetch_step that is too large.
-            MismatchError: the ranks added different layers.
+            MismatchError: the ranks added different layers, or have other options.
             HostError: a weight is in a format of the device's own, or memory cannot be shared.
             TransportError: a rank died or hangs.
         """
@@ -134,10 +133,7 @@ class LayerSharding:
             raise PlanError("layer sharding: finish was called already; make another LayerSharding")
         self._finished = True
         drafts, self._drafts = self._drafts, {}
-        plan = on_all_ranks(
-            lambda: plan_of([*drafts.values()], self.group, self.config), self.group
-        )
-        agree(plan, self.group)
+        plan = agreed_plan([*drafts.values()], self.group, self.config, verify=verify)
         loaded = {
             draft.name: draft.load(series_plan, self._lane.private, self.config, verify=verify)
             for draft, series_plan in zip(drafts.values(), plan.series, strict=True)
