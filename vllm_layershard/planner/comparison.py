@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, NamedTuple, Unpack
 
 from vllm_layershard.config import Placement
@@ -15,7 +15,7 @@ from vllm_layershard.models import Deployment, Model, require_experts, shard_mod
 from vllm_layershard.plan import ParallelLayout
 from vllm_layershard.planner.hardware import device_of
 from vllm_layershard.planner.options import Options, config_for
-from vllm_layershard.planner.question import ModelLike, loaded
+from vllm_layershard.planner.question import ModelLike, loaded, require_known
 from vllm_layershard.planner.results.document import SCHEMA_VERSION, plain
 
 _PART = re.compile(r"(tp|dp|pp)([1-9]\d{0,3})", re.ASCII)
@@ -125,13 +125,15 @@ def compare_layouts(
         ModelError: the model is not known or cannot be read.
         HardwareError: the device is not known, or its memory is not.
     """
+    require_known(options, compare_layouts)
     if "placement" in options:
         raise ConfigError("placement: each layout says its own; write +shard or +striped")
     found = loaded(model).model
     device = device_of(hardware)
     ep = "+ep" if found.is_moe else ""
-    asked = [layouts] if isinstance(layouts, str) else layouts
-    asked = asked or ["tp8", f"dp8{ep}", f"dp8{ep}+shard"]
+    given: object = layouts
+    single = layouts is not None and (isinstance(layouts, str) or not isinstance(given, Iterable))
+    asked: Iterable[Any] = [given] if single else layouts or ["tp8", f"dp8{ep}", f"dp8{ep}+shard"]
     counted: dict[str, LayoutCapacity | RefusedLayout] = {}
     for candidate in [read_layout(text) for text in asked]:
         try:

@@ -10,7 +10,13 @@ from vllm_layershard.planner.layout import Layout
 from vllm_layershard.planner.loaded_model import Progress, evidence_of
 from vllm_layershard.planner.options import Options
 from vllm_layershard.planner.plan_warnings import warnings_on
-from vllm_layershard.planner.question import ModelLike, loaded, require_one_source, sharding_of
+from vllm_layershard.planner.question import (
+    ModelLike,
+    loaded,
+    require_known,
+    require_one_source,
+    sharding_of,
+)
 from vllm_layershard.planner.results.map_result import MapResult
 
 
@@ -33,6 +39,7 @@ def map_layers(
         PlanError: the layout, the names or the step do not fit the model.
         ModelError: the model is not known or cannot be read.
     """
+    require_known(options, map_layers)
     require_one_source(config, layers, options)
     found = loaded(model)
     sharding, assumed = sharding_of(found, layout, config, layers, options)

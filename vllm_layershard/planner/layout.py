@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from vllm_layershard.config import short
-from vllm_layershard.errors import PlanError
+from vllm_layershard.errors import ConfigError, PlanError
 from vllm_layershard.models import Deployment, Model
 from vllm_layershard.plan import ParallelLayout
 
@@ -27,6 +27,7 @@ def deployment_of(layout: Layout | None, model: Model) -> tuple[Deployment, tupl
     """The deployment, and what was assumed for it: experts are parallel where there are some.
 
     Raises:
+        ConfigError: it is no Layout.
         PlanError: a size is no whole number or below one, or there are too many ranks.
     """
     if layout is None:
@@ -36,8 +37,14 @@ def deployment_of(layout: Layout | None, model: Model) -> tuple[Deployment, tupl
             "give --tp, --dp, --pcp, --pp or --ep to plan another layout"
         )
         return Deployment(ParallelLayout(dp=NODE), ep=model.is_moe), (note,)
+    if not isinstance(layout, Layout):
+        raise ConfigError(
+            f"layout = {short(layout)}: is no Layout; write layout=Layout(dp=8, ep=True)"
+        )
     tp, dp, pcp, pp, ep = layout
     for name, size in zip(Layout._fields, (tp, dp, pcp, pp), strict=False):
         if type(size) is not int:
             raise PlanError(f"{name} = {short(size)}: a parallel size is a whole number")
-    return Deployment(ParallelLayout(tp=tp, dp=dp, pcp=pcp, pp=pp), ep=bool(ep)), ()
+    if type(ep) is not bool:
+        raise PlanError(f"ep = {short(ep)}: is no bool; give True or False")
+    return Deployment(ParallelLayout(tp=tp, dp=dp, pcp=pcp, pp=pp), ep=ep), ()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final, TypedDict
+from collections.abc import Collection, Sequence
+from typing import Any, Final, TypedDict
 
 from vllm_layershard.config import LayerShardConfig, Placement, TransportChoice, short
 from vllm_layershard.errors import ConfigError
@@ -28,27 +28,12 @@ class Options(TypedDict, total=False):
     slice_bytes: int
 
 
-_TYPES: Final = {
-    "prefetch_step": int,
-    "layer_stride": int,
-    "keep_first": bool,
-    "placement": str,
-    "transport": str,
-    "slice_bytes": int,
-}
-
-
 def config_with(names: Sequence[str], options: Options) -> LayerShardConfig:
     """The configuration of these linears with these options.
 
     Raises:
-        ConfigError: a name, a key or a value is not valid; names it, and the remedy.
+        ConfigError: a name or a value is not valid; names it, and the remedy.
     """
-    typed = all(type(value) is _TYPES.get(key) for key, value in options.items())
-    if not typed:
-        from vllm_layershard.schema import validated  # with pydantic, which takes a while
-
-        return validated({"layers": list(names), **options})
     return LayerShardConfig(layers=tuple(names), **options)
 
 
@@ -58,7 +43,11 @@ def names_of(listed: str | Sequence[str]) -> list[str]:
     Raises:
         ConfigError: something else is listed.
     """
-    texts = [listed] if isinstance(listed, str) else listed
+    given: object = listed
+    if isinstance(listed, str) or not isinstance(given, Collection):
+        texts: Collection[Any] = [given]
+    else:
+        texts = given
     for text in texts:
         if not isinstance(text, str):
             raise ConfigError(f"{short(text)} is no name; write names as strings")

@@ -17,7 +17,13 @@ from vllm_layershard.planner.loaded_model import LoadedModel, Progress, evidence
 from vllm_layershard.planner.options import AUTO, Options, names_of
 from vllm_layershard.planner.paying import PREFILL, phases_of
 from vllm_layershard.planner.plan_warnings import warnings_on, warnings_on_load
-from vllm_layershard.planner.question import ModelLike, loaded, require_one_source, sharding_of
+from vllm_layershard.planner.question import (
+    ModelLike,
+    loaded,
+    require_known,
+    require_one_source,
+    sharding_of,
+)
 from vllm_layershard.planner.results.plan_result import PlanResult
 from vllm_layershard.planner.serve_command import launch_warnings
 
@@ -56,6 +62,7 @@ def plan_model(
         ModelError: the model is not known or cannot be read.
         HardwareError: the device is not known, or lacks a number that "auto" needs.
     """
+    require_known(options, plan_model)
     phases = None if hide_in is None else phases_of(hide_in)
     require_one_source(config, layers, options)
     sizes = sizes_of(tokens, batch, context)

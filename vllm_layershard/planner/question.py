@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from inspect import Parameter, signature
+from typing import Any
 
-from vllm_layershard.config import LayerShardConfig, short
+from vllm_layershard.config import OPTIONS, LayerShardConfig, short
 from vllm_layershard.errors import ConfigError
 from vllm_layershard.models import Sharding, shard_model
 from vllm_layershard.planner.layout import Layout, deployment_of
@@ -19,6 +21,29 @@ ModelLike = LoadedModel | str | os.PathLike[str]
 def loaded(model: ModelLike) -> LoadedModel:
     """The model, loaded if it is not yet."""
     return model if isinstance(model, LoadedModel) else load_model(model)
+
+
+def require_known(options: Options, asked: Callable[..., Any]) -> None:
+    """Refuse a keyword that is neither an argument of the function nor an option.
+
+    Raises:
+        ConfigError: names it, and what the function takes.
+    """
+    key = next((key for key in options if key not in OPTIONS), None)
+    if key is None:
+        return
+    own = [
+        name
+        for name, parameter in signature(asked).parameters.items()
+        if parameter.kind is not Parameter.VAR_KEYWORD
+    ]
+    if key in Layout._fields:
+        written = "layout=Layout(dp=8, ep=True)" if "layout" in own else "layouts=['dp8+ep']"
+        remedy = f"write {written}"
+    else:
+        known = [*own, *(name for name in Options.__annotations__ if name not in own)]
+        remedy = f"those are {', '.join(known)}"
+    raise ConfigError(f"{key}: is no argument of {asked.__name__}; {remedy}")
 
 
 def require_one_source(
