@@ -71,10 +71,11 @@ class Report:
         Raises:
             ConfigError: the directory cannot be made or written.
         """
+        text = json.dumps(self.document()) + "\n"
         with _writing(self._path.parent):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             draft = self._path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.tmp")
-            draft.write_text(json.dumps(self.document()) + "\n")
+            draft.write_text(text)
             draft.replace(self._path)
 
     def refresh(self) -> None:
@@ -112,8 +113,9 @@ def make_writable(directory: str) -> None:
 def _writing(directory: Path) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a ValueError: no file can have such a name
+        reason = getattr(error, "strerror", None) or error
         raise ConfigError(
             f"layer_sharding.report_dir = {str(directory)!r}: cannot be written "
-            f"({error.strerror}); give a directory that every rank may write to"
+            f"({reason}); give a directory that every rank may write to"
         ) from None

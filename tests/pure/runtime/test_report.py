@@ -20,6 +20,14 @@ def test_a_directory_is_made_and_tried(tmp_path):
             make_writable(str(place))
 
 
+@pytest.mark.parametrize("name", ["\ud800", "a\0b"])
+def test_a_directory_of_a_name_that_no_file_can_have_is_refused(tmp_path, name):
+    directory = f"{tmp_path}/{name}"
+    for write in (lambda: make_writable(directory), Report(directory, 3, [], {}).write):
+        with pytest.raises(ConfigError, match=r"report_dir = '.*': cannot be written \(.+\); give"):
+            write()
+
+
 def test_a_server_that_loses_its_directory_says_so_once(tmp_path, caplog, monkeypatch):
     directory = tmp_path / "reports"
     report = Report(str(directory), 3, [], {})
