@@ -7,6 +7,7 @@ import inspect
 import json
 import pickle
 import pkgutil
+import re
 import subprocess
 import sys
 import venv
@@ -187,3 +188,11 @@ def test_mypy_sees_the_types_from_outside(outside: Path) -> None:
     said = checked(outside, CONSUMER.replace("prefetch_step=2", "prefetch_step='2'"))
     assert '"prefetch_step"' in said
     assert "Found 1 error" in said
+
+
+def test_mypy_passes_the_librarys_examples_from_outside(outside: Path) -> None:
+    page = (ROOT / "docs" / "library.md").read_text()
+    examples = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(examples) >= 6
+    said = checked(outside, "\n".join(examples))
+    assert said.startswith("Success"), said
