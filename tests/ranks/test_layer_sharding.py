@@ -10,6 +10,7 @@ import tempfile
 import threading
 import weakref
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,14 @@ from torch import nn
 from gloo.ranks import RankError, run_ranks
 from npu import FRACTAL_NZ, cast, stand_in
 from vllm_layershard.errors import ConfigError, HostError, LayerShardError, MismatchError, PlanError
-from vllm_layershard.manual import Lane, LayerSharding, register_layer
+from vllm_layershard.manual import (
+    Lane,
+    LayerSharding,
+    finish_loading,
+    reach_layer,
+    register_layer,
+    wait_layer,
+)
 from vllm_layershard.runtime import shared_memory
 from vllm_layershard.runtime.ranks.group import create_groups
 
@@ -379,6 +387,58 @@ def test_each_refusal_says_what_and_the_remedy(tmp_path):
     for messages in (one, other):
         for name, message in messages.items():
             assert expected[name] in message, name
+
+
+NO_INDEX: list[Any] = [-1, "0", None, 0.5, True, [0]]
+NO_LAYER: list[Any] = [None, 1, torch.zeros(2), nn.Linear]
+NO_NAME: list[Any] = [None, 3, ["linear"]]
+
+
+def of_another_kind(rank: int) -> list[str]:
+    """A refused call has no effect: the right one is taken afterwards."""
+    linears, sharding = layers(7), LayerSharding()
+    first, last = linears[0], linears[-1]
+    calls: list[Callable[[], Any]] = [
+        *(partial(sharding.add, first, layer_id=value) for value in NO_INDEX),
+        *(partial(register_layer, first, series="a", layer_id=value) for value in NO_INDEX),
+        *(partial(sharding.add, value, layer_id=0) for value in NO_LAYER),
+        *(partial(register_layer, value, series="a", layer_id=0) for value in NO_LAYER),
+        *(partial(sharding.add, first, layer_id=0, series=value) for value in NO_NAME),
+        *(partial(register_layer, first, series=value, layer_id=0) for value in NO_NAME),
+        *(partial(finish_loading, value) for value in NO_NAME),
+    ]
+    used = (sharding.start, sharding.wait, reach_layer, wait_layer)
+    calls += [partial(call, value) for call in used for value in NO_LAYER]
+    said = []
+    for call in calls:
+        with pytest.raises(PlanError) as error:
+            call()
+        said.append(str(error.value))
+    for layer_id, linear in enumerate(linears):
+        sharding.add(linear, layer_id=layer_id)
+    sharding.finish()
+    with torch.inference_mode():
+        sharded_forward(sharding, linears, torch.ones(1, WIDTH))
+        assert torch.equal(last.weight, layers(7)[-1].weight)
+    return said
+
+
+def test_arguments_of_another_kind_are_refused_before_any_effect(tmp_path):
+    index, layer, name = (
+        "is no layer index; pass a whole number",
+        "is no layer; pass the nn.Module",
+        "is named by text; pass a str",
+    )
+    counts = [
+        (index, 2 * len(NO_INDEX)),
+        (layer, 2 * len(NO_LAYER)),
+        (name, 3 * len(NO_NAME)),
+        (layer, 4 * len(NO_LAYER)),
+    ]
+    expected = [part for part, count in counts for _ in range(count)]
+    for said in run_ranks(2, of_another_kind, tmp_path):
+        assert len(said) == len(expected)
+        assert [part in each for part, each in zip(expected, said, strict=True)] == [True] * 45
 
 
 def test_values_and_a_missing_process_group_are_refused_at_once():

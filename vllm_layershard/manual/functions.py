@@ -21,6 +21,7 @@ from torch import nn
 
 from vllm_layershard.config import Placement, TransportChoice
 from vllm_layershard.errors import PlanError
+from vllm_layershard.manual.arguments import check_layer, check_series
 from vllm_layershard.manual.lane import Lane
 from vllm_layershard.manual.sharding import LayerSharding
 from vllm_layershard.runtime.device import Device, device_of
@@ -50,6 +51,7 @@ def register_layer(
         PlanError: group or options differ from those of the series' first layer, or the layer
             cannot be added.
     """
+    check_series(series)
     asked = LayerSharding(
         group=group,
         prefetch_step=prefetch_step,
@@ -77,6 +79,7 @@ def finish_loading(series: str, *, verify: bool = False) -> ShardedSeries:
         PlanError: no such series, or it cannot be planned.
         MismatchError: the ranks registered different layers, or have other options.
     """
+    check_series(series)
     sharding = _unfinished.pop(series, None)
     if sharding is None:
         raise PlanError(f"series {series!r}: no layer is registered; call register_layer first")
@@ -94,6 +97,7 @@ def wait_layer(layer: nn.Module) -> None:
 
 
 def _sharding_of(layer: nn.Module) -> LayerSharding:
+    check_layer(layer, "layer sharding")
     sharding = _shardings.get(layer)
     if sharding is None:
         raise PlanError(

@@ -24,6 +24,7 @@ from torch import nn
 
 from vllm_layershard.config import Placement, TransportChoice
 from vllm_layershard.errors import PlanError
+from vllm_layershard.manual.arguments import check_layer, check_layer_id, check_series
 from vllm_layershard.manual.claims import check_unclaimed, claim
 from vllm_layershard.manual.draft import Draft, agreed_plan
 from vllm_layershard.manual.lane import Lane
@@ -90,11 +91,14 @@ class LayerSharding:
         unless they are replicated.
 
         Raises:
-            PlanError: loading has been finished, the layer or its index is registered already, or
-                the layer holds no tensor or one of another layer's.
+            PlanError: an argument is of another kind, loading has been finished, the layer or its
+                index is registered already, or the layer holds no tensor or another layer's.
             HostError: the layer's device is none that weights can be moved on.
         """
+        check_series(series)
+        check_layer_id(layer_id, series)
         whose = f"series {series!r}: layer {layer_id}"
+        check_layer(layer, whose)
         if self._finished:
             raise PlanError(f"{whose} comes after finish; add it before, or to another sharding")
         tensors = held(layer)
@@ -174,6 +178,7 @@ class LayerSharding:
         series.wait(position)
 
     def _place_of(self, layer: nn.Module) -> Place:
+        check_layer(layer, "layer sharding")
         place = self._places.get(layer)
         if place is None:
             raise PlanError(
