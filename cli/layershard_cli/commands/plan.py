@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from os.path import realpath
+
 import typer
 
 from layershard_cli import flags as flag
@@ -48,7 +50,7 @@ def plan_command(
     Example: layershard plan --model DeepSeek-V3 --dp 8 --ep --layers o_proj,q_b_proj
     """
     phases = None if hide_in is None else phases_of(hide_in)
-    if html is not None and html == trace:
+    if html is not None and trace is not None and realpath(html) == realpath(trace):
         raise ConfigError(f"--html and --trace both name {html!r}; give each a file of its own")
     chooses = names_of(layers or ()) == [AUTO]
     result = plan_model(

@@ -128,6 +128,8 @@ FLAGS = {
     "a phase nobody knows": (2, "'foo' is not one of", "--model Qwen3-32B --pcp 2 --hide-in foo"),
     "a checked phase": (2, "'foo'", "--model DeepSeek-V3 --hide-in foo --check"),
     "one file for two": (2, "both name 'x'", "--model DeepSeek-V3 --html x --trace x"),
+    "one file, two names": (2, "both name 'x'", "--model DeepSeek-V3 --html x --trace ./x"),
+    "one file, a way around": (2, "both name 'x'", "--model DeepSeek-V3 --html x --trace a/../x"),
     "auto with nothing to move": (
         2,
         "--placement replicated moves none",
