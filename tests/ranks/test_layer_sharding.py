@@ -441,6 +441,60 @@ def test_arguments_of_another_kind_are_refused_before_any_effect(tmp_path):
         assert [part in each for part, each in zip(expected, said, strict=True)] == [True] * 45
 
 
+REPLACED: dict[str, Callable[[nn.ModuleList], Any]] = {
+    "half": lambda linears: linears.half(),
+    "half and back": lambda linears: linears.half().float(),
+    "double": lambda linears: linears.double(),
+    "assign": lambda linears: linears.load_state_dict(layers(8).state_dict(), assign=True),
+    "parameter": lambda linears: [
+        setattr(linear, "weight", nn.Parameter(linear.weight.clone())) for linear in linears
+    ],
+}
+"""What gives each layer other tensors."""
+
+
+@torch.inference_mode()
+def with_other_tensors(rank: int) -> list[list[str]]:
+    said: list[list[str]] = []
+    for options in OPTIONS:
+        for replace in REPLACED.values():
+            linears = layers(7)
+            sharding = sharding_of(linears, verify=False, **options)
+            with torch.inference_mode(mode=False):
+                replace(linears)
+            said.append([])
+            for linear in linears:
+                sharding.start(linear)
+                with pytest.raises(PlanError) as error:
+                    sharding.wait(linear)
+                said[-1].append(str(error.value))
+    return said
+
+
+def test_a_layer_whose_tensors_were_replaced_is_named(tmp_path):
+    for said in run_ranks(2, with_other_tensors, tmp_path):
+        assert len(said) == len(OPTIONS) * len(REPLACED)
+        for messages in said:
+            assert len(messages) == LAYERS
+            for layer_id, message in enumerate(messages):
+                part = f"layer {layer_id} of series 'linear': its tensor 'weight' was replaced"
+                assert part in message
+
+
+@torch.inference_mode()
+def with_the_same_tensors(rank: int) -> bool:
+    """What changes nothing replaces nothing."""
+    linears, x = layers(7), torch.ones(2, WIDTH)
+    sharding = sharding_of(linears)
+    with torch.inference_mode(mode=False):
+        linears.float().to("cpu").eval().requires_grad_(False)
+    return torch.equal(sharded_forward(sharding, linears, x), forward(layers(7), x))
+
+
+def test_a_cast_to_the_same_type_is_no_replacement(tmp_path):
+    assert run_ranks(2, with_the_same_tensors, tmp_path) == [True, True]
+
+
 def test_values_and_a_missing_process_group_are_refused_at_once():
     with pytest.raises(ConfigError, match=r"prefetch_step = -1"):
         LayerSharding(prefetch_step=-1)

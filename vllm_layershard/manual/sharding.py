@@ -27,6 +27,7 @@ from vllm_layershard.errors import PlanError
 from vllm_layershard.manual.arguments import check_layer, check_layer_id, check_series
 from vllm_layershard.manual.claims import check_unclaimed, claim
 from vllm_layershard.manual.draft import Draft, agreed_plan
+from vllm_layershard.manual.in_place import check_in_place
 from vllm_layershard.manual.lane import Lane
 from vllm_layershard.plan.placement import round_robin_owner
 from vllm_layershard.runtime.ops import Place
@@ -164,7 +165,7 @@ class LayerSharding:
         """Just before the layer's forward: return when its weight is there.
 
         Raises:
-            PlanError: the layer belongs to no loaded series, or was not started.
+            PlanError: the layer is of no loaded series, was not started, or has other tensors now.
             TransportError: the weight did not arrive within the process group's timeout.
             MismatchError: with `verify`, it arrived for the first time and with other bytes.
         """
@@ -175,6 +176,7 @@ class LayerSharding:
                 f"{series.plan.layer_name(position)} is waited for and was not started; call start "
                 "(or reach_layer) for every layer of the series, in order, in every forward"
             )
+        check_in_place(layer, series, position)
         series.wait(position)
 
     def _place_of(self, layer: nn.Module) -> Place:
