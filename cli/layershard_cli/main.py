@@ -81,10 +81,17 @@ def run() -> None:
             stream.reconfigure(errors="backslashreplace")
     try:
         command = command_of(application(_asked(sys.argv[1:2])))
-        sys.exit(command(sys.argv[1:] or ["--help"], standalone_mode=False) or 0)
+        code = command(sys.argv[1:] or ["--help"], standalone_mode=False) or 0
+    except SystemExit as ended:
+        if not isinstance(ended.__context__, BrokenPipeError):
+            raise
+        code = 0  # a help that nobody reads on, which click ends with 1
     except _USAGE_ERROR as error:
         error.message = printable(error.message)
-        error.show()
+        try:
+            error.show()
+        except OSError:
+            discard(sys.stderr)
         sys.exit(error.exit_code)
     except LayerShardError as error:
         complain(str(error))
@@ -93,3 +100,4 @@ def run() -> None:
         complain(f"stdout cannot be written: {error.strerror}")
         discard(sys.stdout)
         sys.exit(2)
+    sys.exit(code)

@@ -233,8 +233,9 @@ def test_a_hub_that_cannot_be_reached_is_told_with_the_alternative(
 
 
 def test_a_closed_pipe_is_no_error() -> None:
-    command = [sys.executable, "-m", "layershard_cli", "map", "--model", "DeepSeek-V3"]
-    for extra in ([], ["--json"]):
+    command = [sys.executable, "-m", "layershard_cli"]
+    mapped = ["map", "--model", "DeepSeek-V3"]
+    for extra in (mapped, [*mapped, "--json"], [], ["--help"], ["plan", "--help"], ["--version"]):
         reader, writer = os.pipe()
         os.close(reader)
         with os.fdopen(writer, "w") as closed:
@@ -261,6 +262,20 @@ def test_a_closed_pipe_changes_no_verdict(extra: list[str], both: bool) -> None:
         )
     assert ended.returncode == 1
     assert both or ended.stderr == "check failed: prefill does not hide\n"
+
+
+@pytest.mark.parametrize(
+    ("flags", "code"), [("--dp two", 2), ("--dp 0", 2), ("--hardware nothing", 3)]
+)
+def test_a_message_that_nobody_reads_changes_no_exit_code(flags: str, code: int) -> None:
+    command = [sys.executable, "-m", "layershard_cli", "plan", "--model", "DeepSeek-V3"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as closed:
+        ended = subprocess.run(
+            [*command, *flags.split()], stdout=closed, stderr=closed, timeout=60, check=False
+        )
+    assert ended.returncode == code
 
 
 def test_a_full_disk_is_one_message() -> None:
