@@ -495,6 +495,22 @@ def test_a_cast_to_the_same_type_is_no_replacement(tmp_path):
     assert run_ranks(2, with_the_same_tensors, tmp_path) == [True, True]
 
 
+def with_gradients(rank: int) -> list[bool]:
+    linears, x = layers(7), torch.ones(2, WIDTH)
+    sharding = sharding_of(linears)
+    with pytest.raises(PlanError, match=r"layer 0 of series 'linear': started with gradients ena"):
+        sharding.start(linears[0])
+    expected = forward(layers(7), x)
+    with torch.no_grad():
+        equal = [torch.equal(sharded_forward(sharding, linears, x), expected)]
+    linears.requires_grad_(False)
+    return [*equal, torch.equal(sharded_forward(sharding, linears, x), expected)]
+
+
+def test_a_layer_is_not_started_where_its_gradients_are_wanted(tmp_path):
+    assert run_ranks(2, with_gradients, tmp_path) == [[True] * 2] * 2
+
+
 def test_values_and_a_missing_process_group_are_refused_at_once():
     with pytest.raises(ConfigError, match=r"prefetch_step = -1"):
         LayerSharding(prefetch_step=-1)

@@ -27,7 +27,7 @@ from vllm_layershard.errors import PlanError
 from vllm_layershard.manual.arguments import check_layer, check_layer_id, check_series
 from vllm_layershard.manual.claims import check_unclaimed, claim
 from vllm_layershard.manual.draft import Draft, agreed_plan
-from vllm_layershard.manual.in_place import check_in_place
+from vllm_layershard.manual.in_place import check_in_place, check_no_gradient
 from vllm_layershard.manual.lane import Lane
 from vllm_layershard.plan.placement import round_robin_owner
 from vllm_layershard.runtime.ops import Place
@@ -155,10 +155,11 @@ class LayerSharding:
         Call it for every layer in every forward, on all ranks.
 
         Raises:
-            PlanError: the layer belongs to no loaded series.
+            PlanError: the layer belongs to no loaded series, or gradients are wanted of it.
             TransportError: a rank of the group is gone.
         """
         place = self._place_of(layer)
+        check_no_gradient(layer, place.series, place.position)
         place.series.reach(place.position)
 
     def wait(self, layer: nn.Module) -> None:
