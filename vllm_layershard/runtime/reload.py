@@ -1,10 +1,12 @@
 """A reload of the weights on one rank: whole, or every later forward is an error.
 
 Note [What a reload does]
-vLLM reads a checkpoint into a running server. On every rank it loads each linear anew, and calls
-its quant method. ShardedLinearMethod (hosts/sharded_linear.py) processes the new weight and hands
-it to ShardedSeries.reload. Weights.reload takes what this rank stores of it. Its Transport copies
-that into the memory from which it serves, and the next forward moves it. No address changes.
+vLLM reads a checkpoint into a running server (guarded by hosts/reload_guard.py). On every rank it
+loads each linear anew, and calls its quant method. ShardedLinearMethod (hosts/sharded_linear.py)
+processes the new weight and hands it to ShardedSeries.reload. Weights.reload takes what this rank
+stores of it. Its transport (transport/broadcast.py, pull.py) copies that into the memory from which
+it serves. Among replicas the exports do (peer_memory/posix.py), into a new piece that is mapped at
+the old address; on a GPU or NPU they refuse. The next forward moves the new bytes.
 
 Where a reload fails between two linears a series holds layers of two checkpoints, and nothing in a
 forward could tell. Ranks in lockstep move whatever their owners store: a reload that succeeds later
