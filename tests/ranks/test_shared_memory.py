@@ -20,7 +20,8 @@ from vllm_layershard.errors import NodeError, TransportError
 from vllm_layershard.runtime import shared_memory
 from vllm_layershard.runtime.peer_memory import posix
 from vllm_layershard.runtime.peer_memory.posix import PosixExports
-from vllm_layershard.runtime.shared_memory import PREFIX, Piece, Window
+from vllm_layershard.runtime.shared_memory import PREFIX, Piece
+from vllm_layershard.runtime.window import Window
 
 FORK = multiprocessing.get_context("fork")
 HANG_S = 60

@@ -27,8 +27,9 @@ from vllm_layershard.errors import NodeError, TransportError
 from vllm_layershard.runtime import shared_memory
 from vllm_layershard.runtime.peer_memory.base import Exports, Parts
 from vllm_layershard.runtime.peer_memory.boot import boot_id
-from vllm_layershard.runtime.shared_memory import Piece, Window
+from vllm_layershard.runtime.shared_memory import Piece
 from vllm_layershard.runtime.tensors import byte_line, placed_like
+from vllm_layershard.runtime.window import Window
 
 PATIENCE_S = 180.0
 """How long a rank that was given new weights waits for a peer to be given them, too."""
