@@ -153,6 +153,31 @@ def test_a_name_that_is_taken_over_while_it_is_taken_away_stays(name, monkeypatc
     newer.remove()
 
 
+def test_a_sweep_puts_back_no_name_that_was_given_anew(name, monkeypatch):
+    """What it set aside turned out to live, and meanwhile a newer piece has taken the name."""
+    living, newest = Piece(8), Piece(8)
+    path = shared_memory.path_of(name)
+    shared_memory._link(living.fd, path)
+    rename = os.rename
+
+    def named_anew_just_after(source, target):
+        rename(source, target)
+        shared_memory._link(newest.fd, source)
+
+    def seems_left_over_at_first(asked):
+        return asked == name
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", named_anew_just_after)
+        patch.setattr(shared_memory, "is_left_over", seems_left_over_at_first)
+        assert name not in shared_memory.sweep()
+    assert os.path.samestat(path.stat(), os.fstat(newest.fd))
+    assert shared_memory.names(name.removeprefix(PREFIX)) == [name]
+    path.unlink()
+    living.remove()
+    newest.remove()
+
+
 def in_a_forked_child(name: str) -> list[bool]:
     shared_memory._remove_all()
     return [shared_memory.is_left_over(name), name in shared_memory.sweep()]

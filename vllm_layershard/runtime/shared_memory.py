@@ -21,6 +21,7 @@ import multiprocessing.util
 import os
 import secrets
 import stat
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -111,7 +112,11 @@ class Piece:
             return  # a forked child has no say in it
         if self._name is not None and _mine.get(self._name) is self:
             del _mine[self._name]
-            _unlink_if_same(self._name, self.fd)
+            _remove_if(self._name, self._has)
+
+    def _has(self, name: str) -> bool:
+        """Whether the name is this piece's still, and not that of a newer one."""
+        return os.path.samestat(path_of(name).lstat(), os.fstat(self.fd))
 
     def leave_behind(self) -> None:
         """Let the name outlive this process, until the next start of any removes what is left."""
@@ -163,21 +168,25 @@ def _remove_all() -> None:
         piece.remove()
 
 
-def _unlink_if_same(name: str, fd: int) -> None:
-    """Take the name away from this open file; if another file has it by now, it stays.
+def _remove_if(name: str, goes: Callable[[str], bool]) -> bool:
+    """Remove what has the name if it `goes`; whether it did. Something else keeps the name.
 
-    A rank that was started again has taken its predecessor's names over. That may come to pass
-    between two calls, so what is to go is set aside and looked at once more.
+    A rank that is started again takes its predecessor's names over, maybe between two calls of this
+    one. So what is to go is set aside and looked at once more, and put back only where the name
+    was not given anew meanwhile.
     """
-    path, aside = path_of(name), path_of(f"{name}.{os.getpid()}-{secrets.token_hex(4)}.swept")
+    path, aside = path_of(name), f"{name}.{os.getpid()}-{secrets.token_hex(4)}.swept"
     with suppress(OSError):  # gone already, or another user's
-        if not os.path.samestat(path.lstat(), os.fstat(fd)):
-            return
-        os.rename(path, aside)
-        if not os.path.samestat(aside.lstat(), os.fstat(fd)):
-            with suppress(FileExistsError):  # there is a newer one still
-                os.link(aside, path, follow_symlinks=False)
-        aside.unlink()
+        if not goes(name):
+            return False
+        os.rename(path, path_of(aside))
+        gone = goes(aside)
+        if not gone:
+            with suppress(FileExistsError):
+                os.link(path_of(aside), path, follow_symlinks=False)
+        path_of(aside).unlink()
+        return gone
+    return False
 
 
 def _link(fd: int, path: Path) -> None:
@@ -241,18 +250,7 @@ def names(prefix: str = "") -> list[str]:
 
 def sweep() -> list[str]:
     """Remove what dead processes have left on this node; its names."""
-    found = []
-    for name in names():
-        with suppress(OSError):  # another's, or gone already
-            if is_left_over(name):
-                aside = f"{name}.{os.getpid()}.swept"
-                os.rename(path_of(name), path_of(aside))
-                if is_left_over(aside):
-                    path_of(aside).unlink()
-                    found.append(name)
-                else:  # its writer was started again at this very moment
-                    os.rename(path_of(aside), path_of(name))
-    return found
+    return [name for name in names() if _remove_if(name, is_left_over)]
 
 
 def path_of(name: str) -> Path:
