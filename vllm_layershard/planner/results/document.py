@@ -5,8 +5,10 @@ Keys are added, never renamed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
+
+from vllm_layershard.version import __version__
 
 SCHEMA_VERSION: Final = 1
 
@@ -20,3 +22,9 @@ def plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: plain(item) for key, item in value.items()}
     return value
+
+
+def document_of(result: Any, sections: Sequence[str]) -> dict[str, Any]:
+    """The document of an answer: each section is the result's attribute of that name."""
+    said = {name: plain(getattr(result, name)) for name in sections}
+    return {"schema_version": SCHEMA_VERSION, "version": __version__, **said}

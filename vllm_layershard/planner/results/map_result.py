@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 from vllm_layershard.models import Evidence, GroupPlan, Sharding
 from vllm_layershard.plan import SeriesPlan, Stripe
 from vllm_layershard.planner.layout import Layout
-from vllm_layershard.planner.results.document import SCHEMA_VERSION, plain
+from vllm_layershard.planner.results.document import document_of
 from vllm_layershard.planner.results.facts import (
     ModelFacts,
     ShardingFacts,
@@ -16,7 +16,6 @@ from vllm_layershard.planner.results.facts import (
     model_facts,
     sharding_facts,
 )
-from vllm_layershard.version import __version__
 
 _SECTIONS: Final = ("model", "parallel", "sharding", "groups", "warnings")
 """The keys of the document, each an attribute of the result."""
@@ -84,8 +83,7 @@ class MapResult(NamedTuple):
 
     def document(self) -> dict[str, Any]:
         """`layershard map --json`: plain data of JSON's types."""
-        sections = {name: plain(getattr(self, name)) for name in _SECTIONS}
-        return {"schema_version": SCHEMA_VERSION, "version": __version__, **sections}
+        return document_of(self, _SECTIONS)
 
 
 def _group_map(group: GroupPlan) -> GroupMap:

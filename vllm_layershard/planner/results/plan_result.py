@@ -9,9 +9,8 @@ from vllm_layershard.estimate import Estimate, Forecast
 from vllm_layershard.estimate.capacity import capacity, may_fit
 from vllm_layershard.models import Evidence, Sharding
 from vllm_layershard.planner.paying import PREFILL, failures_of, phases_of
-from vllm_layershard.planner.results.document import SCHEMA_VERSION, plain
+from vllm_layershard.planner.results.document import document_of
 from vllm_layershard.planner.serve_command import launch_command
-from vllm_layershard.version import __version__
 
 if TYPE_CHECKING:
     from vllm_layershard.estimate.pareto import Point
@@ -177,5 +176,4 @@ class PlanResult(NamedTuple):
 
     def document(self) -> dict[str, Any]:
         """`layershard plan --json`: plain data of JSON's types."""
-        sections = {name: plain(getattr(self, name)) for name in _SECTIONS}
-        return {"schema_version": SCHEMA_VERSION, "version": __version__, **sections}
+        return document_of(self, _SECTIONS)
