@@ -41,6 +41,7 @@ from vllm_layershard.plan import ParallelLayout, select
 from vllm_layershard.runtime.device import device_of
 from vllm_layershard.runtime.ops import Place, bind, unbind
 from vllm_layershard.runtime.report import Report
+from vllm_layershard.runtime.report_file import ReportFile
 from vllm_layershard.runtime.series import ShardedSeries
 from vllm_layershard.runtime.tensors import materialise
 from vllm_layershard.version import __version__
@@ -60,6 +61,7 @@ def build(
         PlanError: a name matches nothing, or a series cannot be planned.
         HostError: the model or its quantisation cannot be sharded on this host.
         MismatchError: the ranks were not started alike, or one of them is missing.
+        ConfigError: another server writes its reports where this rank would.
     """
     guard_reloads()
     device = device_of(torch.device(vllm_config.device_config.device_type))
@@ -70,6 +72,8 @@ def build(
         started["model"] = identity_of(vllm_config)
     groups = form_groups(layout, device.backend, vllm_config, started)
     try:
+        if config.report_dir is not None:
+            ReportFile(config.report_dir, groups.rank).prepare()
         with collecting(config, num_layers) as found:
             model = construct()
         leave_towers(model, found, device.torch_device)
@@ -151,7 +155,7 @@ def serve(loaded: Sequence[LoadedGroup], config: LayerShardConfig, groups: Group
     """Say in the log what this rank holds, and begin its report, if one is asked for.
 
     Raises:
-        ConfigError: the report cannot be written.
+        ConfigError: the report cannot be written, or another server writes it.
     """
     every_series = [series for group in loaded for series in group.series]
     for series in every_series:

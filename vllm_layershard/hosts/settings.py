@@ -9,7 +9,7 @@ from vllm_layershard.errors import HostError
 from vllm_layershard.hosts import cpu_dp
 from vllm_layershard.hosts.deployment import launched_as, note_launch, reaches_other_nodes
 from vllm_layershard.plan import ParallelLayout, engines_that_share, sharing_layout
-from vllm_layershard.runtime.report import make_writable
+from vllm_layershard.runtime.report_file import make_writable
 from vllm_layershard.schema import validated
 
 if TYPE_CHECKING:

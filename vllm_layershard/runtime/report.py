@@ -6,14 +6,12 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
 
 from vllm_layershard.errors import ConfigError
+from vllm_layershard.runtime.report_file import ReportFile
 from vllm_layershard.runtime.series import ShardedSeries
 from vllm_layershard.version import __version__
 
@@ -32,8 +30,7 @@ class Report:
         series: Sequence[ShardedSeries],
         digests: Mapping[str, str],
     ) -> None:
-        self._path = Path(directory) / f"layershard-rank{rank}.json"
-        self._rank = rank
+        self._file = ReportFile(directory, rank)
         self._series = series
         self._digests = digests
         self._timer: threading.Timer | None = None
@@ -44,7 +41,8 @@ class Report:
         return {
             "schema_version": 1,
             "version": __version__,
-            "rank": self._rank,
+            "rank": self._file.rank,
+            "process": {"hostname": os.uname().nodename, "pid": os.getpid()},
             "series": [
                 {
                     "name": s.name,
@@ -69,14 +67,9 @@ class Report:
         """Write the file anew, whole or not at all.
 
         Raises:
-            ConfigError: the directory cannot be made or written.
+            ConfigError: another server writes it, or the directory cannot be made or written.
         """
-        text = json.dumps(self.document()) + "\n"
-        with _writing(self._path.parent):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            draft = self._path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.tmp")
-            draft.write_text(text)
-            draft.replace(self._path)
+        self._file.write(json.dumps(self.document()) + "\n")
 
     def refresh(self) -> None:
         """Have the file written within a second, off the calling thread: cheap in every forward."""
@@ -93,29 +86,5 @@ class Report:
             self._failed = False
         except ConfigError as error:
             if not self._failed:
-                logger.warning("rank %d: %s", self._rank, error)
+                logger.warning("rank %d: %s", self._file.rank, error)
             self._failed = True
-
-
-def make_writable(directory: str) -> None:
-    """Make the directory if it is not there, and see that a file can be written in it.
-
-    Raises:
-        ConfigError: it cannot.
-    """
-    path = Path(directory)
-    with _writing(path):
-        path.mkdir(parents=True, exist_ok=True)
-        TemporaryFile(dir=path).close()
-
-
-@contextmanager
-def _writing(directory: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError) as error:  # a ValueError: no file can have such a name
-        reason = getattr(error, "strerror", None) or error
-        raise ConfigError(
-            f"layer_sharding.report_dir = {str(directory)!r}: cannot be written "
-            f"({reason}); give a directory that every rank may write to"
-        ) from None

@@ -8,7 +8,8 @@ import logging
 import pytest
 
 from vllm_layershard.errors import ConfigError
-from vllm_layershard.runtime.report import Report, make_writable
+from vllm_layershard.runtime.report import Report
+from vllm_layershard.runtime.report_file import make_writable
 
 
 def test_a_directory_is_made_and_tried(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from hosted.engines import load, run_engines
 from recital import model_path
 from vllm_layershard.errors import LayerShardError
@@ -10,9 +12,10 @@ SHORT_S = 3.0
 """For a rank that does not come. For those that come it is as long as it is for users."""
 
 
-def strangers(rank: int, config) -> list[str]:
+def strangers(reports: str, rank: int, config) -> list[str]:
     """What each start comes to on this rank, which alone is changed if it is rank 1."""
     from vllm_layershard.runtime.ranks import handshake
+    from vllm_layershard.runtime.report_file import ReportFile
 
     text, settings = config.model_config.hf_text_config, config.additional_config
     said = []
@@ -45,9 +48,13 @@ def strangers(rank: int, config) -> list[str]:
     model.check_matched, check_matched = fails_on(rank, model.check_matched), model.check_matched
     start()
     model.check_matched = check_matched
+    config.additional_config = {"layer_sharding": {"layers": ["o_proj"], "report_dir": reports}}
+    another_servers = ReportFile(reports, 1)
+    if rank == 0:
+        another_servers.write("{}")
+    start()
     handshake.PATIENCE_S = SHORT_S
-    if rank:
-        config.additional_config = {}
+    config.additional_config = {} if rank else settings
     start()
     return said
 
@@ -63,8 +70,9 @@ def fails_on(rank: int, check):
     return checking
 
 
-def test_both_ranks_end_with_one_error_that_names_what_differs():
-    zero, one = run_engines(model_path(), {"layers": ["o_proj"]}, strangers)
+def test_both_ranks_end_with_one_error_that_names_what_differs(tmp_path):
+    inspect = partial(strangers, str(tmp_path))
+    zero, one = run_engines(model_path(), {"layers": ["o_proj"]}, inspect)
     assert not isinstance(zero, str), zero
     assert not isinstance(one, str), one
     against = "rank 1 against rank 0: configuration."
@@ -81,6 +89,10 @@ def test_both_ranks_end_with_one_error_that_names_what_differs():
         assert "report_dir" not in said
     assert zero[4] == "MismatchError: rank 1 ended: LayerShardError: only here"
     assert one[4] == "LayerShardError: only here"
-    assert "MismatchError: rank 1 of the world's 2 did not come to compare the conf" in zero[5]
-    assert f"within {SHORT_S:g} s: it runs without the key layer_sharding" in zero[5]
-    assert one[5] == "loaded"
+    assert one[5].startswith(
+        f"ConfigError: layer_sharding.report_dir = '{tmp_path}': the report of"
+    )
+    assert zero[5] == f"MismatchError: rank 1 ended: {one[5]}"
+    assert "MismatchError: rank 1 of the world's 2 did not come to compare the conf" in zero[6]
+    assert f"within {SHORT_S:g} s: it runs without the key layer_sharding" in zero[6]
+    assert one[6] == "loaded"
