@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
+from vllm_layershard.bounded_file import UnreadableError, read_named
 from vllm_layershard.config import KEY, OPTIONS, LayerShardConfig
 from vllm_layershard.errors import ConfigError
 from vllm_layershard.schema import validated
@@ -37,16 +37,11 @@ def read_additional(text: str) -> tuple[LayerShardConfig, tuple[str, ...]]:
 
 def _contents(path: str) -> str:
     try:
-        with Path(path).open("rb") as file:
-            raw = file.read(_MAX_BYTES + 1)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
+        raw = read_named(path, _MAX_BYTES)
+    except UnreadableError as error:
         raise ConfigError(
-            f"@{path}: cannot be read: {reason}; give the path of a file after the @, or the JSON "
-            "itself without one"
+            f"@{path}: {error}; give the path of a file after the @, or the JSON itself without one"
         ) from None
-    if len(raw) > _MAX_BYTES:
-        raise ConfigError(f"@{path}: is larger than {_MAX_BYTES:,} bytes: not a configuration")
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -172,6 +172,10 @@ FILES = {
     "deep objects": b'{"a":' * 100_000,
     "a number of 5000 digits": b'{"num_hidden_layers": ' + b"9" * 5000 + b"}",
     "three hundred thousand empty lists": b"[" + b"[]," * 340_000 + b"[]]",
+    "lists for eight megabytes": b"[" + b"[0]," * 2_000_000 + b"[]]",
+    "texts for eight megabytes": b"[" + b'"0123456789abcdef",' * 440_000 + b"0]",
+    "a wide character after eight megabytes": b'{"a": "' + b"x" * 8_000_000 + b'\xf0\x9f\x98\x80"}',
+    "nine megabytes": b'{"a": "' + b"x" * (9 << 20) + b'"}',
     "three megabytes": b'{"a": "' + b"x" * (3 << 20) + b'"}',
     "control characters in a string": b'{"a": "\x01"}',
 }

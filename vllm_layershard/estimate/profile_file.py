@@ -20,6 +20,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, NoReturn, get_args
 
+from vllm_layershard.bounded_file import UnreadableError, read_named
 from vllm_layershard.errors import HardwareError
 from vllm_layershard.estimate.hardware import (
     LABELS,
@@ -98,13 +99,11 @@ def read_profile(path: str) -> Hardware:
 
 def _parsed(path: str) -> Any:
     try:
-        with Path(path).expanduser().open("rb") as file:
-            raw = file.read(_MAX_BYTES + 1)
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise HardwareError(f"--hardware {path}: cannot be read: {reason}") from None
-    if len(raw) > _MAX_BYTES:
-        raise HardwareError(f"--hardware {path}: is larger than {_MAX_BYTES:,} bytes: no profile")
+        raw = read_named(Path(path).expanduser(), _MAX_BYTES)
+    except RuntimeError:
+        raise HardwareError(f"--hardware {path}: there is no such user") from None
+    except UnreadableError as error:
+        raise HardwareError(f"--hardware {path}: {error}") from None
     try:
         return json.loads(raw.decode("utf-8-sig"))
     except UnicodeDecodeError as error:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from layershard_cli.output import emit, tell
+from vllm_layershard.bounded_file import UnwritableError, write_named
 from vllm_layershard.errors import HardwareError
 
 _MODULE = "vllm_layershard.measure.calibrate"
@@ -40,7 +41,7 @@ def calibrate_command(
 
     existed = output is not None and output.exists()
     if output is not None:
-        _write(output, "", "a")  # now, not after a minute's work
+        _write(output, "", append=True)  # now, not after a minute's work
     command = [sys.executable, "-m", _MODULE, "--ranks", str(ranks), "--backend", backend]
     command += ["--name", name] if name is not None else []
     command += ["--quick"] if quick else []
@@ -53,13 +54,12 @@ def calibrate_command(
     if output is None:
         emit(text)
         return
-    _write(output, text + "\n", "w")
+    _write(output, text + "\n")
     tell(f"wrote {output}; use it with layershard plan --hardware {output}")
 
 
-def _write(output: Path, text: str, mode: str) -> None:
+def _write(output: Path, text: str, *, append: bool = False) -> None:
     try:
-        with output.open(mode) as file:
-            file.write(text)
-    except OSError as error:
-        raise HardwareError(f"calibrate: {output} cannot be written: {error.strerror}") from None
+        write_named(output, text.encode(), append=append)
+    except UnwritableError as error:
+        raise HardwareError(f"calibrate: {output} {error}") from None

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 from layershard_cli.output import tell
+from vllm_layershard.bounded_file import UnwritableError, write_named
 from vllm_layershard.errors import ConfigError
 from vllm_layershard.estimate import Estimate
 from vllm_layershard.planner.results.plan_result import PlanResult
@@ -37,8 +37,7 @@ def _write(flag: str, path: str, text: str) -> None:
     if not path:
         raise ConfigError(f"{flag} is empty; give the name of a file")
     try:
-        Path(path).write_text(text, encoding="utf-8")
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"{flag} {path!r}: cannot be written: {reason}") from None
+        write_named(path, text.encode(errors="backslashreplace"))
+    except UnwritableError as error:
+        raise ConfigError(f"{flag} {path!r}: {error}") from None
     tell(f"wrote {path}")

@@ -241,8 +241,8 @@ def test_bad_files_end_in_one_message(case: str, tmp_path: Path) -> None:
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     for path, expected in {
         tmp_path / "none.json": "No such file",
-        tmp_path: "Is a directory",
-        Path("/dev/zero"): "is larger than 1,048,576 bytes",
+        tmp_path: "is a directory, not a regular file",
+        Path("/dev/zero"): "is a device, not a regular file",
     }.items():
         with pytest.raises(HardwareError, match=expected):
             profile(str(path))

@@ -324,7 +324,7 @@ def test_a_broken_header_on_the_hub(served: type[Handler]) -> None:
 
 
 def test_a_config_that_never_ends(served: type[Handler]) -> None:
-    (served.root / "config.json").write_bytes(b" " * (3 << 20))
+    (served.root / "config.json").write_bytes(b" " * (9 << 20))
     with pytest.raises(ModelError, match="sent more than"):
         find(NAME)
 

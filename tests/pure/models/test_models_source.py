@@ -131,7 +131,7 @@ def test_names_of_nothing(name: str) -> None:
 
 def test_a_directory_named_as_the_file(tmp_path: Path) -> None:
     (tmp_path / "config.json").mkdir()
-    with pytest.raises(ModelError, match="is not a regular file"):
+    with pytest.raises(ModelError, match="is a directory, not a regular file"):
         find(str(tmp_path))
 
 

@@ -8,6 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from vllm_layershard.bounded_file import (
+    AbsentError,
+    UnreadableError,
+    is_absent,
+    opened,
+    read_bounded,
+)
 from vllm_layershard.errors import ModelError
 from vllm_layershard.models.checkpoint.safetensors import (
     PREFIX_BYTES,
@@ -63,7 +70,7 @@ def read_checkpoint(directory: Path) -> Checkpoint | None:
     counts = _counts(directory)
     if not counts:
         return None
-    missing = [name for name in counts if not (directory / name).is_file()]
+    missing = [name for name in counts if is_absent(directory / name)]
     if missing:
         raise MissingFilesError(
             f"{directory}: {len(missing)} of {len(counts)} files of the checkpoint are missing, "
@@ -136,14 +143,17 @@ def _counts(directory: Path) -> dict[str, int | None]:
     """The files, with the number of tensors that the index names of each, or None without one."""
     index = directory / INDEX
     try:
-        if index.is_symlink() or index.exists():
-            try:
-                return dict(parse_weight_map(_contents(index), str(index)))
-            except ModelError as error:
-                raise ModelError(f"{error}; {remedy(directory)}") from None
+        return dict(parse_weight_map(read_bounded(index, MAX_INDEX_BYTES), str(index)))
+    except AbsentError:
+        pass
+    except UnreadableError as error:
+        raise ModelError(f"{index}: {error}; {remedy(directory)}") from None
+    except ModelError as error:
+        raise ModelError(f"{error}; {remedy(directory)}") from None
+    try:
         names = sorted(path.name for path in directory.glob("*.safetensors"))
     except OSError as error:
-        raise _unreadable(index, error) from None
+        raise ModelError(f"{directory}: cannot be read: {error.strerror or error}") from None
     if SINGLE in names:
         names = [SINGLE]
     # Mistral publishes its own layout beside the usual one.
@@ -153,26 +163,12 @@ def _counts(directory: Path) -> dict[str, int | None]:
     return dict.fromkeys(usual)
 
 
-def _contents(index: Path) -> bytes:
-    """Of the index, which a local name of the caller would keep while the text is read."""
-    with index.open("rb") as file:
-        return file.read(MAX_INDEX_BYTES + 1)
-
-
 def _read_header(path: Path) -> Header:
     try:
-        if not path.is_file():
-            raise ModelError(f"{path}: is not a regular file")
-        with path.open("rb") as file:
-            file_bytes = path.stat().st_size
-            length = header_bytes(file.read(PREFIX_BYTES), file_bytes, str(path))
+        with opened(path) as file:
+            length = header_bytes(file.read(PREFIX_BYTES), file.nbytes, str(path))
             raw = file.read(length)
-    except OSError as error:
-        raise _unreadable(path, error) from None
-    if len(raw) < length:
-        raise ModelError(f"{path}: changed while it was read")
-    return Header(raw, file_bytes - PREFIX_BYTES - length)
-
-
-def _unreadable(path: Path, error: OSError) -> ModelError:
-    return ModelError(f"{path}: cannot be read: {error.strerror or error}")
+            file.require_unchanged()
+            return Header(raw, file.nbytes - PREFIX_BYTES - length)
+    except UnreadableError as error:
+        raise ModelError(f"{path}: {error}") from None

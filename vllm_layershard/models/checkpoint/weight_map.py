@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
-from vllm_layershard.errors import ModelError
 from vllm_layershard.models.scanner import Scanner, decoded
 
 INDEX: Final = "model.safetensors.index.json"
@@ -26,8 +25,6 @@ def parse_weight_map(raw: bytes, where: str) -> Mapping[str, int]:
         ModelError: not the format, a tensor twice, too many files, or a name that is not that of
             a file beside the index.
     """
-    if len(raw) > MAX_INDEX_BYTES:
-        raise ModelError(f"{where}: is larger than {MAX_INDEX_BYTES:,} bytes")
     scanner = Scanner(decoded(raw, where), where)
     del raw  # the caller keeps no reference: the bytes and the text are not held together
     files: dict[str, int] | None = None

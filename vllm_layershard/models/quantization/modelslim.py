@@ -9,6 +9,7 @@ from pathlib import Path
 from sys import intern
 from typing import Final
 
+from vllm_layershard.bounded_file import AbsentError, UnreadableError, read_bounded
 from vllm_layershard.errors import ModelError
 from vllm_layershard.models.scanner import Scanner, decoded
 from vllm_layershard.models.sources.config_file import ConfigFile
@@ -35,28 +36,21 @@ def with_description(config: ConfigFile, directory: Path) -> ConfigFile:
         return config
     path = directory / DESCRIPTION
     try:
-        kinds = parse_description(_contents(path), str(path))
-    except FileNotFoundError:
+        kinds = parse_description(read_bounded(path, MAX_DESCRIPTION_BYTES), str(path))
+    except AbsentError:
         return config
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except UnreadableError as error:
+        raise ModelError(f"{path}: {error}") from None
     read = {"quant_method": "ascend", KINDS: kinds}
     return config._replace(values={**config.values, "quantization_config": read})
-
-
-def _contents(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(MAX_DESCRIPTION_BYTES + 1)
 
 
 def parse_description(raw: bytes, where: str) -> Mapping[str, str]:
     """Module -> precision of its weight, without experts beyond the first of each layer.
 
     Raises:
-        ModelError: too large, not JSON, or not an object.
+        ModelError: not JSON, or not an object.
     """
-    if len(raw) > MAX_DESCRIPTION_BYTES:
-        raise ModelError(f"{where}: is larger than {MAX_DESCRIPTION_BYTES:,} bytes")
     scanner = Scanner(decoded(raw, where), where)
     del raw  # the caller keeps no reference: the bytes and the text are not held together
     kinds: dict[str, str] = {}

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn
 
+from vllm_layershard.bounded_file import AbsentError, UnreadableError, read_bounded
 from vllm_layershard.errors import ModelError, UnknownModelError
 
-MAX_FILE_BYTES = 1 << 20
-"""The largest config.json known is under 200 kB; json makes up to thirty times its size of it."""
+MAX_FILE_BYTES: Final = 8 << 20
+"""The largest config.json known has 3.1 MB: nvidia/MiniMax-M3-NVFP4 names 22,422 modules in it."""
+
+_MAX_SECTIONS: Final = 1 << 17
+_MAX_VALUES: Final = 1 << 19
+"""What json builds takes a few hundred bytes a section, and a hundred a value."""
 
 
 class ConfigFile(NamedTuple):
@@ -92,28 +98,19 @@ def read_config(path: Path) -> ConfigFile:
         UnknownModelError: there is no such file.
         ModelError: it cannot be read, or does not hold a JSON object.
     """
+    where = "the directory of a model, or the path of its config.json"
+    directory = path if os.path.isdir(path) else None
+    path = path if directory is None else directory / "config.json"
     try:
-        if path.is_dir():
-            path = path / "config.json"
-            if not path.exists():
-                raise UnknownModelError(
-                    f"{path.parent}: the directory holds no config.json; give the directory of a "
-                    "model, or the path of its config.json"
-                )
-        if not path.exists():
+        raw = read_bounded(path, MAX_FILE_BYTES)
+    except AbsentError:
+        if directory is not None:
             raise UnknownModelError(
-                f"{path}: no such file or directory; give the directory of a model, or the path "
-                "of its config.json"
-            )
-        if not path.is_file():
-            raise ModelError(f"{path}: is not a regular file")
-        with path.open("rb") as file:
-            raw = file.read(MAX_FILE_BYTES + 1)
-    except (OSError, ValueError) as error:
-        if isinstance(error, ModelError):
-            raise
-        reason = getattr(error, "strerror", None) or error
-        raise ModelError(f"{path}: cannot be read: {reason}") from None
+                f"{directory}: the directory holds no config.json; give {where}"
+            ) from None
+        raise UnknownModelError(f"{path}: no such file or directory; give {where}") from None
+    except UnreadableError as error:
+        raise ModelError(f"{path}: {error}") from None
     return parse_config(raw, str(path))
 
 
@@ -121,10 +118,13 @@ def parse_config(raw: bytes, where: str) -> ConfigFile:
     """Parse the bytes of a config.json.
 
     Raises:
-        ModelError: too large, not UTF-8, not JSON, or not an object.
+        ModelError: not UTF-8, not JSON, not an object, or more values than any known one has.
     """
-    if len(raw) > MAX_FILE_BYTES:
-        raise ModelError(f"{where}: is larger than {MAX_FILE_BYTES:,} bytes: not a config.json")
+    if raw.count(b"[") + raw.count(b"{") > _MAX_SECTIONS or raw.count(b",") > _MAX_VALUES:
+        raise ModelError(
+            f"{where}: has more than {_MAX_SECTIONS:,} lists and objects, or more than "
+            f"{_MAX_VALUES:,} values: not a config.json"
+        )
     try:
         values = json.loads(raw.decode("utf-8-sig"))
     except UnicodeDecodeError as error:

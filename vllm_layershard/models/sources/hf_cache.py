@@ -5,7 +5,11 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import Final
 
+from vllm_layershard.bounded_file import UnreadableError, read_bounded
+
+_MAX_REVISION: Final = 200
 _REVISION = re.compile(r"[0-9a-zA-Z][\w-]{0,99}", re.ASCII)
 
 
@@ -13,14 +17,13 @@ def snapshot_of(name: str) -> tuple[Path, str] | None:
     """The directory of a repository's main revision with a config.json, and the revision."""
     repository = _cache_directory() / f"models--{name.replace('/', '--')}"
     try:
-        with (repository / "refs" / "main").open(encoding="utf-8") as file:
-            revision = file.read(200).strip()
+        revision = read_bounded(repository / "refs" / "main", _MAX_REVISION).decode().strip()
         if not _REVISION.fullmatch(revision):
             return None
         directory = repository / "snapshots" / revision
         if not (directory / "config.json").is_file():
             return None
-    except (OSError, ValueError):
+    except (UnreadableError, OSError, ValueError):
         return None
     return directory, revision
 
