@@ -33,18 +33,31 @@ WITH_DP = (*LAYOUTS, (1, 2, True), (2, 2, True), (1, 2, False))
 class Case:
     """A real config.json with some of its values changed, on some layouts.
 
+    `config` is the name of a bundled one, or what another states (stated.py). `text` are changes
+    within its text_config.
+
     `text_class`: its text_config alone is built, as this architecture: the multimodal class around
     it needs packages that are not here.
     """
 
-    config: str
+    config: str | Mapping[str, Any]
     changes: Mapping[str, Any] = field(default_factory=dict)
     layouts: tuple[tuple[int, int, bool], ...] = WITH_DP
     text_class: str | None = None
+    text: Mapping[str, Any] = field(default_factory=dict)
+
+    def stated(self) -> dict[str, Any]:
+        """The config as it is published."""
+        if isinstance(self.config, str):
+            read: dict[str, Any] = json.loads((CONFIGS / f"{self.config}.json").read_text())
+            return read
+        return dict(self.config)
 
     def write(self, directory: Path) -> Path:
         """The changed config; a change to None removes a key. `auto_map` names code: never run."""
-        config = json.loads((CONFIGS / f"{self.config}.json").read_text())
+        config = self.stated()
+        if self.text:
+            config |= {"text_config": config["text_config"] | dict(self.text)}
         if self.text_class is not None:
             config = config["text_config"] | {"architectures": [self.text_class]}
         config.pop("auto_map", None)

@@ -12,8 +12,10 @@ from tests.vllm.truth import (
     test_truth_grouped,
     test_truth_hybrids,
     test_truth_mla,
+    test_truth_published,
     test_truth_quantized,
     test_truth_real,
+    test_truth_wider,
 )
 from truth.compare import CONFIGS, Case
 from vllm_layershard.models import read_model
@@ -27,6 +29,7 @@ SMALL = (
     test_truth_grouped.CASES,
     test_truth_hybrids.CASES,
     test_truth_quantized.CASES,
+    test_truth_wider.CASES,
 )
 
 
@@ -39,11 +42,13 @@ def _families() -> Iterator[str]:
     yield "| vLLM's class | as published | scaled down: layouts compared |\n| --- | --- | --- |\n"
     small = [case for cases in SMALL for case in cases.values()]
     by_class: dict[str, list[str]] = {}
-    for case in test_truth_real.CASES.values():
-        by_class.setdefault(_architecture(case), []).append(case.config.partition("--")[2])
+    for name, case in (test_truth_real.CASES | test_truth_published.CASES).items():
+        by_class.setdefault(_architecture(case), []).append(name.rpartition("--")[2])
+    for case in small:
+        by_class.setdefault(_architecture(case), [])
     for architecture, models in by_class.items():
         layouts = sum(len(case.layouts) for case in small if _architecture(case) == architecture)
-        yield f"| `{architecture}` | {', '.join(models)} | {layouts} |\n"
+        yield f"| `{architecture}` | {', '.join(models) or '-'} | {layouts} |\n"
 
 
 def _methods() -> Iterator[str]:
@@ -53,19 +58,20 @@ def _methods() -> Iterator[str]:
         methods.setdefault(name.partition(" ")[2], set()).add(_architecture(case))
     for method, architectures in methods.items():
         yield f"| {method} | {_listed(architectures)} |\n"
-    published = {case.config: read_model(case.config.replace("--", "/")) for case in _published()}
+    published = {name: read_model(name.replace("--", "/")) for name in test_truth_real.CASES}
     for method in sorted({model.quantization for model in published.values()}):
         names = [n.partition("--")[2] for n, m in published.items() if m.quantization == method]
         if method != "none":
             yield f"| `{method}`, as published | {', '.join(names)} |\n"
 
 
-def _published() -> Iterable[Case]:
-    return test_truth_real.CASES.values()
-
-
 def _architecture(case: Case) -> str:
-    return case.text_class or read_model(str(CONFIGS / f"{case.config}.json")).architecture
+    if case.text_class is not None:
+        return case.text_class
+    if isinstance(case.config, str):
+        return read_model(str(CONFIGS / f"{case.config}.json")).architecture
+    (architecture,) = case.config["architectures"]
+    return str(architecture)
 
 
 def _listed(architectures: Iterable[str]) -> str:

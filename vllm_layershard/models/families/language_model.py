@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
+from vllm_layershard.models.blueprint import Blueprint
 from vllm_layershard.models.sources.config_file import ConfigFile
 
 STEM: Final = "language_model.model.layers"
@@ -23,3 +25,8 @@ def language_model_of(config: ConfigFile) -> ConfigFile:
     if text is None:
         config.fail("text_config", "is missing; this architecture states its language model there")
     return text
+
+
+def within(read: Blueprint, *, tied: bool) -> Blueprint:
+    """The language model as a part of the model around it. `tied`: its head is its embedding."""
+    return replace(read, stem=STEM, tied=tied, notes=(*read.notes, TEXT_ONLY))

@@ -1,18 +1,17 @@
-"""DeepSeek V2-Lite, V3, R1, V3.1, V3.2, Kimi-K2, K2.5's language model, GLM-5, 5.1, 5.2.
+"""DeepSeek V2-Lite, V3, R1, V3.1, V3.2, Kimi-K2, K2.5's language model, GLM-4.7-Flash, GLM-5.x.
 
-Source: vLLM 0.32, model_executor/models/deepseek_v2.py, and models/deepseek_v32/ for the
-architectures with sparse attention on CUDA.
+Source: vLLM 0.32, model_executor/models/deepseek_v2.py and glm4_moe_lite.py, and
+models/deepseek_v32/ for the architectures with sparse attention on CUDA.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import NamedTuple
 
 from vllm_layershard.models.blueprint import MAX_EXPERTS, MAX_LAYERS, Blueprint, Segment
 from vllm_layershard.models.dtypes import dtype_of
 from vllm_layershard.models.families.activation import require_silu
-from vllm_layershard.models.families.language_model import STEM, TEXT_ONLY, language_model_of
+from vllm_layershard.models.families.language_model import language_model_of, within
 from vllm_layershard.models.parts.experts import Experts
 from vllm_layershard.models.parts.feed_forward import GatedMlp, Router, Whole
 from vllm_layershard.models.parts.latent import Indexer, LatentAttention
@@ -32,9 +31,11 @@ def build(architecture: str, config: ConfigFile) -> Blueprint:
         ModelError: its config.json is broken or inconsistent.
     """
     if architecture == "KimiK25ForConditionalGeneration":
-        read = _read(language_model_of(config), "never")
-        return replace(read, stem=STEM, notes=(*read.notes, TEXT_ONLY))
-    return _read(config, "unpipelined" if architecture in _SPARSE_CLASSES else "never")
+        return within(_read(language_model_of(config), _MoE()), tied=False)
+    if architecture == "Glm4MoeLiteForCausalLM":
+        return _read(config, _MoE(shared_whole="never", glm=True))
+    whole: Whole = "unpipelined" if architecture in _SPARSE_CLASSES else "never"
+    return _read(config, _MoE(dense_whole=whole))
 
 
 def read_latent(config: ConfigFile, *, compressed: bool = False) -> LatentAttention:
@@ -58,46 +59,62 @@ def read_latent(config: ConfigFile, *, compressed: bool = False) -> LatentAttent
     )
 
 
-def _read(config: ConfigFile, dense_whole: Whole) -> Blueprint:
+def _read(config: ConfigFile, moe: _MoE) -> Blueprint:
     layers = config.integer("num_hidden_layers", high=MAX_LAYERS)
     require_silu(config)
     dtype, notes = dtype_of(config)
-    q_lora = config.optional_integer("q_lora_rank")
-    sparse = _sparse(config, layers)
-    if sparse is not None and q_lora is None:
-        config.fail("q_lora_rank", "is missing; a model with index_topk needs it")
-    hidden = config.integer("hidden_size")
-    mlp = GatedMlp("mlp", config.integer("intermediate_size"), whole=dense_whole)
-    vocab = config.integer("vocab_size", high=1 << 26)
-    attention = read_latent(config)
     experts, routed = _experts(config, layers)
-    split = {"num_attention_heads": attention.heads, "intermediate_size": mlp.intermediate}
-    shared_experts = config.optional_integer("n_shared_experts", low=0, high=1 << 10) or 0
-    correction_bias = config.string("topk_method") == "noaux_tc"
-    moe: tuple[GatedMlp | Router, ...] = ()
+    split = {"num_attention_heads": config.integer("num_attention_heads", high=1 << 14)}
+    mlps: tuple[GatedMlp, ...] = ()
+    if not all(routed):
+        mlps = (GatedMlp("mlp", config.integer("intermediate_size"), whole=moe.dense_whole),)
+        split["intermediate_size"] = mlps[0].intermediate
+    routers: tuple[GatedMlp | Router, ...] = ()
     if experts is not None:
+        shared_experts = config.optional_integer("n_shared_experts", low=0, high=1 << 10) or 0
         width = shared_experts * experts.intermediate
         split["moe_intermediate_size * n_shared_experts"] = width
-        moe = (
-            GatedMlp("mlp.shared_experts", width, whole="always"),
-            Router("mlp.gate", experts.experts, correction_bias=correction_bias),
-        )
-    attentions = (attention,) * layers
-    if sparse is not None:
-        attentions = sparse.of_each_layer(attention)
+        shared = GatedMlp("mlp.shared_experts", width, whole=moe.shared_whole)
+        routers = (shared, moe.router(config, experts.experts))
     return Blueprint(
         layers=tuple(
-            (Segment(attention, moe if is_routed else (mlp,)),)
-            for attention, is_routed in zip(attentions, routed, strict=True)
+            (Segment(attention, routers if is_routed else mlps),)
+            for attention, is_routed in zip(_attentions(config, layers), routed, strict=True)
         ),
-        hidden=hidden,
-        vocab=vocab,
+        hidden=config.integer("hidden_size"),
+        vocab=config.integer("vocab_size", high=1 << 26),
         dtype=dtype,
         quantization=quantization_of(config),
         split=tuple(SplitSize(key, size) for key, size in split.items()),
         experts=experts,
         notes=notes,
     )
+
+
+class _MoE(NamedTuple):
+    """How a class builds its MLPs: what stays whole under sequence-parallel MoE, and the router."""
+
+    dense_whole: Whole = "never"
+    shared_whole: Whole = "always"
+    glm: bool = False
+
+    def router(self, config: ConfigFile, experts: int) -> Router:
+        """GLM's is float32 and always has a correction bias."""
+        if self.glm:
+            return Router("mlp.gate", experts, dtype="float32", correction_bias=True)
+        corrected = config.string("topk_method") == "noaux_tc"
+        return Router("mlp.gate", experts, correction_bias=corrected)
+
+
+def _attentions(config: ConfigFile, layers: int) -> tuple[LatentAttention, ...]:
+    """The attention of each layer."""
+    attention = read_latent(config)
+    sparse = _sparse(config, layers)
+    if sparse is None:
+        return (attention,) * layers
+    if attention.q_lora is None:
+        config.fail("q_lora_rank", "is missing; a model with index_topk needs it")
+    return sparse.of_each_layer(attention)
 
 
 def _experts(config: ConfigFile, layers: int) -> tuple[Experts | None, tuple[bool, ...]]:

@@ -1,6 +1,6 @@
-"""Qwen3-MoE: Qwen3-235B, Qwen3-Coder and their kin.
+"""Qwen3-MoE: Qwen3-235B, Qwen3-Coder and their kin, and the text part of Qwen3-VL with experts.
 
-Source: vLLM 0.32, model_executor/models/qwen3_moe.py.
+Source: vLLM 0.32, model_executor/models/qwen3_moe.py and qwen3_vl_moe.py.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from vllm_layershard.models.blueprint import MAX_LAYERS, Blueprint, Segment
 from vllm_layershard.models.families.activation import require_silu
 from vllm_layershard.models.families.gqa import mlp_split, read_experts, read_gqa
+from vllm_layershard.models.families.language_model import language_model_of, within
 from vllm_layershard.models.parts.feed_forward import GatedMlp, Router
 from vllm_layershard.models.parts.grouped import GroupedAttention
 from vllm_layershard.models.sources.config_file import ConfigFile
@@ -19,6 +20,14 @@ def build(architecture: str, config: ConfigFile) -> Blueprint:
     Raises:
         ModelError: its config.json is broken or inconsistent.
     """
+    if architecture == "Qwen3VLMoeForConditionalGeneration":
+        # Source: vLLM 0.32, config/vllm.py, `VllmConfig.with_hf_config`.
+        tied = config.boolean("tie_word_embeddings")
+        return within(_read(language_model_of(config)), tied=tied)
+    return _read(config)
+
+
+def _read(config: ConfigFile) -> Blueprint:
     require_silu(config)
     sizes = read_gqa(config)
     if config.optional_integer("shared_expert_intermediate_size", low=0):

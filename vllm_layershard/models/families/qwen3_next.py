@@ -1,19 +1,22 @@
-"""Qwen3-Next and Qwen3.5's language model: gated delta nets in most layers, else full attention.
+"""Qwen3-Next, and the language model of Qwen3.5 and its kin, dense or with experts.
 
+Gated delta nets are in most layers, full attention in the others.
 Source: vLLM 0.32, model_executor/models/qwen3_next.py and qwen3_5.py.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NamedTuple
 
 from vllm_layershard.models.blueprint import MAX_LAYERS, Blueprint, Segment
 from vllm_layershard.models.dtypes import DTYPE_BYTES
 from vllm_layershard.models.families.activation import require_silu
 from vllm_layershard.models.families.gqa import mlp_split, read_experts, read_gqa
-from vllm_layershard.models.families.language_model import STEM, TEXT_ONLY, language_model_of
+from vllm_layershard.models.families.language_model import language_model_of, within
 from vllm_layershard.models.parts.delta_net import DeltaNet
-from vllm_layershard.models.parts.feed_forward import GatedMlp, Router
+from vllm_layershard.models.parts.experts import Experts
+from vllm_layershard.models.parts.feed_forward import FeedForward, GatedMlp, Router
 from vllm_layershard.models.parts.grouped import GroupedAttention
 from vllm_layershard.models.sources.config_file import ConfigFile
 
@@ -30,52 +33,72 @@ def build(architecture: str, config: ConfigFile) -> Blueprint:
         ModelError: its config.json is broken or inconsistent.
     """
     if architecture == "Qwen3NextForCausalLM":
-        return _read(config, config, (_STATES,), fused=True)
-    if architecture == "Qwen3_5MoeForCausalLM":
-        return _read(config, config, (_STATES,), fused=False)
-    text = language_model_of(config)
-    return replace(_read(text, config, (TEXT_ONLY, _STATES), fused=False), stem=STEM)
+        return _noted(_read(config, fused=True, has_experts=True))
+    has_experts = architecture.startswith("Qwen3_5Moe")
+    if architecture.endswith("ForCausalLM"):
+        return _noted(_read(config, fused=False, has_experts=has_experts))
+    read = _read(language_model_of(config), fused=False, has_experts=has_experts)
+    return _noted(within(read, tied=read.tied))  # Not what stands beside text_config.
 
 
-def _read(
-    config: ConfigFile, outer: ConfigFile, notes: tuple[str, ...], *, fused: bool
-) -> Blueprint:
+def _noted(read: Blueprint) -> Blueprint:
+    return replace(read, notes=(*read.notes, _STATES))
+
+
+def _read(config: ConfigFile, *, fused: bool, has_experts: bool) -> Blueprint:
     require_silu(config)
     sizes = read_gqa(config)
-    every = config.optional_integer("decoder_sparse_step", high=MAX_LAYERS) or 1
-    dense = config.integers("mlp_only_layers", high=MAX_LAYERS)
-    routed = tuple(i not in dense and (i + 1) % every == 0 for i in range(sizes.layers))
-    if not fused:
-        routed = (True,) * sizes.layers
-    experts = read_experts(config, "num_experts")
     # Qwen3-Next's key would be ignored. Source: vLLM 0.32, model_executor/models/config.py.
     state_dtype = sizes.dtype if fused else config.string("mamba_ssm_dtype") or sizes.dtype
     if state_dtype not in DTYPE_BYTES:
         config.fail("mamba_ssm_dtype", f"{state_dtype!r} is not known")
-    sizes = sizes._replace(tied=outer.boolean("tie_word_embeddings"), notes=(*sizes.notes, *notes))
     full = GroupedAttention(
         sizes.heads,
         qkv_bias=config.boolean("attention_bias"),
         qk_norm="head",
         gated=config.get("attn_output_gate") is not False,
     )
-    mlp = GatedMlp("mlp", config.optional_integer("intermediate_size") or experts.intermediate)
-    shared_width = config.integer("shared_expert_intermediate_size", low=0)
-    shared = GatedMlp("mlp.shared_expert", shared_width, whole="always", weighed=True)
-    router = Router("mlp.gate", experts.experts)
     net = _delta_net(config, fused, state_dtype)
-    heads = {
-        "linear_num_key_heads": net.key_heads,
-        "linear_num_value_heads": net.value_heads,
-    }
+    mlps = _mlps(config, sizes.layers, fused) if has_experts else _dense(config, sizes.layers)
+    is_linear = _linear_layers(config, sizes.layers)
     return sizes.blueprint(
         (
-            Segment(net if is_linear else full, (shared, router) if is_routed else (mlp,))
-            for is_linear, is_routed in zip(
-                _linear_layers(config, sizes.layers), routed, strict=True
-            )
+            Segment(net if linear else full, of_layer)
+            for linear, of_layer in zip(is_linear, mlps.of_each_layer, strict=True)
         ),
-        mlp_split(mlp, routed, shared) | heads,
+        mlps.split
+        | {"linear_num_key_heads": net.key_heads, "linear_num_value_heads": net.value_heads},
+        mlps.experts,
+    )
+
+
+class _Mlps(NamedTuple):
+    """What follows each layer's attention, and the widths that tensor parallelism splits."""
+
+    of_each_layer: tuple[tuple[FeedForward, ...], ...]
+    split: dict[str, int]
+    experts: Experts | None
+
+
+def _dense(config: ConfigFile, layers: int) -> _Mlps:
+    """A dense MLP in every layer, whatever `mlp_only_layers` says."""
+    mlp = GatedMlp("mlp", config.integer("intermediate_size"))
+    return _Mlps(((mlp,),) * layers, mlp_split(mlp, (False,) * layers), None)
+
+
+def _mlps(config: ConfigFile, layers: int, fused: bool) -> _Mlps:
+    """Routed experts and a shared one; Qwen3-Next may have dense layers, Qwen3.5 has none."""
+    every = config.optional_integer("decoder_sparse_step", high=MAX_LAYERS) or 1
+    dense = config.integers("mlp_only_layers", high=MAX_LAYERS)
+    routed = tuple(not fused or (i not in dense and (i + 1) % every == 0) for i in range(layers))
+    experts = read_experts(config, "num_experts")
+    mlp = GatedMlp("mlp", config.optional_integer("intermediate_size") or experts.intermediate)
+    width = config.integer("shared_expert_intermediate_size", low=0)
+    shared = GatedMlp("mlp.shared_expert", width, whole="always", weighed=True)
+    router = Router("mlp.gate", experts.experts)
+    return _Mlps(
+        tuple((shared, router) if is_routed else (mlp,) for is_routed in routed),
+        mlp_split(mlp, routed, shared),
         experts,
     )
 
