@@ -10,14 +10,15 @@ from typing import Any
 
 import pytest
 
-from forked import forked
-from gloo.meetings import Guest
-from vllm_layershard.errors import TransportError
+from forked import CONTEXT, forked
+from gloo.meetings import DEADLINE_S, Guest
+from vllm_layershard.errors import MismatchError, TransportError
 from vllm_layershard.runtime import shared_memory
 from vllm_layershard.runtime.ranks import rendezvous as module
 from vllm_layershard.runtime.ranks.agreement import agree_on
 from vllm_layershard.runtime.ranks.rendezvous import Rendezvous
 from vllm_layershard.runtime.ranks.replicas import ReplicaGroup
+from vllm_layershard.runtime.shared_memory import PREFIX
 
 SHORT_S = 1.0
 RANKS = (0, 1)
@@ -68,8 +69,105 @@ def test_what_the_dead_have_left_is_not_there_and_the_next_start_removes_it(name
         assert shared_memory.names(name)
         with pytest.raises(TransportError, match=r"rank 0: rank 1 did not come .* \(weights\)"):
             zero.read("weights", [1])
-    Rendezvous(name, 0)
+    Rendezvous(name, 0).close()
     assert not shared_memory.names(name)
+
+
+def started(name: str, rank: int, document: Any, wait_s: float = SHORT_S) -> tuple[int, str]:
+    """This process's number, and what its peer shows it; or what the start comes to."""
+    module.HANDOVER_S = wait_s
+    try:
+        started.kept = Rendezvous(name, rank, "node7:29550")
+        started.kept.publish("start", document)
+        return os.getpid(), started.kept.read("start", [1 - rank])[0]
+    except MismatchError as error:
+        return os.getpid(), f"{type(error).__name__}: {error}"
+
+
+@pytest.mark.parametrize("twice", [(0,), (1,), (0, 1)])
+def test_a_rank_that_is_started_twice_is_told_so_and_the_first_one_is_left_alone(name, twice):
+    def files() -> dict[str, int]:
+        return {each: shared_memory.path_of(each).stat().st_ino for each in names_of(name)}
+
+    with Guest(started, name, 0, "a") as zero, Guest(started, name, 1, "b") as one:
+        (pid_of_zero, seen_by_zero), (pid_of_one, seen_by_one) = zero.says(), one.says()
+        assert (seen_by_zero, seen_by_one) == ("b", "a")
+        before = files()
+        for rank in twice:
+            with Guest(started, name, rank, "second") as second:
+                pid, said = second.says()
+            first = (pid_of_zero, pid_of_one)[rank]
+            assert said == (
+                f"MismatchError: rank {rank} of the deployment that meets at node7:29550 runs "
+                f"already on this node, as process {first}; process {pid} was started as the same "
+                "rank, and ends: start each rank once, end what is left of an earlier start, or "
+                "give another deployment a port of its own"
+            )
+            assert files() == before
+        reader = Rendezvous(name, 2)
+        assert reader.read("start", [0, 1]) == ["a", "b"]
+        reader.close()
+
+
+def names_of(name: str) -> list[str]:
+    return [path.name for path in shared_memory.DIRECTORY.glob(f"{PREFIX}{name}*")]
+
+
+def test_of_ranks_that_are_started_twice_at_once_one_of_each_goes_on(name):
+    guests = [Guest(started, name, rank, rank) for rank in (0, 1, 0, 1)]
+    said = [guest.says()[1] for guest in guests]
+    for rank in (0, 1):
+        mine = [text for number, text in enumerate(said) if number % 2 == rank]
+        assert sorted(isinstance(text, int) for text in mine) == [False, True]
+        assert 1 - rank in mine
+    for guest in guests:
+        guest.kill()
+    shared_memory.sweep()
+
+
+class Looks:
+    """The clock of a process that says when it begins to wait."""
+
+    def __init__(self, told: Any) -> None:
+        self._told = told
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        self._told.set()
+        time.sleep(seconds)
+
+
+def restarted(name: str, waits: Any) -> list[Any]:
+    module.time = Looks(waits)
+    rendezvous = restarted.kept = Rendezvous(name, 1)
+    rendezvous.publish("start", "again")
+    return rendezvous.read("start", [0])
+
+
+def ending(name: str) -> str:
+    """A rank that has said why it ends, and is still at it."""
+    rendezvous = ending.kept = Rendezvous(name, 1)
+    rendezvous.publish("start", "former")
+    rendezvous.leave(ValueError("no such layer"))
+    return "said so"
+
+
+def test_a_rank_that_restarts_waits_for_its_former_self_to_end(name, monkeypatch):
+    waits = CONTEXT.Event()
+    with Guest(shown, name, 0, "start", "zero") as zero, Guest(ending, name) as former:
+        assert (zero.says(), former.says()) == ("shown", "said so")
+        with Guest(restarted, name, waits) as again:
+            assert waits.wait(DEADLINE_S)
+            former.kill()
+            assert again.says() == ["zero"]
+            reader = Rendezvous(name, 2)
+            assert reader.read("start", [0, 1]) == ["zero", "again"]
+            monkeypatch.setattr(module, "PATIENCE_S", SHORT_S)
+            with pytest.raises(TransportError, match="rank 1 did not come"):
+                reader.read("layers", [1])
+            reader.close()
 
 
 class Clock:
@@ -116,7 +214,7 @@ def test_a_rank_that_ends_says_why_and_nobody_waits_for_it_also_when_it_is_gone(
             zero.read("weights", [1])
     with pytest.raises(TransportError, match="rank 1 ended: ValueError: no such layer"):
         zero.read("weights", [1])
-    Rendezvous(name, 0)
+    Rendezvous(name, 0).close()
     assert not shared_memory.names(name)
 
 

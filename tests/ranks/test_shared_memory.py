@@ -195,6 +195,42 @@ def test_too_little_shared_memory_is_named_with_the_remedy():
         Piece(1 << 61)
 
 
+@pytest.mark.parametrize("junk", ["directory", "pipe", "foreign"])
+def test_a_name_that_no_piece_has_and_nobody_can_remove_is_not_claimed(name, junk):
+    path = shared_memory.path_of(name)
+    if junk == "directory":
+        path.mkdir()
+    elif junk == "pipe":
+        os.mkfifo(path)
+    elif os.geteuid():
+        pytest.skip("only root can become another user")
+    else:
+        elsewhere(as_nobody, str(path))
+    with pytest.raises(NodeError, match=f"{name}: a rank is to have that name"):
+        Piece(8).claim(name)
+    assert shared_memory.names(name.removeprefix(PREFIX)) == [name]
+    path.rmdir() if junk == "directory" else path.unlink()
+
+
+def test_a_name_is_claimed_from_the_dead_and_never_from_the_living(name):
+    first, second = Piece(8), Piece(8)
+    assert first.claim(name) is None
+    assert second.claim(name) == os.getpid()
+    assert elsewhere(shared_memory.holder_of, name) == os.getpid()
+    assert elsewhere(lambda: Piece(8).claim(name)) == os.getpid()
+    first.remove()
+    assert elsewhere(left, name) == -signal.SIGKILL
+    assert shared_memory.holder_of(name) is None
+    assert second.claim(name) is None
+    assert shared_memory.holder_of(name) == os.getpid()
+    second.remove()
+
+
+def left(name: str) -> None:
+    Piece.of(name, b"weights")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def as_nobody(path: str) -> None:
     os.setresuid(65534, 65534, 65534)
     with open(path, "wb") as file:

@@ -58,11 +58,15 @@ def deployment_of(vllm_config: VllmConfig) -> str:
     were launched one by one have the port under which they were told to meet. Containers that share
     their memory may each have ports of their own.
     """
-    parallel, launch = vllm_config.parallel_config, launched_as(vllm_config)
-    in_parts = launch.in_parts
-    port = parallel.data_parallel_rpc_port if in_parts else parallel.data_parallel_master_port
-    meeting = f"{_network()} {parallel.data_parallel_master_ip}:{port}:{launch.size}"
+    meeting = f"{_network()} {meeting_place(vllm_config)}:{launched_as(vllm_config).size}"
     return hashlib.sha256(meeting.encode()).hexdigest()[:12]
+
+
+def meeting_place(vllm_config: VllmConfig) -> str:
+    """The address and port that all engines of the deployment were given."""
+    parallel, in_parts = vllm_config.parallel_config, launched_as(vllm_config).in_parts
+    port = parallel.data_parallel_rpc_port if in_parts else parallel.data_parallel_master_port
+    return f"{parallel.data_parallel_master_ip}:{port}"
 
 
 def _network() -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 
-from vllm_layershard.hosts.deployment import deployment_of, launched_as
+from vllm_layershard.hosts.deployment import deployment_of, launched_as, meeting_place
 from vllm_layershard.plan import ParallelLayout
 from vllm_layershard.runtime import shared_memory
 from vllm_layershard.runtime.ranks.agreement import agree_on
@@ -55,7 +55,7 @@ def form_groups(
     """Compare what the ranks were `started` with, then form their groups. Collective in the world.
 
     Raises:
-        MismatchError: they were not started alike, or one of them is missing.
+        MismatchError: they were not started alike, one of them is missing, or runs already.
     """
     kind = _WorldGroups if layout.in_lockstep else _ReplicaGroups
     return kind(layout, backend, vllm_config, started)
@@ -116,7 +116,8 @@ class _ReplicaGroups(Groups):
         world_size = dist.get_world_size()
         assert world_size * layout.dp == layout.world_size, f"{world_size} ranks for {layout}"
         self.rank = vllm_config.parallel_config.data_parallel_index * world_size + dist.get_rank()
-        self._rendezvous = Rendezvous(f"{deployment_of(vllm_config)}.{_built}", self.rank)
+        name = f"{deployment_of(vllm_config)}.{_built}"
+        self._rendezvous = Rendezvous(name, self.rank, meeting_place(vllm_config))
         everyone = ReplicaGroup(self._rendezvous, tuple(range(layout.world_size)), "start")
         try:
             agree_on("configuration", started, everyone)

@@ -21,8 +21,9 @@ import multiprocessing.util
 import os
 import secrets
 import stat
-from collections.abc import Callable
-from contextlib import suppress
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from vllm_layershard.errors import NodeError
@@ -86,22 +87,39 @@ class Piece:
         """
         assert self._name is None, f"{name}: it is {self._name} already"
         draft = path_of(f"{name}.{os.getpid()}-{secrets.token_hex(4)}.draft")
-        try:
-            _link(self.fd, draft)
-            os.replace(draft, path_of(name))
-        except PermissionError as error:  # everybody may write there, but remove only his own
-            raise NodeError(
-                f"{path_of(name)} belongs to another user, and weights are to be shared under that "
-                f"name; have it removed ({error.strerror})"
-            ) from None
-        except OSError as error:
-            raise NodeError(
-                f"{path_of(name)}: weights cannot be shared under that name ({error.strerror}); "
-                "remove what is there, and see that the directory may be written"
-            ) from None
-        finally:
-            with suppress(OSError):
-                draft.unlink(missing_ok=True)
+        with _naming(name):
+            try:
+                _link(self.fd, draft)
+                os.replace(draft, path_of(name))
+            finally:
+                with suppress(OSError):
+                    draft.unlink(missing_ok=True)
+        self._hold(name)
+
+    def claim(self, name: str) -> int | None:
+        """As `name`, but whoever lives keeps the name: the number of the process that has it.
+
+        It is 0 of a process in another container (PID namespace).
+
+        Raises:
+            NodeError: as `name`.
+        """
+        assert self._name is None, f"{name}: it is {self._name} already"
+        for _ in range(_MOST_CLAIMS):
+            with _naming(name), suppress(FileExistsError):
+                _link(self.fd, path_of(name))
+                self._hold(name)
+                return None
+            holder = holder_of(name)
+            if holder is not None:
+                return holder
+            _remove_if(name, is_left_over)
+        raise NodeError(
+            f"{path_of(name)}: a rank is to have that name, and what has it cannot be removed; "
+            "have it removed"
+        )
+
+    def _hold(self, name: str) -> None:
         self._name = name
         _mine[name] = self
         _remove_all_at_exit()
@@ -141,6 +159,12 @@ _REMEDIES = {
     errno.EOPNOTSUPP: "mount a tmpfs there",
 }
 """Against what may keep a piece from being made."""
+
+_MOST_CLAIMS = 100
+"""How often a name is tried for that seems to be left over, or has just been taken away."""
+
+_FLOCK = struct.Struct("hhqqi4x")
+"""The kernel's `struct flock`: kind of lock, whence, start, length, holder."""
 
 _NOT_THERE = (errno.ENOENT, errno.EACCES, errno.ELOOP, errno.ENXIO, errno.EAGAIN)
 """None, nothing that this user may read, a link, a socket, a file that its owner has leased."""
@@ -189,6 +213,23 @@ def _remove_if(name: str, goes: Callable[[str], bool]) -> bool:
     return False
 
 
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Where a name is given: an OSError becomes the error that a user can mend."""
+    try:
+        yield
+    except PermissionError as error:  # everybody may write there, but remove only his own
+        raise NodeError(
+            f"{path_of(name)} belongs to another user, and weights are to be shared under that "
+            f"name; have it removed ({error.strerror})"
+        ) from None
+    except OSError as error:
+        raise NodeError(
+            f"{path_of(name)}: weights cannot be shared under that name ({error.strerror}); "
+            "remove what is there, and see that the directory may be written"
+        ) from None
+
+
 def _link(fd: int, path: Path) -> None:
     """Give an unnamed file a name; `os.link` (Python 3.11) does not follow /proc's links."""
     source = f"/proc/self/fd/{fd}".encode()
@@ -225,6 +266,24 @@ def open_to_read(name: str) -> int | None:
         return fd
     os.close(fd)
     return None
+
+
+def holder_of(name: str) -> int | None:
+    """The number of the living process that wrote the piece; None if there is none.
+
+    It is 0 of a process in another container (PID namespace).
+    """
+    if name in _mine:
+        return os.getpid()
+    fd = open_to_read(name)
+    if fd is None:
+        return None
+    try:
+        asked = _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, 0, 0, 0)
+        kind, *_, pid = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_GETLK, asked))
+    finally:
+        os.close(fd)
+    return None if kind == fcntl.F_UNLCK else int(pid)
 
 
 def is_left_over(name: str) -> bool:

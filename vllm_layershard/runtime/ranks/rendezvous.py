@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from vllm_layershard.errors import TransportError
+from vllm_layershard.errors import MismatchError, TransportError
 from vllm_layershard.runtime import shared_memory
 from vllm_layershard.runtime.shared_memory import PREFIX, Piece
 
@@ -24,20 +24,52 @@ PATIENCE_S = float(os.environ.get("VLLM_ENGINE_READY_TIMEOUT_S", 600))
 because one may find its weights in the page cache and another on a cold network disk. Nobody waits
 here once the model is loaded."""
 
+HANDOVER_S = 30.0
+"""How long a rank waits for its former self to end, which may still be giving back its memory."""
+
 _LOOK_S = 0.05
 
 _END = "end"
+_ONLY = "only"
 
 
 class Rendezvous:
-    """`name` is that of a deployment: the same on its ranks, and on one that restarts."""
+    """`name` is that of a deployment: the same on its ranks, and on one that restarts.
 
-    def __init__(self, name: str, rank: int) -> None:
-        """Also removes what dead processes have left on this node, of whatever deployment."""
+    `place` is what its user calls it by: where its ranks meet.
+    """
+
+    def __init__(self, name: str, rank: int, place: str = "") -> None:
+        """Also removes what dead processes have left on this node, of whatever deployment.
+
+        Raises:
+            MismatchError: the rank runs already. Nothing that it shows has changed.
+        """
         shared_memory.sweep()
         self.name = name
         self.rank = rank
-        self._pieces: dict[str, Piece] = {}
+        self._pieces: dict[str, Piece] = {_ONLY: self._alone(place or name)}
+        shared_memory.sweep()  # what the rank's former self has left, if it was waited for
+
+    def _alone(self, place: str) -> Piece:
+        """What no two living processes have under this rank's name."""
+        name, piece = self._name_of(_ONLY, self.rank), Piece(0)
+        deadline = time.monotonic() + HANDOVER_S
+        while (holder := piece.claim(name)) is not None:
+            if holder == os.getpid():
+                piece.name(name)
+                break
+            if time.monotonic() > deadline:
+                piece.remove()
+                whose = f"process {holder}" if holder else "a process of another container"
+                raise MismatchError(
+                    f"rank {self.rank} of the deployment that meets at {place} runs already on "
+                    f"this node, as {whose}; process {os.getpid()} was started as the same rank, "
+                    "and ends: start each rank once, end what is left of an earlier start, or "
+                    "give another deployment a port of its own"
+                )
+            time.sleep(_LOOK_S)
+        return piece
 
     def publish(self, subject: str, document: Any) -> None:
         """Show the others `document`, plain data, under this subject; in the place of a former one.
