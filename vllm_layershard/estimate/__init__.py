@@ -1,5 +1,6 @@
 """Estimate: whether the movement hides behind the compute, on a stated device."""
 
+from vllm_layershard.estimate.devices.bundled import DEFAULT, profile_names
 from vllm_layershard.estimate.forecast import (
     DECODE_CONTEXT,
     DECODE_SEQUENCES,
@@ -17,7 +18,6 @@ from vllm_layershard.estimate.outcome import (
 )
 from vllm_layershard.estimate.overlap import Forward, Span
 from vllm_layershard.estimate.profile_file import profile
-from vllm_layershard.estimate.profiles import DEFAULT, profile_names
 
 __all__ = [
     "DECODE_CONTEXT",

@@ -6,7 +6,8 @@ from bisect import bisect_right
 from itertools import pairwise
 from math import exp, log
 
-from vllm_layershard.estimate.hardware import Basis, BusTable, Hardware, TimeTable
+from vllm_layershard.estimate.figure import Basis
+from vllm_layershard.estimate.hardware import BusTable, Hardware, TimeTable
 from vllm_layershard.estimate.nodes import Spread
 
 

@@ -4,29 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Final, Literal, NamedTuple
+from typing import Literal, get_args
 
 from vllm_layershard.config import TransportName
 from vllm_layershard.errors import HardwareError
+from vllm_layershard.estimate.figure import (
+    LABELS,
+    MAY_BE_NULL,
+    Basis,
+    Figure,
+    shown,
+    wrong_with,
+)
 from vllm_layershard.estimate.nodes import Spread
-
-Basis = Literal["exact", "formula", "measured", "assumed"]
-"""What stands behind a number. `exact`: the bytes themselves; `formula`: follows from stated
-sizes; `measured`: on real hardware, by whom the source says; `assumed`: neither."""
 
 Topology = Literal["ring", "mesh"]
 """How a broadcast goes within a node where no table says its time."""
 
 LowBitFormat = Literal["fp8", "int8"]
 """The eight-bit format that a device computes in."""
-
-
-class Figure(NamedTuple):
-    """One number of a device, in the unit that its field says."""
-
-    value: float
-    basis: Basis
-    source: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +70,22 @@ class Hardware:
     """One device. Rates are dense peaks in FLOP/s, bandwidths bytes per second one way.
 
     None: nobody says; an estimate that needs it abstains. `low_bit` is the fp8 rate, or the int8
-    one where there is no fp8; None: such weights are computed at the `bf16` rate. `node_size`
-    devices share `intra_node`, further ones `inter_node`; `host_size` of them one node (None: all),
-    and `peer_link` is what one peer gets of `intra_node` (None: see `to_one_peer`).
+    one where there is no fp8; None: such weights are computed at the `bf16` rate. `memory_bytes` is
+    what a process can allocate: torch's total, which is less than the vendor states.
+    `compute_capability` is CUDA's, as 10.3; None: the device has none.
+
+    `node_size` devices share `intra_node`, further ones `inter_node`, the rate of one NIC;
+    `host_size` of them one node (None: all), which has `nics` NICs (None: one a device), and
+    `peer_link` is what one peer gets of `intra_node` (None: see `to_one_peer`).
 
     The efficiencies are the shares of the peaks that are reached. While a broadcast is in flight,
     products take `product_slowdown` longer, memory traffic `memory_slowdown` longer (None: as long
     as it takes when the broadcast moves `broadcast_traffic` bytes of memory for each of its own),
     and the broadcast itself `broadcast_slowdown` longer beside compute. A copy of a pull takes
     `copy_launch` at least.
+
+    Raises:
+        HardwareError: a number cannot be; names it.
     """
 
     name: str
@@ -93,8 +96,10 @@ class Hardware:
     intra_node: Figure | None = None
     inter_node: Figure | None = None
     peer_link: Figure | None = None
+    compute_capability: Figure | None = None
     node_size: Figure = Figure(8, "assumed", "eight devices a node")
     host_size: Figure | None = None
+    nics: Figure | None = None
     compute_efficiency: Figure = Figure(0.7, "assumed", _MSM_SHARE)
     memory_efficiency: Figure = Figure(0.6, "assumed", _MSM_SHARE)
     link_efficiency: Figure = Figure(0.7, "assumed", _MSM_SHARE)
@@ -120,6 +125,24 @@ class Hardware:
     low_bit_format: LowBitFormat = "fp8"
     bus: tuple[BusTable, ...] = ()
     broadcast: tuple[TimeTable, ...] = ()
+
+    def __post_init__(self) -> None:
+        for key, figure in self.figures.items():
+            if figure is None and key in MAY_BE_NULL:
+                continue
+            wrong: str | None = f"{shown(figure)} is no Figure"
+            if isinstance(figure, Figure) and figure.basis in get_args(Basis):
+                wrong = wrong_with(key, figure.value)
+            if wrong is not None:
+                raise HardwareError(f"Hardware {self.name}: {key}: {wrong}")
+        for key, value, choices in (
+            ("topology", self.topology, get_args(Topology)),
+            ("low_bit_format", self.low_bit_format, get_args(LowBitFormat)),
+        ):
+            if value not in choices:
+                raise HardwareError(
+                    f"Hardware {self.name}: {key}: {shown(value)} is not {' or '.join(choices)}"
+                )
 
     @property
     def figures(self) -> dict[str, Figure | None]:
@@ -179,51 +202,3 @@ class Hardware:
                 + (f" (measured over {known})" if known else "")
             )
         return tuple(lacks)
-
-
-LABELS: Final = {
-    "memory_bytes": "memory",
-    "memory_bandwidth": "memory bandwidth",
-    "bf16": "bf16 rate",
-    "low_bit": "fp8 or int8 rate",
-    "intra_node": "link within a node",
-    "inter_node": "link between nodes",
-    "peer_link": "link to one peer",
-    "node_size": "devices of one fast link",
-    "host_size": "devices a node",
-    "compute_efficiency": "compute efficiency",
-    "memory_efficiency": "memory efficiency",
-    "link_efficiency": "link efficiency",
-    "latency": "broadcast latency",
-    "latency_per_rank": "broadcast latency a rank",
-    "product_slowdown": "slowdown of products beside a broadcast",
-    "memory_slowdown": "slowdown of memory beside a broadcast",
-    "broadcast_traffic": "memory traffic of a broadcast",
-    "broadcast_slowdown": "slowdown of a broadcast beside compute",
-    "copy_launch": "start of a copy",
-}
-"""Field -> what a person calls it."""
-
-UNITS: Final = {
-    "memory_bytes": "bytes",
-    "memory_bandwidth": "bytes/s",
-    "bf16": "FLOP/s",
-    "low_bit": "FLOP/s",
-    "intra_node": "bytes/s",
-    "inter_node": "bytes/s",
-    "peer_link": "bytes/s",
-    "latency": "s",
-    "latency_per_rank": "s",
-    "broadcast_traffic": "bytes a byte",
-    "copy_launch": "s",
-}
-"""Field -> its unit; the others are plain numbers."""
-
-
-def unknown_hardware(name: str, known: tuple[str, ...]) -> HardwareError:
-    """The error for a device without a profile."""
-    return HardwareError(
-        f"--hardware {name}: there is no profile of that name, and its numbers are not guessed; "
-        f"known are {', '.join(known)}; or give a profile FILE.json (layershard calibrate "
-        "writes one)"
-    )

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 from vllm_layershard.estimate.capacity import Fit
-from vllm_layershard.estimate.hardware import Basis, Hardware
+from vllm_layershard.estimate.figure import Basis
+from vllm_layershard.estimate.hardware import Hardware
 from vllm_layershard.estimate.overlap import Forward
 from vllm_layershard.models import Batch
 

@@ -5,13 +5,13 @@
      "broadcast": [{"ranks": 8, "sizes": [4194304, 134217728], "seconds": [9e-5, 4e-4]}]}
 
 `base` names a bundled profile whose numbers hold where the file gives none. A key is a field of
-`Hardware`; null takes a number away. `layershard calibrate` writes such a file.
+`Hardware`; null takes a number away. `layershard calibrate` writes such a file, and what
+`layershard hardware NAME --json` prints is one, too.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,51 +22,35 @@ from typing import Any, Final, NoReturn, get_args
 
 from vllm_layershard.bounded_file import UnreadableError, read_named
 from vllm_layershard.errors import HardwareError
-from vllm_layershard.estimate.hardware import (
+from vllm_layershard.estimate.devices.bundled import (
+    bundled_profile,
+    profile_names,
+    unknown_hardware,
+)
+from vllm_layershard.estimate.figure import (
     LABELS,
+    LEAST_RATE,
+    MAY_BE_NULL,
     UNITS,
     Basis,
-    BusTable,
     Figure,
+    shown,
+    wrong_with,
+)
+from vllm_layershard.estimate.hardware import (
+    BusTable,
     Hardware,
     LowBitFormat,
     TimeTable,
     Topology,
-    unknown_hardware,
 )
-from vllm_layershard.estimate.profiles import bundled_profile, profile_names
 
 _MAX_BYTES: Final = 1 << 20
 _MAX_ENTRIES: Final = 256
 _MAX_TEXT: Final = 200
-_MAX_VALUE: Final = 1e18
 
-_LEAST: Final = {"bytes/s": 1e3, "FLOP/s": 1e6}
-"""Less than this is a slip of the unit, and times would leave the range of numbers."""
-_LEAST_SHARE: Final = 1e-3
 _LEAST_SECONDS: Final = 1e-9
-
-_SHARES: Final = ("compute_efficiency", "memory_efficiency", "link_efficiency")
-_MAY_BE_ZERO: Final = (
-    "latency",
-    "latency_per_rank",
-    "product_slowdown",
-    "memory_slowdown",
-    "broadcast_traffic",
-    "broadcast_slowdown",
-    "copy_launch",
-)
-_MAY_BE_NULL: Final = (
-    "memory_bytes",
-    "memory_bandwidth",
-    "bf16",
-    "low_bit",
-    "intra_node",
-    "inter_node",
-    "peer_link",
-    "host_size",
-    "memory_slowdown",
-)
+"""Less than this is a slip of the unit in a table of times."""
 
 
 def looks_like_a_file(text: str) -> bool:
@@ -85,7 +69,7 @@ def profile(name: str) -> Hardware:
         return found
     if looks_like_a_file(name):
         return read_profile(name)
-    raise unknown_hardware(name, profile_names())
+    raise unknown_hardware(name)
 
 
 def read_profile(path: str) -> Hardware:
@@ -121,13 +105,12 @@ class _Reader:
         self._path = path
 
     def hardware(self, document: Any) -> Hardware:
-        if not isinstance(document, dict):
-            self._refuse("a JSON object was expected")
+        document = self._flat(document)
         readers = self._readers()
         known = {*readers, "base"}
         unknown = [key for key in document if key not in known]
         if unknown:
-            self._refuse(f"{_shown(unknown[0])}: no such key; known are {', '.join(sorted(known))}")
+            self._refuse(f"{shown(unknown[0])}: no such key; known are {', '.join(sorted(known))}")
         base = Hardware(name=Path(self._path).stem)
         if "base" in document:
             base = self._base(document["base"])
@@ -135,6 +118,28 @@ class _Reader:
             key: read(key, document[key]) for key, read in readers.items() if key in document
         }
         return replace(base, **given)
+
+    def _flat(self, document: Any) -> dict[str, Any]:
+        """The keys of a device; the shape that `layershard hardware NAME --json` prints is one."""
+        if isinstance(document, dict) and "hardware" in document:
+            extra = [key for key in document if key not in ("hardware", "schema_version")]
+            if extra:
+                self._refuse(f"{shown(extra[0])}: no key beside hardware, which has the device")
+            document = document["hardware"]
+            if isinstance(document, list):
+                self._refuse(f"hardware: a list of {len(document)} devices; give one of them")
+        if not isinstance(document, dict):
+            self._refuse("a JSON object was expected")
+        figures = document.get("figures", {})
+        if not isinstance(figures, dict):
+            self._refuse("figures: a JSON object was expected")
+        both = [key for key in figures if key in document]
+        if both:
+            self._refuse(f"{shown(both[0])}: stands twice, once under figures")
+        wrong = [key for key in figures if key not in LABELS]
+        if wrong:
+            self._refuse(f"figures: {shown(wrong[0])}: no such figure")
+        return {key: value for key, value in document.items() if key != "figures"} | figures
 
     def _readers(self) -> dict[str, Callable[[str, Any], Any]]:
         """How each key is read. A key is known because it stands here, so none can be ignored."""
@@ -149,57 +154,46 @@ class _Reader:
 
     def _choice(self, key: str, value: Any, known: tuple[str, ...]) -> str:
         if not isinstance(value, str) or value not in known:
-            self._refuse(f"{key}: {_shown(value)} is not {' or '.join(known)}")
+            self._refuse(f"{key}: {shown(value)} is not {' or '.join(known)}")
         return value
 
     def _base(self, value: Any) -> Hardware:
         base = bundled_profile(value) if isinstance(value, str) else None
         if base is None:
             names = ", ".join(profile_names())
-            self._refuse(f"base: {_shown(value)} is no bundled profile; those are {names}")
+            self._refuse(f"base: {shown(value)} is no bundled profile; those are {names}")
         return base
 
     def _figure(self, key: str, value: Any) -> Figure | None:
-        if value is None and key in _MAY_BE_NULL:
+        if value is None and key in MAY_BE_NULL:
             return None
         if not isinstance(value, dict):
             return Figure(self._number(key, value), "assumed", f"given in {self._path}")
-        extra = [name for name in value if name not in ("value", "basis", "source")]
+        extra = [name for name in value if name not in ("value", "unit", "basis", "source")]
         if extra or "value" not in value:
-            self._refuse(f"{key}: an object has value, basis and source, this one {_shown(value)}")
+            self._refuse(f"{key}: an object has value, basis and source, this one {shown(value)}")
+        unit = UNITS.get(key, "")
+        if value.get("unit", unit) != unit:
+            self._refuse(f"{key}: unit {shown(value['unit'])} is not {shown(unit)}")
         return Figure(self._number(key, value["value"]), *self._standing(key, value))
 
     def _standing(self, key: str, value: dict[str, Any]) -> tuple[Basis, str]:
         basis = value.get("basis", "assumed")
         if basis not in get_args(Basis):
-            self._refuse(f"{key}: basis {_shown(basis)} is not one of {', '.join(get_args(Basis))}")
+            self._refuse(f"{key}: basis {shown(basis)} is not one of {', '.join(get_args(Basis))}")
         return basis, self._text(f"{key}: source", value.get("source", f"given in {self._path}"))
 
     def _number(self, key: str, value: Any) -> float:
-        number = not isinstance(value, bool) and isinstance(value, int | float)
-        least = key in _MAY_BE_ZERO
-        if (
-            not number
-            or not math.isfinite(value if abs(value) < _MAX_VALUE else math.inf)
-            or value < 0
-            or (value == 0 and not least)
-        ):
-            above = "from 0" if least else "above 0"
-            self._refuse(f"{key}: {_shown(value)} is not a number {above} to {_MAX_VALUE:.0e}")
-        if key in _SHARES and not _LEAST_SHARE <= value <= 1:
-            self._refuse(f"{key}: {_shown(value)} is a share: from {_LEAST_SHARE} to 1")
-        if key in ("node_size", "host_size") and value != max(1, int(value)):
-            self._refuse(f"{key}: {_shown(value)} is not a whole number of devices")
-        unit = UNITS.get(key, "")
-        if value < _LEAST.get(unit, 0):
-            self._refuse(f"{key}: {_shown(value)} is below {_LEAST[unit]:g} {unit}: no device's")
+        wrong = wrong_with(key, value, in_a_file=True)
+        if wrong is not None:
+            self._refuse(f"{key}: {wrong}")
         return float(value)
 
     def _rates(self, key: str, column: str, values: list[Any]) -> tuple[float, ...]:
-        least = _LEAST["bytes/s"] if column == "bandwidths" else _LEAST_SECONDS
+        least = LEAST_RATE if column == "bandwidths" else _LEAST_SECONDS
         rates = tuple(self._number(f"{key}: {column}", value) for value in values)
         if min(rates) < least:
-            self._refuse(f"{key}: {column}: {_shown(min(rates))} is below {least:g}: no device's")
+            self._refuse(f"{key}: {column}: {shown(min(rates))} is below {least:g}: no device's")
         return rates
 
     def _tables(self, key: str, value: Any, column: str, table: Callable[..., Any]) -> Any:
@@ -212,7 +206,7 @@ class _Reader:
         if not isinstance(value, dict) or not names <= set(value) <= names | {"basis", "source"}:
             self._refuse(
                 f"{key}: a table has ranks, sizes, {column}, basis and source, "
-                f"this one {_shown(value)}"
+                f"this one {shown(value)}"
             )
         sizes, values, ranks = value["sizes"], value[column], value["ranks"]
         for name, entries in (("sizes", sizes), (column, values)):
@@ -232,16 +226,8 @@ class _Reader:
 
     def _text(self, key: str, value: Any) -> str:
         if not isinstance(value, str) or not value.isprintable() or not value:
-            self._refuse(f"{key}: {_shown(value)} is not a printable text")
+            self._refuse(f"{key}: {shown(value)} is not a printable text")
         return value[:_MAX_TEXT]
 
     def _refuse(self, what: str) -> NoReturn:
         raise HardwareError(f"--hardware {self._path}: {what}")
-
-
-def _shown(value: Any) -> str:
-    try:
-        text = json.dumps(value)
-    except RecursionError:
-        return "a deep nest"
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -13,7 +13,8 @@ from __future__ import annotations
 from math import ceil
 
 from vllm_layershard.estimate.broadcast import bus_bandwidth
-from vllm_layershard.estimate.hardware import Basis, Hardware
+from vllm_layershard.estimate.figure import Basis
+from vllm_layershard.estimate.hardware import Hardware
 from vllm_layershard.estimate.nodes import Spread
 
 

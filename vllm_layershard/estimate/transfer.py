@@ -9,7 +9,8 @@ from typing import Final
 from vllm_layershard.config import KEY
 from vllm_layershard.errors import PlanError
 from vllm_layershard.estimate.broadcast import broadcast_basis, broadcast_seconds
-from vllm_layershard.estimate.hardware import Basis, Hardware
+from vllm_layershard.estimate.figure import Basis
+from vllm_layershard.estimate.hardware import Hardware
 from vllm_layershard.estimate.nodes import ALONE, Spread, widest
 from vllm_layershard.estimate.pull import pull_basis, pull_seconds, pull_traffic
 from vllm_layershard.estimate.roofline import Roofline

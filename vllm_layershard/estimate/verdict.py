@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from vllm_layershard.estimate.capacity import Fit, exceeding
-from vllm_layershard.estimate.hardware import LABELS, Hardware
+from vllm_layershard.estimate.figure import LABELS
+from vllm_layershard.estimate.hardware import Hardware
 from vllm_layershard.estimate.outcome import Phase, Trial
 from vllm_layershard.estimate.overlap import TOLERANCE, Forward
 from vllm_layershard.estimate.wording import percent, tokens

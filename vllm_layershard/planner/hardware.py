@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 from vllm_layershard.config import short
 from vllm_layershard.errors import HardwareError
 from vllm_layershard.estimate import DEFAULT, Hardware, profile, profile_names
-from vllm_layershard.estimate.hardware import UNITS, BusTable, Figure, TimeTable
+from vllm_layershard.estimate.figure import UNITS, Figure
+from vllm_layershard.estimate.hardware import BusTable, TimeTable
 from vllm_layershard.planner.results.document import SCHEMA_VERSION
 
 

@@ -21,6 +21,7 @@ def warnings_on(sharding: Sharding, hardware: Hardware | None) -> tuple[str, ...
         *_on_pulls(sharding, hardware),
         *_on_memory(sharding, hardware),
         *_on_format(sharding, hardware),
+        *_on_board(hardware),
         *_on_context(sharding),
     )
 
@@ -131,4 +132,12 @@ def _on_format(sharding: Sharding, hardware: Hardware | None) -> Iterator[str]:
         yield (
             f"{hardware.name} computes in int8, not in fp8: it serves the W8A8 checkpoint of this "
             "model, with as many bytes a weight but other scales; give its path for exact bytes"
+        )
+
+
+def _on_board(hardware: Hardware | None) -> Iterator[str]:
+    if hardware is not None and hardware.name == "910C-board":
+        yield (
+            "910C-board has the numbers of both dies, and a server runs a rank on each of them: "
+            "plan with --hardware 910C and twice as many ranks"
         )

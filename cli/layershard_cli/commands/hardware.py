@@ -9,7 +9,7 @@ import typer
 from layershard_cli.flags import AsJson
 from layershard_cli.output import emit, emit_json
 from vllm_layershard.estimate import Hardware
-from vllm_layershard.estimate.hardware import LABELS, UNITS
+from vllm_layershard.estimate.figure import LABELS, UNITS
 from vllm_layershard.planner.hardware import list_hardware
 
 
@@ -34,15 +34,20 @@ def hardware_command(
 
 
 def _print_all(devices: tuple[Hardware, ...]) -> None:
-    emit(f"{'device':8}{'memory':>12}{'TB/s':>7}{'bf16':>7}{'8 bit':>7}{'link':>7}{'between':>9}")
+    first = max(len(device.name) for device in devices) + 1
+    emit(
+        f"{'device':{first}}{'memory':>12}{'TB/s':>7}{'bf16':>7}{'8 bit':>7}{'NICs':>6}{'link':>7}"
+        f"{'between':>9}"
+    )
     for device in devices:
         emit(
-            f"{device.name:8}{_in(device, 'memory_bytes', 2**30):>8} GiB"
+            f"{device.name:{first}}{_in(device, 'memory_bytes', 2**30):>8} GiB"
             f"{_in(device, 'memory_bandwidth', 1e12):>7}{_in(device, 'bf16', 1e12):>7}"
-            f"{_in(device, 'low_bit', 1e12):>7}{_in(device, 'intra_node', 1e9):>7}"
-            f"{_in(device, 'inter_node', 1e9):>9}"
+            f"{_in(device, 'low_bit', 1e12):>7}{_in(device, 'nics', 1):>6}"
+            f"{_in(device, 'intra_node', 1e9):>7}{_in(device, 'inter_node', 1e9):>9}"
         )
-    emit("bf16 and 8 bit: dense TFLOP/s; link within and between nodes: GB/s one way; - is unknown")
+    emit("memory: what a process can allocate; bf16 and 8 bit: dense TFLOP/s; NICs: of a node")
+    emit("link within a node, and of one NIC between nodes: GB/s one way; - is unknown")
     emit("layershard hardware NAME shows each number's basis and source")
 
 

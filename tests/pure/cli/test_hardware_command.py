@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from console import complaint, document, said
-from vllm_layershard.estimate import profile
+from vllm_layershard.estimate import profile, profile_names
 
 
 def planned(*flags: str) -> dict:
@@ -19,7 +19,7 @@ def test_the_list_has_every_device_and_a_dash_for_what_is_unknown() -> None:
     lines = {line.split()[0]: line for line in said("hardware").splitlines()}
     assert lines["MI300X"].split()[-1] == "-"
     assert lines["H200"].split()[-2:] == ["450", "50"]
-    assert len(json.loads(said("hardware", "--json"))["hardware"]) == 13
+    assert len(json.loads(said("hardware", "--json"))["hardware"]) == 22
 
 
 def test_one_device_shows_every_number_with_basis_and_source() -> None:
@@ -30,6 +30,16 @@ def test_one_device_shows_every_number_with_basis_and_source() -> None:
     for figure in shown["figures"].values():
         assert figure is None or {"value", "unit", "basis", "source"} == set(figure)
     assert shown["bus"][0]["ranks"] == 8
+
+
+def test_what_the_command_prints_as_json_is_a_profile_file(tmp_path: Path) -> None:
+    """The whole document, and the device in it, with their `figures` and units."""
+    for name in profile_names():
+        printed = document("hardware", name)
+        for shape in (printed, printed["hardware"]):
+            path = tmp_path / "again.json"
+            path.write_text(json.dumps(shape))
+            assert profile(str(path)) == profile(name)
 
 
 def test_the_json_of_a_device_is_all_that_a_profile_file_needs(tmp_path: Path) -> None:
@@ -59,7 +69,7 @@ def test_a_bad_profile_ends_in_one_message(command: list[str], tmp_path: Path) -
     assert "No such file" in message
     code, message = complaint(*command, "H21")
     assert code == 3
-    assert "known are A100" in message
+    assert "nearest: H20; known are A100" in message
 
 
 def test_a_profile_file_is_planned_with(tmp_path: Path) -> None:

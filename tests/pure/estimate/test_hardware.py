@@ -13,14 +13,16 @@ from vllm_layershard.config import LayerShardConfig
 from vllm_layershard.errors import HardwareError
 from vllm_layershard.estimate import Abstention, Estimate, forecast, profile, profile_names
 from vllm_layershard.estimate.broadcast import broadcast_basis, broadcast_seconds
-from vllm_layershard.estimate.hardware import LABELS, Figure, Hardware
+from vllm_layershard.estimate.figure import LABELS, Figure
+from vllm_layershard.estimate.hardware import Hardware
 from vllm_layershard.estimate.nodes import Spread, widest
 from vllm_layershard.estimate.roofline import Roofline
 from vllm_layershard.models import Deployment, Operation, read_model, shard_model
 from vllm_layershard.plan import ParallelLayout
 
 MIB = 1 << 20
-ALL = """A100 H20 H100 H200 B200 GB200 MI300X L40S 910B1 910B2 910B3 910B4 910C"""
+ALL = """A100 H20 H20-141 H800 H100 H200 B200 B300 GB200 GB300 L40S RTX-PRO-6000 GB10
+MI300X MI325X MI355X 910B1 910B2 910B3 910B4 910C 910C-board"""
 
 
 def test_every_device_is_there_and_every_number_has_a_source() -> None:
@@ -179,6 +181,7 @@ BAD = {
     "next to nothing": ({"memory_bandwidth": 1e-300}, "memory_bandwidth: 1e-300 is below 1000"),
     "a slip of the unit": ({"bf16": 989}, "bf16: 989 is below 1e+06 FLOP/s: no device's"),
     "half a device": ({"node_size": 0.5}, "node_size: 0.5 is not a whole number of devices"),
+    "half a NIC": ({"nics": 0.5}, "nics: 0.5 is not a whole number of NICs"),
     "half a device a node": ({"host_size": 2.5}, "host_size: 2.5 is not a whole number of devices"),
     "a slow peer": ({"peer_link": 56}, "peer_link: 56 is below 1000 bytes/s: no device's"),
     "no share": ({"link_efficiency": 1e-9}, "link_efficiency: 1e-09 is a share: from 0.001 to 1"),
@@ -198,6 +201,12 @@ BAD = {
     "format": ({"low_bit_format": "fp4"}, 'low_bit_format: "fp4" is not fp8 or int8'),
     "topology as a list": ({"topology": ["ring"]}, 'topology: ["ring"] is not ring or mesh'),
     "object": ({"bf16": {"basis": "exact"}}, "bf16: an object has value, basis and source"),
+    "unit": ({"bf16": {"value": 1e12, "unit": "TFLOP/s"}}, 'bf16: unit "TFLOP/s" is not "FLOP/s"'),
+    "figures as a list": ({"figures": []}, "figures: a JSON object was expected"),
+    "no figure": ({"figures": {"name": 1}}, 'figures: "name": no such figure'),
+    "twice": ({"bf16": 1e12, "figures": {"bf16": 1e12}}, '"bf16": stands twice'),
+    "all devices": ({"hardware": [{}, {}]}, "hardware: a list of 2 devices; give one of them"),
+    "beside the device": ({"hardware": {}, "bf16": 1e12}, '"bf16": no key beside hardware'),
     "base": ({"base": "H21"}, 'base: "H21" is no bundled profile; those are A100'),
     "name": ({"name": "a\x1b[31mb"}, "name: "),
     "topology": ({"topology": "star"}, 'topology: "star" is not ring or mesh'),
@@ -276,7 +285,7 @@ def test_a_broadcast_takes_memory_traffic_from_what_is_bound_by_memory() -> None
 
 OTHER_VALUES = {
     **dict.fromkeys(LABELS, 2e9),
-    **dict.fromkeys(("node_size", "host_size"), 3),
+    **dict.fromkeys(("node_size", "host_size", "nics"), 3),
     **dict.fromkeys(("compute_efficiency", "memory_efficiency", "link_efficiency"), 0.123),
     "name": "another",
     "topology": "mesh",

@@ -14,7 +14,8 @@ from vllm_layershard.config import LayerShardConfig
 from vllm_layershard.errors import PlanError
 from vllm_layershard.estimate import Abstention, forecast, profile, profile_names
 from vllm_layershard.estimate.auto_layers import choose
-from vllm_layershard.estimate.hardware import Figure, Hardware
+from vllm_layershard.estimate.figure import Figure
+from vllm_layershard.estimate.hardware import Hardware
 from vllm_layershard.estimate.nodes import Spread, widest
 from vllm_layershard.estimate.pull import pull_basis, pull_seconds, pull_traffic
 from vllm_layershard.estimate.roofline import Roofline

@@ -1,0 +1,92 @@
+"""The hardware profiles that come with the package, and the names that find them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Final, cast
+
+from vllm_layershard.errors import HardwareError
+from vllm_layershard.estimate.hardware import Hardware
+
+DEFAULT: Final = "H200"
+"""Assumed where the user names none."""
+
+_NVIDIA: Final = (
+    *("A100", "H20", "H20-141", "H800", "H100", "H200", "B200", "B300", "GB200", "GB300"),
+    *("L40S", "RTX-PRO-6000", "GB10"),
+)
+_AMD: Final = ("MI300X", "MI325X", "MI355X")
+_ASCEND: Final = ("910B1", "910B2", "910B3", "910B4", "910C", "910C-board")
+
+_VENDORS: Final = {
+    **dict.fromkeys(_NVIDIA, "nvidia"),
+    **dict.fromkeys(_AMD, "amd"),
+    **dict.fromkeys(_ASCEND, "ascend"),
+}
+"""Profile -> the file of its vendor, which is read when one of its profiles is asked for."""
+
+PRINTED: Final = {
+    "NVIDIA A100-SXM4-80GB": "A100",
+    "NVIDIA H20-3e": "H20-141",
+    "NVIDIA H100 80GB HBM3": "H100",
+    "NVIDIA B300 SXM6 AC": "B300",
+    "NVIDIA RTX PRO 6000 Blackwell Server Edition": "RTX-PRO-6000",
+    "AMD Instinct MI300X OAM": "MI300X",
+    "AMD Instinct MI325X OAM": "MI325X",
+    "AMD Instinct MI355X OAM": "MI355X",
+    "Ascend910": "910C",
+    "Ascend910_9391": "910C",
+    "Ascend910_9392": "910C",
+    "910C-die": "910C",
+}
+"""What nvidia-smi, amd-smi, npu-smi and torch print -> the profile. A vendor's name before the
+profile's own needs no line: `NVIDIA H200`, `Ascend910B3`."""
+
+
+def profile_names() -> tuple[str, ...]:
+    """The names of the bundled profiles, as `--hardware` takes them."""
+    return tuple(_VENDORS)
+
+
+def bundled_profile(name: str) -> Hardware | None:
+    """The profile of a device by its name or by the one that its tool prints, in any case.
+
+    None: there is none of that name.
+    """
+    key = _plain(name)
+    known = next((one for one in _VENDORS if _plain(one) == key), None)
+    known = known or next((one for text, one in PRINTED.items() if _plain(text) == key), None)
+    if known is None:
+        return None
+    module = import_module(f"vllm_layershard.estimate.devices.{_VENDORS[known]}")
+    return cast(Mapping[str, Callable[[], Hardware]], module.PROFILES)[known]()
+
+
+def unknown_hardware(name: str) -> HardwareError:
+    """The error for a device without a profile: the nearest one, and all that there are."""
+    return HardwareError(
+        f"--hardware {name}: there is no profile of that name, and its numbers are not guessed; "
+        f"nearest: {_nearest(name)}; known are {', '.join(_VENDORS)}; or give a profile FILE.json "
+        "(layershard calibrate writes one)"
+    )
+
+
+def _plain(name: str) -> str:
+    """A name without its vendor, in small letters, its parts joined by hyphens."""
+    text = re.sub(r"\b(nvidia|amd|instinct|huawei|ascend(?=\d)|ascend\b)", " ", name.lower())
+    return "-".join(re.findall(r"[a-z0-9]+", text))
+
+
+def _nearest(name: str) -> str:
+    """The profile that its name begins with, or else the one that is spelled most alike."""
+    from difflib import SequenceMatcher  # takes milliseconds that no other command needs
+
+    key = _plain(name)
+    begins = [one for one in _VENDORS if key.startswith(_plain(one))]
+    if begins:
+        return max(begins, key=len)
+    printed = {_plain(text): one for text, one in PRINTED.items()}
+    spelled = printed | {_plain(one): one for one in _VENDORS}
+    return spelled[max(spelled, key=lambda one: SequenceMatcher(None, key, one).ratio())]
