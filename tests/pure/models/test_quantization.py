@@ -84,11 +84,11 @@ REFUSED = {
     ),
     "a slow pattern": (
         compressed("int-quantized", INT8, TOKENS, ignore=["re:(a+)+b"]),
-        "ignore: holds a pattern that is too long or repeats too much",
+        'ignore: the pattern "(a+)+b" repeats a group, which is not read',
     ),
     "no pattern": (
         compressed("int-quantized", INT8, TOKENS, ignore=["re:["]),
-        "ignore: holds '[', which is not a regular expression",
+        'ignore: the pattern "[" is not a regular expression',
     ),
     "half a fused linear": (
         compressed("int-quantized", INT8, TOKENS, ignore=["re:.*layers.3.self_attn.k_proj"]),

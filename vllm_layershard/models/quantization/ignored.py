@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
-from fnmatch import translate
+from collections.abc import Callable, Iterable
 from typing import Final, Literal, NamedTuple
 
 from vllm_layershard.errors import ModelError
+from vllm_layershard.models.expression import (
+    Expression,
+    ExpressionError,
+    read_expression,
+    read_wildcard,
+)
+from vllm_layershard.models.patterns import MAX_PATTERNS, MAX_PLACES, Patterns
 from vllm_layershard.models.quantization.method import FUSED
-from vllm_layershard.models.sources.config_file import ConfigFile
+from vllm_layershard.models.sources.config_file import ConfigFile, shown
 
 Rule = Literal["exact", "inside", "patterns", "wildcards"]
 """How a name of the list is compared with a module's: equal to it; part of it; equal, or a regular
 expression after `re:`; part of it, or a shell's wildcard."""
 
-_MAX_NAMES: Final = 2048
-"""Of a list whose every name is looked for in every module; real ones have a few hundred."""
-_MAX_PATTERN: Final = 512
-_MAX_REPEATS: Final = 6
-"""More repetitions than any real pattern has: each multiplies the time that a match may take."""
+_MAX_NAMES: Final[dict[Rule, int]] = {
+    "exact": 1 << 16,
+    "inside": 2048,
+    "patterns": 1 << 16,
+    "wildcards": 2048,
+}
+"""Of a list. Some are looked for in every module; of those real lists have a few hundred names."""
 
 
 class Ignored(NamedTuple):
@@ -28,7 +35,7 @@ class Ignored(NamedTuple):
     key: str = "modules_to_not_convert"
     rule: Rule = "exact"
     names: frozenset[str] = frozenset()
-    patterns: tuple[re.Pattern[str], ...] = ()
+    patterns: Patterns = Patterns()
 
     def linear(self, prefix: str) -> bool:
         """Whether a linear is named, or all parts of a fused one.
@@ -68,7 +75,7 @@ class Ignored(NamedTuple):
     def _names(self, prefix: str) -> bool:
         return (
             prefix in self.names
-            or any(pattern.match(prefix) for pattern in self.patterns)
+            or self.patterns.match(prefix)
             or (self.rule in ("inside", "wildcards") and any(n in prefix for n in self.names))
         )
 
@@ -84,31 +91,28 @@ def read_ignored(section: ConfigFile, keys: Iterable[str], rule: Rule) -> Ignore
         names = section.strings(key)
         if names:
             break
-    if rule in ("inside", "wildcards") and len(names) > _MAX_NAMES:
-        section.fail(key, f"has {len(names):,} names; at most {_MAX_NAMES:,} are read")
-    patterns: tuple[str, ...] = ()
+    if len(names) > _MAX_NAMES[rule]:
+        section.fail(key, f"has {len(names):,} names; at most {_MAX_NAMES[rule]:,} are read")
+    patterns = Patterns()
     if rule == "patterns":
-        patterns = tuple(name[3:] for name in names if name.startswith("re:"))
-        for pattern in patterns:
-            _check_pattern(section, key, pattern)
+        texts = [name[3:] for name in names if name.startswith("re:")]
+        patterns = _patterns(section, key, texts, read_expression)
     elif rule == "wildcards":
-        patterns = tuple(translate(name) for name in names if set(name) & set("*?["))
-    return Ignored(
-        key=key,
-        rule=rule,
-        names=frozenset(names),
-        patterns=tuple(_compiled(section, key, pattern) for pattern in patterns),
-    )
+        texts = [name for name in names if set(name) & set("*?[")]
+        patterns = _patterns(section, key, texts, read_wildcard)
+    return Ignored(key=key, rule=rule, names=frozenset(names), patterns=patterns)
 
 
-def _check_pattern(section: ConfigFile, key: str, text: str) -> None:
-    repeats = len(re.findall(r"[*+{]", text))
-    if len(text) > _MAX_PATTERN or repeats > _MAX_REPEATS or re.search(r"\)[*+{?]", text):
-        section.fail(key, "holds a pattern that is too long or repeats too much to be matched")
+def _patterns(
+    section: ConfigFile, key: str, texts: Iterable[str], read: Callable[[str], Expression]
+) -> Patterns:
+    def expression(text: str) -> Expression:
+        try:
+            return read(text)
+        except ExpressionError as error:
+            section.fail(key, f"the pattern {shown(text)} {error}")
 
-
-def _compiled(section: ConfigFile, key: str, text: str) -> re.Pattern[str]:
     try:
-        return re.compile(text)
-    except (re.error, RecursionError, OverflowError):
-        section.fail(key, f"holds {text[:60]!r}, which is not a regular expression")
+        return Patterns(map(expression, texts))
+    except ExpressionError as error:
+        section.fail(key, f"its patterns {error}: {MAX_PATTERNS:,} of {MAX_PLACES:,} characters")
