@@ -61,6 +61,8 @@ _NEVER_SHARDED = {
     "kv_b_proj": "attention absorbs it and reads its weight outside the linear, only for prefills",
     "gate": "the router is read by the fused MoE kernels and is small",
     "router": "the router is read by the fused MoE kernels and is small",
+    "classifier": "the router is read by the fused MoE kernels and is small",
+    "conv1d": "the convolution's kernels read its weight outside the linear",
     "lm_head": "it is not a hidden layer's linear: there is nothing to hide its movement behind",
     "embed_tokens": "an embedding is no linear, and there is nothing to hide its movement behind",
     "wte": "an embedding is no linear, and there is nothing to hide its movement behind",

@@ -19,7 +19,7 @@ from vllm_layershard.estimate.forecast import (
 from vllm_layershard.estimate.forwards import Forwards
 from vllm_layershard.estimate.hardware import Hardware
 from vllm_layershard.estimate.outcome import PhaseName
-from vllm_layershard.models import Deployment, Model, Sharding, shard_model
+from vllm_layershard.models import Deployment, Model, Sharding, is_min_latency, shard_model
 from vllm_layershard.plan.linear import short_names
 
 _STRIDES: Final = (1, 2, 3, 4, 6, 8)
@@ -90,8 +90,10 @@ def candidates(model: Model, deployment: Deployment, template: LayerShardConfig)
     `template` holds the options; its names are replaced.
     """
     saved: dict[str, int] = {}
-    for name in short_names(model.linears(deployment)):
-        if refusal_of(name) is not None:
+    linears = model.linears(deployment)
+    outside = set(short_names([linear for linear in linears if is_min_latency(linear)]))
+    for name in short_names(linears):
+        if refusal_of(name) is not None or name in outside:
             continue
         try:
             saved[name] = _saved(shard_model(model, deployment, replace(template, layers=(name,))))

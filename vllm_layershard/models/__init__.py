@@ -3,6 +3,7 @@
 from vllm_layershard.models.checkpoint.stored import Evidence, evidence_for
 from vllm_layershard.models.deployment import Deployment
 from vllm_layershard.models.layer_operations import layer_operations
+from vllm_layershard.models.min_latency import is_min_latency
 from vllm_layershard.models.model import Model, WeightBytes
 from vllm_layershard.models.operation import Batch, Operation
 from vllm_layershard.models.registry import model_of, read_model, supported
@@ -28,6 +29,7 @@ __all__ = [
     "bundled_names",
     "evidence_for",
     "find",
+    "is_min_latency",
     "layer_operations",
     "model_of",
     "rank_weight_bytes",

@@ -19,6 +19,7 @@ class Shape(NamedTuple):
 
     `suffix` is its name within the layer. `absorbed`: its product is part of the attention's.
     `convolution`: a one-dimensional one over `inner` tokens, which vLLM builds as a linear.
+    `shared_out`: tensor-parallel ranks, which all hold it, compute a part of the tokens each.
     """
 
     suffix: str
@@ -31,6 +32,7 @@ class Shape(NamedTuple):
     after: After = ""
     absorbed: bool = False
     convolution: bool = False
+    shared_out: bool = False
 
     @property
     def rows(self) -> int:

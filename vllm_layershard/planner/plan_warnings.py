@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from vllm_layershard.estimate import Hardware
 from vllm_layershard.estimate.capacity import budget_of, exceeding, fit_of
 from vllm_layershard.estimate.wording import layers, slots
-from vllm_layershard.models import Batch, Sharding
-from vllm_layershard.plan import Plan, SeriesPlan
+from vllm_layershard.models import Batch, Sharding, is_min_latency
+from vllm_layershard.plan import Plan, SeriesPlan, select
 
 _NODE = 8
 """Devices of one node, where no device is named."""
@@ -23,6 +23,7 @@ def warnings_on(sharding: Sharding, hardware: Hardware | None) -> tuple[str, ...
         *_on_format(sharding, hardware),
         *_on_board(hardware),
         *_on_context(sharding),
+        *_on_kernels(sharding),
     )
 
 
@@ -123,6 +124,16 @@ def _on_context(sharding: Sharding) -> Iterator[str]:
             "prefill-context parallelism: the attention backends of vLLM 0.32 itself have it for "
             "multi-head latent attention (MLA) only, which this model has not"
         )
+
+
+def _on_kernels(sharding: Sharding) -> Iterator[str]:
+    linears = select(sharding.model.linears(sharding.deployment), sharding.config.layers)
+    for name, members in linears.items():
+        if any(map(is_min_latency, members)):
+            yield (
+                f"series {name}: on Hopper and on Blackwell 10.x vLLM's min-latency GEMM reads it "
+                "outside its quant method, and the server refuses to shard it: leave it out"
+            )
 
 
 def _on_format(sharding: Sharding, hardware: Hardware | None) -> Iterator[str]:

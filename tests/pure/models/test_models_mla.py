@@ -5,9 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from truth.compare import CONFIGS
+from vllm_layershard.config import LayerShardConfig
 from vllm_layershard.errors import ConfigError, ModelError, PlanError
+from vllm_layershard.estimate.auto_layers import candidates
 from vllm_layershard.models import Deployment, bundled_names, read_model
 from vllm_layershard.plan import Linear, ParallelLayout
+from vllm_layershard.planner.layout import Layout
+from vllm_layershard.planner.plan import plan_model
 
 ONE = Deployment(ParallelLayout())
 
@@ -158,3 +163,26 @@ def test_a_missing_dtype_is_noted(tmp_path: Path) -> None:
     model = read_model(str(tmp_path))
     assert model.dtype == "bfloat16"
     assert "bfloat16 is assumed" in model.notes[0]
+
+
+def test_what_the_min_latency_gemm_reads_is_never_chosen_and_a_plan_of_it_says_so(
+    tmp_path: Path,
+) -> None:
+    """DeepSeek-V3's shape in bfloat16; in fp8 its quant method reads it, as everything else."""
+    config = json.loads((CONFIGS / "deepseek-ai--DeepSeek-V3.json").read_text())
+    config.pop("quantization_config")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    wide, narrow = read_model(str(tmp_path)), read_model("DeepSeek-V3")
+    deployment = Deployment(ParallelLayout(dp=16), ep=True)
+    template = LayerShardConfig(layers=("o_proj",))
+    assert "fused_qkv_a_proj" not in candidates(wide, deployment, template)
+    assert "fused_qkv_a_proj" in candidates(narrow, deployment, template)
+    layout = Layout(dp=16, ep=True)
+    (warning,) = [
+        warning
+        for warning in plan_model(str(tmp_path), "fused_qkv_a_proj", layout).warnings
+        if "min-latency" in warning
+    ]
+    assert warning.startswith("series fused_qkv_a_proj: on Hopper and on Blackwell 10.x")
+    found = plan_model("DeepSeek-V3", "fused_qkv_a_proj", layout).warnings
+    assert not [warning for warning in found if "min-latency" in warning]

@@ -46,6 +46,8 @@ CASES = {
     "prefetch_step = 1.5: ": sharding({"layers": ["o_proj"], "prefetch_step": 1.5}),
     "prefetch_step = 65: ": sharding({"layers": ["o_proj"], "prefetch_step": 65}),
     "'kv_b_proj' may not be sharded": sharding(["kv_b_proj"]),
+    "'linear_attn.conv1d' may not be sharded": sharding(["linear_attn.conv1d"]),
+    "'gate.classifier' may not be sharded": sharding(["gate.classifier"]),
     "'mlp.gate' may not be sharded": sharding(["mlp.gate"]),
     "'lm_head' may not be sharded": sharding(["lm_head"]),
     "'embed_tokens' may not be sharded": sharding(["embed_tokens"]),

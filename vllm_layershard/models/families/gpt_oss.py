@@ -34,7 +34,7 @@ def build(architecture: str, config: ConfigFile) -> Blueprint:
     )
     width = config.integer("intermediate_size")
     experts = read_experts(config, "num_local_experts", intermediate=width, bias=True)
-    router = Router("mlp.router", experts.experts, bias=True)
+    router = Router("mlp.router", experts.experts, bias=True, shares_out=True)
     # vLLM alternates by the layer's parity, whatever layer_types says.
     both = (full._replace(window=window), full)
     return sizes._replace(notes=(*sizes.notes, note)).blueprint(

@@ -103,7 +103,7 @@ class _MoE(NamedTuple):
         if self.glm:
             return Router("mlp.gate", experts, dtype="float32", correction_bias=True)
         corrected = config.string("topk_method") == "noaux_tc"
-        return Router("mlp.gate", experts, correction_bias=corrected)
+        return Router("mlp.gate", experts, correction_bias=corrected, shares_out=True)
 
 
 def _attentions(config: ConfigFile, layers: int) -> tuple[LatentAttention, ...]:

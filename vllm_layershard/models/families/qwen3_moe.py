@@ -39,7 +39,7 @@ def _read(config: ConfigFile) -> Blueprint:
     attention = GroupedAttention(sizes.heads, qkv_bias=bias, qk_norm="head")
     mlp = GatedMlp("mlp", config.integer("intermediate_size"))
     experts = read_experts(config, "num_experts")
-    router = Router("mlp.gate", experts.experts, quantisable=True)
+    router = Router("mlp.gate", experts.experts, quantisable=True, shares_out=True)
     return sizes.blueprint(
         (Segment(attention, (router if i else mlp,)) for i in routed),
         mlp_split(mlp, routed),

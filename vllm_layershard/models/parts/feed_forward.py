@@ -28,16 +28,19 @@ class GatedMlp(NamedTuple):
 
     def shapes(self, hidden: int, deployment: Deployment) -> Iterator[Shape]:
         """Its linears in forward order."""
+        whole = self._is_whole(deployment)
         if self.weighed:
-            yield Shape(f"{self.name}_gate", (1,), hidden, "none", quantisable=False)
+            gate = Shape(f"{self.name}_gate", (1,), hidden, "none", quantisable=False)
+            yield gate._replace(shared_out=whole)
         if not self.intermediate:
             return
-        whole = self._is_whole(deployment)
         width = self.intermediate if whole else per_rank(self.intermediate, deployment.layout.tp)
         rows: Split = "none" if whole else "out"
         columns: Split = "none" if whole else "in"
-        yield Shape(f"{self.name}.gate_up_proj", (width, width), hidden, rows, bias=self.bias)
-        yield Shape(f"{self.name}.down_proj", (hidden,), width, columns, bias=self.bias)
+        up = Shape(f"{self.name}.gate_up_proj", (width, width), hidden, rows, bias=self.bias)
+        down = Shape(f"{self.name}.down_proj", (hidden,), width, columns, bias=self.bias)
+        yield up._replace(shared_out=whole)
+        yield down._replace(shared_out=whole)
 
     def vectors(self) -> Iterator[Vector]:
         """None."""
@@ -53,7 +56,8 @@ class Router(NamedTuple):
     """The linear that chooses experts, which run after it.
 
     `choices`: the experts, and what else a token may choose. `correction_bias`: a float32 for each
-    choice.
+    choice. `shares_out`: the model's class has sequence-parallel MoE, where tensor-parallel ranks
+    route a part of the tokens each; in every other layout all of them route all tokens.
     """
 
     name: str
@@ -62,6 +66,7 @@ class Router(NamedTuple):
     bias: bool = False
     quantisable: bool = False
     correction_bias: bool = False
+    shares_out: bool = False
 
     def shapes(self, hidden: int, deployment: Deployment) -> Iterator[Shape]:
         """The linear, whole on every rank."""
@@ -74,6 +79,7 @@ class Router(NamedTuple):
             bias=self.bias,
             dtype=self.dtype,
             after="experts",
+            shared_out=self.shares_out and deployment.sequence_parallel_moe,
         )
 
     def vectors(self) -> Iterator[Vector]:
