@@ -80,6 +80,11 @@ class Blueprint:
         """Whether a layer has routed experts."""
         return any(segment.is_routed for segment in self.layers[layer_id])
 
+    def experts_prefix(self, layer_id: int) -> str:
+        """vLLM's name of the routed experts of a layer."""
+        assert self.experts is not None, "only where there are some"
+        return f"{self.stem}.{layer_id}.{self.experts.name}"
+
     def vectors(self, layer_id: int, tp: int) -> Iterator[Vector]:
         """All parameters of one layer that are no linear's and no routed expert's."""
         for segment in self.layers[layer_id]:

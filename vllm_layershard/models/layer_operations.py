@@ -44,7 +44,7 @@ def _product(blueprint: Blueprint, shape: Shape, linear: Linear, tokens: float) 
         linear=linear.prefix,
         flops=2.0 * tokens * shape.rows * shape.inner,
         moved_bytes=linear.tensors[0].nbytes + 2.0 * tokens * (shape.rows + shape.inner),
-        precision=blueprint.quantization.precision(linear.tensors),
+        precision=blueprint.quantization.precision(linear.prefix, shape),
     )
 
 
@@ -68,5 +68,5 @@ def _routed(blueprint: Blueprint, layer_id: int, deployment: Deployment, batch: 
         linear="",
         flops=2.0 * pairs * 3 * b.hidden * experts.intermediate,
         moved_bytes=sum(t.nbytes for t in held) * touched + 2.0 * pairs * 2 * b.hidden,
-        precision=b.quantization.precision(held),
+        precision=b.quantization.experts_precision(b.experts_prefix(layer_id)),
     )

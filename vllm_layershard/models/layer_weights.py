@@ -48,5 +48,5 @@ def layer_experts(
     if experts is None or not b.is_routed(layer_id):
         return ()
     count, intermediate = experts.on_rank(deployment, rank)
-    prefix = f"{b.stem}.{layer_id}.{experts.name}"
+    prefix = b.experts_prefix(layer_id)
     return b.quantization.experts(prefix, count, b.hidden, intermediate, experts.bias, b.dtype)

@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from vllm_layershard.models.operation import Precision
-from vllm_layershard.models.quantization.ignored import Ignored, read_ignored
-from vllm_layershard.models.quantization.method import (
+from vllm_layershard.models.quantization.choice import Quantization
+from vllm_layershard.models.quantization.formats.format import (
     bias_of,
     check_groups,
     check_packing,
-    plain_experts,
-    plain_linear,
     tensor,
 )
+from vllm_layershard.models.quantization.ignored import read_ignored
+from vllm_layershard.models.quantization.uniform import uniform
 from vllm_layershard.models.shape import Shape
 from vllm_layershard.models.sources.config_file import ConfigFile
 from vllm_layershard.plan import TensorSpec
@@ -29,21 +29,18 @@ class Awq(NamedTuple):
     """
 
     group: int
-    ignored: Ignored
 
     @property
     def name(self) -> str:
         """For example `awq_int4_g128`."""
         return f"awq_int4_g{self.group}"
 
-    def tensors(self, prefix: str, shape: Shape, dtype: str, tp: int) -> tuple[TensorSpec, ...]:
+    def linear(self, prefix: str, shape: Shape, dtype: str, tp: int) -> tuple[TensorSpec, ...]:
         """Packed weight, packed zero points, scales, and the bias if there is one.
 
         Raises:
             PlanError: a group or an int32 would be split over two ranks.
         """
-        if not shape.quantisable or self.ignored.linear(prefix):
-            return plain_linear(shape, dtype)
         check_groups(prefix, shape.inner, self.group)
         check_packing(prefix, shape.rows, _PACK)
         groups = shape.inner // self.group
@@ -62,8 +59,6 @@ class Awq(NamedTuple):
         Raises:
             PlanError: a group would be split over two ranks.
         """
-        if self.ignored.experts(prefix):
-            return plain_experts(count, hidden, intermediate, bias, dtype)
         tensors = []
         for name, inner, rows in (("w13", hidden, 2 * intermediate), ("w2", intermediate, hidden)):
             check_groups(prefix, inner, self.group)
@@ -75,12 +70,13 @@ class Awq(NamedTuple):
             ]
         return tuple(tensors)
 
-    def precision(self, tensors: tuple[TensorSpec, ...]) -> Precision:
+    @property
+    def precision(self) -> Precision:
         """Products are computed in the model's dtype."""
         return "bf16"
 
 
-def read_awq(section: ConfigFile) -> Awq:
+def read_awq(section: ConfigFile) -> Quantization:
     """Read a `quantization_config` of method awq.
 
     Raises:
@@ -90,7 +86,6 @@ def read_awq(section: ConfigFile) -> Awq:
     if section.integer(bits, high=64) != 4:
         section.fail(bits, "vLLM supports awq with 4 bits only")
     group = "q_group_size" if section.get("q_group_size") is not None else "group_size"
-    return Awq(
-        group=section.integer(group, low=16, high=1 << 16),
-        ignored=read_ignored(section, ("modules_to_not_convert",), "inside"),
-    )
+    awq = Awq(group=section.integer(group, low=16, high=1 << 16))
+    ignored = read_ignored(section, ("modules_to_not_convert",), "inside")
+    return uniform(awq, ignored)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from vllm_layershard.models.quantization.fp8_block import Fp8Block, read_block
+from vllm_layershard.models.quantization.choice import Quantization
+from vllm_layershard.models.quantization.formats.format import Format
+from vllm_layershard.models.quantization.formats.fp8_block import Fp8Block
+from vllm_layershard.models.quantization.formats.nvfp4 import Nvfp4
+from vllm_layershard.models.quantization.formats.packed import Packed
+from vllm_layershard.models.quantization.formats.scaled import Scaled
+from vllm_layershard.models.quantization.fp8 import read_block
 from vllm_layershard.models.quantization.ignored import read_ignored
-from vllm_layershard.models.quantization.method import Quantization
-from vllm_layershard.models.quantization.nvfp4 import Nvfp4
-from vllm_layershard.models.quantization.packed import Packed
-from vllm_layershard.models.quantization.scaled import Scaled
+from vllm_layershard.models.quantization.uniform import uniform
 from vllm_layershard.models.sources.config_file import ConfigFile, shown
 
 
@@ -30,15 +33,19 @@ def read_compressed_tensors(section: ConfigFile) -> Quantization:
         group.fail("output_activations", "quantised outputs are not supported yet")
     if weights.get("symmetric") is not True or weights.boolean("dynamic"):
         weights.fail("symmetric", "supported are symmetric weights that are quantised on disk")
+    ignored = read_ignored(section, ("ignore",), "patterns")
     form = group.string("format") or section.string("format")
     kind = (form, weights.string("type"), weights.integer("num_bits", high=64))
+    found: Format
     if kind == ("nvfp4-pack-quantized", "float", 4):
-        return _nvfp4(section, weights, inputs)
-    if kind in (("pack-quantized", "int", 4), ("pack-quantized", "int", 8)) and inputs is None:
-        return _packed(section, weights, kind[2])
-    if kind in (("float-quantized", "float", 8), ("naive-quantized", "float", 8)):
-        return _float8(section, weights, inputs)
-    if kind != ("int-quantized", "int", 8):
+        found = _nvfp4(weights, inputs)
+    elif kind in (("pack-quantized", "int", 4), ("pack-quantized", "int", 8)) and inputs is None:
+        found = _packed(weights, kind[2])
+    elif kind in (("float-quantized", "float", 8), ("naive-quantized", "float", 8)):
+        found = _float8(weights, inputs)
+    elif kind == ("int-quantized", "int", 8):
+        found = _int8(weights, inputs)
+    else:
         group.fail(
             "weights",
             f"format {shown(form)} with weights of type {shown(kind[1])} in {kind[2]} bits "
@@ -46,7 +53,7 @@ def read_compressed_tensors(section: ConfigFile) -> Quantization:
             "supported are float-quantized (fp8), int-quantized (int8), pack-quantized (int4 and "
             "int8 weights alone) and nvfp4-pack-quantized",
         )
-    return _int8(section, weights, inputs)
+    return uniform(found, ignored)
 
 
 def _only_group(section: ConfigFile) -> ConfigFile:
@@ -66,7 +73,7 @@ def _only_group(section: ConfigFile) -> ConfigFile:
     return found[0]
 
 
-def _packed(section: ConfigFile, weights: ConfigFile, bits: int) -> Packed:
+def _packed(weights: ConfigFile, bits: int) -> Packed:
     if weights.string("strategy") != "group":
         weights.fail("strategy", "supported is 'group' with pack-quantized")
     if weights.get("actorder") not in (None, "weight", "static"):
@@ -74,19 +81,15 @@ def _packed(section: ConfigFile, weights: ConfigFile, bits: int) -> Packed:
     return Packed(
         bits=bits,
         group=weights.integer("group_size", low=32, high=1 << 16),
-        ignored=read_ignored(section, ("ignore",), "patterns"),
     )
 
 
-def _float8(
-    section: ConfigFile, weights: ConfigFile, inputs: ConfigFile | None
-) -> Fp8Block | Scaled:
+def _float8(weights: ConfigFile, inputs: ConfigFile | None) -> Fp8Block | Scaled:
     strategy = weights.string("strategy")
     static = inputs is not None and not inputs.boolean("dynamic")
-    ignored = read_ignored(section, ("ignore",), "patterns")
     if strategy == "block" and not static:
         block = read_block(weights, "block_structure")
-        return Fp8Block(block=block, ignored=ignored, scale="weight_scale", refines=False)
+        return Fp8Block(block=block, scale="weight_scale", refines=False)
     if strategy not in ("tensor", "channel"):
         weights.fail("strategy", f"{shown(strategy)} is not supported with fp8 weights")
     if static and inputs is not None and inputs.string("strategy") != "tensor":
@@ -96,11 +99,10 @@ def _float8(
         dtype="float8_e4m3fn",
         by_row=strategy == "channel",
         static=static,
-        ignored=ignored,
     )
 
 
-def _int8(section: ConfigFile, weights: ConfigFile, inputs: ConfigFile | None) -> Scaled:
+def _int8(weights: ConfigFile, inputs: ConfigFile | None) -> Scaled:
     dynamic = inputs is not None and inputs.boolean("dynamic")
     if weights.string("strategy") != "channel" or not dynamic:
         weights.fail("strategy", "supported are int8 rows ('channel') with dynamic activations")
@@ -109,11 +111,10 @@ def _int8(section: ConfigFile, weights: ConfigFile, inputs: ConfigFile | None) -
         dtype="int8",
         by_row=True,
         static=False,
-        ignored=read_ignored(section, ("ignore",), "patterns"),
     )
 
 
-def _nvfp4(section: ConfigFile, weights: ConfigFile, inputs: ConfigFile | None) -> Nvfp4:
+def _nvfp4(weights: ConfigFile, inputs: ConfigFile | None) -> Nvfp4:
     if weights.integer("group_size", low=1, high=1 << 16) != 16:
         weights.fail("group_size", "nvfp4 has groups of 16")
     return Nvfp4(
@@ -123,5 +124,4 @@ def _nvfp4(section: ConfigFile, weights: ConfigFile, inputs: ConfigFile | None) 
         total="weight_global_scale",
         inputs="input_global_scale",
         weight_only=inputs is None,
-        ignored=read_ignored(section, ("ignore",), "patterns"),
     )

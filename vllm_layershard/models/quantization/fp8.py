@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from vllm_layershard.models.quantization.fp8_block import Fp8Block, read_block
+from vllm_layershard.models.quantization.choice import Quantization
+from vllm_layershard.models.quantization.formats.fp8_block import Fp8Block
+from vllm_layershard.models.quantization.formats.scaled import Scaled
 from vllm_layershard.models.quantization.ignored import read_ignored
-from vllm_layershard.models.quantization.method import Quantization
-from vllm_layershard.models.quantization.scaled import Scaled
+from vllm_layershard.models.quantization.uniform import uniform
 from vllm_layershard.models.sources.config_file import ConfigFile, shown
+
+_MAX_BLOCK = 4096
 
 
 def read_fp8(section: ConfigFile) -> Quantization:
@@ -25,7 +28,27 @@ def read_fp8(section: ConfigFile) -> Quantization:
         if scheme not in ("dynamic", "static"):
             section.fail("activation_scheme", f"{shown(scheme)} is neither 'dynamic' nor 'static'")
         static = scheme == "static"
-        return Scaled("fp8_tensor", "float8_e4m3fn", by_row=False, static=static, ignored=ignored)
+        scaled = Scaled("fp8_tensor", "float8_e4m3fn", by_row=False, static=static)
+        return uniform(scaled, ignored)
     if scheme != "dynamic":
         section.fail("activation_scheme", "fp8 blocks are supported with 'dynamic' only")
-    return Fp8Block(block=read_block(section, "weight_block_size"), ignored=ignored)
+    block = Fp8Block(block=read_block(section, "weight_block_size"))
+    return uniform(block, ignored)
+
+
+def read_block(section: ConfigFile, key: str) -> tuple[int, int]:
+    """Read rows and columns of a block.
+
+    Raises:
+        ModelError: not two whole numbers.
+    """
+    block = section.get(key)
+    if not (
+        isinstance(block, list)
+        and len(block) == 2
+        and all(
+            isinstance(n, int) and not isinstance(n, bool) and 1 <= n <= _MAX_BLOCK for n in block
+        )
+    ):
+        section.fail(key, "is not a list of two whole numbers from 1 to 4,096")
+    return block[0], block[1]

@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from vllm_layershard.models.operation import Precision
-from vllm_layershard.models.quantization.method import (
+from vllm_layershard.models.quantization.choice import Quantization
+from vllm_layershard.models.quantization.formats.format import (
     bias_of,
     check_groups,
     check_packing,
     expert_biases,
-    plain_linear,
     tensor,
 )
+from vllm_layershard.models.quantization.ignored import Ignored
+from vllm_layershard.models.quantization.uniform import uniform
 from vllm_layershard.models.shape import Shape
 from vllm_layershard.models.sources.config_file import ConfigFile
 from vllm_layershard.plan import TensorSpec
@@ -35,14 +37,12 @@ class Gptq(NamedTuple):
         """For example `gptq_int4_g128`."""
         return f"gptq_int{self.bits}_{f'g{self.group}' if self.group else 'channel'}"
 
-    def tensors(self, prefix: str, shape: Shape, dtype: str, tp: int) -> tuple[TensorSpec, ...]:
+    def linear(self, prefix: str, shape: Shape, dtype: str, tp: int) -> tuple[TensorSpec, ...]:
         """Packed weight, scales, and the bias if there is one.
 
         Raises:
             PlanError: a group or an int32 would be split over two ranks.
         """
-        if not shape.quantisable:
-            return plain_linear(shape, dtype)
         pack, groups = self._columns(prefix, shape.inner)
         return (
             tensor("qweight", (shape.inner // pack, shape.rows), "int32"),
@@ -67,7 +67,8 @@ class Gptq(NamedTuple):
             ]
         return (*tensors, *expert_biases(count, hidden, intermediate, bias, dtype))
 
-    def precision(self, tensors: tuple[TensorSpec, ...]) -> Precision:
+    @property
+    def precision(self) -> Precision:
         """Products are computed in the model's dtype."""
         return "bf16"
 
@@ -78,7 +79,7 @@ class Gptq(NamedTuple):
         return 32 // self.bits, inner // (self.group or inner)
 
 
-def read_gptq(section: ConfigFile) -> Gptq:
+def read_gptq(section: ConfigFile) -> Quantization:
     """Read a `quantization_config` of method gptq.
 
     Raises:
@@ -95,4 +96,5 @@ def read_gptq(section: ConfigFile) -> Gptq:
     group = None if section.get("group_size") == -1 else section.integer("group_size", low=16)
     if section.boolean("desc_act") and group is not None:
         section.fail("desc_act", "vLLM no longer supports an activation order within groups")
-    return Gptq(bits=bits, group=group)
+    gptq = Gptq(bits=bits, group=group)
+    return uniform(gptq, Ignored())

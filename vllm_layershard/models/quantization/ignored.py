@@ -13,7 +13,7 @@ from vllm_layershard.models.expression import (
     read_wildcard,
 )
 from vllm_layershard.models.patterns import MAX_PATTERNS, MAX_PLACES, Patterns
-from vllm_layershard.models.quantization.method import FUSED
+from vllm_layershard.models.quantization.names import FUSED
 from vllm_layershard.models.sources.config_file import ConfigFile, shown
 
 Rule = Literal["exact", "inside", "patterns", "wildcards"]

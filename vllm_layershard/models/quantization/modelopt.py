@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from vllm_layershard.models.quantization.choice import Quantization
+from vllm_layershard.models.quantization.formats.nvfp4 import Nvfp4
+from vllm_layershard.models.quantization.formats.scaled import Scaled
 from vllm_layershard.models.quantization.ignored import read_ignored
-from vllm_layershard.models.quantization.method import Quantization
-from vllm_layershard.models.quantization.nvfp4 import Nvfp4
-from vllm_layershard.models.quantization.scaled import Scaled
+from vllm_layershard.models.quantization.uniform import uniform
 from vllm_layershard.models.sources.config_file import ConfigFile, shown
 
 
@@ -25,16 +26,17 @@ def read_modelopt(section: ConfigFile) -> Quantization:
         stated = shown(values.get("quant_algo"))
         values.fail("quant_algo", f"{stated} is not supported yet; supported are FP8 and NVFP4")
     if algorithm == "FP8":
-        return Scaled("modelopt_fp8", "float8_e4m3fn", by_row=False, static=True, ignored=ignored)
-    return Nvfp4(
+        scaled = Scaled("modelopt_fp8", "float8_e4m3fn", by_row=False, static=True)
+        return uniform(scaled, ignored)
+    nvfp4 = Nvfp4(
         name="modelopt_nvfp4",
         group=values.optional_integer("group_size", low=16, high=128) or 16,
         weight="weight",
         total="weight_scale_2",
         inputs="input_scale",
         weight_only=_weights_only(section),
-        ignored=ignored,
     )
+    return uniform(nvfp4, ignored)
 
 
 def _weights_only(section: ConfigFile) -> bool:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any, Final
 
-from vllm_layershard.models.quantization.method import Quantization
-from vllm_layershard.models.quantization.none import Unquantized
+from vllm_layershard.models.quantization.choice import Nothing, Quantization
 from vllm_layershard.models.sources.config_file import ConfigFile, shown
 
 _READERS: Final[dict[str, tuple[str, str]]] = {
@@ -32,7 +31,7 @@ def quantization_of(config: ConfigFile) -> Quantization:
     if section is None:
         if config.get("compression_config") is not None:
             config.fail("compression_config", "this quantisation is not supported yet")
-        return Unquantized()
+        return Quantization("none", Nothing())
     method = section.string("quant_method")
     if method not in _READERS or (method == "mxfp4" and config.string("model_type") != "gpt_oss"):
         config.fail(

@@ -8,13 +8,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from vllm_layershard.models.operation import Precision
-from vllm_layershard.models.quantization.ignored import Ignored
-from vllm_layershard.models.quantization.method import (
+from vllm_layershard.models.quantization.formats.format import (
     bias_of,
     check_groups,
     expert_biases,
-    plain_experts,
-    plain_linear,
     tensor,
 )
 from vllm_layershard.models.shape import Shape
@@ -30,22 +27,18 @@ class Packed(NamedTuple):
 
     bits: int
     group: int
-    ignored: Ignored
 
     @property
     def name(self) -> str:
         """For example `compressed_tensors_int4_g32`."""
         return f"compressed_tensors_int{self.bits}_g{self.group}"
 
-    def tensors(self, prefix: str, shape: Shape, dtype: str, tp: int) -> tuple[TensorSpec, ...]:
+    def linear(self, prefix: str, shape: Shape, dtype: str, tp: int) -> tuple[TensorSpec, ...]:
         """Packed weight, scales, the shape before packing, and the bias if there is one.
 
         Raises:
             PlanError: a group would be split over two ranks.
-            ModelError: only some of a fused linear's parts are ignored.
         """
-        if not shape.quantisable or self.ignored.linear(prefix):
-            return plain_linear(shape, dtype)
         check_groups(prefix, shape.inner, self.group)
         return (
             tensor("weight_packed", (shape.rows, shape.inner * self.bits // 32), "int32"),
@@ -62,8 +55,6 @@ class Packed(NamedTuple):
         Raises:
             PlanError: a group would be split over two ranks.
         """
-        if self.ignored.experts(prefix):
-            return plain_experts(count, hidden, intermediate, bias, dtype)
         check_groups(prefix, hidden, self.group)
         check_groups(prefix, intermediate, self.group)
         rows, pack = 2 * intermediate, 32 // self.bits
@@ -77,6 +68,7 @@ class Packed(NamedTuple):
             *expert_biases(count, hidden, intermediate, bias, dtype),
         )
 
-    def precision(self, tensors: tuple[TensorSpec, ...]) -> Precision:
+    @property
+    def precision(self) -> Precision:
         """Products are computed in the model's dtype."""
         return "bf16"

@@ -5,12 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from vllm_layershard.models.operation import Precision
-from vllm_layershard.models.quantization.ignored import Ignored
-from vllm_layershard.models.quantization.method import (
+from vllm_layershard.models.quantization.formats.format import (
     bias_of,
     check_groups,
-    plain_experts,
-    plain_linear,
     tensor,
 )
 from vllm_layershard.models.shape import Shape
@@ -30,16 +27,13 @@ class Nvfp4(NamedTuple):
     total: str
     inputs: str
     weight_only: bool
-    ignored: Ignored
 
-    def tensors(self, prefix: str, shape: Shape, dtype: str, tp: int) -> tuple[TensorSpec, ...]:
+    def linear(self, prefix: str, shape: Shape, dtype: str, tp: int) -> tuple[TensorSpec, ...]:
         """Two elements a byte, the groups' scales, one scale for each part of a fused linear.
 
         Raises:
             PlanError: a group would be split over two ranks.
         """
-        if not shape.quantisable or self.ignored.linear(prefix):
-            return plain_linear(shape, dtype)
         check_groups(prefix, shape.inner, self.group)
         parts = (len(shape.outs),)
         return (
@@ -60,8 +54,6 @@ class Nvfp4(NamedTuple):
         Raises:
             PlanError: a group would be split over two ranks.
         """
-        if self.ignored.experts(prefix):
-            return plain_experts(count, hidden, intermediate, bias, dtype)
         check_groups(prefix, hidden, self.group)
         check_groups(prefix, intermediate, self.group)
         rows = 2 * intermediate
@@ -76,6 +68,7 @@ class Nvfp4(NamedTuple):
             tensor(f"w2_{self.inputs}", (count,), "float32"),
         )
 
-    def precision(self, tensors: tuple[TensorSpec, ...]) -> Precision:
+    @property
+    def precision(self) -> Precision:
         """At the eight-bit rate, the lowest that profiles state: an upper bound of the time."""
-        return "fp8" if not self.weight_only and tensors[0].dtype == "uint8" else "bf16"
+        return "bf16" if self.weight_only else "fp8"

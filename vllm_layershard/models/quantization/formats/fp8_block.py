@@ -7,19 +7,14 @@ from typing import NamedTuple
 
 from vllm_layershard.errors import PlanError
 from vllm_layershard.models.operation import Precision
-from vllm_layershard.models.quantization.ignored import Ignored
-from vllm_layershard.models.quantization.method import (
+from vllm_layershard.models.quantization.formats.format import (
     bias_of,
     expert_biases,
-    plain_experts,
-    plain_linear,
     tensor,
 )
 from vllm_layershard.models.shape import Shape
-from vllm_layershard.models.sources.config_file import ConfigFile
 from vllm_layershard.plan import TensorSpec
 
-_MAX_BLOCK = 4096
 _LEAST_REFINED = 32
 
 
@@ -32,7 +27,6 @@ class Fp8Block(NamedTuple):
     """
 
     block: tuple[int, int]
-    ignored: Ignored
     scale: str = "weight_scale_inv"
     refines: bool = True
 
@@ -41,10 +35,8 @@ class Fp8Block(NamedTuple):
         """For example `fp8_block_128x128`."""
         return f"fp8_block_{self.block[0]}x{self.block[1]}"
 
-    def tensors(self, prefix: str, shape: Shape, dtype: str, tp: int) -> tuple[TensorSpec, ...]:
+    def linear(self, prefix: str, shape: Shape, dtype: str, tp: int) -> tuple[TensorSpec, ...]:
         """The weight, its scales, and the bias if there is one."""
-        if not shape.quantisable or self.ignored.linear(prefix):
-            return plain_linear(shape, dtype)
         self._check_blocks(prefix, shape, tp)
         weight = self._pair("weight", (shape.rows, shape.inner), self.block)
         return (*weight, *bias_of(shape, dtype))
@@ -53,8 +45,6 @@ class Fp8Block(NamedTuple):
         self, prefix: str, count: int, hidden: int, intermediate: int, bias: bool, dtype: str
     ) -> tuple[TensorSpec, ...]:
         """The stacked weights and scales."""
-        if self.ignored.experts(prefix):
-            return plain_experts(count, hidden, intermediate, bias, dtype)
         block = self._expert_block(prefix, hidden, intermediate)
         return (
             *self._pair("w13_weight", (count, 2 * intermediate, hidden), block),
@@ -62,9 +52,10 @@ class Fp8Block(NamedTuple):
             *expert_biases(count, hidden, intermediate, bias, dtype),
         )
 
-    def precision(self, tensors: tuple[TensorSpec, ...]) -> Precision:
+    @property
+    def precision(self) -> Precision:
         """Products of float8 weights run at the low-bit rate."""
-        return "fp8" if tensors[0].dtype == "float8_e4m3fn" else "bf16"
+        return "fp8"
 
     def _expert_block(self, prefix: str, hidden: int, intermediate: int) -> tuple[int, int]:
         """The block of the experts' scales: refined where ranks split the checkpoint's.
@@ -115,21 +106,3 @@ class Fp8Block(NamedTuple):
             tensor(name, shape, "float8_e4m3fn"),
             tensor(name.replace("weight", self.scale), scales, "float32"),
         )
-
-
-def read_block(section: ConfigFile, key: str) -> tuple[int, int]:
-    """Read rows and columns of a block.
-
-    Raises:
-        ModelError: not two whole numbers.
-    """
-    block = section.get(key)
-    if not (
-        isinstance(block, list)
-        and len(block) == 2
-        and all(
-            isinstance(n, int) and not isinstance(n, bool) and 1 <= n <= _MAX_BLOCK for n in block
-        )
-    ):
-        section.fail(key, "is not a list of two whole numbers from 1 to 4,096")
-    return block[0], block[1]

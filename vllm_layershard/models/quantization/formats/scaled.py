@@ -5,12 +5,9 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 from vllm_layershard.models.operation import Precision
-from vllm_layershard.models.quantization.ignored import Ignored
-from vllm_layershard.models.quantization.method import (
+from vllm_layershard.models.quantization.formats.format import (
     bias_of,
     expert_biases,
-    plain_experts,
-    plain_linear,
     tensor,
 )
 from vllm_layershard.models.shape import Shape
@@ -31,12 +28,9 @@ class Scaled(NamedTuple):
     dtype: Literal["float8_e4m3fn", "int8"]
     by_row: bool
     static: bool
-    ignored: Ignored
 
-    def tensors(self, prefix: str, shape: Shape, dtype: str, tp: int) -> tuple[TensorSpec, ...]:
+    def linear(self, prefix: str, shape: Shape, dtype: str, tp: int) -> tuple[TensorSpec, ...]:
         """The weight, its scales, the activation's, and the bias if there is one."""
-        if not shape.quantisable or self.ignored.linear(prefix):
-            return plain_linear(shape, dtype)
         parts = len(shape.outs)
         scale = (shape.rows, 1) if self.by_row else (parts,)
         return (
@@ -50,8 +44,6 @@ class Scaled(NamedTuple):
         self, prefix: str, count: int, hidden: int, intermediate: int, bias: bool, dtype: str
     ) -> tuple[TensorSpec, ...]:
         """The stacked weights and scales, and one scale an expert for static activations."""
-        if self.ignored.experts(prefix):
-            return plain_experts(count, hidden, intermediate, bias, dtype)
         rows = 2 * intermediate
         names = ("w13", "w2")
         by_row, by_tensor = ((count, rows, 1), (count, hidden, 1)), ((count, 2), (count,))
@@ -64,6 +56,7 @@ class Scaled(NamedTuple):
             *expert_biases(count, hidden, intermediate, bias, dtype),
         )
 
-    def precision(self, tensors: tuple[TensorSpec, ...]) -> Precision:
+    @property
+    def precision(self) -> Precision:
         """Products of eight-bit weights run at the low-bit rate."""
-        return "fp8" if tensors[0].dtype == self.dtype else "bf16"
+        return "fp8"

@@ -1,10 +1,9 @@
-"""Quantization: what a checkpoint's method makes of a linear and of routed experts."""
+"""Format: what tensors a number format makes of a linear and of routed experts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import lru_cache
-from typing import Final, Protocol
+from typing import Protocol
 
 from vllm_layershard.errors import PlanError
 from vllm_layershard.models.dtypes import DTYPE_BYTES
@@ -12,27 +11,23 @@ from vllm_layershard.models.operation import Precision
 from vllm_layershard.models.shape import Shape
 from vllm_layershard.plan import TensorSpec
 
-FUSED: Final[Mapping[str, tuple[str, ...]]] = {
-    "gate_up_proj": ("gate_proj", "up_proj"),
-    "qkv_proj": ("q_proj", "k_proj", "v_proj"),
-    "fused_qkv_a_proj": ("q_a_proj", "kv_a_proj_with_mqa"),
-}
-"""vLLM's name of a fused linear -> the names of its parts in a checkpoint."""
 
-
-class Quantization(Protocol):
-    """One method with its settings; all shapes and bytes are those of one rank."""
+class Format(Protocol):
+    """One number format with its settings; all shapes and bytes are those of one rank."""
 
     @property
     def name(self) -> str:
-        """`none`, or the method with what tells it from its kin: `fp8_block_128x128`."""
+        """The method with what tells it from its kin: `fp8_block_128x128`."""
 
-    def tensors(self, prefix: str, shape: Shape, dtype: str, tp: int) -> tuple[TensorSpec, ...]:
+    @property
+    def precision(self) -> Precision:
+        """The rate at which a product with weights of this format runs."""
+
+    def linear(self, prefix: str, shape: Shape, dtype: str, tp: int) -> tuple[TensorSpec, ...]:
         """The tensors of a linear after vLLM created it, in the order weight, scales, bias.
 
         Raises:
-            PlanError: the method's blocks or groups would be split over two of `tp` ranks.
-            ModelError: the config quantises only some of a fused linear's parts.
+            PlanError: the format's blocks or groups would be split over two of `tp` ranks.
         """
 
     def experts(
@@ -41,11 +36,8 @@ class Quantization(Protocol):
         """The tensors of `count` routed experts of one layer with `intermediate` rows each.
 
         Raises:
-            PlanError: the method's blocks would be split.
+            PlanError: the format's blocks would be split.
         """
-
-    def precision(self, tensors: tuple[TensorSpec, ...]) -> Precision:
-        """The rate at which a product with these tensors runs."""
 
 
 @lru_cache(maxsize=1 << 12)  # layers are alike, and each asks for the same few

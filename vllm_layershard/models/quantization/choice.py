@@ -1,0 +1,122 @@
+"""Quantization: which number format each module of a model has, and what tensors that takes."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from vllm_layershard.models.operation import Precision
+from vllm_layershard.models.quantization.formats.format import (
+    Format,
+    plain_experts,
+    plain_linear,
+)
+from vllm_layershard.models.shape import Shape
+from vllm_layershard.plan import TensorSpec
+
+
+class Choice(Protocol):
+    """The format of each module by vLLM's name of it; None: it is not quantised.
+
+    Raises, each of them:
+        ModelError: the parts of a fused linear, or of an expert, differ.
+    """
+
+    def linear(self, prefix: str) -> Format | None:
+        """Of a linear of a decoder layer."""
+
+    def experts(self, prefix: str) -> Format | None:
+        """Of the routed experts of a layer."""
+
+    def head(self, prefix: str) -> Format | None:
+        """Of the output head."""
+
+
+class Nothing(NamedTuple):
+    """No module is quantised."""
+
+    def linear(self, prefix: str) -> Format | None:
+        """None."""
+        return None
+
+    def experts(self, prefix: str) -> Format | None:
+        """None."""
+        return None
+
+    def head(self, prefix: str) -> Format | None:
+        """None."""
+        return None
+
+
+class Quantization:
+    """One checkpoint's method; all shapes and bytes are those of one rank.
+
+    `name` is `none`, or the method with what tells it from its kin. Formats are chosen once a
+    module.
+    """
+
+    __slots__ = ("_choice", "_experts", "_linears", "name")
+
+    def __init__(self, name: str, choice: Choice) -> None:
+        self.name = name
+        self._choice = choice
+        self._linears: dict[str, Format | None] = {}
+        self._experts: dict[str, Format | None] = {}
+
+    def tensors(self, prefix: str, shape: Shape, dtype: str, tp: int) -> tuple[TensorSpec, ...]:
+        """The tensors of a linear after vLLM created it, in the order weight, scales, bias.
+
+        Raises:
+            PlanError: the format's blocks or groups would be split over two of `tp` ranks.
+            ModelError: the config quantises only some of a fused linear's parts.
+        """
+        found = self._of_linear(prefix, shape)
+        return (
+            plain_linear(shape, dtype) if found is None else found.linear(prefix, shape, dtype, tp)
+        )
+
+    def experts(
+        self, prefix: str, count: int, hidden: int, intermediate: int, bias: bool, dtype: str
+    ) -> tuple[TensorSpec, ...]:
+        """The tensors of `count` routed experts of one layer with `intermediate` rows each.
+
+        Raises:
+            PlanError: the format's blocks would be split.
+            ModelError: the config quantises only some of an expert's matrices.
+        """
+        found = self._of_experts(prefix)
+        if found is None:
+            return plain_experts(count, hidden, intermediate, bias, dtype)
+        return found.experts(prefix, count, hidden, intermediate, bias, dtype)
+
+    def head(self, prefix: str, shape: Shape, dtype: str, tp: int) -> tuple[TensorSpec, ...]:
+        """The tensors of the output head, whose rows are this rank's share of the vocabulary.
+
+        Raises:
+            PlanError: the format's blocks or groups would be split over two of `tp` ranks.
+        """
+        found = self._choice.head(prefix)
+        return (
+            plain_linear(shape, dtype) if found is None else found.linear(prefix, shape, dtype, tp)
+        )
+
+    def precision(self, prefix: str, shape: Shape) -> Precision:
+        """The rate at which the product of a linear runs."""
+        found = self._of_linear(prefix, shape)
+        return "bf16" if found is None else found.precision
+
+    def experts_precision(self, prefix: str) -> Precision:
+        """The rate at which the products of a layer's routed experts run."""
+        found = self._of_experts(prefix)
+        return "bf16" if found is None else found.precision
+
+    def _of_linear(self, prefix: str, shape: Shape) -> Format | None:
+        if not shape.quantisable:
+            return None
+        if prefix not in self._linears:
+            self._linears[prefix] = self._choice.linear(prefix)
+        return self._linears[prefix]
+
+    def _of_experts(self, prefix: str) -> Format | None:
+        if prefix not in self._experts:
+            self._experts[prefix] = self._choice.experts(prefix)
+        return self._experts[prefix]
