@@ -13,8 +13,8 @@ from pathlib import Path
 
 from checkpoints import deepseek, header_of, small_config, write, write_raw
 from vllm_layershard.models.checkpoint.weight_map import INDEX
-from vllm_layershard.models.quantization.modelslim import DESCRIPTION
 from vllm_layershard.models.sources import source
+from vllm_layershard.models.sources.beside import DESCRIPTION
 
 Case = Callable[[Path], list[str]]
 """Makes the broken thing in a directory and gives the arguments of `layershard`."""

@@ -10,7 +10,7 @@ from vllm_layershard.models.deployment import Deployment
 from vllm_layershard.models.parts.attention import Attention
 from vllm_layershard.models.parts.experts import Experts
 from vllm_layershard.models.parts.feed_forward import FeedForward, Router
-from vllm_layershard.models.quantization import Quantization
+from vllm_layershard.models.quantization import UNREAD, Quantization
 from vllm_layershard.models.shape import Shape, SplitSize, Vector
 
 MAX_LAYERS = 1024
@@ -59,19 +59,19 @@ class Blueprint:
     `hidden` is the width of the residual stream, `vocab` the tokens before padding. `tied`: the
     output head is the embedding. `dtype` is that of what is not quantised. `split` are the sizes
     that tensor parallelism divides. `notes`: what had to be assumed. `stem` is the name of the
-    list of decoder layers.
+    list of decoder layers. `quantization`: a family leaves it to the registry.
     """
 
     layers: tuple[Layer, ...]
     hidden: int
     vocab: int
     dtype: str
-    quantization: Quantization
     split: tuple[SplitSize, ...]
     experts: Experts | None = None
     tied: bool = False
     notes: tuple[str, ...] = ()
     stem: str = "model.layers"
+    quantization: Quantization = UNREAD
 
     def __post_init__(self) -> None:
         assert self.experts is not None or not any(map(self.is_routed, range(len(self.layers))))
@@ -79,6 +79,11 @@ class Blueprint:
     def is_routed(self, layer_id: int) -> bool:
         """Whether a layer has routed experts."""
         return any(segment.is_routed for segment in self.layers[layer_id])
+
+    @property
+    def head(self) -> str:
+        """vLLM's name of the output head."""
+        return f"{self.stem.removesuffix('model.layers')}lm_head"
 
     def experts_prefix(self, layer_id: int) -> str:
         """vLLM's name of the routed experts of a layer."""

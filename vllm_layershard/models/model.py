@@ -13,7 +13,7 @@ from vllm_layershard.models.deployment import Deployment
 from vllm_layershard.models.dtypes import DTYPE_BYTES
 from vllm_layershard.models.kv_cache import AttentionCache
 from vllm_layershard.models.layer_weights import layer_experts, layer_linears
-from vllm_layershard.models.shape import SplitSize, require_split
+from vllm_layershard.models.shape import Shape, SplitSize, require_split
 from vllm_layershard.plan import Linear, ParallelLayout, stage_layers
 
 VOCAB_PADDING: Final = 64
@@ -136,7 +136,7 @@ class Model(NamedTuple):
         absorbed = [(s, x) for s, x in held if s.absorbed and len(x.tensors) > 1]
         return WeightBytes(
             embedding=vocab if stage == 0 or (b.tied and stage == last) else 0,
-            head=vocab if stage == last and not b.tied else 0,
+            head=self._head_bytes(layout.tp) if stage == last and not b.tied else 0,
             linears=sum(x.large_bytes + x.small_bytes for _, x in held),
             experts=sum(
                 tensor.nbytes for i in layers for tensor in layer_experts(b, i, deployment, rank)
@@ -149,6 +149,12 @@ class Model(NamedTuple):
             + (b.hidden * element if stage == last else 0),
             derived=sum(s.rows * s.inner * element for s, _ in absorbed),
         )
+
+    def _head_bytes(self, tp: int) -> int:
+        b = self.blueprint
+        rows = -(-b.vocab // VOCAB_PADDING) * VOCAB_PADDING // tp
+        head = Shape("lm_head", (rows,), b.hidden, "out")
+        return sum(t.nbytes for t in b.quantization.head(b.head, head, b.dtype, tp))
 
     def kv_bytes_per_token(
         self, kv_cache_dtype: str, layers: Sequence[int], deployment: Deployment

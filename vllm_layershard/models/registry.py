@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import import_module
 from typing import Final
 
 from vllm_layershard.errors import UnknownModelError
+from vllm_layershard.models.blueprint import Blueprint
 from vllm_layershard.models.model import Model
-from vllm_layershard.models.quantization import cache_dtype_of
+from vllm_layershard.models.quantization import cache_dtype_of, quantization_of, stated_section
 from vllm_layershard.models.sources.source import FoundModel, find
 
 _FAMILIES: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
@@ -62,10 +64,6 @@ def read_model(name: str) -> Model:
 def model_of(found: FoundModel) -> Model:
     """Read a model from a config that was found."""
     config = found.config
-    if found.directory is not None:
-        from vllm_layershard.models.quantization.modelslim import with_description
-
-        config = with_description(config, found.directory)
     architectures = config.strings("architectures")
     model_type = config.string("model_type")
     known = ", ".join(supported())
@@ -84,6 +82,9 @@ def model_of(found: FoundModel) -> Model:
             f"known to the planner; expected {' or '.join(model_types)}"
         )
     build = import_module(f"vllm_layershard.models.families.{family}").build
-    blueprint = build(architecture, config)
-    asked = cache_dtype_of(config, latent=family in _LATENT)
+    blueprint: Blueprint = build(architecture, config)
+    section = stated_section(config, found.beside)
+    quantization = quantization_of(section, architecture)
+    blueprint = replace(blueprint, quantization=quantization)
+    asked = cache_dtype_of(section, latent=family in _LATENT)
     return Model(found.name, found.source, architecture, blueprint, asked)

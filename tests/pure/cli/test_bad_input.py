@@ -28,7 +28,10 @@ CONFIGS = {
     "float": ({"v_head_dim": 128.5}, "v_head_dim: 128.5 is not a whole number"),
     "huge": ({"vocab_size": 10**30}, "vocab_size: 10000"),
     "too many layers": ({"num_hidden_layers": 10**6}, "num_hidden_layers: 1000000 is not"),
-    "quark": ({"quantization_config": {"quant_method": "quark"}}, '"quark" is not supported yet'),
+    "bitsandbytes": (
+        {"quantization_config": {"quant_method": "bitsandbytes"}},
+        '"bitsandbytes" is not supported: vLLM 0.32 has no class for it',
+    ),
     "quantisation": ({"quantization_config": [1]}, "quantization_config: [1] is not an object"),
     "dtype": ({"torch_dtype": "int4"}, "torch_dtype: 'int4' is not one of"),
     "activation": ({"hidden_act": "gelu"}, 'hidden_act: "gelu"'),

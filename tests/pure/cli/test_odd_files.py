@@ -21,7 +21,7 @@ from checkpoints import deepseek, small_config, write
 from console import Ended, layershard
 from vllm_layershard import bounded_file
 from vllm_layershard.models.checkpoint.weight_map import INDEX, SINGLE
-from vllm_layershard.models.quantization.modelslim import DESCRIPTION
+from vllm_layershard.models.sources.beside import DESCRIPTION
 
 pytestmark = pytest.mark.timeout(60)  # only a hang takes so long
 

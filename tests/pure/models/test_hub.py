@@ -19,6 +19,7 @@ from vllm_layershard.models.checkpoint import from_hub as hub_checkpoint
 from vllm_layershard.models.checkpoint.from_hub import fetch_checkpoint
 from vllm_layershard.models.checkpoint.stored import evidence_for
 from vllm_layershard.models.sources import http_get
+from vllm_layershard.models.sources.beside import BY_HAND, DESCRIPTION, HF_QUANT
 from vllm_layershard.models.sources.hub import fetch
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -42,7 +43,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.seen.append((self.path, headers.get("Range"), headers.get("Authorization")))
         owner, name, _, revision, file = self.path.lstrip("/").split("/", 4)
         path = self.root / file
-        if f"{owner}/{name}" != NAME or revision not in ("main", COMMIT) or not path.is_file():
+        if self.manners == "hangs up at once":
+            self.close_connection = True
+        elif f"{owner}/{name}" != NAME or revision not in ("main", COMMIT) or not path.is_file():
             self.answer(404, b"")
         elif self.manners == "redirects" and self.elsewhere:
             self.answer(302, b"", {"Location": f"{self.elsewhere}{self.path}"})
@@ -197,6 +200,26 @@ def test_a_model_of_the_hub_with_its_evidence(served: type[Handler]) -> None:
     assert (evidence.headers, notes) == (f"hub:{NAME}@{COMMIT[:12]}", ())
     assert evidence.comparison is not None
     assert evidence.comparison.disagreements == ()
+
+
+def test_a_quantisation_beside_the_config_is_read_of_its_commit(served: type[Handler]) -> None:
+    assert model_of(find(NAME)).quantization == "none"
+    asked = [path.rpartition("/")[2] for path, _, _ in served.seen]
+    assert asked == ["config.json", HF_QUANT, DESCRIPTION, *BY_HAND]
+    assert {path.split("/")[4] for path, _, _ in served.seen[1:]} == {COMMIT}
+    stated = {"quant_algo": "FP8", "kv_cache_quant_algo": None, "exclude_modules": ["lm_head"]}
+    contents = {"producer": {"name": "modelopt"}, "quantization": stated}
+    (served.root / HF_QUANT).write_text(json.dumps(contents))
+    served.seen.clear()
+    assert model_of(find(NAME)).quantization == "modelopt_fp8"
+    assert len(served.seen) == 2
+
+
+def test_a_hub_that_fails_in_between_is_no_proof(served: type[Handler]) -> None:
+    found = find(NAME)
+    served.manners = "hangs up at once"
+    with pytest.raises(UnknownModelError, match=f"{HF_QUANT}: the Hub at .* cannot be reached"):
+        model_of(found)
 
 
 @pytest.mark.parametrize("command", ["plan", "map", "check"])

@@ -10,7 +10,7 @@ import pytest
 
 from vllm_layershard.errors import LayerShardError, ModelError
 from vllm_layershard.models import Deployment, read_model
-from vllm_layershard.models.quantization.modelslim import DESCRIPTION, MAX_DESCRIPTION_BYTES
+from vllm_layershard.models.sources.beside import DESCRIPTION, MAX_DESCRIPTION_BYTES
 from vllm_layershard.models.sources.source import _BUNDLED
 from vllm_layershard.plan import ParallelLayout
 
@@ -38,8 +38,15 @@ def write(directory: Path, quantization: Any, model: str = "Qwen--Qwen3-32B", **
 
 
 REFUSED = {
-    "no method": ({}, "quant_method null is not supported yet; supported are none, fp8, "),
-    "unknown": ({"quant_method": "quark"}, 'quant_method "quark" is not supported yet'),
+    "no method": ({}, "quant_method: is missing, so no source states how the weights are"),
+    "unknown": (
+        {"quant_method": "bitsandbytes"},
+        'quant_method: "bitsandbytes" is not supported: vLLM 0.32 has no class for it',
+    ),
+    "not read yet": (
+        {"quant_method": "TorchAO"},
+        '"TorchAO" is not supported: vLLM 0.32 has a class for it, and the planner does not',
+    ),
     "mxfp4 elsewhere": ({"quant_method": "mxfp4"}, "and gpt-oss's mxfp4"),
     "fp8 without a scheme": ({"quant_method": "fp8"}, "activation_scheme: null is neither"),
     "fp8 stored as mxfp4": ({"quant_method": "fp8", "store_dtype": "mxfp4"}, "store_dtype"),

@@ -13,7 +13,6 @@ from vllm_layershard.models.dtypes import dtype_of
 from vllm_layershard.models.parts.experts import Experts
 from vllm_layershard.models.parts.feed_forward import GatedMlp
 from vllm_layershard.models.parts.grouped import Heads
-from vllm_layershard.models.quantization import Quantization, quantization_of
 from vllm_layershard.models.shape import SplitSize
 from vllm_layershard.models.sources.config_file import ConfigFile
 
@@ -26,7 +25,6 @@ class GqaSizes(NamedTuple):
     vocab: int
     heads: Heads
     dtype: str
-    quantization: Quantization
     tied: bool
     notes: tuple[str, ...]
 
@@ -42,7 +40,6 @@ class GqaSizes(NamedTuple):
             hidden=self.hidden,
             vocab=self.vocab,
             dtype=self.dtype,
-            quantization=self.quantization,
             split=(
                 SplitSize("num_attention_heads", self.heads.query),
                 SplitSize("num_key_value_heads", self.heads.key_value, repeated=True),
@@ -75,7 +72,6 @@ def read_gqa(config: ConfigFile) -> GqaSizes:
         vocab=config.integer("vocab_size", high=1 << 26),
         heads=Heads(heads, kv_heads, head_dim or hidden // heads),
         dtype=dtype,
-        quantization=quantization_of(config),
         tied=config.boolean("tie_word_embeddings"),
         notes=notes,
     )

@@ -11,7 +11,6 @@ from vllm_layershard.models.dtypes import dtype_of
 from vllm_layershard.models.families.mla import read_latent
 from vllm_layershard.models.parts.experts import Experts
 from vllm_layershard.models.parts.feed_forward import GatedMlp, Router
-from vllm_layershard.models.quantization import quantization_of
 from vllm_layershard.models.shape import SplitSize
 from vllm_layershard.models.sources.config_file import ConfigFile
 
@@ -43,7 +42,6 @@ def build(architecture: str, config: ConfigFile) -> Blueprint:
         hidden=hidden,
         vocab=vocab,
         dtype=dtype,
-        quantization=quantization_of(config),
         split=(
             SplitSize("num_attention_heads", attention.heads),
             SplitSize("intermediate_size", width),

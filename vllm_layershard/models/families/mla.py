@@ -15,7 +15,6 @@ from vllm_layershard.models.families.language_model import language_model_of, wi
 from vllm_layershard.models.parts.experts import Experts
 from vllm_layershard.models.parts.feed_forward import GatedMlp, Router, Whole
 from vllm_layershard.models.parts.latent import Indexer, LatentAttention
-from vllm_layershard.models.quantization import quantization_of
 from vllm_layershard.models.shape import SplitSize
 from vllm_layershard.models.sources.config_file import ConfigFile
 
@@ -84,7 +83,6 @@ def _read(config: ConfigFile, moe: _MoE) -> Blueprint:
         hidden=config.integer("hidden_size"),
         vocab=config.integer("vocab_size", high=1 << 26),
         dtype=dtype,
-        quantization=quantization_of(config),
         split=tuple(SplitSize(key, size) for key, size in split.items()),
         experts=experts,
         notes=notes,

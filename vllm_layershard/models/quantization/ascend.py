@@ -12,8 +12,9 @@ from vllm_layershard.errors import ModelError
 from vllm_layershard.models.quantization.choice import Quantization
 from vllm_layershard.models.quantization.formats.ascend import Ascend
 from vllm_layershard.models.quantization.formats.format import Format
-from vllm_layershard.models.quantization.modelslim import DESCRIPTION, KINDS
-from vllm_layershard.models.quantization.names import FUSED
+from vllm_layershard.models.quantization.modelslim import KINDS
+from vllm_layershard.models.quantization.names import Names
+from vllm_layershard.models.sources.beside import DESCRIPTION
 from vllm_layershard.models.sources.config_file import ConfigFile
 
 _FORMATS: dict[str, Format | None] = {
@@ -30,6 +31,7 @@ class Described(NamedTuple):
     """
 
     kinds: Mapping[str, str]
+    names: Names
 
     def linear(self, prefix: str) -> Format | None:
         """By the description's word for it, or for each part of a fused one.
@@ -38,8 +40,7 @@ class Described(NamedTuple):
             ModelError: it does not name it, or with an unknown precision.
         """
         module = prefix.removeprefix("language_model.")
-        stem, _, last = module.rpartition(".")
-        names = [f"{stem}.{part}" for part in FUSED[last]] if last in FUSED else [module]
+        names = self.names.parts(module) or (module,)
         found = {self.kinds.get(name) for name in names}
         kind = found.pop()
         if found or kind not in _FORMATS:
@@ -60,7 +61,7 @@ class Described(NamedTuple):
         return None
 
 
-def read_ascend(section: ConfigFile) -> Quantization:
+def read_ascend(section: ConfigFile, names: Names) -> Quantization:
     """Read what `modelslim.py` has put in the place of a `quantization_config`.
 
     Raises:
@@ -69,4 +70,4 @@ def read_ascend(section: ConfigFile) -> Quantization:
     kinds = section.get(KINDS)
     if not isinstance(kinds, Mapping):
         section.fail("quant_method", f"'ascend' needs {DESCRIPTION} beside config.json")
-    return Quantization("ascend_w8a8", Described(kinds))
+    return Quantization("ascend_w8a8", Described(kinds, names))

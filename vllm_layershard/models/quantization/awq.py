@@ -13,6 +13,7 @@ from vllm_layershard.models.quantization.formats.format import (
     tensor,
 )
 from vllm_layershard.models.quantization.ignored import read_ignored
+from vllm_layershard.models.quantization.names import Names
 from vllm_layershard.models.quantization.uniform import uniform
 from vllm_layershard.models.shape import Shape
 from vllm_layershard.models.sources.config_file import ConfigFile
@@ -76,7 +77,7 @@ class Awq(NamedTuple):
         return "bf16"
 
 
-def read_awq(section: ConfigFile) -> Quantization:
+def read_awq(section: ConfigFile, names: Names) -> Quantization:
     """Read a `quantization_config` of method awq.
 
     Raises:
@@ -87,5 +88,5 @@ def read_awq(section: ConfigFile) -> Quantization:
         section.fail(bits, "vLLM supports awq with 4 bits only")
     group = "q_group_size" if section.get("q_group_size") is not None else "group_size"
     awq = Awq(group=section.integer(group, low=16, high=1 << 16))
-    ignored = read_ignored(section, ("modules_to_not_convert",), "inside")
-    return uniform(awq, ignored)
+    ignored = read_ignored(section, ("modules_to_not_convert",), "inside", names)
+    return uniform(awq, ignored, quantises_head=section.boolean("lm_head"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from vllm_layershard.models.operation import Precision
 from vllm_layershard.models.quantization.formats.format import (
@@ -45,6 +45,22 @@ class Nothing(NamedTuple):
     def head(self, prefix: str) -> Format | None:
         """None."""
         return None
+
+
+class Unread(NamedTuple):
+    """Nobody has looked yet: a family reads no quantisation, the registry does."""
+
+    def linear(self, prefix: str) -> Format | None:
+        """Never asked for."""
+        raise AssertionError("the registry reads the quantisation of a blueprint")
+
+    def experts(self, prefix: str) -> Format | None:
+        """Never asked for."""
+        return self.linear(prefix)
+
+    def head(self, prefix: str) -> Format | None:
+        """Never asked for."""
+        return self.linear(prefix)
 
 
 class Quantization:
@@ -120,3 +136,7 @@ class Quantization:
         if prefix not in self._experts:
             self._experts[prefix] = self._choice.experts(prefix)
         return self._experts[prefix]
+
+
+UNREAD: Final = Quantization("unread", Unread())
+"""That of a blueprint as a family makes it."""

@@ -10,11 +10,12 @@ from vllm_layershard.models.quantization.formats.packed import Packed
 from vllm_layershard.models.quantization.formats.scaled import Scaled
 from vllm_layershard.models.quantization.fp8 import read_block
 from vllm_layershard.models.quantization.ignored import read_ignored
+from vllm_layershard.models.quantization.names import Names
 from vllm_layershard.models.quantization.uniform import uniform
 from vllm_layershard.models.sources.config_file import ConfigFile, shown
 
 
-def read_compressed_tensors(section: ConfigFile) -> Quantization:
+def read_compressed_tensors(section: ConfigFile, names: Names) -> Quantization:
     """Read a `quantization_config` of method compressed-tensors.
 
     Source: vLLM 0.32, compressed_tensors.py, `CompressedTensorsConfig._get_scheme_from_parts`.
@@ -33,7 +34,7 @@ def read_compressed_tensors(section: ConfigFile) -> Quantization:
         group.fail("output_activations", "quantised outputs are not supported yet")
     if weights.get("symmetric") is not True or weights.boolean("dynamic"):
         weights.fail("symmetric", "supported are symmetric weights that are quantised on disk")
-    ignored = read_ignored(section, ("ignore",), "patterns")
+    ignored = read_ignored(section, ("ignore",), "patterns", names)
     form = group.string("format") or section.string("format")
     kind = (form, weights.string("type"), weights.integer("num_bits", high=64))
     found: Format

@@ -6,13 +6,14 @@ from vllm_layershard.models.quantization.choice import Quantization
 from vllm_layershard.models.quantization.formats.fp8_block import Fp8Block
 from vllm_layershard.models.quantization.formats.scaled import Scaled
 from vllm_layershard.models.quantization.ignored import read_ignored
+from vllm_layershard.models.quantization.names import Names
 from vllm_layershard.models.quantization.uniform import uniform
 from vllm_layershard.models.sources.config_file import ConfigFile, shown
 
 _MAX_BLOCK = 4096
 
 
-def read_fp8(section: ConfigFile) -> Quantization:
+def read_fp8(section: ConfigFile, names: Names) -> Quantization:
     """Read a `quantization_config` of method fp8.
 
     Source: vLLM 0.32, quantization/fp8.py, `Fp8Config.from_config`.
@@ -23,7 +24,7 @@ def read_fp8(section: ConfigFile) -> Quantization:
     scheme = section.string("activation_scheme")
     if section.get("store_dtype") is not None:
         section.fail("store_dtype", f"{shown(section.get('store_dtype'))} is not supported yet")
-    ignored = read_ignored(section, ("ignored_layers", "modules_to_not_convert"), "exact")
+    ignored = read_ignored(section, ("ignored_layers", "modules_to_not_convert"), "exact", names)
     if section.get("weight_block_size") is None:
         if scheme not in ("dynamic", "static"):
             section.fail("activation_scheme", f"{shown(scheme)} is neither 'dynamic' nor 'static'")

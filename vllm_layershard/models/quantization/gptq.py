@@ -14,6 +14,7 @@ from vllm_layershard.models.quantization.formats.format import (
     tensor,
 )
 from vllm_layershard.models.quantization.ignored import Ignored
+from vllm_layershard.models.quantization.names import Names
 from vllm_layershard.models.quantization.uniform import uniform
 from vllm_layershard.models.shape import Shape
 from vllm_layershard.models.sources.config_file import ConfigFile
@@ -79,7 +80,7 @@ class Gptq(NamedTuple):
         return 32 // self.bits, inner // (self.group or inner)
 
 
-def read_gptq(section: ConfigFile) -> Quantization:
+def read_gptq(section: ConfigFile, names: Names) -> Quantization:
     """Read a `quantization_config` of method gptq.
 
     Raises:
@@ -97,4 +98,4 @@ def read_gptq(section: ConfigFile) -> Quantization:
     if section.boolean("desc_act") and group is not None:
         section.fail("desc_act", "vLLM no longer supports an activation order within groups")
     gptq = Gptq(bits=bits, group=group)
-    return uniform(gptq, Ignored())
+    return uniform(gptq, Ignored(), quantises_head=section.boolean("lm_head"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, Literal, NamedTuple
 
 from vllm_layershard.errors import ModelError
@@ -13,7 +13,7 @@ from vllm_layershard.models.expression import (
     read_wildcard,
 )
 from vllm_layershard.models.patterns import MAX_PATTERNS, MAX_PLACES, Patterns
-from vllm_layershard.models.quantization.names import FUSED
+from vllm_layershard.models.quantization.names import Names
 from vllm_layershard.models.sources.config_file import ConfigFile, shown
 
 Rule = Literal["exact", "inside", "patterns", "wildcards"]
@@ -29,13 +29,20 @@ _MAX_NAMES: Final[dict[Rule, int]] = {
 """Of a list. Some are looked for in every module; of those real lists have a few hundred names."""
 
 
+_USUAL: Final = Names()
+
+
 class Ignored(NamedTuple):
-    """`key`: where the names stand in config.json, for the messages."""
+    """`key`: where the names stand in config.json, for the messages. `fused` are vLLM's names.
+
+    `names` and `patterns` are compared with vLLM's names of modules: they are mapped to them.
+    """
 
     key: str = "modules_to_not_convert"
     rule: Rule = "exact"
     names: frozenset[str] = frozenset()
     patterns: Patterns = Patterns()
+    fused: Names = _USUAL
 
     def linear(self, prefix: str) -> bool:
         """Whether a linear is named, or all parts of a fused one.
@@ -46,27 +53,40 @@ class Ignored(NamedTuple):
         Raises:
             ModelError: only some of a fused linear's parts are named.
         """
-        if self.rule == "exact" and "experts" in prefix and prefix.rpartition(".")[2] not in FUSED:
-            return self._experts(prefix)
+        parts = self.fused.parts(prefix)
+        exact = self.rule in ("exact", "wildcards")
+        if exact and "experts" in prefix and not parts and self._experts(prefix):
+            return True
+        if self.rule == "exact" and "experts" in prefix and not parts:
+            return False
         if self._names(prefix):
             return True
-        stem, _, last = prefix.rpartition(".")
-        if last not in FUSED:
-            return False
-        match = self.names.__contains__ if self.rule == "wildcards" else self._names
-        parts = [match(f"{stem}.{part}") for part in FUSED[last]]
-        if any(parts) and not all(parts):
-            raise ModelError(
-                f"{prefix}: {self.key} names some but not all of its parts "
-                f"({', '.join(FUSED[last])}); vLLM needs all of them in one precision"
-            )
-        return all(parts)
+        match = self.names.__contains__ if exact else self._names
+        return bool(parts) and self._all(prefix, [match(part) for part in parts], parts)
 
     def experts(self, prefix: str) -> bool:
-        """Whether the routed experts of a layer are named, by the first of them where each is."""
+        """Whether the routed experts of a layer are named, by the first of them where each is.
+
+        Raises:
+            ModelError: only some of an expert's matrices are named.
+        """
+        if self.rule in ("exact", "wildcards") and self._experts(prefix):
+            return True
         if self.rule == "exact":
-            return self._experts(prefix)
-        return self._names(f"{prefix}.0.gate_proj" if self.rule == "patterns" else prefix)
+            return False
+        if self.rule != "patterns":
+            return self._names(prefix)
+        first = self.fused.first_expert(prefix)
+        return self._all(prefix, [self._names(name) for name in first], first)
+
+    def _all(self, prefix: str, named: Sequence[bool], parts: Sequence[str]) -> bool:
+        if any(named) and not all(named):
+            lasts = ", ".join(part.rpartition(".")[2] for part in parts)
+            raise ModelError(
+                f"{prefix}: {self.key} names some but not all of its parts ({lasts}); vLLM needs "
+                "all of them in one precision"
+            )
+        return all(named)
 
     def _experts(self, prefix: str) -> bool:
         """vLLM looks for what it builds in the names of a checkpoint's single experts."""
@@ -80,8 +100,10 @@ class Ignored(NamedTuple):
         )
 
 
-def read_ignored(section: ConfigFile, keys: Iterable[str], rule: Rule) -> Ignored:
-    """Read the first of `keys` that is not empty.
+def read_ignored(
+    section: ConfigFile, keys: Iterable[str], rule: Rule, fused: Names = _USUAL
+) -> Ignored:
+    """Read the first of `keys` that is not empty, and map its names to vLLM's.
 
     Raises:
         ModelError: no list of names, too many of them, or a pattern that may take long to match.
@@ -93,6 +115,7 @@ def read_ignored(section: ConfigFile, keys: Iterable[str], rule: Rule) -> Ignore
             break
     if len(names) > _MAX_NAMES[rule]:
         section.fail(key, f"has {len(names):,} names; at most {_MAX_NAMES[rule]:,} are read")
+    names = _mapped(names, rule, fused)
     patterns = Patterns()
     if rule == "patterns":
         texts = [name[3:] for name in names if name.startswith("re:")]
@@ -100,7 +123,25 @@ def read_ignored(section: ConfigFile, keys: Iterable[str], rule: Rule) -> Ignore
     elif rule == "wildcards":
         texts = [name for name in names if set(name) & set("*?[")]
         patterns = _patterns(section, key, texts, read_wildcard)
-    return Ignored(key=key, rule=rule, names=frozenset(names), patterns=patterns)
+    return Ignored(key=key, rule=rule, names=frozenset(names), patterns=patterns, fused=fused)
+
+
+def _mapped(names: tuple[str, ...], rule: Rule, fused: Names) -> tuple[str, ...]:
+    """Source: vLLM 0.32, `apply_vllm_mapper` of modelopt.py and of compressed_tensors.py."""
+    if not fused.renames:
+        return names
+    if rule == "patterns":
+        return tuple(
+            fused.of(name) if "." in name and not name.startswith("re:") else name for name in names
+        )
+    if rule == "wildcards":  # a tree of modules: vLLM makes two names of it before it maps them
+        trees = (name.endswith("*") and not name.endswith(".*") for name in names)
+        names = tuple(
+            part
+            for name, tree in zip(names, trees, strict=True)
+            for part in ((name[:-1], f"{name[:-1]}.*") if tree and len(name) > 1 else (name,))
+        )
+    return tuple(map(fused.of, names))
 
 
 def _patterns(

@@ -1,18 +1,19 @@
-"""The quantisation method that a config.json states. Fails closed."""
+"""The quantisation that a section states, by the method of vLLM's that reads it. Fails closed."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, Final
 
 from vllm_layershard.models.quantization.choice import Nothing, Quantization
+from vllm_layershard.models.quantization.names import names_of
 from vllm_layershard.models.sources.config_file import ConfigFile, shown
 
 _READERS: Final[dict[str, tuple[str, str]]] = {
     "fp8": ("fp8", "read_fp8"),
     "compressed-tensors": ("compressed_tensors", "read_compressed_tensors"),
     "modelopt": ("modelopt", "read_modelopt"),
-    "modelopt_fp4": ("modelopt", "read_modelopt"),
     "awq": ("awq", "read_awq"),
     "gptq": ("gptq", "read_gptq"),
     "mxfp4": ("mxfp4", "read_mxfp4"),
@@ -20,32 +21,111 @@ _READERS: Final[dict[str, tuple[str, str]]] = {
 }
 """Method -> the module and the function that read it, imported only when it is asked for."""
 
+_SAME: Final = {
+    "modelopt_fp4": "modelopt",
+    "modelopt_mxfp8": "modelopt",
+    "modelopt_mixed": "modelopt",
+    "auto_awq": "awq",
+    "awq_marlin": "awq",
+    "auto_gptq": "gptq",
+    "gptq_marlin": "gptq",
+    "gpt_oss_mxfp4": "mxfp4",
+}
+"""Methods of one reader: vLLM chooses among modelopt's by the algorithm, not by this name."""
 
-def quantization_of(config: ConfigFile) -> Quantization:
-    """Read `quantization_config`.
+UNREAD_METHODS: Final = (
+    "fbgemm_fp8",
+    "fp_quant",
+    "humming",
+    "experts_int8",
+    "quark",
+    "moe_wna16",
+    "torchao",
+    "inc",
+    "auto-round",
+    "deepseek_v4_fp8",
+    "online",
+    "fp8_per_tensor",
+    "fp8_per_block",
+    "fp8_per_channel",
+    "int8_per_channel_weight_only",
+    "nvfp4_per_token",
+    "mxfp8",
+)
+"""Methods that vLLM 0.32 has a class for, and the planner does not read yet.
+Source: vLLM 0.32, quantization/__init__.py, `QUANTIZATION_METHODS`; inc.py for auto-round."""
+
+
+def known_methods() -> frozenset[str]:
+    """Every method that is read, by all its names."""
+    return frozenset((*_READERS, *_SAME))
+
+
+def quantization_of(section: ConfigFile | None, architecture: str) -> Quantization:
+    """What a section states; None where `stated_section` has found none.
 
     Raises:
-        ModelError: a method that is not supported yet, or values that make no sense.
+        ModelError: a method that is not supported, or values that make no sense.
     """
-    section = config.section("quantization_config")
     if section is None:
-        if config.get("compression_config") is not None:
-            config.fail("compression_config", "this quantisation is not supported yet")
         return Quantization("none", Nothing())
-    method = section.string("quant_method")
-    if method not in _READERS or (method == "mxfp4" and config.string("model_type") != "gpt_oss"):
-        config.fail(
-            "quantization_config",
-            f"quant_method {shown(method)} is not supported yet; supported are none, "
+    method = method_of(section)
+    if not method:
+        section.fail(
+            "quant_method",
+            "is missing, so no source states how the weights are stored, and vLLM 0.32 would take "
+            "them for unquantised; name the method",
+        )
+    known = _SAME.get(method, method)
+    if known not in _READERS or (known == "mxfp4" and architecture != "GptOssForCausalLM"):
+        has = method in UNREAD_METHODS or known in _READERS
+        why = (
+            "vLLM 0.32 has a class for it, and the planner does not read it yet"
+            if has
+            else "vLLM 0.32 has no class for it"
+        )
+        section.fail(
+            "quant_method",
+            f"{shown(section.get('quant_method'))} is not supported: {why}; supported are "
             f"{', '.join(name for name in _READERS if name != 'mxfp4')}, and gpt-oss's mxfp4",
         )
-    module, function = _READERS[method]
+    module, function = _READERS[known]
     reader: Any = getattr(import_module(f"{__package__}.{module}"), function)
-    read: Quantization = reader(section)
+    read: Quantization = reader(section, names_of(architecture))
     return read
 
 
-def cache_dtype_of(config: ConfigFile, *, latent: bool) -> str | None:
+def method_of(section: ConfigFile) -> str:
+    """The method in vLLM's spelling; empty where none is stated.
+
+    Source: vLLM 0.32, model_arch_config_convertor.py, `_normalize_quantization_config`.
+
+    Raises:
+        ModelError: it is no string, or an algorithm of modelopt's that vLLM takes for unknown.
+    """
+    inner = section.get("quantization")
+    producer = section.get("producer")
+    name = producer.get("name") if isinstance(producer, Mapping) else None
+    if isinstance(inner, Mapping) and (name == "modelopt" or "modelopt_quant_config" in inner):
+        algorithm = inner.get("quant_algo")
+        if algorithm is not None:
+            if str(algorithm).upper() not in _ALONE:
+                section.fail(
+                    "quantization: quant_algo",
+                    f"{shown(algorithm)}: vLLM 0.32 has no class for it in this place; it takes "
+                    f"{', '.join(_ALONE)} there, and others from config.json",
+                )
+            return "modelopt"
+    method = (section.string("quant_method") or "").lower()
+    method = method.replace("compressed_tensors", "compressed-tensors")
+    return "modelopt" if method.startswith("modelopt") else method
+
+
+_ALONE: Final = ("FP8", "FP8_PER_CHANNEL_PER_TOKEN", "FP8_PB_WO", "NVFP4")
+"""Algorithms of Model Optimizer's older, nested form, which states no method."""
+
+
+def cache_dtype_of(section: ConfigFile | None, *, latent: bool) -> str | None:
     """The cache dtype that a checkpoint asks for where nobody names one; None: the model's.
 
     `latent`: MLA, whose attention does not look at what compressed-tensors states.
@@ -55,19 +135,19 @@ def cache_dtype_of(config: ConfigFile, *, latent: bool) -> str | None:
     Raises:
         ModelError: a value of the wrong type.
     """
-    section = config.section("quantization_config")
-    method = section.string("quant_method") if section is not None else None
-    if section is None or method is None:
+    method = method_of(section) if section is not None else ""
+    if section is None or not method:
         return None
     if method == "compressed-tensors":
         return "fp8" if section.get("kv_cache_scheme") is not None and not latent else None
-    if not method.startswith("modelopt"):
+    if method != "modelopt":
         return None
-    values = section.section("quantization") or section
-    asked = values.get("kv_cache_scheme") or values.get("kv_cache_quant_algo")
+    places = (section.section("quantization") or section, section)
+    keys = ("kv_cache_scheme", "kv_cache_quant_algo")
+    asked = next((v for key in keys for place in places if (v := place.get(key))), None)
     if isinstance(asked, dict):
         kind = (asked.get("type"), asked.get("num_bits"), asked.get("dynamic"))
         return "fp8" if kind == ("float", 8, False) else "nvfp4" if kind[1] == 4 else None
     if asked is not None and not isinstance(asked, str):
-        values.fail("kv_cache_quant_algo", f"{shown(asked)} is not a string")
+        section.fail("kv_cache_quant_algo", f"{shown(asked)} is not a string")
     return {"FP8": "fp8_e4m3", "NVFP4": "nvfp4"}.get((asked or "").upper())

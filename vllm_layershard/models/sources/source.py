@@ -12,6 +12,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vllm_layershard.errors import UnknownModelError
+from vllm_layershard.models.sources.beside import (
+    Beside,
+    beside_in,
+    beside_on_hub,
+    nothing_beside,
+)
 from vllm_layershard.models.sources.config_file import ConfigFile, read_config
 from vllm_layershard.models.sources.hf_cache import snapshot_of
 from vllm_layershard.models.sources.provenance import revision_of
@@ -25,7 +31,7 @@ class FoundModel(NamedTuple):
 
     `revision`: the commit of what came from a cache or the Hub; where a bundled config was taken
     from; None for a local path, and where nobody said. `directory` holds the rest of the model,
-    None where only a config was given or found.
+    None where only a config was given or found. `beside` reads a file that belongs to the config.
     """
 
     name: str
@@ -33,6 +39,7 @@ class FoundModel(NamedTuple):
     config: ConfigFile
     revision: str | None = None
     directory: Path | None = None
+    beside: Beside = nothing_beside
 
 
 def bundled_names() -> tuple[str, ...]:
@@ -77,7 +84,9 @@ def _local(name: str) -> FoundModel:
         raise UnknownModelError(f"{name}: there is no such user") from None
     config = read_config(path)
     directory = path if path.is_dir() else None
-    return FoundModel(name, f"local:{config.where}", config, directory=directory)
+    belongs = directory is not None or path.name == "config.json"
+    beside = beside_in(directory or path.parent) if belongs else nothing_beside
+    return FoundModel(name, f"local:{config.where}", config, directory=directory, beside=beside)
 
 
 def _bundled_name(name: str) -> str | None:
@@ -95,7 +104,8 @@ def _cached(name: str) -> FoundModel | None:
         return None
     directory, revision = found
     config = read_config(directory)
-    return FoundModel(name, f"cache:{name}@{revision[:12]}", config, revision, directory)
+    source = f"cache:{name}@{revision[:12]}"
+    return FoundModel(name, source, config, revision, directory, beside_in(directory))
 
 
 def _bundled(name: str) -> FoundModel:
@@ -109,4 +119,6 @@ def _fetched(name: str, offline: bool) -> FoundModel:
     if offline:
         raise not_asked(name, "config.json", "offline=True")
     config, commit = fetch_config(name)
-    return FoundModel(name, f"hub:{name}@{commit[:12] if commit else 'main'}", config, commit)
+    source = f"hub:{name}@{commit[:12] if commit else 'main'}"
+    beside = beside_on_hub(name, commit or "main")
+    return FoundModel(name, source, config, commit, beside=beside)

@@ -1,0 +1,260 @@
+"""Where a quantisation is stated, in which order, and that one which is stated is never lost."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from vllm_layershard.errors import LayerShardError, ModelError
+from vllm_layershard.models import FoundModel, model_of, read_model
+from vllm_layershard.models.sources.beside import BY_HAND, DESCRIPTION, HF_QUANT, Contents
+from vllm_layershard.models.sources.config_file import ConfigFile
+from vllm_layershard.models.sources.source import _BUNDLED
+
+GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False, "sym": True}
+AWQ = {"quant_method": "awq", "bits": 4, "group_size": 128}
+FP8 = {"quant_method": "fp8", "activation_scheme": "dynamic"}
+NVFP4 = {"quant_algo": "NVFP4", "group_size": 16, "kv_cache_quant_algo": None}
+NESTED = {"producer": {"name": "modelopt"}, "quantization": NVFP4 | {"exclude_modules": []}}
+
+
+def bare(name: str) -> dict[str, Any]:
+    """A bundled config, small, with no quantisation anywhere."""
+    config: dict[str, Any] = json.loads((_BUNDLED / f"{name}.json").read_text())
+    for section in (config, config.get("text_config", {})):
+        section.pop("quantization_config", None)
+    return config
+
+
+WRAPPED = bare("Qwen--Qwen3.5-397B-A17B")
+DENSE = bare("Qwen--Qwen3-32B")
+BARE = {
+    name: bare(name)
+    for name in (
+        "Qwen--Qwen3-32B",
+        "Qwen--Qwen3.5-397B-A17B",
+        "moonshotai--Kimi-K2.5",
+        "deepseek-ai--DeepSeek-V3",
+        "meituan-longcat--LongCat-Flash-Chat",
+        "openai--gpt-oss-120b",
+    )
+}
+
+
+def quantization(directory: Path, config: dict[str, Any], **beside: Any) -> str:
+    """What the planner reads of a directory with these files."""
+    for file, contents in {"config.json": config, **beside}.items():
+        (directory / file).write_text(json.dumps(contents))
+    return read_model(str(directory)).quantization
+
+
+def text(section: Any) -> dict[str, Any]:
+    return {"text_config": WRAPPED["text_config"] | {"quantization_config": section}}
+
+
+ORDER: dict[str, tuple[dict[str, Any], str]] = {
+    "config.json": ({"quantization_config": GPTQ} | text(AWQ), "gptq_int4_g128"),
+    "text_config": (text(AWQ), "awq_int4_g128"),
+    "an older key": (text(AWQ) | {"compression_config": GPTQ}, "gptq_int4_g128"),
+    "null is nothing": (text(AWQ) | {"quantization_config": None}, "awq_int4_g128"),
+}
+
+
+@pytest.mark.parametrize("case", ORDER)
+def test_the_top_level_comes_before_the_language_model(case: str, tmp_path: Path) -> None:
+    changes, expected = ORDER[case]
+    assert quantization(tmp_path, WRAPPED | changes) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, "modelopt_nvfp4"),
+        ({"quantization_config": GPTQ}, "gptq_int4_g128"),
+        (text(AWQ), "modelopt_nvfp4"),  # vLLM puts the file in the place of the top level
+        ({"compression_config": AWQ}, "modelopt_nvfp4"),
+    ],
+)
+def test_the_file_beside_it_is_read_where_the_top_level_states_none(
+    changes: dict[str, Any], expected: str, tmp_path: Path
+) -> None:
+    assert quantization(tmp_path, WRAPPED | changes, **{HF_QUANT: NESTED}) == expected
+    path = str(tmp_path / "config.json")
+    assert read_model(path).quantization == expected
+
+
+def test_a_config_of_another_name_has_no_neighbours(tmp_path: Path) -> None:
+    (tmp_path / HF_QUANT).write_text(json.dumps(NESTED))
+    (tmp_path / "other.json").write_text(json.dumps(DENSE))
+    assert read_model(str(tmp_path / "other.json")).quantization == "none"
+
+
+def test_a_snapshot_in_the_cache_has_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    snapshot = tmp_path / "models--some--model" / "snapshots" / "0123456789abcdef"
+    snapshot.mkdir(parents=True)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("0123456789abcdef")
+    assert quantization(snapshot, DENSE, **{HF_QUANT: NESTED}) == "modelopt_nvfp4"
+    assert read_model("some/model").quantization == "modelopt_nvfp4"
+
+
+@pytest.mark.parametrize(
+    "broken", ["[]", "{", '{"quantization": []}', "{}", '{"quantization": {}}']
+)
+def test_a_file_that_is_there_and_states_nothing_is_refused(broken: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(DENSE))
+    (tmp_path / HF_QUANT).write_text(broken)
+    with pytest.raises(ModelError, match=HF_QUANT):
+        read_model(str(tmp_path))
+
+
+@pytest.mark.parametrize("file", BY_HAND)
+def test_a_file_that_vllm_does_not_open_by_itself_is_refused(file: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=f"{file} states a quantisation"):
+        quantization(tmp_path, DENSE, **{file: GPTQ})
+    assert quantization(tmp_path, DENSE | {"quantization_config": GPTQ}) == "gptq_int4_g128"
+
+
+def test_a_description_is_read_of_a_wrapper_too(tmp_path: Path) -> None:
+    method = {"quant_method": "Ascend"}
+    changed = WRAPPED | text(method)
+    assert quantization(tmp_path, changed, **{DESCRIPTION: {"a.weight": "FLOAT"}}) == "ascend_w8a8"
+    (tmp_path / DESCRIPTION).unlink()
+    with pytest.raises(ModelError, match="needs quant_model_description"):
+        quantization(tmp_path, changed)
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "vLLM 0.32 has no class for it"),
+        ({"quant_method": "gguf"}, "vLLM 0.32 has no class for it"),
+        ({"quant_method": "torchao"}, "has a class for it, and the planner does not read it yet"),
+        ({"quant_method": "mxfp4"}, "vLLM 0.32 has a class for it"),
+        (NESTED | {"quantization": {"quant_algo": "INT4_AWQ"}}, "vLLM 0.32 has no class for it"),
+        ({}, "no source states how the weights are stored"),
+    ],
+)
+@pytest.mark.parametrize("place", ["top", "text", "beside"])
+def test_a_refusal_says_whether_vllm_could(
+    section: dict[str, Any], said: str, place: str, tmp_path: Path
+) -> None:
+    changes = {"top": {"quantization_config": section}, "text": text(section), "beside": {}}[place]
+    beside = {HF_QUANT: section} if place == "beside" else {}
+    with pytest.raises(ModelError) as error:
+        quantization(tmp_path, WRAPPED | changes, **beside)
+    assert said in str(error.value)
+
+
+METHODS = st.sampled_from(
+    ["fp8", "gptq", "awq", "modelopt", "compressed-tensors", "quark", "mxfp4", "inc", "int4", ""]
+) | st.text(max_size=8)
+KEYS = st.sampled_from(
+    [
+        *(
+            "quantization_config",
+            "quantisation_config",
+            "quantizationConfig",
+            "QUANTIZATION_CONFIG",
+        ),
+        *("quant_config", "quantize_config", "quantization", "compression_config", "quantizer"),
+        *("compressionConfig", "modelopt_config", "gptq_config", "awq_config", "nvfp4", "fp8"),
+        *("bitsandbytes_config", "w4a16", "int8_config", "quant_method", "torchao_config"),
+    ]
+)
+SECTIONS = (
+    st.dictionaries(
+        st.sampled_from(
+            ["quant_method", "quant_algo", "method", "bits", "config_groups", "format"]
+        ),
+        METHODS | st.integers(2, 8) | st.none() | st.booleans(),
+        max_size=4,
+    )
+    | METHODS.filter(bool)
+    | st.lists(METHODS, max_size=2)
+    | st.integers(1, 8)
+    | st.just(True)
+)
+DETAILS = st.sampled_from(
+    [
+        ("weight_block_size", [128, 128]),
+        ("config_groups", {"group_0": {}}),
+        ("load_in_4bit", True),
+        ("expert_dtype", "fp4"),
+        ("weight_dtype", "float8_e4m3fn"),
+    ]
+)
+
+
+def places(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Every object of a config, and a new one of several levels."""
+    left: list[Any] = [config]
+    while left:
+        value = left.pop()
+        if isinstance(value, dict):
+            yield value
+            left.extend(value.values())
+        elif isinstance(value, list):
+            left.extend(value)
+    yield config.setdefault("language_config", {}).setdefault("inner", [{}])[0]
+
+
+@settings(max_examples=150, deadline=None)
+@given(name=st.sampled_from(sorted(BARE)), data=st.data(), section=SECTIONS, key=KEYS)
+def test_a_section_of_any_kind_anywhere_is_never_lost(
+    name: str, data: st.DataObject, section: Any, key: str
+) -> None:
+    config = json.loads(json.dumps(BARE[name]))
+    at = list(places(config))
+    at[data.draw(st.integers(0, len(at) - 1))][key] = section
+    never_unquantised(config)
+
+
+@settings(max_examples=30, deadline=None)
+@given(name=st.sampled_from(sorted(BARE)), data=st.data(), detail=DETAILS)
+def test_what_only_a_quantisation_states_is_never_lost(
+    name: str, data: st.DataObject, detail: tuple[str, Any]
+) -> None:
+    config = json.loads(json.dumps(BARE[name]))
+    at = list(places(config))
+    key, value = detail
+    at[data.draw(st.integers(0, len(at) - 1))][key] = value
+    never_unquantised(config)
+
+
+@settings(max_examples=60, deadline=None)
+@given(name=st.sampled_from(sorted(BARE)), section=SECTIONS, key=KEYS, file=st.booleans())
+@example(name="Qwen--Qwen3-32B", section={}, key="quantization_config", file=True)
+def test_a_file_of_any_contents_is_never_lost(
+    name: str, section: Any, key: str, file: bool
+) -> None:
+    contents = section if file else {key: section}
+    never_unquantised(BARE[name], contents)
+
+
+def never_unquantised(config: dict[str, Any], file: Any = None) -> None:
+    """Refused with a message, or planned as quantised."""
+
+    def beside(name: str, limit: int) -> Contents | None:
+        raw = json.dumps(file).encode()
+        return Contents(raw, name) if file is not None and name == HF_QUANT else None
+
+    found = FoundModel("m", "local:m", ConfigFile("m", config), beside=beside)
+    with suppress(LayerShardError):
+        assert model_of(found).quantization != "none"
+
+
+@pytest.mark.parametrize("name", BARE)
+def test_the_same_configs_without_a_section_are_planned_as_unquantised(name: str) -> None:
+    """So that the properties above start from models which only the section changes."""
+    assert model_of(FoundModel("m", "local:m", ConfigFile("m", BARE[name]))).quantization == "none"
