@@ -22,7 +22,7 @@ from vllm_layershard.version import __version__
 _USAGE_ERROR: Any = typer.BadParameter.__base__
 """click's UsageError: newer versions of typer carry click within them."""
 
-COMMANDS: Final = ("plan", "map", "check", "models", "hardware", "calibrate", "compare")
+COMMANDS: Final = ("plan", "map", "check", "models", "hardware", "calibrate", "compare", "sweep")
 """Each is the function `NAME_command` of the module `layershard_cli.commands.NAME`."""
 
 

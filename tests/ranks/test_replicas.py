@@ -245,7 +245,7 @@ def test_what_another_user_shows_is_not_read(name, monkeypatch):
         assert forger.says() == "shown"
         with pytest.raises(TransportError, match="rank 1 did not come"):
             Rendezvous(name, 0).read("weights", [1])
-    for left in shared_memory.names(name):
+    for left in names_of(name):
         shared_memory.path_of(left).unlink()  # which only its owner or root may
 
 

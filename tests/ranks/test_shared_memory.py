@@ -208,7 +208,7 @@ def test_a_name_that_no_piece_has_and_nobody_can_remove_is_not_claimed(name, jun
         elsewhere(as_nobody, str(path))
     with pytest.raises(NodeError, match=f"{name}: a rank is to have that name"):
         Piece(8).claim(name)
-    assert shared_memory.names(name.removeprefix(PREFIX)) == [name]
+    assert os.path.lexists(path)
     path.rmdir() if junk == "directory" else path.unlink()
 
 
@@ -245,6 +245,41 @@ def test_what_another_user_has_put_there_is_not_taken_for_a_piece(name):
     assert name not in shared_memory.sweep()
     assert path.read_bytes() == b"forged"
     path.unlink()
+
+
+MANY = 2_000
+
+
+def many_foreign(prefix: str) -> None:
+    os.setresuid(65534, 65534, 65534)
+    for number in range(MANY):
+        os.close(os.open(shared_memory.path_of(f"{prefix}-{number}"), os.O_CREAT, 0o666))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_sweep_opens_no_file_of_another_user(name, monkeypatch):
+    """Fifty thousand of them made a start take seconds, when each was opened."""
+    assert elsewhere(many_foreign, name) is None
+    foreign = list(shared_memory.DIRECTORY.glob(f"{name}-*"))
+    assert len(foreign) == MANY
+    assert elsewhere(left, name) == -signal.SIGKILL
+    opened, open_file = [], os.open
+    monkeypatch.setattr(os, "open", lambda path, *a: opened.append(path) or open_file(path, *a))
+    try:
+        assert shared_memory.sweep()[name] == len(b"weights")
+        assert shared_memory.names(name.removeprefix(PREFIX)) == []
+    finally:
+        for path in foreign:
+            path.unlink()
+    assert not set(opened) & set(foreign)
+
+
+def test_a_directory_that_cannot_be_listed_is_named_and_one_that_is_not_there_is_empty(monkeypatch):
+    monkeypatch.setattr(shared_memory, "DIRECTORY", Path("/dev/null"))
+    with pytest.raises(NodeError, match=r"/dev/null: .* cannot be listed .*; let this user"):
+        shared_memory.sweep()
+    monkeypatch.setattr(shared_memory, "DIRECTORY", Path("/nowhere"))
+    assert shared_memory.sweep() == {}
 
 
 def test_what_would_block_who_opens_it_is_passed_by(name):

@@ -303,13 +303,43 @@ def is_left_over(name: str) -> bool:
 
 
 def names(prefix: str = "") -> list[str]:
-    """The names of all pieces on this node that begin so."""
-    return sorted(entry.name for entry in DIRECTORY.glob(f"{PREFIX}{prefix}*"))
+    """The names of this user's pieces on this node that begin so.
+
+    Raises:
+        NodeError: the directory cannot be listed.
+    """
+    return sorted(_sizes(prefix))
 
 
-def sweep() -> list[str]:
-    """Remove what dead processes have left on this node; its names."""
-    return [name for name in names() if _remove_if(name, is_left_over)]
+def sweep() -> dict[str, int]:
+    """Remove what dead processes of this user have left on this node; its names, with their bytes.
+
+    Raises:
+        NodeError: the directory cannot be listed.
+    """
+    found = sorted(_sizes().items())
+    return {name: nbytes for name, nbytes in found if _remove_if(name, is_left_over)}
+
+
+def _sizes(prefix: str = "") -> dict[str, int]:
+    """This user's pieces, with their bytes; another user's are not even opened."""
+    found = {}
+    try:
+        with os.scandir(DIRECTORY) as entries:
+            for entry in entries:
+                if entry.name.startswith(f"{PREFIX}{prefix}"):
+                    with suppress(FileNotFoundError):  # taken away meanwhile
+                        status = entry.stat(follow_symlinks=False)
+                        if status.st_uid == os.geteuid():
+                            found[entry.name] = status.st_size
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise NodeError(
+            f"{DIRECTORY}: what dead processes have left there cannot be listed "
+            f"({error.strerror}); let this user read it"
+        ) from None
+    return found
 
 
 def path_of(name: str) -> Path:

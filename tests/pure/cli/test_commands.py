@@ -78,7 +78,10 @@ def test_version() -> None:
     [
         (["--version"], []),
         (["models"], ["models"]),
-        (["--help"], ["calibrate", "check", "compare", "hardware", "map", "models", "plan"]),
+        (
+            ["--help"],
+            ["calibrate", "check", "compare", "hardware", "map", "models", "plan", "sweep"],
+        ),
     ],
 )
 def test_only_the_commands_that_are_asked_for_are_imported(
