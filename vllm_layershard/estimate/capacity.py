@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 from vllm_layershard.errors import HardwareError
 from vllm_layershard.estimate.hardware import Hardware
-from vllm_layershard.models import Deployment, Model, Sharding, rank_weight_bytes
+from vllm_layershard.models import CacheDevice, Deployment, Model, Sharding, rank_weight_bytes
 from vllm_layershard.plan import stage_layers
 
 UTILIZATION: Final = 0.92
@@ -19,6 +19,13 @@ def budget_of(hardware: Hardware) -> int | None:
     """Bytes that vLLM takes of a device's memory; None where that is not known."""
     memory = hardware.memory_bytes
     return None if memory is None else int(memory.value * UTILIZATION)
+
+
+def cache_device_of(hardware: Hardware) -> CacheDevice:
+    """What decides the form of the cache: a device with fp8 and no compute capability has ROCm."""
+    if hardware.compute_capability is not None:
+        return CacheDevice(int(hardware.compute_capability.value))
+    return CacheDevice(None, rocm=hardware.low_bit_format == "fp8")
 
 
 def have_room(weight_bytes: int, room_bytes: int) -> bool:

@@ -2,6 +2,7 @@
 
 from vllm_layershard.models.checkpoint.stored import Evidence, evidence_for
 from vllm_layershard.models.deployment import Deployment
+from vllm_layershard.models.kv_cache import CacheDevice
 from vllm_layershard.models.layer_operations import layer_operations
 from vllm_layershard.models.min_latency import is_min_latency
 from vllm_layershard.models.model import Model, WeightBytes
@@ -18,6 +19,7 @@ from vllm_layershard.plan import GroupPlan
 
 __all__ = [
     "Batch",
+    "CacheDevice",
     "Deployment",
     "Evidence",
     "FoundModel",

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 from vllm_layershard.models.blueprint import Blueprint
 from vllm_layershard.models.deployment import Deployment
 from vllm_layershard.models.dtypes import DTYPE_BYTES
-from vllm_layershard.models.kv_cache import AttentionCache
+from vllm_layershard.models.kv_cache import AttentionCache, CacheDevice, device_cache_dtype
 from vllm_layershard.models.layer_weights import layer_experts, layer_linears
 from vllm_layershard.models.shape import Shape, SplitSize, require_split
 from vllm_layershard.plan import Linear, ParallelLayout, stage_layers
@@ -44,6 +44,7 @@ class Model(NamedTuple):
     """One model, from its config.json, on any deployment.
 
     `stored_cache_dtype`: the cache dtype that its checkpoint asks for, where nobody names one.
+    `cache_device`: that whose form of the cache is counted; without a word, Hopper's.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Model(NamedTuple):
     architecture: str
     blueprint: Blueprint
     stored_cache_dtype: str | None = None
+    cache_device: CacheDevice = CacheDevice()
 
     @property
     def num_layers(self) -> int:
@@ -69,7 +71,11 @@ class Model(NamedTuple):
 
     def cache_dtype(self, kv_cache_dtype: str) -> str:
         """What `auto` comes to; every other dtype as it is."""
-        return kv_cache_dtype if kv_cache_dtype != "auto" else self.stored_cache_dtype or self.dtype
+        if kv_cache_dtype != "auto":
+            return kv_cache_dtype
+        one = self.blueprint.layers[0][0].attention.cache(self.dtype, tp=1)
+        own = device_cache_dtype(self.architecture, one, self.cache_device)
+        return self.stored_cache_dtype or own or self.dtype
 
     @property
     def is_moe(self) -> bool:
@@ -166,7 +172,8 @@ class Model(NamedTuple):
         """
         dtype = self.cache_dtype(kv_cache_dtype)
         return sum(
-            cache.bytes_per_token(dtype, self.dtype) for cache in self._caches(layers, deployment)
+            cache.bytes_per_token(dtype, self.dtype, self.cache_device)
+            for cache in self._caches(layers, deployment)
         )
 
     def state_bytes_per_sequence(self, layers: Sequence[int], deployment: Deployment) -> int:

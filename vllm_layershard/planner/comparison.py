@@ -15,7 +15,7 @@ from vllm_layershard.models import Deployment, Model, require_experts, shard_mod
 from vllm_layershard.plan import ParallelLayout
 from vllm_layershard.planner.hardware import device_of
 from vllm_layershard.planner.options import Options, config_for
-from vllm_layershard.planner.question import ModelLike, loaded, require_known
+from vllm_layershard.planner.question import ModelLike, loaded, on_device, require_known
 from vllm_layershard.planner.results.document import SCHEMA_VERSION, plain
 
 _PART = re.compile(r"(tp|dp|pp)([1-9]\d{0,3})", re.ASCII)
@@ -128,8 +128,8 @@ def compare_layouts(
     require_known(options, compare_layouts)
     if "placement" in options:
         raise ConfigError("placement: each layout says its own; write +shard or +striped")
-    found = loaded(model).model
     device = device_of(hardware)
+    found = on_device(loaded(model), device).model
     ep = "+ep" if found.is_moe else ""
     given: object = layouts
     single = layouts is not None and (isinstance(layouts, str) or not isinstance(given, Iterable))

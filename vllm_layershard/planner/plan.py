@@ -20,6 +20,7 @@ from vllm_layershard.planner.plan_warnings import warnings_on, warnings_on_load
 from vllm_layershard.planner.question import (
     ModelLike,
     loaded,
+    on_device,
     require_known,
     require_one_source,
     sharding_of,
@@ -67,7 +68,7 @@ def plan_model(
     require_one_source(config, layers, options)
     sizes = sizes_of(tokens, batch, context)
     device = device_of(hardware)
-    found = loaded(model)
+    found = on_device(loaded(model), device)
     if layers is not None and names_of(layers) == [AUTO]:
         sharding, assumed = _chosen(found, layout, options, device, sizes, phases or PREFILL)
     elif phases is not None:

@@ -9,6 +9,8 @@ from typing import Any
 
 from vllm_layershard.config import OPTIONS, LayerShardConfig, short
 from vllm_layershard.errors import ConfigError
+from vllm_layershard.estimate import Hardware
+from vllm_layershard.estimate.capacity import cache_device_of
 from vllm_layershard.models import Sharding, shard_model
 from vllm_layershard.planner.layout import Layout, deployment_of
 from vllm_layershard.planner.loaded_model import LoadedModel, load_model
@@ -21,6 +23,12 @@ ModelLike = LoadedModel | str | os.PathLike[str]
 def loaded(model: ModelLike) -> LoadedModel:
     """The model, loaded if it is not yet."""
     return model if isinstance(model, LoadedModel) else load_model(model)
+
+
+def on_device(found: LoadedModel, device: Hardware) -> LoadedModel:
+    """The model with its cache in the form that it has on this device."""
+    model = found.model._replace(cache_device=cache_device_of(device))
+    return found._replace(model=model)
 
 
 def require_known(options: Options, asked: Callable[..., Any]) -> None:

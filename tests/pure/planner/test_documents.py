@@ -268,3 +268,26 @@ def test_each_key_of_a_document_is_an_attribute(question: str) -> None:
     document = compared.document()
     assert document.pop("schema_version") == 1
     agree(compared, document, "compare")
+
+
+@pytest.mark.parametrize(
+    ("device", "asked", "per_token"),
+    [
+        ("H200", "fp8", 48_068),
+        ("B200", "fp8", 61 * (576 + 132)),
+        ("GB300", "fp8_e4m3", 61 * (576 + 132)),
+        ("B200", "auto", 61 * (1152 + 132)),
+        ("RTX-PRO-6000", "auto", 61 * (656 + 132)),
+        ("MI300X", "fp8", 61 * (576 + 132)),
+        ("910C", "fp8", 61 * (656 + 132)),
+    ],
+)
+def test_a_plan_and_a_comparison_count_the_cache_of_the_device(
+    device: str, asked: str, per_token: int
+) -> None:
+    layout = Layout(dp=8, ep=True)
+    planned = plan_model("DeepSeek-V3.2", None, layout, hardware=device, kv_cache_dtype=asked)
+    assert planned.kv_cache.bytes_per_token == per_token
+    compared = compare_layouts("DeepSeek-V3.2", "dp8+ep", hardware=device, kv_cache_dtype=asked)
+    (held,) = compared.layouts
+    assert held.engine_tokens == max(0, held.room_bytes) // per_token

@@ -1,0 +1,112 @@
+"""Run as a script: asks vLLM's own code which form the cache of sparse MLA has on which device.
+
+Input: the directories of a DeepSeek-V3.2 and of a GLM-5 as JSON; output: one JSON object, by
+`major.minor` and by the cache dtype that is asked for: the form, or null where no backend takes it.
+
+The modules of compiled kernels are stood in for: they are imported, and nothing of them is called.
+Of FlashInfer it is said that it is there.
+"""
+
+import json
+import sys
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from unittest.mock import patch
+
+import torch
+import vllm.utils.flashinfer
+from vllm.config import VllmConfig, set_current_vllm_config
+from vllm.engine.arg_utils import EngineArgs
+from vllm.model_executor.layers.attention.mla_attention import (
+    _canonicalize_sparse_mla_kv_cache_dtype,
+)
+from vllm.model_executor.models.config import GlmMoeDsaForCausalLM
+from vllm.platforms.interface import DeviceCapability
+from vllm.v1.attention.backends.mla import flashinfer_mla_sparse_sm90
+from vllm.v1.attention.backends.mla.rocm_aiter_mla_sparse import ROCMAiterMLASparseBackend
+
+ASKED = ("auto", "bfloat16", "fp8", "fp8_e4m3", "fp8_ds_mla", "nvfp4_ds_mla")
+CAPABILITIES = ((9, 0), (10, 0), (10, 3), (12, 0), (12, 1))
+SPARSE = ("FLASH_ATTN_MLA_SPARSE", "FLASHMLA_SPARSE", "FLASHINFER_MLA_SPARSE")
+
+
+def main() -> None:
+    directories = json.load(sys.stdin)
+    vllm.utils.flashinfer.has_flashinfer_sparse_mla_sm120 = lambda: True
+    flashinfer_mla_sparse_sm90.has_flashinfer_sm90_nope_mla = lambda: True
+    forms: dict[str, object] = {}
+    config = configured(directories["v3.2"])
+    with set_current_vllm_config(config):
+        for pair in CAPABILITIES:
+            capability = DeviceCapability(*pair)
+            forms[f"{pair[0]}.{pair[1]}"] = {name: form(name, capability) for name in ASKED}
+    forms["rocm"] = {
+        name: _canonicalize_sparse_mla_kv_cache_dtype(ROCMAiterMLASparseBackend, name)
+        for name in ROCMAiterMLASparseBackend.supported_kv_cache_dtypes
+    }
+    glm = configured(directories["glm-5"])
+    forms["glm auto"] = {f"{a}.{b}": glm_auto(glm, a) for a, b in CAPABILITIES}
+    print(json.dumps(forms))
+
+
+def configured(directory: str) -> VllmConfig:
+    arguments = EngineArgs(model=directory, load_format="dummy", skip_tokenizer_init=True)
+    return arguments.create_engine_config()
+
+
+def form(asked: str, capability: DeviceCapability) -> str | None:
+    """That of the first backend which takes it, of those for sparse MLA."""
+    heads, size = 128, 576
+    for backend in cuda()._get_backend_priorities(True, capability, heads, asked, False, size):
+        if not backend.name.startswith(SPARSE):
+            continue
+        try:
+            kind = backend.get_class()
+        except ImportError:  # FLASH_ATTN_MLA_SPARSE, which takes no eight-bit cache
+            continue
+        refused = kind.validate_configuration(
+            head_size=size,
+            dtype=torch.bfloat16,
+            kv_cache_dtype=asked,
+            block_size=64,
+            use_mla=True,
+            has_sink=False,
+            use_sparse=True,
+            use_mm_prefix=False,
+            use_per_head_quant_scales=False,
+            device_capability=capability,
+            attn_type="decoder",
+        )
+        if not refused:
+            return str(_canonicalize_sparse_mla_kv_cache_dtype(kind, asked))
+    return None
+
+
+def cuda() -> types.ModuleType:
+    """vLLM's platform for CUDA, which this build has and never imports."""
+    for missing in ("vllm._C_stable_libtorch", "vllm._C", "vllm._moe_C"):
+        sys.modules.setdefault(missing, types.ModuleType(missing))
+    return import_module("vllm.platforms.cuda")
+
+
+def glm_auto(config: VllmConfig, major: int) -> str:
+    """What `auto` is for GLM-5 once its class has seen the platform."""
+    config.cache_config.cache_dtype = "auto"
+    with on_cuda(major):
+        GlmMoeDsaForCausalLM.verify_and_update_config(config)
+    return str(config.cache_config.cache_dtype)
+
+
+@contextmanager
+def on_cuda(major: int) -> Iterator[None]:
+    platform = types.SimpleNamespace(
+        is_cuda=lambda: True, is_device_capability_family=lambda family: family == 10 * major
+    )
+    with patch("vllm.platforms._current_platform", platform):
+        yield
+
+
+if __name__ == "__main__":
+    main()
