@@ -190,6 +190,22 @@ def test_a_forked_child_neither_owns_nor_removes_its_parents(name):
     piece.remove()
 
 
+def with_its_grandparents_number(name: str, number: int) -> None:
+    os.getpid = lambda: number
+    Piece.of(f"{name}-grandchild", b"weights")
+
+
+def test_who_has_the_number_of_a_forebear_takes_its_own_names_away_at_its_end(name):
+    """Numbers come again, and what this process was told is not told to its children."""
+    piece = Piece.of(name, b"weights")
+    child = FORK.Process(target=with_its_grandparents_number, args=(name, os.getpid()))
+    child.start()
+    child.join()
+    assert child.exitcode == 0
+    assert shared_memory.names(name.removeprefix(PREFIX)) == [name]
+    piece.remove()
+
+
 def test_too_little_shared_memory_is_named_with_the_remedy():
     with pytest.raises(NodeError, match=r"/dev/shm has [\d,]+ bytes free, and 2,305,8.*--shm-size"):
         Piece(1 << 61)

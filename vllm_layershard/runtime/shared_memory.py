@@ -178,6 +178,8 @@ os.register_at_fork(after_in_child=_mine.clear)
 _leaving: set[int] = set()
 """The process that has been told what to do at its end."""
 
+os.register_at_fork(after_in_child=_leaving.clear)  # a number comes again: a grandchild may have it
+
 
 def _remove_all_at_exit() -> None:
     """Once in a process: at its end, also where it is one of multiprocessing's forked ones."""

@@ -6,6 +6,9 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,8 +16,10 @@ import torch
 from vllm_layershard.errors import NodeError, TransportError
 from vllm_layershard.runtime.peer_memory.ipc import Shared
 from vllm_layershard.runtime.peer_memory.npu import NpuExports
-from vllm_layershard.runtime.peer_memory.processes import Peers, address
+from vllm_layershard.runtime.peer_memory.processes import Address, Peers, _started, address
 from vllm_layershard.runtime.ranks.group import RankGroup
+
+HANG_S = 120
 
 
 @pytest.fixture
@@ -25,6 +30,10 @@ def other():
     yield process
     process.kill()
     process.join()
+
+
+def address_of(pid: int) -> Address:
+    return address() | {"pid": pid, "started": _started(pid)}
 
 
 def test_what_torch_says_of_a_storage_comes_back_from_json_on_another_device():
@@ -54,7 +63,7 @@ def test_torch_takes_what_it_said_in_the_order_that_is_kept():
 def test_a_peer_that_is_killed_is_named_and_one_that_runs_is_not(other):
     peers = Peers(rank=0)
     peers.watch(1, address())  # this process: it runs
-    peers.watch(2, address() | {"pid": other.pid})
+    peers.watch(2, address_of(other.pid))
     peers.check()
     os.kill(other.pid, signal.SIGKILL)
     other.join()
@@ -63,11 +72,66 @@ def test_a_peer_that_is_killed_is_named_and_one_that_runs_is_not(other):
 
 
 def test_a_peer_that_has_ended_before_it_is_watched_is_named(other):
-    gone = address() | {"pid": other.pid}
+    gone = address_of(other.pid)
     other.kill()
     other.join()
     with pytest.raises(TransportError, match="rank 0: rank 1 has ended"):
         Peers(rank=0).watch(1, gone)
+
+
+RECYCLED = """
+import os, subprocess
+from pathlib import Path
+from vllm_layershard.errors import TransportError
+from vllm_layershard.runtime.peer_memory.processes import Peers, _started, address
+
+def asleep():
+    return subprocess.Popen(["sleep", "600"])
+
+peer = asleep()
+where = address() | {"pid": peer.pid, "started": _started(peer.pid)}
+peers = Peers(rank=0)
+peers.watch(1, where)
+peer.kill()
+peer.wait()
+while os.sysconf("SC_CLK_TCK") * float(Path("/proc/uptime").read_text().split()[0]) < (
+    where["started"] + 2
+):
+    pass  # the clock of starts ticks
+Path("/proc/sys/kernel/ns_last_pid").write_text(str(peer.pid - 1))
+another = asleep()
+assert another.pid == peer.pid, "the number is not recycled"
+before = os.listdir("/proc/self/fd")
+try:
+    peers.watch(1, where)
+except TransportError as error:
+    print(error)
+assert os.listdir("/proc/self/fd") == before
+another.kill()
+"""
+OWN_NUMBERS = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can say which number comes next")
+def test_a_process_that_got_a_peers_number_is_not_taken_for_it():
+    done = subprocess.run(
+        [*OWN_NUMBERS, sys.executable, "-c", RECYCLED],
+        capture_output=True,
+        text=True,
+        timeout=HANG_S,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("rank 0: rank 1 has ended, and the weights that it stored")
+
+
+def test_the_start_is_found_behind_any_name_of_a_process(other, tmp_path):
+    odd = tmp_path / "a) (b 7"
+    odd.symlink_to("/bin/sleep")
+    with subprocess.Popen([odd, "600"]) as sleeper:
+        assert f"({odd.name}) " in Path(f"/proc/{sleeper.pid}/stat").read_text()
+        assert _started(other.pid) <= _started(sleeper.pid)
+        Peers(rank=0).watch(1, address_of(sleeper.pid))
+        sleeper.kill()
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """Peers: the processes whose memory this one has mapped, and whether they still run.
 
-By the kernel's own handles on them (pidfd, Linux 5.3): no process is taken for another that got its
-number, and one system call asks after all.
+By the kernel's own handles on them (pidfd, Linux 5.3): one system call asks after all. A process's
+number may be another's by the time that a peer reads it, so the address has the time of its start,
+which is compared once the handle holds the number.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ import os
 import select
 import weakref
 from contextlib import suppress
+from pathlib import Path
 
 from vllm_layershard.errors import NodeError, TransportError
 from vllm_layershard.runtime.peer_memory.boot import boot_id
 
 Address = dict[str, str | int]
-"""Where a process is found, as plain data: its node, its PID namespace, its number."""
+"""Where a process is found, as plain data: its node, PID namespace, number and start."""
 
 
 def address() -> Address:
@@ -25,7 +27,20 @@ def address() -> Address:
         "hostname": os.uname().nodename,
         "namespace": os.readlink("/proc/self/ns/pid"),
         "pid": os.getpid(),
+        "started": _started("self"),
     }
+
+
+def _started(process: int | str) -> int:
+    """When it was started, in clock ticks since the boot: field 22 of proc_pid_stat(5).
+
+    Raises:
+        OSError: it has ended.
+    """
+    said = Path(f"/proc/{process}/stat").read_text(errors="replace")
+    return int(
+        said.rpartition(")")[2].split()[19]
+    )  # from the third field on: names may have spaces
 
 
 class Peers:
@@ -52,10 +67,18 @@ class Peers:
                     f"rank {rank} on {where['hostname']}, in another {what}; keep each group in "
                     "one, or use transport 'broadcast' where its ranks run in lockstep"
                 )
+        pid = int(where["pid"])
         try:
-            fd = os.pidfd_open(int(where["pid"]))
+            fd = os.pidfd_open(pid)
         except ProcessLookupError:
             raise self._gone(rank) from None
+        try:
+            same = _started(pid) == where["started"]
+        except OSError:
+            same = False
+        if not same:
+            os.close(fd)
+            raise self._gone(rank)
         self._ranks[fd] = rank
         self._ends.register(fd, select.POLLIN)
 
