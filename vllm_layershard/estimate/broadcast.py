@@ -9,15 +9,19 @@ from math import exp, log
 from vllm_layershard.estimate.figure import Basis
 from vllm_layershard.estimate.hardware import BusTable, Hardware, TimeTable
 from vllm_layershard.estimate.nodes import Spread
+from vllm_layershard.estimate.wording import nics
 
 
 def broadcast_seconds(nbytes: int, spread: Spread, hardware: Hardware) -> float:
     """Seconds for `nbytes` from one device of the group to all others.
 
     The best that is known, in this order: a table of broadcast times over as many ranks; the bus
-    bandwidth of a table, as a ring has it, T = alpha + S / B; the link's rate x its efficiency, as
-    a ring, or over a full mesh (HCCL: scatter, then all-gather) T = 2 alpha + (2 / p) S / b_link,
-    b_link the rate to one peer. On several nodes the link between them bounds a ring.
+    bandwidth of a table, T = S / B, which has its latency in it; the link's rate x its efficiency,
+    as a ring, T = alpha + S / B, or over a full mesh (HCCL: scatter, then all-gather)
+    T = 2 alpha + (2 / p) S / b_link, b_link the rate to one peer.
+
+    On several nodes a ring enters each by the NICs of its ranks there, and is as slow as the slower
+    of the two ways. Over meshes the nodes come first, and then each mesh.
 
     The caller has seen that `hardware.lacking(spread)` is empty. Other traffic is not counted.
     """
@@ -26,13 +30,11 @@ def broadcast_seconds(nbytes: int, spread: Spread, hardware: Hardware) -> float:
     for table in hardware.broadcast:
         if hardware.timed_by(table, spread):
             return _seconds(table, nbytes)
-    alpha = hardware.latency.value + hardware.latency_per_rank.value * spread.ranks
-    if _over_mesh(spread, hardware):
-        assert hardware.intra_node is not None, "lacking() names it"
-        peers = hardware.node_size.value - 1
-        link = hardware.intra_node.value * hardware.link_efficiency.value / peers
-        return 2 * alpha + 2 / spread.ranks * nbytes / link
-    return alpha + nbytes / _ring_bandwidth(nbytes, spread, hardware)
+    within = _within_a_node(nbytes, spread, hardware)
+    if spread.domains == 1:
+        return within
+    between = _latency(spread.ranks, hardware) + nbytes / entry_rate(spread, hardware)
+    return within + between if _over_mesh(hardware) else max(within, between)
 
 
 def broadcast_basis(spread: Spread, hardware: Hardware) -> tuple[Basis, str]:
@@ -40,42 +42,58 @@ def broadcast_basis(spread: Spread, hardware: Hardware) -> tuple[Basis, str]:
     for table in hardware.broadcast:
         if hardware.timed_by(table, spread):
             return table.basis, f"broadcast times over {spread.ranks} ranks from {table.source}"
-    share = hardware.link_efficiency.value
-    if spread.domains > 1:
-        return "assumed", (
-            f"broadcast over {spread.ranks} ranks on {spread.domains} nodes of "
-            f"{hardware.node_size.value:.0f}: {share} of the link between nodes"
-        )
-    if _over_mesh(spread, hardware):
-        return "assumed", (
-            f"broadcast over a full mesh: scatter and all-gather at {share} of each peer's link"
-        )
-    if not hardware.bus:
-        return "assumed", f"broadcast at {share} of the link within a node"
-    return (
-        "assumed",
-        f"broadcast at the bus bandwidth of another collective ({hardware.bus[0].source})",
+    within = f"broadcast {_said_within(hardware)}"
+    if spread.domains == 1:
+        return "assumed", within
+    share, rate = hardware.nic_efficiency.value, entry_rate(spread, hardware) / 1e9
+    return "assumed", (
+        f"broadcast over {spread.ranks} ranks on {spread.domains} nodes of "
+        f"{hardware.node_size.value:.0f}: enters a node by {nics(hardware.nics_of(spread))}, at "
+        f"{share:g} of their rate {rate:,.0f} GB/s"
+        + (f"; within a node {_said_within(hardware)}" if spread.in_a_domain > 1 else "")
     )
 
 
-def _over_mesh(spread: Spread, hardware: Hardware) -> bool:
-    return hardware.topology == "mesh" and not hardware.bus and spread.domains == 1
+def entry_rate(spread: Spread, hardware: Hardware) -> float:
+    """Bytes per second by which a broadcast of a group on several nodes enters each of them."""
+    assert hardware.inter_node is not None, "lacking() names it"
+    rate = hardware.inter_node.value * hardware.nic_efficiency.value
+    return rate * hardware.nics_of(spread)
 
 
-def _ring_bandwidth(nbytes: int, spread: Spread, hardware: Hardware) -> float:
-    """That of the slowest link on the ring's way."""
+def _said_within(hardware: Hardware) -> str:
     share = hardware.link_efficiency.value
-    links = []
-    if spread.in_a_domain > 1:
-        if hardware.bus:
-            links.append(bus_bandwidth(hardware.bus, spread.in_a_domain, nbytes))
-        else:
-            assert hardware.intra_node is not None, "lacking() names it"
-            links.append(hardware.intra_node.value * share)
-    if spread.domains > 1:
-        assert hardware.inter_node is not None, "lacking() names it"
-        links.append(hardware.inter_node.value * share)
-    return min(links)
+    if _over_mesh(hardware):
+        return f"over a full mesh: scatter and all-gather at {share} of each peer's link"
+    if not hardware.bus:
+        return f"at {share} of the link within a node"
+    return f"at the bus bandwidth of another collective ({hardware.bus[0].source})"
+
+
+def _over_mesh(hardware: Hardware) -> bool:
+    return hardware.topology == "mesh" and not hardware.bus
+
+
+def _latency(ranks: int, hardware: Hardware) -> float:
+    return hardware.latency.value + hardware.latency_per_rank.value * ranks
+
+
+def _within_a_node(nbytes: int, spread: Spread, hardware: Hardware) -> float:
+    """Seconds of the way within the fullest node; none if each has one rank."""
+    ranks = spread.in_a_domain
+    if ranks == 1:
+        return 0.0
+    latency = _latency(spread.ranks, hardware)
+    if hardware.bus:
+        measured = max(table.ranks for table in hardware.bus)
+        further = hardware.latency_per_rank.value * max(0, spread.ranks - measured)
+        return max(latency, nbytes / bus_bandwidth(hardware.bus, ranks, nbytes) + further)
+    assert hardware.intra_node is not None, "lacking() names it"
+    link = hardware.intra_node.value * hardware.link_efficiency.value
+    if _over_mesh(hardware):
+        to_one_peer = link / (hardware.node_size.value - 1)
+        return 2 * _latency(ranks, hardware) + 2 / ranks * nbytes / to_one_peer
+    return latency + nbytes / link
 
 
 def bus_bandwidth(tables: tuple[BusTable, ...], ranks: int, nbytes: int) -> float:

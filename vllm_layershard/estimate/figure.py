@@ -34,6 +34,7 @@ LABELS: Final = {
     "compute_efficiency": "compute efficiency",
     "memory_efficiency": "memory efficiency",
     "link_efficiency": "link efficiency",
+    "nic_efficiency": "NIC efficiency",
     "latency": "broadcast latency",
     "latency_per_rank": "broadcast latency a rank",
     "product_slowdown": "slowdown of products beside a broadcast",
@@ -85,7 +86,7 @@ _LEAST_IN_A_FILE: Final = {"bytes/s": LEAST_RATE, "FLOP/s": 1e6}
 _LEAST_SHARE: Final = 1e-3
 _MAX_VALUE: Final = 1e18
 
-_SHARES: Final = ("compute_efficiency", "memory_efficiency", "link_efficiency")
+_SHARES: Final = ("compute_efficiency", "memory_efficiency", "link_efficiency", "nic_efficiency")
 _COUNTS: Final = {"node_size": "devices", "host_size": "devices", "nics": "NICs"}
 _MAY_BE_ZERO: Final = (
     "latency",

@@ -78,11 +78,12 @@ class Hardware:
     `host_size` of them one node (None: all), which has `nics` NICs (None: one a device), and
     `peer_link` is what one peer gets of `intra_node` (None: see `to_one_peer`).
 
-    The efficiencies are the shares of the peaks that are reached. While a broadcast is in flight,
-    products take `product_slowdown` longer, memory traffic `memory_slowdown` longer (None: as long
-    as it takes when the broadcast moves `broadcast_traffic` bytes of memory for each of its own),
-    and the broadcast itself `broadcast_slowdown` longer beside compute. A copy of a pull takes
-    `copy_launch` at least.
+    The efficiencies are the shares of the peaks that are reached. The tables have their latency in
+    them; `latency` and `latency_per_rank` are those of a broadcast without one. While a broadcast
+    is in flight, products take `product_slowdown` longer, memory traffic `memory_slowdown` longer
+    (None: as long as it takes when the broadcast moves `broadcast_traffic` bytes of memory for each
+    of its own), and the broadcast itself `broadcast_slowdown` longer beside compute. A copy of a
+    pull takes `copy_launch` at least.
 
     Raises:
         HardwareError: a number cannot be; names it.
@@ -103,6 +104,9 @@ class Hardware:
     compute_efficiency: Figure = Figure(0.7, "assumed", _MSM_SHARE)
     memory_efficiency: Figure = Figure(0.6, "assumed", _MSM_SHARE)
     link_efficiency: Figure = Figure(0.7, "assumed", _MSM_SHARE)
+    nic_efficiency: Figure = Figure(
+        0.92, "measured", "46 to 48 GB/s of a NIC of 50, the least: NVIDIA/nccl-tests issue 290"
+    )
     latency: Figure = Figure(8.4e-6, "assumed", "NCCL, tuning.cc: the base of a ring")
     latency_per_rank: Figure = Figure(
         3e-6, "assumed", "NCCL, tuning.cc, has a few microseconds a rank"
@@ -165,6 +169,16 @@ class Hardware:
         """Whether a table of broadcast times says that of a group: one of a node not of several."""
         alike = spread.domains == 1 or table.ranks > self.node_size.value
         return table.ranks == spread.ranks and alike
+
+    def nics_of(self, spread: Spread) -> float:
+        """NICs by which a broadcast of a group enters a node: those of its ranks there.
+
+        All groups of a deployment move their layers at the same time, and share a node's NICs.
+        """
+        if self.nics is None:
+            return spread.least_in_a_domain
+        node = min(self.host_size or self.node_size, self.node_size, key=lambda size: size.value)
+        return self.nics.value / node.value * spread.least_in_a_domain
 
     @property
     def to_one_peer(self) -> float | None:

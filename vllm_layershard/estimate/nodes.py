@@ -17,6 +17,11 @@ class Spread(NamedTuple):
     domains: int
     in_a_domain: int
 
+    @property
+    def least_in_a_domain(self) -> int:
+        """At least so many of them are in each: what is left where all other domains are full."""
+        return max(1, self.ranks - self.in_a_domain * (self.domains - 1))
+
 
 ALONE: Final = Spread(ranks=1, domains=1, in_a_domain=1)
 """One rank: nothing moves."""

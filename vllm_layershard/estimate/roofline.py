@@ -10,8 +10,9 @@ class Roofline:
     """Times operations on one device, alone and beside what moves.
 
     `broadcast_rate`: bytes per second of the broadcasts that may be in flight; their memory
-    traffic comes out of the bandwidth that the compute reaches (see `Hardware`). `pull_traffic`:
-    that of pulls, in bytes per second; copy engines carry them, and products keep their pace.
+    traffic comes out of the peak bandwidth (see `Hardware`), and of what is left the compute
+    reaches as large a share as before. `pull_traffic`: that of pulls, in bytes per second; copy
+    engines carry them, and products keep their pace.
     """
 
     def __init__(
@@ -29,9 +30,8 @@ class Roofline:
         else:
             traffic = pull_traffic or hardware.broadcast_traffic.value * broadcast_rate
             # However fast the link, the memory's arbiter leaves the compute its half.
-            self._memory_slower = self._bandwidth / max(
-                self._bandwidth - traffic, self._bandwidth / 2
-            )
+            peak = hardware.memory_bandwidth.value
+            self._memory_slower = peak / max(peak - traffic, peak / 2)
 
     def seconds(self, operation: Operation) -> float:
         """Seconds of one operation alone."""

@@ -71,7 +71,7 @@ class Transfer:
 
     def assumptions(self) -> tuple[str, str]:
         """How long it takes, of the largest group, and what it does to the compute beside it."""
-        spread = max(spread_of(group, self._hardware) for group in self._sharding.groups)
+        spread = max(map(self.spread, self._sharding.groups))
         return self._said(spread)[1], self._beside(spread)
 
     def _said(self, spread: Spread) -> tuple[Basis, str]:

@@ -18,6 +18,11 @@ def slots(count: int) -> str:
     return "1 slot" if count == 1 else f"{count} slots"
 
 
+def nics(count: float) -> str:
+    """So many network cards; a fraction where groups share one."""
+    return "1 NIC" if count == 1 else f"{count:g} NICs"
+
+
 def percent(share: float) -> str:
     """A slowdown for a person: finer around the 1 % that decides, and finest just above it."""
     if 0.01 < share < 0.0101:

@@ -44,9 +44,8 @@ def test_a_full_mesh_scatters_and_gathers() -> None:
     assert seconds == pytest.approx(2 * alpha + 2 / 8 * 512 * MIB / (0.7 * 28e9))
     assert 512 * MIB / seconds == pytest.approx(72e9, rel=0.1), "what others inferred"
     assert "full mesh" in broadcast_basis(widest([range(8)], 8), device)[1]
-    assert broadcast_seconds(512 * MIB, widest([range(16)], 8), device) > 512 * MIB / 25e9, (
-        "RoCE bounds it beyond"
-    )
+    further = broadcast_seconds(512 * MIB, widest([range(16)], 8), device) - seconds
+    assert further == pytest.approx(8.4e-6 + 16 * 3e-6 + 512 * MIB / (8 * 0.7 * 25e9)), "RoCE"
 
 
 def test_pcie_collapses_with_the_number_of_devices() -> None:
@@ -96,7 +95,8 @@ def test_no_broadcast_is_faster_than_a_link_on_its_way(layout: dict[str, int]) -
     forward = forecast(sharding, device).phases[0].asked.forward
     series = sharding.groups[0].plan.series[0].series
     moved = len(series) * series.layer_bytes
-    assert forward.fetch > moved / device.inter_node.value
+    (spread,) = {widest(group.ranks, 8) for group in sharding.groups}
+    assert forward.fetch > moved / (device.inter_node.value * spread.in_a_domain)
     lacking = forecast(sharding, profile("MI300X"))
     assert lacking.lacking, "beyond a node nothing is known of it"
     assert "calibrate" not in lacking.verdict, "it measures one machine"
@@ -263,6 +263,17 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         profile("a\x00b.json")
 
 
+def test_the_memory_traffic_of_a_movement_comes_out_of_the_peak() -> None:
+    """Of 800 bytes per second that are left the compute reaches as large a share as of 1000."""
+    rate = Figure(1000, "assumed", "test")
+    memory_bound = Operation("", flops=1, moved_bytes=100, precision="bf16")
+    for reached in (0.1, 0.6, 1):
+        share = Figure(reached, "assumed", "test")
+        device = replace(profile("H20"), bf16=rate, memory_bandwidth=rate, memory_efficiency=share)
+        assert Roofline(device, 100).slowdown(memory_bound) == pytest.approx(0.25)
+        assert Roofline(device, pull_traffic=200).slowdown(memory_bound) == pytest.approx(0.25)
+
+
 def test_a_broadcast_takes_memory_traffic_from_what_is_bound_by_memory() -> None:
     """Twice 100 of 1000 bytes per second are gone: 1000 / 800. Products lose what is stated."""
     device = replace(
@@ -286,7 +297,9 @@ def test_a_broadcast_takes_memory_traffic_from_what_is_bound_by_memory() -> None
 OTHER_VALUES = {
     **dict.fromkeys(LABELS, 2e9),
     **dict.fromkeys(("node_size", "host_size", "nics"), 3),
-    **dict.fromkeys(("compute_efficiency", "memory_efficiency", "link_efficiency"), 0.123),
+    **dict.fromkeys(
+        ("compute_efficiency", "memory_efficiency", "link_efficiency", "nic_efficiency"), 0.123
+    ),
     "name": "another",
     "topology": "mesh",
     "low_bit_format": "int8",

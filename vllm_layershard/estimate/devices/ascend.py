@@ -19,9 +19,11 @@ _PRESETS = "third-party presets"
 _DISPUTED = f"{_PRESETS}, which say 379, 400 and 414: the lowest"
 _CLOUDMATRIX = "CloudMatrix384, arXiv 2506.12708"
 _TIB = float(1 << 40)
+_NICS_REACH = Figure(0.7, "assumed", _MSM)
 
 _A2 = partial(
     device, bandwidth=1.6 * _TIB, link=196, between=25, topology="mesh", low_bit_format="int8",
+    nic_efficiency=_NICS_REACH,
 )  # fmt: skip
 _A2_MEMORY = seen(60.96, "vllm-project/vllm-ascend issue 5020, of an Atlas 800I A2 with 64 GB")
 _DIE_GIB = 61.27
@@ -42,6 +44,7 @@ PROFILES: Final[Mapping[str, Callable[[], Hardware]]] = {
         "910C", _MSM, memory=seen(_DIE_GIB, _DIE_LOG),
         bandwidth=1.6 * _TIB, bf16=353.9, low_bit=752, link=196, between=196, nics=16,
         node=Figure(16, "assumed", "dies of one server; Ascend/msmodeling"), low_bit_format="int8",
+        nic_efficiency=_NICS_REACH,
     ),
     "910C-board": lambda: device(
         "910C-board", f"both dies: {_MSM}",
@@ -49,6 +52,6 @@ PROFILES: Final[Mapping[str, Callable[[], Hardware]]] = {
         bandwidth=3.2 * _TIB, bf16=707.8, low_bit=1504, link=392, between=392,
         nics=stated(8, "one port a board; Ascend/msmodeling"), link_source=_CLOUDMATRIX,
         node=Figure(8, "assumed", "boards of one server; Ascend/msmodeling"),
-        low_bit_format="int8",
+        low_bit_format="int8", nic_efficiency=_NICS_REACH,
     ),
 }  # fmt: skip

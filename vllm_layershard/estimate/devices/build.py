@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 from vllm_layershard.estimate.figure import Basis, Figure
@@ -39,6 +40,7 @@ def device(
     between: float | None,
     nics: float | Figure | None = None,
     capability: float | Figure | None = None,
+    nic_efficiency: Figure | None = None,
     bandwidth_source: str | None = None,
     bf16_source: str | None = None,
     link_source: str | None = None,
@@ -59,7 +61,7 @@ def device(
             return value
         return stated(value * unit, whence or source)
 
-    return Hardware(
+    hardware = Hardware(
         name=name,
         memory_bytes=memory,
         memory_bandwidth=figure(bandwidth, 1, bandwidth_source),
@@ -76,6 +78,7 @@ def device(
         low_bit_format=low_bit_format,
         bus=bus,
     )
+    return hardware if nic_efficiency is None else replace(hardware, nic_efficiency=nic_efficiency)
 
 
 def bus(
