@@ -5,7 +5,7 @@ from vllm_layershard.models.deployment import Deployment
 from vllm_layershard.models.kv_cache import CacheDevice
 from vllm_layershard.models.layer_operations import layer_operations
 from vllm_layershard.models.min_latency import is_min_latency
-from vllm_layershard.models.model import Model, WeightBytes
+from vllm_layershard.models.model import Model
 from vllm_layershard.models.operation import Batch, Operation
 from vllm_layershard.models.registry import model_of, read_model, supported
 from vllm_layershard.models.sharding import (
@@ -15,6 +15,7 @@ from vllm_layershard.models.sharding import (
     shard_model,
 )
 from vllm_layershard.models.sources.source import FoundModel, bundled_names, find
+from vllm_layershard.models.weight_bytes import WeightBytes
 from vllm_layershard.plan import GroupPlan
 
 __all__ = [

@@ -10,34 +10,13 @@ from typing import Final, NamedTuple
 
 from vllm_layershard.models.blueprint import Blueprint
 from vllm_layershard.models.deployment import Deployment
-from vllm_layershard.models.dtypes import DTYPE_BYTES
 from vllm_layershard.models.kv_cache import AttentionCache, CacheDevice, device_cache_dtype
 from vllm_layershard.models.layer_weights import layer_experts, layer_linears
-from vllm_layershard.models.shape import Shape, SplitSize, require_split
-from vllm_layershard.plan import Linear, ParallelLayout, stage_layers
-
-VOCAB_PADDING: Final = 64
-"""Source: vLLM 0.32, layers/vocab_parallel_embedding.py, `DEFAULT_VOCAB_PADDING_SIZE`."""
+from vllm_layershard.models.shape import SplitSize, require_split
+from vllm_layershard.models.weight_bytes import WeightBytes, held_bytes, padded_vocab
+from vllm_layershard.plan import Linear, ParallelLayout
 
 _WHOLE: Final = Deployment(ParallelLayout())
-
-
-class WeightBytes(NamedTuple):
-    """Bytes that one rank holds after loading, without layer sharding."""
-
-    embedding: int
-    head: int
-    linears: int
-    experts: int
-    norms: int
-    derived: int
-    """What vLLM computes from the weights at load and keeps beside them: see `weight_bytes`."""
-
-    @property
-    def total(self) -> int:
-        """The sum."""
-        parts = (self.embedding, self.head, self.linears, self.experts, self.norms, self.derived)
-        return sum(parts)
 
 
 class Model(NamedTuple):
@@ -123,44 +102,11 @@ class Model(NamedTuple):
     def weight_bytes(self, deployment: Deployment, rank: int) -> WeightBytes:
         """Bytes of one global rank.
 
-        `derived`: MLA keeps W_UK and W_UV, which are views of kv_b_proj where that is not
-        quantised and a dequantised copy of it where it is.
-        Source: vLLM 0.32, mla_attention.py, `MLAAttention.process_weights_after_loading`.
+        Raises:
+            PlanError: this layout cannot split the model.
         """
         self._check(deployment)
-        b, layout = self.blueprint, deployment.layout
-        stage, last = layout.stage_of(rank), layout.pp - 1
-        layers = stage_layers(len(b.layers), layout.pp)[stage]
-        element = DTYPE_BYTES[b.dtype]
-        vocab = -(-b.vocab // VOCAB_PADDING) * VOCAB_PADDING // layout.tp * b.hidden * element
-        held = [
-            pair
-            for layer_id in layers
-            for segment in layer_linears(b, layer_id, deployment)
-            for pair in segment
-        ]
-        absorbed = [(s, x) for s, x in held if s.absorbed and len(x.tensors) > 1]
-        return WeightBytes(
-            embedding=vocab if stage == 0 or (b.tied and stage == last) else 0,
-            head=self._head_bytes(layout.tp) if stage == last and not b.tied else 0,
-            linears=sum(x.large_bytes + x.small_bytes for _, x in held),
-            experts=sum(
-                tensor.nbytes for i in layers for tensor in layer_experts(b, i, deployment, rank)
-            ),
-            norms=sum(
-                vector.elements * DTYPE_BYTES[vector.dtype]
-                for layer_id in layers
-                for vector in b.vectors(layer_id, layout.tp)
-            )
-            + (b.hidden * element if stage == last else 0),
-            derived=sum(s.rows * s.inner * element for s, _ in absorbed),
-        )
-
-    def _head_bytes(self, tp: int) -> int:
-        b = self.blueprint
-        rows = -(-b.vocab // VOCAB_PADDING) * VOCAB_PADDING // tp
-        head = Shape("lm_head", (rows,), b.hidden, "out")
-        return sum(t.nbytes for t in b.quantization.head(b.head, head, b.dtype, tp))
+        return held_bytes(self.blueprint, deployment, rank)
 
     def kv_bytes_per_token(
         self, kv_cache_dtype: str, layers: Sequence[int], deployment: Deployment
@@ -187,9 +133,8 @@ class Model(NamedTuple):
 
     def _check(self, deployment: Deployment) -> None:
         b, tp = self.blueprint, deployment.layout.tp
-        vocab = -(-b.vocab // VOCAB_PADDING) * VOCAB_PADDING
         require_split(tp, b.split)
-        require_split(tp, [SplitSize("the padded vocabulary", vocab)])
+        require_split(tp, [SplitSize("the padded vocabulary", padded_vocab(b.vocab))])
         if b.experts is not None:
             b.experts.require_split(deployment)
             for layer_id in [i for i in range(self.num_layers) if b.is_routed(i)][:1]:

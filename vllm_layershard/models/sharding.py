@@ -9,7 +9,8 @@ from typing import NamedTuple
 from vllm_layershard.config import LayerShardConfig, TransportName
 from vllm_layershard.errors import PlanError
 from vllm_layershard.models.deployment import Deployment
-from vllm_layershard.models.model import Model, WeightBytes
+from vllm_layershard.models.model import Model
+from vllm_layershard.models.weight_bytes import WeightBytes
 from vllm_layershard.plan import (
     GroupPlan,
     group_plans,

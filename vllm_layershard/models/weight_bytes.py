@@ -1,0 +1,83 @@
+"""WeightBytes: what one rank holds after loading, without layer sharding."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from vllm_layershard.models.blueprint import Blueprint
+from vllm_layershard.models.deployment import Deployment
+from vllm_layershard.models.dtypes import DTYPE_BYTES
+from vllm_layershard.models.layer_weights import layer_experts, layer_linears
+from vllm_layershard.models.shape import Shape
+from vllm_layershard.plan import stage_layers
+
+VOCAB_PADDING: Final = 64
+"""Source: vLLM 0.32, layers/vocab_parallel_embedding.py, `DEFAULT_VOCAB_PADDING_SIZE`."""
+
+
+def padded_vocab(vocab: int) -> int:
+    """The tokens of an embedding after padding."""
+    return -(-vocab // VOCAB_PADDING) * VOCAB_PADDING
+
+
+class WeightBytes(NamedTuple):
+    """In bytes, by what holds them."""
+
+    embedding: int
+    head: int
+    linears: int
+    experts: int
+    norms: int
+    derived: int
+    """What vLLM computes from the weights at load and keeps beside them: see `held_bytes`."""
+
+    @property
+    def total(self) -> int:
+        """The sum."""
+        parts = (self.embedding, self.head, self.linears, self.experts, self.norms, self.derived)
+        return sum(parts)
+
+
+def held_bytes(blueprint: Blueprint, deployment: Deployment, rank: int) -> WeightBytes:
+    """Bytes of one global rank.
+
+    `derived`: MLA keeps W_UK and W_UV, which are views of kv_b_proj where that is not quantised and
+    a dequantised copy of it where it is.
+    Source: vLLM 0.32, mla_attention.py, `MLAAttention.process_weights_after_loading`.
+
+    Raises:
+        PlanError: the quantisation's blocks would be split over ranks.
+    """
+    b, layout = blueprint, deployment.layout
+    stage, last = layout.stage_of(rank), layout.pp - 1
+    layers = stage_layers(len(b.layers), layout.pp)[stage]
+    element = DTYPE_BYTES[b.dtype]
+    vocab = padded_vocab(b.vocab) // layout.tp * b.hidden * element
+    held = [
+        pair
+        for layer_id in layers
+        for segment in layer_linears(b, layer_id, deployment)
+        for pair in segment
+    ]
+    absorbed = [(s, x) for s, x in held if s.absorbed and len(x.tensors) > 1]
+    return WeightBytes(
+        embedding=vocab if stage == 0 or (b.tied and stage == last) else 0,
+        head=_head_bytes(b, layout.tp) if stage == last and not b.tied else 0,
+        linears=sum(x.large_bytes + x.small_bytes for _, x in held),
+        experts=sum(
+            tensor.nbytes for i in layers for tensor in layer_experts(b, i, deployment, rank)
+        ),
+        norms=sum(
+            vector.elements * DTYPE_BYTES[vector.dtype]
+            for layer_id in layers
+            for vector in b.vectors(layer_id, layout.tp)
+        )
+        + (b.hidden * element if stage == last else 0),
+        derived=sum(s.rows * s.inner * element for s, _ in absorbed),
+    )
+
+
+def _head_bytes(blueprint: Blueprint, tp: int) -> int:
+    b = blueprint
+    head = Shape("lm_head", (padded_vocab(b.vocab) // tp,), b.hidden, "out")
+    return sum(t.nbytes for t in b.quantization.head(b.head, head, b.dtype, tp))
