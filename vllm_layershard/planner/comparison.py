@@ -129,7 +129,8 @@ def compare_layouts(
     if "placement" in options:
         raise ConfigError("placement: each layout says its own; write +shard or +striped")
     device = device_of(hardware)
-    found = on_device(loaded(model), device).model
+    asked_for = on_device(loaded(model), device)
+    found = asked_for.model
     ep = "+ep" if found.is_moe else ""
     given: object = layouts
     single = layouts is not None and (isinstance(layouts, str) or not isinstance(given, Iterable))
@@ -148,7 +149,7 @@ def compare_layouts(
         model=ComparedModel(found.name, found.source),
         device=device,
         layouts=tuple(counted.values()),
-        warnings=_warnings(device, hardware is None),
+        warnings=(*asked_for.found.notes, *_warnings(device, hardware is None)),
     )
 
 

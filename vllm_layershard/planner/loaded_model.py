@@ -77,6 +77,11 @@ class LoadedModel(NamedTuple):
         """`none`, or the name of the method."""
         return self.model.quantization
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of where it was found, and what its config leaves open."""
+        return (*self.found.notes, *self.model.notes)
+
     def document(self) -> dict[str, Any]:
         """An entry of `layershard models --json`."""
         keys = ("name", "architecture", "num_layers", "parameters", "dtype", "quantization")

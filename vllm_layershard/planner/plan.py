@@ -104,4 +104,4 @@ def _chosen(
     deployment, assumed = deployment_of(layout, found.model)
     conditions = Conditions(device, sizes, phases)
     sharding, note = chosen_sharding(found.model, deployment, options, conditions)
-    return sharding, (*assumed, *found.model.notes, note)
+    return sharding, (*assumed, *found.notes, note)

@@ -92,4 +92,4 @@ def sharding_of(
     deployment, assumed = deployment_of(layout, found.model)
     if config is None:
         config = config_for(found.model, deployment, layers, options)
-    return shard_model(found.model, deployment, config), (*assumed, *found.model.notes)
+    return shard_model(found.model, deployment, config), (*assumed, *found.notes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.server
 import json
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from checkpoints import deepseek, small_config, write
+from hub_server import COMMIT, HANG_S, NAME, Handler, serving
 from vllm_layershard.errors import ModelError, UnknownModelError
 from vllm_layershard.models import find, model_of
 from vllm_layershard.models.checkpoint import from_hub as hub_checkpoint
@@ -21,114 +21,6 @@ from vllm_layershard.models.checkpoint.stored import evidence_for
 from vllm_layershard.models.sources import http_get
 from vllm_layershard.models.sources.beside import BY_HAND, DESCRIPTION, HF_QUANT
 from vllm_layershard.models.sources.hub import fetch
-
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-NAME = "some/model"
-HANG_S = 60
-"""How long a server hangs that nobody releases."""
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    """Serves a directory as the repository some/model; `manners` says how badly."""
-
-    root: Path
-    manners: str
-    elsewhere: str
-    seen: list[tuple[str, str | None, str | None]]
-    released: threading.Event
-    """Until then it hangs, or trickles."""
-
-    def do_GET(self) -> None:
-        headers = self.headers
-        self.seen.append((self.path, headers.get("Range"), headers.get("Authorization")))
-        owner, name, _, revision, file = self.path.lstrip("/").split("/", 4)
-        path = self.root / file
-        if self.manners == "hangs up at once":
-            self.close_connection = True
-        elif f"{owner}/{name}" != NAME or revision not in ("main", COMMIT) or not path.is_file():
-            self.answer(404, b"")
-        elif self.manners == "redirects" and self.elsewhere:
-            self.answer(302, b"", {"Location": f"{self.elsewhere}{self.path}"})
-        elif self.manners == "circles":
-            self.answer(302, b"", {"Location": self.path})
-        elif self.manners == "leads to a file":
-            self.answer(302, b"", {"Location": "file:///etc/passwd"})
-        elif self.manners == "leads to ftp":
-            self.answer(302, b"", {"Location": "ftp://127.0.0.1/x"})
-        elif self.manners == "hangs":
-            self.released.wait(HANG_S)
-        elif self.manners == "trickles":
-            self.trickle()
-        elif self.manners == "refuses" and file.endswith(".safetensors"):
-            self.answer(403, b"")
-        else:
-            self.serve(path.read_bytes())
-
-    def serve(self, contents: bytes) -> None:
-        asked = self.headers.get("Range")
-        if asked is None or self.manners == "ignores ranges":
-            self.answer(200, contents)
-            return
-        first, _, last = asked.removeprefix("bytes=").partition("-")
-        start, end, total = int(first), int(last) + 1, len(contents)
-        if self.manners == "sends another part":
-            start, end = start + 1, end + 1
-        body = contents[start:end]
-        said = f"bytes {start}-{end - 1}/{total}"
-        if self.manners == "sends less":
-            body = body[:-1]
-        elif self.manners == "sends more":
-            body += b"more"
-        elif self.manners == "states no part":
-            said = "nonsense"
-        elif self.manners == "states another size":
-            said = f"bytes {start}-{end - 1}/{total + 1}"
-        elif self.manners == "grows":
-            said = f"bytes {start}-{end - 1}/{total + len(self.seen)}"
-        elif self.manners == "hangs up":
-            self.answer(206, body[:-1], {"Content-Range": said}, length=len(body))
-            return
-        self.answer(206, body, {"Content-Range": said})
-
-    def answer(
-        self,
-        status: int,
-        body: bytes,
-        headers: dict[str, str] | None = None,
-        length: int | None = None,
-    ) -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body) if length is None else length))
-        self.send_header("X-Repo-Commit", COMMIT)
-        for key, value in (headers or {}).items():
-            self.send_header(key, value)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def trickle(self) -> None:
-        self.send_response(200)
-        self.end_headers()
-        while not self.released.wait(0.05):
-            self.wfile.write(b"x")
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
-class Server(http.server.ThreadingHTTPServer):
-    """Clients hang up on it here, which is what is tested."""
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        pass
-
-
-def serving(handler: type[Handler]) -> Iterator[str]:
-    with Server(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture
@@ -174,8 +66,10 @@ def test_headers_by_parts(served: type[Handler]) -> None:
     index, *parts = served.seen
     assert index[:2] == (f"/{NAME}/resolve/main/model.safetensors.index.json", None)
     assert len(parts) == 2 * 3
-    for (path, first, _), (again, rest, _) in zip(parts[::2], parts[1::2], strict=True):
-        assert path == again
+    asked: dict[str, list[str | None]] = {}
+    for path, span, _ in parts:
+        asked.setdefault(path, []).append(span)
+    for path, (first, rest) in asked.items():  # the files come side by side
         assert path.startswith(f"/{NAME}/resolve/{COMMIT}/model-0000")
         contents = (served.root / path.rpartition("/")[2]).read_bytes()
         length = int.from_bytes(contents[:8], "little")
@@ -265,7 +159,9 @@ def test_the_token_stays_with_its_host(served: type[Handler], other: type[Handle
     assert (len(checkpoint.files), commit) == (3, COMMIT)
     assert {token for _, _, token in served.seen} == {"Bearer secret"}
     assert {token for _, _, token in other.seen} == {None}
-    assert [span for _, span, _ in other.seen] == [span for _, span, _ in served.seen]
+    assert sorted(map(repr, other.seen)) == sorted(
+        repr((path, span, None)) for path, span, _ in served.seen
+    )
 
 
 def test_the_token_goes_along_on_the_same_host(served: type[Handler]) -> None:
@@ -296,6 +192,8 @@ def test_the_token_goes_along_on_the_same_host(served: type[Handler]) -> None:
         ("sends more", "sent 9 bytes where 8 were asked for"),
         ("states another size", "its tensors take"),
         ("grows", "changed while it was read"),
+        ("speaks no HTTP", r"cannot be reached \(what it answers, or a proxy for it, is no HTTP"),
+        ("hangs up at once", r"cannot be reached \(it closed the connection"),
         ("refuses", "set HF_TOKEN"),
     ],
 )
@@ -373,3 +271,81 @@ def test_an_odd_commit_is_not_believed(served: type[Handler]) -> None:
             checkpoint, revision = fetch_checkpoint(NAME, "main", quiet)
     assert (found.source, found.revision) == (f"hub:{NAME}@main", None)
     assert (len(checkpoint.files), revision) == (3, "main")
+
+
+def with_shards(served: type[Handler], shards: int) -> None:
+    for path in served.root.glob("model*"):
+        path.unlink()
+    write(served.root, deepseek(small_config()), shards=shards)
+
+
+def test_eight_files_are_asked_for_at_a_time_and_no_more(served: type[Handler]) -> None:
+    """Each request waits until seven others do: with fewer at a time none would be answered."""
+    together, lock = threading.Barrier(8), threading.Lock()
+    running: list[int] = [0, 0]
+
+    class Waits(served):  # type: ignore[misc, valid-type]
+        def do_GET(self) -> None:
+            if not self.path.endswith(".safetensors"):
+                super().do_GET()
+                return
+            with lock:
+                running[0] += 1
+                running[1] = max(running)
+            together.wait(HANG_S)
+            with lock:
+                running[0] -= 1
+            super().do_GET()
+
+    with_shards(served, 16)
+    for address in serving(Waits):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("HF_ENDPOINT", address)
+            checkpoint, commit = fetch_checkpoint(NAME, "main", quiet)
+    assert (len(checkpoint.files), commit) == (16, COMMIT)
+    assert running[1] == 8
+
+
+@pytest.mark.parametrize("hanging", ["model.safetensors.index.json", "model-00003-of-00009"])
+def test_there_is_one_deadline_for_all_files(
+    served: type[Handler], monkeypatch: pytest.MonkeyPatch, hanging: str
+) -> None:
+    class Hangs(served):  # type: ignore[misc, valid-type]
+        def do_GET(self) -> None:
+            if hanging in self.path:
+                self.released.wait(HANG_S)
+            super().do_GET()
+
+    with_shards(served, 9)
+    # Long enough for two quick answers on the slowest machine: what is tested is that it ends.
+    monkeypatch.setattr(hub_checkpoint, "SECONDS", 3.0)
+    for address in serving(Hangs):
+        monkeypatch.setenv("HF_ENDPOINT", address)
+        with pytest.raises(ModelError) as error:
+            fetch_checkpoint(NAME, "main", quiet)
+        assert not served.released.is_set()
+        served.released.set()
+    sent = "0 of so many" if "index" in hanging else "2 of 9"
+    assert str(error.value) == (
+        f"{NAME}: the Hub sent {sent} headers within 3 seconds; plan without --exact"
+    )
+
+
+def test_the_first_broken_file_ends_it_at_once(served: type[Handler]) -> None:
+    """The others that were asked for are not waited for."""
+
+    class Hangs(served):  # type: ignore[misc, valid-type]
+        def do_GET(self) -> None:
+            if "model-0000" in self.path and "model-00001" not in self.path:
+                self.released.wait(HANG_S)
+            super().do_GET()
+
+    with_shards(served, 9)
+    (served.root / "model-00001-of-00009.safetensors").write_bytes(b"\xff" * 100)
+    for address in serving(Hangs):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("HF_ENDPOINT", address)
+            with pytest.raises(ModelError, match=r"model-00001-of-00009.*plan without --exact"):
+                fetch_checkpoint(NAME, "main", quiet)
+        assert not served.released.is_set()
+        served.released.set()

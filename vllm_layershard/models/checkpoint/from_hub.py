@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
+from functools import partial
+from itertools import chain
 from typing import Final
 
 from vllm_layershard.errors import ModelError
@@ -15,9 +18,16 @@ from vllm_layershard.models.checkpoint.weight_map import (
     parse_weight_map,
 )
 from vllm_layershard.models.sources.hub import NoSuchFileError, fetch
+from vllm_layershard.models.sources.running import GivenUpError, in_order
 
 MAX_SHARDS: Final = 512
 """Two requests each: more of them is no way to ask a public server."""
+
+AT_ONCE: Final = 8
+"""Files that are asked for at a time."""
+
+SECONDS: Final = 120.0
+"""For all of them together."""
 
 _REMEDY = "plan without --exact"
 
@@ -30,32 +40,57 @@ def fetch_checkpoint(name: str, revision: str, progress: Progress) -> tuple[Chec
 
     Raises:
         UnknownModelError: offline, no network, no access, or no safetensors files there.
-        ModelError: a header is broken, or the server does not send the parts asked for.
+        ModelError: a header is broken, the server does not send the parts asked for, or not all
+            of them in `SECONDS`.
     """
-    counts, commit = _counts(name, revision)
-    if len(counts) > MAX_SHARDS:
+    until = time.monotonic() + SECONDS
+    asked = total = 0
+    try:
+        (counts, commit), *_ = in_order([partial(_counts, name, revision)], 1, until)
+        total = len(counts)
+        if total > MAX_SHARDS:
+            raise ModelError(
+                f"{name}: has {total:,} files, --exact asks for {MAX_SHARDS}; {_REMEDY}"
+            )
+
+        def header(file: str) -> Header:
+            nonlocal commit
+            found, said = _header(name, revision, commit, file)
+            commit = commit or said
+            return found
+
+        calls = [partial(header, file) for file in counts]
+        alone = 1 if commit is None else 0  # the first may say of which commit all others are
+        headers = chain(in_order(calls[:alone], 1, until), in_order(calls[alone:], AT_ONCE, until))
+
+        def header_of(file: str) -> Header:
+            nonlocal asked
+            progress(asked, total)
+            found = next(headers)
+            asked += 1
+            return found
+
+        checkpoint = gather(counts, header_of, lambda file: f"{name}: {file}", _REMEDY)
+    except GivenUpError:
         raise ModelError(
-            f"{name}: has {len(counts):,} files, --exact asks for {MAX_SHARDS}; {_REMEDY}"
-        )
-    asked = 0
-
-    def header_of(file: str) -> Header:
-        nonlocal asked, commit
-        progress(asked, len(counts))
-        asked += 1
-        where = f"{name}: {file}"
-        first = fetch(name, commit or revision, file, PREFIX_BYTES, (0, PREFIX_BYTES))
-        commit = commit or first.commit
-        length = header_bytes(first.body, first.file_bytes, where)
-        end = PREFIX_BYTES + length
-        rest = fetch(name, commit or revision, file, length, (PREFIX_BYTES, end))
-        if rest.file_bytes != first.file_bytes:
-            raise ModelError(f"{where}: changed while it was read")
-        return Header(rest.body, first.file_bytes - end)
-
-    checkpoint = gather(counts, header_of, lambda file: f"{name}: {file}", _REMEDY)
-    progress(asked, len(counts))
+            f"{name}: the Hub sent {asked} of {total or 'so many'} headers within {SECONDS:g} "
+            f"seconds; {_REMEDY}"
+        ) from None
+    progress(asked, total)
     return checkpoint, commit or revision
+
+
+def _header(name: str, revision: str, commit: str | None, file: str) -> tuple[Header, str | None]:
+    """The header of a file, and the commit that it is of, if that is known or the Hub says it."""
+    where = f"{name}: {file}"
+    first = fetch(name, commit or revision, file, PREFIX_BYTES, (0, PREFIX_BYTES))
+    commit = commit or first.commit
+    length = header_bytes(first.body, first.file_bytes, where)
+    end = PREFIX_BYTES + length
+    rest = fetch(name, commit or revision, file, length, (PREFIX_BYTES, end))
+    if rest.file_bytes != first.file_bytes:
+        raise ModelError(f"{where}: changed while it was read")
+    return Header(rest.body, first.file_bytes - end), commit
 
 
 def _counts(name: str, revision: str) -> tuple[Mapping[str, int | None], str | None]:

@@ -48,6 +48,7 @@ def evidence_for(
         return Evidence(found.revision), ()
     from vllm_layershard.models.checkpoint.compare import compare
     from vllm_layershard.models.checkpoint.files import MissingFilesError, read_checkpoint
+    from vllm_layershard.models.sources.hub import hub_notes
 
     notes: tuple[str, ...] = ()
     checkpoint: Checkpoint | None = None
@@ -62,6 +63,7 @@ def evidence_for(
                 notes = (f"stored tensors are not compared: {error}",)
     if checkpoint is None and exact:
         checkpoint, headers = _from_hub(found, progress, offline)
+        notes = (*notes, *(() if found.notes else hub_notes()))
     if checkpoint is None:
         return Evidence(found.revision), notes
     comparison = compare(model.linears(Deployment(ParallelLayout())), model.num_layers, checkpoint)

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import http.client
-import os
 import re
-import threading
 import urllib.parse
 import urllib.request
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import IO, Any, TypeVar
+from typing import IO, Any
 
 from vllm_layershard.errors import ModelError
+from vllm_layershard.models.sources.running import Running
 
 _SOCKET_SECONDS = 5.0
 _REQUEST_SECONDS = 20.0
-"""For a whole request, name look-up and redirects included: a server may trickle for ever."""
+"""For a whole request, name look-up and redirects included: a server may trickle for ever.
+
+A socket's timeout is for one read only, and looking up a name has none.
+"""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", re.ASCII)
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,21 +31,26 @@ class Fetched:
     file_bytes: int
 
 
-def get(url: str, where: str, limit: int, span: tuple[int, int] | None) -> Fetched:
+def get(
+    url: str, where: str, limit: int, span: tuple[int, int] | None, token: str | None
+) -> Fetched:
     """The body at an address, or of it the bytes from span[0] up to, not including, span[1].
 
-    HF_TOKEN goes to the address's host only, never along with a redirect to another.
+    The token goes to the address's host only, never along with a redirect to another.
 
     Raises:
-        OSError, ValueError, HTTPException: it cannot be reached, or refuses.
+        OSError, ValueError, HTTPException: it cannot be reached, or refuses. What they say may
+            hold the token or the address: never print it.
         ModelError: more than `limit` bytes, or another part than was asked for.
     """
-    return _within(_REQUEST_SECONDS, lambda: _get(url, where, limit, span))
+    return Running(lambda: _get(url, where, limit, span, token)).result(_REQUEST_SECONDS)
 
 
-def _get(url: str, where: str, limit: int, span: tuple[int, int] | None) -> Fetched:
+def _get(
+    url: str, where: str, limit: int, span: tuple[int, int] | None, token: str | None
+) -> Fetched:
     request = urllib.request.Request(url, headers={"User-Agent": "layershard"})
-    if token := os.environ.get("HF_TOKEN"):
+    if token is not None:
         request.add_unredirected_header("Authorization", f"Bearer {token}")
     if span is not None:
         request.add_header("Range", f"bytes={span[0]}-{span[1] - 1}")
@@ -130,27 +134,3 @@ def _opener(redirects: _Redirects) -> urllib.request.OpenerDirector:
     ):
         opener.add_handler(handler)
     return opener
-
-
-def _within(seconds: float, work: Callable[[], T]) -> T:
-    """Run it in a thread and give up on it after so many seconds.
-
-    A socket's timeout is for one read only, and looking up a name has none.
-    """
-    results: list[T] = []
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            results.append(work())
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if errors:
-        raise errors[0]
-    if not results:
-        raise TimeoutError(f"no whole answer within {seconds:.0f} seconds")
-    return results[0]

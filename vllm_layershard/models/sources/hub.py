@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import http.client
 import os
+import socket
+import ssl
 import urllib.error
 
 from vllm_layershard.errors import UnknownModelError
 from vllm_layershard.models.sources.config_file import MAX_FILE_BYTES, ConfigFile, parse_config
+from vllm_layershard.models.sources.endpoint import Endpoint, read_endpoint
 from vllm_layershard.models.sources.http_get import Fetched, get
+from vllm_layershard.models.sources.running import GivenUpError
 
-_ENDPOINT = "https://huggingface.co"
 _TRUE = ("1", "on", "yes", "true")
 _REMEDY = "give the path of its directory or config.json instead"
 
@@ -44,21 +47,51 @@ def fetch(
     """
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in _TRUE:
         raise not_asked(name, file, "HF_HUB_OFFLINE")
-    endpoint = (os.environ.get("HF_ENDPOINT") or _ENDPOINT).rstrip("/")
-    if not endpoint.startswith(("https://", "http://")):
-        raise UnknownModelError(f"HF_ENDPOINT = {endpoint!r}: must start with https:// or http://")
-    url = f"{endpoint}/{name}/resolve/{revision}/{file}"
+    endpoint = read_endpoint()
+    url = f"{endpoint.address}/{name}/resolve/{revision}/{file}"
     try:
-        return get(url, f"{name}: {file}", limit, span)
+        return get(url, f"{name}: {file}", limit, span, endpoint.token)
     except urllib.error.HTTPError as error:
         status = error.code
         error.close()
-        raise _refused(name, file, status) from None
+        raise _refused(name, file, status, endpoint) from None
     except (OSError, ValueError, http.client.HTTPException) as error:
-        reason = str(getattr(error, "reason", None) or error) or type(error).__name__
         raise UnknownModelError(
-            f"{name}: {file}: the Hub at {endpoint} cannot be reached ({reason}); {_REMEDY}"
+            f"{name}: {file}: the Hub at {endpoint.shown} cannot be reached ({_reason(error)}); "
+            f"{_REMEDY}{_also(endpoint)}"
         ) from None
+
+
+def hub_notes() -> tuple[str, ...]:
+    """What a user should know of how the Hub is asked."""
+    return read_endpoint().notes
+
+
+def _reason(error: Exception) -> str:
+    """Why a request failed, in words of ours or the system's: the error's own may hold secrets."""
+    inner = getattr(error, "reason", None)
+    cause = inner if isinstance(inner, Exception) else error
+    if isinstance(cause, GivenUpError):
+        return str(cause)
+    if isinstance(cause, TimeoutError):
+        return "timed out"
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return "its certificate is not trusted here"
+    if isinstance(cause, ssl.SSLError):
+        return "no encrypted connection to it"
+    if isinstance(cause, socket.gaierror):
+        return "its name is not known here"
+    if isinstance(cause, OSError) and cause.errno is not None:
+        return os.strerror(cause.errno)
+    if isinstance(cause, (ConnectionError, http.client.IncompleteRead)):
+        return "it closed the connection"
+    if isinstance(cause, (http.client.HTTPException, OSError)):
+        return "what it answers, or a proxy for it, is no HTTP"
+    return "its address, or that of a proxy, is not valid"
+
+
+def _also(endpoint: Endpoint) -> str:
+    return "".join(f"; note that {note}" for note in endpoint.notes)
 
 
 def not_asked(name: str, file: str, forbidding: str) -> UnknownModelError:
@@ -69,7 +102,7 @@ def not_asked(name: str, file: str, forbidding: str) -> UnknownModelError:
     )
 
 
-def _refused(name: str, file: str, status: int) -> UnknownModelError:
+def _refused(name: str, file: str, status: int, endpoint: Endpoint) -> UnknownModelError:
     kind = UnknownModelError
     if status in (401, 403):
         reason = "the Hub has no such public model; if it is gated or private, set HF_TOKEN"
@@ -80,4 +113,4 @@ def _refused(name: str, file: str, status: int) -> UnknownModelError:
         )
     else:
         reason = f"the Hub answered with status {status}; try again later"
-    return kind(f"{name}: {reason}, or {_REMEDY}")
+    return kind(f"{name}: {reason}, or {_REMEDY}{_also(endpoint)}")

@@ -32,6 +32,7 @@ class FoundModel(NamedTuple):
     `revision`: the commit of what came from a cache or the Hub; where a bundled config was taken
     from; None for a local path, and where nobody said. `directory` holds the rest of the model,
     None where only a config was given or found. `beside` reads a file that belongs to the config.
+    `notes`: what a user should know of the place.
     """
 
     name: str
@@ -40,6 +41,7 @@ class FoundModel(NamedTuple):
     revision: str | None = None
     directory: Path | None = None
     beside: Beside = nothing_beside
+    notes: tuple[str, ...] = ()
 
 
 def bundled_names() -> tuple[str, ...]:
@@ -114,11 +116,11 @@ def _bundled(name: str) -> FoundModel:
 
 
 def _fetched(name: str, offline: bool) -> FoundModel:
-    from vllm_layershard.models.sources.hub import fetch_config, not_asked
+    from vllm_layershard.models.sources.hub import fetch_config, hub_notes, not_asked
 
     if offline:
         raise not_asked(name, "config.json", "offline=True")
     config, commit = fetch_config(name)
     source = f"hub:{name}@{commit[:12] if commit else 'main'}"
     beside = beside_on_hub(name, commit or "main")
-    return FoundModel(name, source, config, commit, beside=beside)
+    return FoundModel(name, source, config, commit, beside=beside, notes=hub_notes())
