@@ -158,6 +158,16 @@ def ends_in_an_error(handshake: Handshake, rank: int) -> None:
     handshake.compare("plan", {WORLD: ALONE})
 
 
+def ends_over_what_was_gathered(handshake: Handshake, rank: int) -> None:
+    """All have come and find the same: one that is late is told no other reason than the rest."""
+    if rank == 2:
+        handshake._store.set("room/values/2", "2")
+        handshake._store.wait(["end"], timedelta(seconds=HANG_S))
+    error = PlanError(f"found {handshake.gather('room', rank)}")
+    handshake.leave(error)
+    raise error
+
+
 def the_holder_of_the_store_dies(handshake: Handshake, rank: int) -> None:
     if rank == 0:
         os._exit(1)
@@ -182,6 +192,7 @@ CASES: dict[Work, Sequence[str | None]] = {
     too_late: [f"rank 2 {MISSING}configuration"] * 3,
     dies: [f"rank 2 {MISSING}plan"] * 2 + [None],
     ends_in_an_error: ["PlanError: 'o"] + ["rank 0 ended: PlanError: 'o_proj' matches no"] * 2,
+    ends_over_what_was_gathered: ["PlanError: found [0, 1, 2]"] * 3,
     the_holder_of_the_store_dies: [None, HOLDER, HOLDER],
     the_holder_of_the_store_hangs: [None, HOLDER, HOLDER],
 }

@@ -274,3 +274,18 @@ def test_groups_of_one_deployment_keep_their_values_apart(name):
     assert groups[0].name != groups[1].name
     assert [group.gather(i) for i, group in enumerate(groups)] == [[0], [1]]
     zero.close()
+
+
+def amended(name: str, rank: int, values: list[Any], last: Any) -> list[Any]:
+    found = gathered(name, rank, values)
+    gathered.kept.amend(last)
+    return found[-1]
+
+
+def test_a_rank_that_restarts_finds_what_the_others_amended(name):
+    with Guest(amended, name, 0, ["a", "to come"], "done") as zero:
+        with Guest(gathered, name, 1, ["b", "to come"]) as one:
+            assert zero.says() == ["to come", "to come"]
+            assert one.says()[0] == ["a", "b"]
+        with Guest(gathered, name, 1, ["b", "again"]) as again:
+            assert again.says() == [["a", "b"], ["done", "again"]]

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 
+from vllm_layershard.errors import NodeError
 from vllm_layershard.hosts.deployment import deployment_of, launched_as, meeting_place
-from vllm_layershard.plan import ParallelLayout
+from vllm_layershard.plan import ParallelLayout, SharedNeed
 from vllm_layershard.runtime import shared_memory
+from vllm_layershard.runtime.peer_memory.room import Room, require_room
 from vllm_layershard.runtime.ranks.agreement import agree_on
 from vllm_layershard.runtime.ranks.group import Group, create_groups
 from vllm_layershard.runtime.ranks.handshake import Ranks, handshake
@@ -30,6 +32,7 @@ class Groups(ABC):
     def __init__(self, layout: ParallelLayout, mine: list[Group]) -> None:
         self._layout = layout
         self._mine = mine
+        self._room: Room | None = None
 
     def of(self, tp_replicated: bool) -> Group:
         """The group that holds the same copies of a linear as this rank."""
@@ -43,6 +46,27 @@ class Groups(ABC):
         Raises:
             MismatchError: who differs, and how.
         """
+
+    def require_room(self, need: SharedNeed) -> None:
+        """Return if this node has the memory that its ranks are going to share. All ranks call it.
+
+        Raises:
+            NodeError: on every rank, before any has taken some: see the runtime's require_room.
+        """
+        self._room = Room.found(self.rank, need)
+        told = self._gather("room", self._room)
+        try:
+            require_room([Room.told(document) for document in told])
+        except NodeError as error:
+            self.leave(error)  # another may not have read yet what this one found
+            raise
+
+    def have_stored(self) -> None:  # noqa: B027 - in one world nobody comes later
+        """This rank has taken what it needs: a rank that comes later is to count it no more."""
+
+    @abstractmethod
+    def _gather(self, subject: str, value: Any) -> list[Any]:
+        """Every rank's value, plain data, by global rank."""
 
     @abstractmethod
     def leave(self, error: Exception) -> None:
@@ -96,6 +120,10 @@ class _WorldGroups(Groups):
         """Through the world's store: a rank that has none is named, too."""
         self._handshake.compare("plan", planned)
 
+    def _gather(self, subject: str, value: Any) -> list[Any]:
+        """Through the world's store."""
+        return self._handshake.gather(subject, value)
+
     def leave(self, error: Exception) -> None:
         """Through the world's store."""
         self._handshake.leave(error)
@@ -118,9 +146,9 @@ class _ReplicaGroups(Groups):
         self.rank = vllm_config.parallel_config.data_parallel_index * world_size + dist.get_rank()
         name = f"{deployment_of(vllm_config)}.{_built}"
         self._rendezvous = Rendezvous(name, self.rank, meeting_place(vllm_config))
-        everyone = ReplicaGroup(self._rendezvous, tuple(range(layout.world_size)), "start")
+        self._everyone = ReplicaGroup(self._rendezvous, tuple(range(layout.world_size)), "start")
         try:
-            agree_on("configuration", started, everyone)
+            agree_on("configuration", started, self._everyone)
         except Exception as error:
             self.leave(error)
             raise
@@ -134,6 +162,15 @@ class _ReplicaGroups(Groups):
         """Group by group, through the rendezvous."""
         for group in self._mine:
             agree_on("plan", planned.get(group.ranks), group)
+
+    def have_stored(self) -> None:
+        """Those who come later are the ones that are started again."""
+        if self._room is not None:
+            self._everyone.amend(self._room._replace(stored=True))
+
+    def _gather(self, subject: str, value: Any) -> list[Any]:
+        """Through the rendezvous, where values are numbered."""
+        return self._everyone.gather(value)
 
     def leave(self, error: Exception) -> None:
         """Through the rendezvous."""

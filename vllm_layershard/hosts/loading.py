@@ -13,7 +13,7 @@ from vllm_layershard.hosts.decision import Decision
 from vllm_layershard.hosts.groups import Groups
 from vllm_layershard.hosts.linears import describe_linear
 from vllm_layershard.hosts.sharded_linear import LoadingLinearMethod, check_linear, put_in_front
-from vllm_layershard.plan import Linear, ParallelLayout, Plan
+from vllm_layershard.plan import Linear, ParallelLayout, Plan, SharedNeed, shared_need
 from vllm_layershard.runtime.device import Device
 from vllm_layershard.runtime.loading import LoadingSeries
 from vllm_layershard.runtime.ranks.agreement import agree
@@ -63,6 +63,13 @@ class LoadingModel:
             ranks = self._group_of(decision).ranks
             found.setdefault(ranks, []).append(decision.group_plan.plan.document())
         return found
+
+    def shared_need(self) -> SharedNeed:
+        """What this rank will take of its node's shared memory, if it is pulled from on the CPU."""
+        return shared_need(
+            (decision.group_plan.plan, self._group_of(decision).group_rank)
+            for decision in self._decisions
+        )
 
     def _group_of(self, decision: Decision) -> Group:
         return self._groups.of(decision.group_plan.tp_replicated)

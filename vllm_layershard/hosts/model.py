@@ -61,6 +61,7 @@ def build(
         PlanError: a name matches nothing, or a series cannot be planned.
         HostError: the model or its quantisation cannot be sharded on this host.
         MismatchError: the ranks were not started alike, or one of them is missing.
+        NodeError: the node has not the memory that the ranks are going to share.
         ConfigError: another server writes its reports where this rank would.
     """
     guard_reloads()
@@ -91,6 +92,7 @@ def build(
 
         def attach_and_serve(loaded: Sequence[LoadedGroup]) -> None:
             attach(model, modules, decisions, loaded)
+            groups.have_stored()
             serve(loaded, config, groups)
 
         loading = LoadingModel(decisions, groups, device, modules, attach_and_serve)
@@ -108,6 +110,8 @@ def build(
         groups.leave(error)
         raise
     groups.compare_plans(loading.planned())
+    if layout.one_sided and device.torch_device.type == "cpu":
+        groups.require_room(loading.shared_need())  # nobody loads before all have come here
     return model
 
 

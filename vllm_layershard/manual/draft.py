@@ -10,10 +10,19 @@ from torch import nn
 
 from vllm_layershard.config import LayerShardConfig
 from vllm_layershard.errors import PlanError
-from vllm_layershard.plan import Linear, Plan, Series, SeriesPlan, build_plan, series_of
+from vllm_layershard.plan import (
+    Linear,
+    Plan,
+    Series,
+    SeriesPlan,
+    build_plan,
+    series_of,
+    shared_need,
+)
 from vllm_layershard.runtime.device import Device
 from vllm_layershard.runtime.formats import check_formats
 from vllm_layershard.runtime.loading import LoadingSeries
+from vllm_layershard.runtime.peer_memory.room import Room, require_room
 from vllm_layershard.runtime.ranks.agreement import agree, agree_on, on_all_ranks
 from vllm_layershard.runtime.ranks.group import RankGroup
 from vllm_layershard.runtime.series import ShardedSeries
@@ -107,6 +116,21 @@ def agreed_plan(
     plan = on_all_ranks(partial(_plan_of, drafts, group, config), group)
     agree(plan, group)
     return plan
+
+
+def require_room_for(
+    plan: Plan, drafts: Sequence[Draft], group: RankGroup, config: LayerShardConfig
+) -> None:
+    """Return if this node has the memory that the ranks are going to share. Collective over them.
+
+    Raises:
+        NodeError: on every rank, before any has taken some.
+        TransportError: a rank died or hangs.
+    """
+    on_cpu = all(draft.device.torch_device.type == "cpu" for draft in drafts)
+    if on_cpu and config.transport_in(lockstep=True) == "pull":
+        room = Room.found(group.ranks[group.group_rank], shared_need([(plan, group.group_rank)]))
+        require_room([Room.told(document) for document in group.gather(room)])
 
 
 def _plan_of(drafts: Sequence[Draft], group: RankGroup, config: LayerShardConfig) -> Plan:

@@ -26,7 +26,7 @@ from vllm_layershard.config import Placement, TransportChoice
 from vllm_layershard.errors import PlanError
 from vllm_layershard.manual.arguments import check_layer, check_layer_id, check_series
 from vllm_layershard.manual.claims import check_unclaimed, claim
-from vllm_layershard.manual.draft import Draft, agreed_plan
+from vllm_layershard.manual.draft import Draft, agreed_plan, require_room_for
 from vllm_layershard.manual.in_place import check_in_place, check_no_gradient
 from vllm_layershard.manual.lane import Lane
 from vllm_layershard.plan.placement import round_robin_owner
@@ -139,6 +139,7 @@ class LayerSharding:
         self._finished = True
         drafts, self._drafts = self._drafts, {}
         plan = agreed_plan([*drafts.values()], self.group, self.config, verify=verify)
+        require_room_for(plan, [*drafts.values()], self.group, self.config)
         loaded = {
             draft.name: draft.load(series_plan, self._lane.private, self.config, verify=verify)
             for draft, series_plan in zip(drafts.values(), plan.series, strict=True)

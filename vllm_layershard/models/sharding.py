@@ -13,10 +13,13 @@ from vllm_layershard.models.model import Model
 from vllm_layershard.models.weight_bytes import WeightBytes
 from vllm_layershard.plan import (
     GroupPlan,
+    Plan,
+    SharedNeed,
     group_plans,
     layers_of,
     require_layers,
     select,
+    shared_need,
     sharing_layout,
     stage_layers,
 )
@@ -54,6 +57,18 @@ class Sharding(NamedTuple):
         if self.config.placement == "replicated":
             return None
         return self.deployment.layout.transport_name
+
+    @property
+    def shared_needs(self) -> tuple[SharedNeed, ...]:
+        """What each global rank takes of its node's shared memory on a CPU; () without pulls."""
+        if self.transport_name != "pull":
+            return ()
+        plans: list[list[tuple[Plan, int]]] = [[] for _ in range(self.deployment.layout.world_size)]
+        for group in self.groups:
+            for ranks in group.ranks:
+                for group_rank, rank in enumerate(ranks):
+                    plans[rank].append((group.plan, group_rank))
+        return tuple(map(shared_need, plans))
 
     @property
     def loses(self) -> bool:

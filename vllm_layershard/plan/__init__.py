@@ -6,6 +6,7 @@ from vllm_layershard.plan.linear import Linear, TensorSpec, inventory, no_match,
 from vllm_layershard.plan.placement import EVERY_RANK, NO_RANK, Stripe
 from vllm_layershard.plan.plan import Plan, SeriesPlan, build_plan, differences
 from vllm_layershard.plan.series import Series, as_processed, by_group, in_stride, series_of
+from vllm_layershard.plan.shared_need import SharedNeed, shared_need
 from vllm_layershard.plan.sharing import engines_that_share, sharing_layout
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Plan",
     "Series",
     "SeriesPlan",
+    "SharedNeed",
     "Stripe",
     "TensorSpec",
     "as_processed",
@@ -33,6 +35,7 @@ __all__ = [
     "require_layers",
     "select",
     "series_of",
+    "shared_need",
     "sharing_layout",
     "stage_layers",
 ]

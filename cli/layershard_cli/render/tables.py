@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from layershard_cli.output import emit, printable
@@ -55,6 +55,7 @@ def print_plan(result: PlanResult, *, timeline: bool = False, ledger: bool = Fal
                 for name, batch in forecast.batches.items()
             ),
             ("movement", _movement(sharding)),
+            *_on_a_cpu(sharding),
             ("prefetch_step", f"{sharding.config.prefetch_step}{estimated.best_steps}"),
             ("verdict", f"{forecast.verdict}{estimated.source}"),
         ]
@@ -224,6 +225,17 @@ def _movement(sharding: Sharding) -> str:
     keeps = any(s.series.kept_layer is not None for g in sharding.groups for s in g.plan.series)
     kept = ", but for the first one of each series" if keeps else ""
     return f"{sharding.transport_name} of {layers}{kept}{slices} (transport {config.transport})"
+
+
+def _on_a_cpu(sharding: Sharding) -> Iterator[tuple[str, str]]:
+    needs = sharding.shared_needs
+    if needs:
+        nbytes, files = sum(need.nbytes for need in needs), max(need.pieces for need in needs)
+        yield (
+            "if on a CPU",
+            f"/dev/shm holds {size(nbytes)} ({nbytes:,} bytes) for all ranks; a rank keeps up to "
+            f"{files:,} files open there",
+        )
 
 
 def _times(forward: Forward) -> str:

@@ -53,6 +53,26 @@ def test_the_document_says_what_was_asked_for_and_what_comes_of_it(
     assert sharding["slice_bytes"] == 0
 
 
+@pytest.mark.parametrize(
+    ("flags", "need"),
+    [
+        (V3, (None, None)),
+        ((*V3, "--transport", "pull"), (61 * 117_440_512, 8)),
+        (STRIPED, (61 * 117_440_512, 61)),
+        ((*V3, "--placement", "replicated"), (None, None)),
+    ],
+)
+def test_what_pulls_take_on_a_cpu_is_printed(
+    flags: tuple[str, ...], need: tuple[int | None, int | None]
+) -> None:
+    memory = planned(*flags)["memory"]
+    assert (memory["shared_memory_bytes"], memory["shared_memory_files"]) == need
+    lines = [line for line in said("plan", *flags).splitlines() if line.startswith("if on a CPU")]
+    assert bool(lines) == (need[0] is not None)
+    for line in lines:
+        assert f"({need[0]:,} bytes) for all ranks; a rank keeps up to {need[1]} files" in line
+
+
 def test_the_launch_command_carries_the_flags_and_passes_its_own_check() -> None:
     flags = ("--transport", "pull", "--slice-bytes", "1048576")
     plan = planned(*STRIPED, *flags)

@@ -40,6 +40,9 @@ class Memory(NamedTuple):
 
     `saved_bytes` are by global rank. `fits` says whether every rank has room for its weights; None
     where the device's memory is not known.
+
+    Where weights are pulled on a CPU, all ranks together take `shared_memory_bytes` of their node's
+    shared memory, and each keeps up to `shared_memory_files` open there; None without pulls.
     """
 
     weight_bytes_replicated: int
@@ -51,6 +54,8 @@ class Memory(NamedTuple):
     saved_bytes: tuple[int, ...]
     fits: bool | None
     fits_without_sharding: bool | None
+    shared_memory_bytes: int | None
+    shared_memory_files: int | None
 
 
 class KvCache(NamedTuple):
@@ -89,6 +94,7 @@ def memory_of(sharding: Sharding, fit: Fit | None) -> Memory:
     """The weights of every rank."""
     rank = sharding.binding_rank
     saved, held = sharding.saved_bytes[rank], sharding.weight_bytes[rank]
+    needs = sharding.shared_needs
     return Memory(
         weight_bytes_replicated=held.total,
         weight_bytes_sharded=held.total - saved,
@@ -99,6 +105,8 @@ def memory_of(sharding: Sharding, fit: Fit | None) -> Memory:
         saved_bytes=sharding.saved_bytes,
         fits=None if fit is None else fit.fits,
         fits_without_sharding=None if fit is None else fit.fits_without_sharding,
+        shared_memory_bytes=sum(need.nbytes for need in needs) if needs else None,
+        shared_memory_files=max(need.pieces for need in needs) if needs else None,
     )
 
 

@@ -63,6 +63,18 @@ class Handshake:
         """
         self._bounded(lambda: self._compare(subject, alike))
 
+    def gather(self, subject: str, value: Any) -> list[Any]:
+        """Every rank's value for `subject`, plain data, by rank.
+
+        Once all have come it is the same on all of them, also if one ends over it.
+
+        Raises:
+            MismatchError: who is missing, or why another rank has ended.
+        """
+        found: list[Any] = []
+        self._bounded(lambda: found.extend(self._gathered(subject, value)))
+        return found
+
     def leave(self, error: Exception) -> None:
         """Tell the others that this rank ends, and why, so that they wait for it no longer."""
         said = f"rank {self._rank} ended: {type(error).__name__}: {error}"
@@ -99,14 +111,19 @@ class Handshake:
         written = {json.dumps(ranks): _plain(value) for ranks, value in alike.items()}
         digests = {ranks: _digest(value) for ranks, value in written.items()}
         self._store.set(f"{subject}/whole/{self._rank}", json.dumps(written))
-        self._store.set(f"{subject}/digests/{self._rank}", json.dumps(digests))
-        self._await(subject, f"{subject}/digests")
-        told = [json.loads(self._store.get(f"{subject}/digests/{rank}")) for rank in self.world]
+        told = self._gathered(subject, digests, "digests")
+        if self._has("end"):  # all have come, but this rank too late for another
+            raise self._ended("")
         for group in sorted({group for mine in told for group in mine}):
             first, *others = json.loads(group)
             strange = [rank for rank in others if told[rank].get(group) != told[first].get(group)]
             if strange:
                 raise self._ended(self._describe(subject, group, first, strange))
+
+    def _gathered(self, subject: str, value: Any, kind: str = "values") -> list[Any]:
+        self._store.set(f"{subject}/{kind}/{self._rank}", json.dumps(value))
+        self._await(subject, f"{subject}/{kind}")
+        return [json.loads(self._store.get(f"{subject}/{kind}/{rank}")) for rank in self.world]
 
     def _describe(self, subject: str, group: str, first: int, strange: list[int]) -> str:
         wholes = {r: json.loads(self._store.get(f"{subject}/whole/{r}")) for r in (first, *strange)}
@@ -125,7 +142,7 @@ class Handshake:
         deadline = time.monotonic() + self._patience_s
         while missing := self._missing(prefix):
             if self._has("end"):
-                break
+                raise self._ended("")
             if time.monotonic() > deadline:
                 who = " and ".join(map(str, missing))
                 raise self._ended(
@@ -135,8 +152,6 @@ class Handshake:
                     "the same --additional-config and the same vllm-layershard"
                 )
             time.sleep(_LOOK_S)
-        if self._has("end"):  # also where all have come, but this rank too late for another
-            raise self._ended("")
 
     def _missing(self, prefix: str) -> list[int]:
         """The ranks that have not written under `prefix`."""

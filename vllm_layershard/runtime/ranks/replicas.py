@@ -42,6 +42,13 @@ class ReplicaGroup(Group):
             TransportError: a rank did not come, in bounded time, or said why it ended.
         """
         self._gathered += 1
-        subject = f"{self._subject}-{self._gathered}"
-        self._rendezvous.publish(subject, value)
-        return self._rendezvous.read(subject, self.ranks)
+        self.amend(value)
+        return self._rendezvous.read(self._numbered, self.ranks)
+
+    def amend(self, value: Any) -> None:
+        """Show those that come later another value than the one that was gathered last."""
+        self._rendezvous.publish(self._numbered, value)
+
+    @property
+    def _numbered(self) -> str:
+        return f"{self._subject}-{self._gathered}"
