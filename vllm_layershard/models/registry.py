@@ -71,9 +71,12 @@ def model_of(found: FoundModel) -> Model:
         config.fail("architectures", f"is missing; supported are {known}")
     architecture = architectures[0]
     if architecture not in _FAMILIES:
+        from vllm_layershard.models.vllm_classes import said_of
+
         raise UnknownModelError(
             f"{config.where}: architecture {architecture!r} (model_type {model_type!r}) is not "
-            f"known to the planner, and its bytes are not guessed; supported are {known}"
+            f"known to the planner, and its bytes are not guessed: {said_of(architecture)}; "
+            f"supported are {known}"
         )
     family, model_types = _FAMILIES[architecture]
     if model_type not in model_types:

@@ -1,4 +1,5 @@
-"""The table of docs/support.md: what the planner was compared with, from the very test cases.
+"""The tables of docs/support.md: what the planner was compared with, from the very test cases,
+and what vLLM has of what the planner refuses.
 
 Run as a script with tests/support on the path, it writes the table into the page.
 """
@@ -19,10 +20,44 @@ from tests.vllm.truth import (
 )
 from truth.compare import CONFIGS, Case
 from vllm_layershard.models import read_model
+from vllm_layershard.models.vllm_classes import said_of
 
 PAGE = Path(__file__).parents[3] / "docs" / "support.md"
 BEGIN = "<!-- made by tests/support/truth/table.py: begin -->\n"
 END = "<!-- end -->\n"
+
+REFUSED = {
+    "DeepseekV4ForCausalLM": "DeepSeek-V4-Pro, V4-Flash",
+    "KimiK3ForConditionalGeneration": "Kimi-K3",
+    "MiniMaxM3SparseForConditionalGeneration": "MiniMax-M3",
+    "Gemma4ForConditionalGeneration": "Gemma-4",
+    "NemotronHForCausalLM": "Nemotron-3 Nano, Super, Ultra",
+    "Mistral3ForConditionalGeneration": "Mistral-Small-3.1, Ministral-3 with its vision tower",
+    "MistralLarge3ForCausalLM": "Mistral-Large-3",
+    "BailingMoeV2_5ForCausalLM": "Ling-2.6, Ring-2.6",
+    "BailingMoeV3ForCausalLM": "Ling-3.0",
+    "MiMoV2ForCausalLM": "MiMo-V2.5",
+    "MiMoV2FlashForCausalLM": "MiMo-V2-Flash",
+    "HYV3ForCausalLM": "Hy3",
+    "HYV4ForCausalLM": "Hy4",
+    "Glm5NextForConditionalGeneration": "GLM-5.3-Flash",
+    "Step3p5ForCausalLM": "Step-3.5-Flash",
+    "Step3p7ForConditionalGeneration": "Step-3.7-Flash",
+    "Qwen4ExpForConditionalGeneration": "Qwen3.8-Flash-Next",
+    "LagunaForCausalLM": "Laguna-S-2.1",
+    "MuseGlimmerForConditionalGeneration": "Muse-Glimmer",
+    "InklingForConditionalGeneration": "Inkling",
+    "Llama4ForConditionalGeneration": "Llama-4 Scout, Maverick",
+    "Ernie4_5_MoeForCausalLM": "ERNIE-4.5",
+    "InternLM3ForCausalLM": "InternLM3",
+    "TeleChat3ForCausalLM": "TeleChat3",
+    "SeedOssForCausalLM": "Seed-OSS",
+    "Olmo3ForCausalLM": "OLMo-3",
+    "HunYuanMoEV1ForCausalLM": "Hunyuan-A13B",
+    "MiniMaxM1ForCausalLM": "MiniMax-M1",
+    "HunYuanForCausalLM": "Hunyuan-Large",
+}
+"""Architectures that the planner refuses, with models that people serve."""
 
 SMALL = (
     test_truth_mla.CASES,
@@ -35,7 +70,7 @@ SMALL = (
 
 def table() -> str:
     """Markdown, with the markers around it."""
-    return "".join([BEGIN, *_families(), "\n", *_methods(), END])
+    return "".join([BEGIN, *_families(), "\n", *_methods(), "\n", *_refused(), END])
 
 
 def _families() -> Iterator[str]:
@@ -63,6 +98,12 @@ def _methods() -> Iterator[str]:
         names = [n.partition("--")[2] for n, m in published.items() if m.quantization == method]
         if method != "none":
             yield f"| `{method}`, as published | {', '.join(names)} |\n"
+
+
+def _refused() -> Iterator[str]:
+    yield "| refused | models | why |\n| --- | --- | --- |\n"
+    for architecture, models in REFUSED.items():
+        yield f"| `{architecture}` | {models} | {said_of(architecture)} |\n"
 
 
 def _architecture(case: Case) -> str:
