@@ -73,7 +73,8 @@ def grouped(bits: int, group: int) -> Callable[[Matrix], float]:
 
 def total(config: dict[str, Any], stored: Stored, *, ranks: int = 1, stem: str = "model") -> float:
     """The bytes of a rank."""
-    text = config.get("text_config", config)
+    text = {"tie_word_embeddings": config.get("tie_word_embeddings", False)}
+    text |= config.get("text_config", config)
     found = 0.0
     for matrix in matrices(text, ranks, stem):
         held = None if matrix.fixed else stored(matrix)
@@ -89,7 +90,7 @@ def matrices(text: dict[str, Any], ranks: int, stem: str) -> Iterator[Matrix]:
     hidden, layers = text["hidden_size"], text["num_hidden_layers"]
     vocab = -(-text["vocab_size"] // 64) * 64
     yield Matrix(f"{stem}.embed_tokens", vocab, hidden, fixed=True)
-    if not text.get("tie_word_embeddings", False):
+    if not text["tie_word_embeddings"]:
         yield Matrix("lm_head", vocab, hidden)
     yield _vector(f"{stem}.norm", hidden)
     for i in range(layers):

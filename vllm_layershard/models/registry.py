@@ -8,6 +8,7 @@ from typing import Final
 
 from vllm_layershard.errors import UnknownModelError
 from vllm_layershard.models.blueprint import Blueprint
+from vllm_layershard.models.defaults import completed
 from vllm_layershard.models.model import Model
 from vllm_layershard.models.quantization import cache_dtype_of, quantization_of, stated_section
 from vllm_layershard.models.sources.source import FoundModel, find
@@ -85,7 +86,7 @@ def model_of(found: FoundModel) -> Model:
             f"known to the planner; expected {' or '.join(model_types)}"
         )
     build = import_module(f"vllm_layershard.models.families.{family}").build
-    blueprint: Blueprint = build(architecture, config)
+    blueprint: Blueprint = build(architecture, completed(config, model_type))
     section = stated_section(config, found.beside)
     quantization = quantization_of(section, architecture)
     blueprint = replace(blueprint, quantization=quantization)

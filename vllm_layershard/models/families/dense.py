@@ -18,9 +18,6 @@ from vllm_layershard.models.sources.config_file import ConfigFile
 _LLAMAS: Final = ("LlamaForCausalLM", "MistralForCausalLM", "Ministral3ForCausalLM")
 """Those whose layers are vLLM's `LlamaDecoderLayer`."""
 
-_MISTRAL_WINDOW: Final = 4096
-"""Where config.json does not say one. Source: transformers 5, `MistralConfig`."""
-
 
 def build(architecture: str, config: ConfigFile) -> Blueprint:
     """Read a model of this family.
@@ -99,6 +96,4 @@ def _window(architecture: str, config: ConfigFile) -> int | None:
     """
     if architecture not in _LLAMAS:
         return None
-    if architecture == "MistralForCausalLM" and "sliding_window" not in config.values:
-        return _MISTRAL_WINDOW
     return config.optional_integer("sliding_window", low=0, high=1 << 30) or None

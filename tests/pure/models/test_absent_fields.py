@@ -1,0 +1,186 @@
+"""Fields that a config leaves out: the class's value, or a refusal that names the field."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import field_cases
+from console import complaint
+from sums import total
+from truth.stated import MISTRAL_7B, QWEN3_5_27B, QWEN3_VL_4B, QWEN3_VL_30B_A3B
+from vllm_layershard.errors import ModelError
+from vllm_layershard.models import Deployment, FoundModel, Model, model_of, read_model
+from vllm_layershard.models.sources.config_file import ConfigFile
+from vllm_layershard.models.sources.source import _BUNDLED
+from vllm_layershard.plan import ParallelLayout
+
+ONE = Deployment(ParallelLayout())
+
+
+def bundled(name: str) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((_BUNDLED / f"{name}.json").read_text())
+    return config
+
+
+def read(config: dict[str, Any]) -> Model:
+    return model_of(FoundModel("m", "local:m", ConfigFile("config.json", config)))
+
+
+def text_of(config: dict[str, Any]) -> dict[str, Any]:
+    text: dict[str, Any] = config.get("text_config", config)
+    return text
+
+
+def changed(config: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """With these values in its language model, and without those that are changed to ...."""
+    text = {k: v for k, v in (text_of(config) | changes).items() if v is not ...}
+    return config | {"text_config": text} if "text_config" in config else text
+
+
+def plain(config: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in config.items() if k != "quantization_config"}
+
+
+def qwen3(hidden: int, heads: int, layers: int = 28, width: int = 3072) -> dict[str, Any]:
+    """A Qwen3 of another size, whose heads do not share out its width."""
+    sizes = {"hidden_size": hidden, "num_attention_heads": heads, "num_hidden_layers": layers}
+    return bundled("Qwen--Qwen3-32B") | sizes | {"intermediate_size": width}
+
+
+def test_the_field_case_has_its_bytes() -> None:
+    model = read_model(str(field_cases.PLACE / "qwen3-06b-no-head-dim"))
+    assert model.weight_bytes(ONE, 0).total == 1_192_099_840
+    assert model.kv_bytes_per_token("auto", range(28), ONE) == 114_688
+
+
+MOE, LLAMA = bundled("Qwen--Qwen3-235B-A22B"), bundled("meta-llama--Meta-Llama-3.1-8B")
+NEXT, QWEN35 = "Qwen--Qwen3-Next-80B-A3B-Instruct", "Qwen--Qwen3.5-397B-A17B"
+HEADS: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
+    "Qwen3-0.6B": (qwen3(1024, 16), {"head_dim": 128}),
+    "Qwen3-1.7B": (qwen3(2048, 16, 28, 6144), {"head_dim": 128}),
+    "Qwen3-4B": (qwen3(2560, 32, 36, 9728), {"head_dim": 128}),
+    "Qwen3-14B": (qwen3(5120, 40, 40, 17408), {"head_dim": 128}),
+    "Qwen3-32B": (bundled("Qwen--Qwen3-32B"), {"head_dim": 128}),
+    "Qwen3-VL": (dict(QWEN3_VL_4B), {"head_dim": 128}),
+    "Qwen3-VL with experts": (dict(QWEN3_VL_30B_A3B), {"head_dim": 2048 // 32}),
+    "Qwen3.5 with experts": (bundled(QWEN35), {"head_dim": 256}),
+    "Qwen3.5": (dict(QWEN3_5_27B), {"head_dim": 256}),
+    "Qwen3-MoE divides": (MOE, {"head_dim": 4096 // 64}),
+    "Llama divides": (LLAMA, {"head_dim": 4096 // 32}),
+    "Llama, other heads": (LLAMA | {"num_attention_heads": 64}, {"head_dim": 4096 // 64}),
+    "Mistral divides": (dict(MISTRAL_7B), {"head_dim": 4096 // 32}),
+    "Qwen3-MoE's keys": (MOE, {"num_key_value_heads": 4}),
+    "Llama's keys": (LLAMA, {"num_key_value_heads": 32}),
+    "Qwen3.5's keys": (bundled(QWEN35), {"num_key_value_heads": 2}),
+    "Mistral's keys": (dict(MISTRAL_7B), {"num_key_value_heads": 8}),
+}
+
+
+@pytest.mark.parametrize("case", HEADS)
+def test_heads_that_are_left_out_are_the_classs(case: str) -> None:
+    config, expected = HEADS[case]
+    model = read(changed(config, **dict.fromkeys(expected, ...)))
+    written = changed(config, **expected)
+    held = model.weight_bytes(ONE, 0).total
+    assert held == pytest.approx(total(plain(written), lambda matrix: None), rel=1e-3)
+    text = text_of(written)
+    layers = [k != "linear_attention" for k in text.get("layer_types", ())] or [True] * 200
+    full = sum(layers[: text["num_hidden_layers"]])
+    width = text["num_key_value_heads"] * text.get("head_dim", 4096 // 32)
+    cached = model.kv_bytes_per_token("bfloat16", range(model.num_layers), ONE)
+    assert cached == full * 2 * width * 2
+
+
+def test_null_is_not_left_out() -> None:
+    model = read(qwen3(1024, 16) | {"head_dim": None})
+    assert model.kv_bytes_per_token("auto", range(28), ONE) == 28 * 2 * 8 * (1024 // 16) * 2
+
+
+def test_more_keys_than_queries_are_refused_with_the_field() -> None:
+    config = changed(qwen3(1024, 16), num_key_value_heads=...)
+    with pytest.raises(ModelError, match="num_key_value_heads: 32 does not divide"):
+        read(config)
+
+
+EXPERTS = {
+    **dict.fromkeys(
+        (
+            "deepseek-ai--DeepSeek-V2-Lite",
+            "deepseek-ai--DeepSeek-V3",
+            "deepseek-ai--DeepSeek-V3.2",
+            "moonshotai--Kimi-K2-Instruct",
+            "moonshotai--Kimi-K2.5",
+            "zai-org--GLM-4.7",
+            "zai-org--GLM-5",
+            "meituan-longcat--LongCat-Flash-Chat",
+        ),
+        "n_routed_experts",
+    ),
+    **dict.fromkeys((NEXT, QWEN35, "Qwen--Qwen3-235B-A22B", "inclusionAI--Ling-1T"), "num_experts"),
+    **dict.fromkeys(
+        ("mistralai--Mixtral-8x22B-v0.1", "openai--gpt-oss-120b", "MiniMaxAI--MiniMax-M2"),
+        "num_local_experts",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+@pytest.mark.parametrize("renamed", ["num_routed_experts", "n_experts", "moe_num_experts", None])
+def test_renamed_experts_never_make_a_dense_model(name: str, renamed: str | None) -> None:
+    config, field = bundled(name), EXPERTS[name]
+    value = text_of(config)[field]
+    others = {} if renamed is None else {renamed: value}
+    with pytest.raises(ModelError, match=f": {field}: is missing"):
+        read(changed(config, **{field: ...}, **others))
+
+
+OTHER_NAMES = {
+    "deepseek-ai--DeepSeek-V2-Lite": "num_experts",
+    "deepseek-ai--DeepSeek-V3": "num_local_experts",
+    "moonshotai--Kimi-K2.5": "num_local_experts",
+    "zai-org--GLM-4.7": "num_local_experts",
+    "zai-org--GLM-5": "num_local_experts",
+    "Qwen--Qwen3-235B-A22B": "num_local_experts",
+    "mistralai--Mixtral-8x22B-v0.1": "num_experts",
+    "MiniMaxAI--MiniMax-M2": "num_experts",
+    "openai--gpt-oss-120b": "num_experts",
+}
+
+
+@pytest.mark.parametrize("name", OTHER_NAMES)
+def test_the_classs_other_name_is_taken(name: str) -> None:
+    config, field = bundled(name), EXPERTS[name]
+    renamed = changed(config, **{field: ..., OTHER_NAMES[name]: text_of(config)[field]})
+    assert read(renamed).weight_bytes(ONE, 0) == read(config).weight_bytes(ONE, 0)
+
+
+def test_the_field_case_is_refused_with_the_field() -> None:
+    case = str(field_cases.PLACE / "deepseek-v3-renamed-experts")
+    for flags in (["--dp", "8"], ["--dp", "8", "--ep"]):
+        code, message = complaint("plan", "--model", case, *flags)
+        assert code == 3
+        assert "n_routed_experts: is missing" in message
+
+
+SHARED = {
+    "deepseek-ai--DeepSeek-V2-Lite": ("n_shared_experts", 2),
+    "deepseek-ai--DeepSeek-V3": ("n_shared_experts", 1),
+    "zai-org--GLM-4.7": ("n_shared_experts", 1),
+    "deepseek-ai--DeepSeek-V3.1": ("q_lora_rank", 1536),
+    "zai-org--GLM-5": ("q_lora_rank", 2048),
+    "zai-org--GLM-5.1": ("index_topk", 2048),
+    NEXT: ("decoder_sparse_step", 1),
+}
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_other_fields_that_are_left_out_are_the_classs(name: str, tmp_path: Path) -> None:
+    field, value = SHARED[name]
+    config = bundled(name)
+    assert read(changed(config, **{field: ...})).linears(ONE) == read(
+        changed(config, **{field: value})
+    ).linears(ONE)
