@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 from vllm_layershard.errors import PlanError
@@ -11,6 +12,7 @@ from vllm_layershard.estimate.forwards import Forwards
 from vllm_layershard.estimate.hardware import Hardware
 from vllm_layershard.estimate.outcome import Abstention, Estimate, Forecast, Phase, PhaseName, Trial
 from vllm_layershard.estimate.overlap import TOLERANCE
+from vllm_layershard.estimate.phases.thresholds import MAX_TOKENS, Thresholds, fewest_tokens
 from vllm_layershard.estimate.transfer import Transfer
 from vllm_layershard.estimate.verdict import abstaining, verdict_on, warned
 from vllm_layershard.estimate.wording import tokens
@@ -24,9 +26,6 @@ DECODE_CONTEXT: Final = 4096
 WORTH: Final = 0.75
 """`keep_first` is suggested only where it leaves more than this share of the saving, and at most
 this share of the exposed time."""
-
-MAX_TOKENS: Final = 1 << 20
-"""The break-even is looked for up to here."""
 
 
 def prefill(tokens: int, pcp: int = 1) -> Batch:
@@ -73,6 +72,8 @@ def forecast(
     forwards = Forwards(sharding, hardware)
     step, keep_first = sharding.config.prefetch_step, sharding.config.keep_first
     run = forwards.trace if traced else forwards.run
+    least, most = contention = transfer.contention
+    ranges = transfer.moves and least < most
     phases = tuple(
         Phase(
             name=name,
@@ -80,19 +81,21 @@ def forecast(
             asked=Trial(step, keep_first, run(batch, step)),
             best=_best(forwards, batch, keep_first),
             kept=None,
+            least=forwards.run(batch, step, least=True) if ranges else None,
         )
         for name, batch in batches.items()
     )
     if not keep_first and any(map(_waits, phases)):
         phases = _with_kept(phases, sharding, hardware)
-    break_even = _break_even(forwards, step, pcp)
-    verdict = verdict_on(phases, break_even, pulls=transfer.pulls)
+    thresholds = _thresholds(forwards, step, pcp, phases[0])
+    verdict = verdict_on(phases, thresholds, contention, pulls=transfer.pulls)
     return Estimate(
         hardware=hardware,
         fit=fit,
         verdict=warned(sharding, hardware, fit, verdict),
         phases=phases,
-        break_even_tokens=break_even,
+        thresholds=thresholds,
+        contention=contention,
         assumptions=_assumptions(sharding, hardware, transfer, batches),
         movement_basis=transfer.basis(),
     )
@@ -149,35 +152,30 @@ def lacking_for(sharding: Sharding, hardware: Hardware) -> tuple[str, ...]:
     return Transfer(sharding, hardware).lacking()
 
 
-def _break_even(forwards: Forwards, prefetch_step: int, pcp: int) -> int | None:
-    """The fewest prefill tokens a rank from which on the movement hides, by bisection.
+def _thresholds(forwards: Forwards, step: int, pcp: int, phase: Phase) -> Thresholds:
+    """Search for each, from the prefill that was asked for and has been run.
 
-    What is added hardly depends on the tokens, while the compute grows with them: a first guess
-    from that, and its surroundings, narrow the search.
+    What is added hardly depends on the tokens, while the compute grows with them.
     """
-    too_few, enough = 0, MAX_TOKENS
 
-    def slowdown(tokens: int) -> float:
-        nonlocal too_few, enough
-        found = forwards.run(prefill(tokens, pcp), prefetch_step).slowdown
-        if found > TOLERANCE:
-            too_few = max(too_few, tokens)
-            enough = enough if enough > too_few else MAX_TOKENS
-        elif tokens > too_few:
-            enough = min(enough, tokens)
-        return found
+    def hides(tokens: int, least: bool) -> float:
+        slowdown = forwards.run(prefill(tokens, pcp), step, least=least).slowdown
+        return min(TOLERANCE / slowdown, MAX_TOKENS) - 1 if slowdown else MAX_TOKENS
 
-    if slowdown(MAX_TOKENS) > TOLERANCE:
-        return None
-    guess = float(PREFILL_TOKENS)
-    for _ in range(3):
-        guess = min(max(1, guess * slowdown(round(guess)) / TOLERANCE), MAX_TOKENS)
-    for near in (guess * 0.99, guess * 1.01):
-        if too_few < round(near) < enough:
-            slowdown(round(near))
-    while enough - too_few > 1:
-        slowdown((too_few + enough) // 2)
-    return enough
+    def waits(tokens: int) -> float:
+        return -forwards.run(prefill(tokens, pcp), step, least=True).stalled
+
+    asked, tokens = phase.asked.forward, phase.batch.tokens
+    if not asked.fetch:
+        return Thresholds(never_waits=1, hidden_least=1, hidden_most=1)
+    guess = tokens * asked.slowdown / TOLERANCE
+    most = fewest_tokens(partial(hides, least=False), tokens, guess)
+    if phase.least is None:
+        least = most
+    else:
+        guess = (most or tokens) * phase.least.exposed / (asked.exposed or 1.0)
+        least = fewest_tokens(partial(hides, least=True), tokens, guess, enough=most)
+    return Thresholds(fewest_tokens(waits, tokens, 2 * tokens), least, most)
 
 
 def _assumptions(

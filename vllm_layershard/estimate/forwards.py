@@ -17,6 +17,7 @@ from vllm_layershard.estimate.overlap import (
     simulate,
     trace,
 )
+from vllm_layershard.estimate.roofline import Roofline
 from vllm_layershard.estimate.transfer import Transfer
 from vllm_layershard.models import Batch, Sharding, layer_operations
 from vllm_layershard.plan import Plan, stage_layers
@@ -42,20 +43,21 @@ class Forwards:
         self._like = _representatives(sharding)
         self._moves: dict[tuple[int, int], tuple[Movement, ...]] = {}
         self._suffixes: dict[str, str] = {}
-        self._run: dict[tuple[Batch, int], Forward] = {}
-        self._operations: dict[Batch, Mapping[int, tuple[TimedOperation, ...]]] = {}
+        self._run: dict[tuple[Batch, int, bool], Forward] = {}
+        self._operations: dict[tuple[Batch, bool], Mapping[int, tuple[TimedOperation, ...]]] = {}
         self._transfer = Transfer(sharding, hardware)
-        self._roofline = self._transfer.roofline()
+        self._rooflines: dict[bool, Roofline] = {}
         self._hindrance = 0.0 if self._transfer.pulls else hardware.broadcast_slowdown.value
 
-    def run(self, batch: Batch, prefetch_step: int) -> Forward:
-        """One forward."""
-        key = (batch, prefetch_step)
+    def run(self, batch: Batch, prefetch_step: int, *, least: bool = False) -> Forward:
+        """One forward, with the most contention of the device's, or the least."""
+        least &= not self._is_certain
+        key = (batch, prefetch_step, least)
         if key not in self._run:
             self._run[key] = max(
                 (
                     simulate(layers, moves, self._hindrance)
-                    for layers, moves in self._timed(batch, prefetch_step)
+                    for layers, moves in self._timed(batch, prefetch_step, least)
                 ),
                 key=_loss,
             )
@@ -66,7 +68,7 @@ class Forwards:
         return max(
             (
                 trace(layers, moves, self._hindrance)
-                for layers, moves in self._timed(batch, prefetch_step)
+                for layers, moves in self._timed(batch, prefetch_step, least=False)
             ),
             key=_loss,
         )
@@ -91,24 +93,34 @@ class Forwards:
         best = min(totals.values())
         return next(step for step, total in totals.items() if total <= best * (1 + TOLERANCE))
 
+    @property
+    def _is_certain(self) -> bool:
+        least, most = self._transfer.contention
+        return least == most
+
     def _timed(
-        self, batch: Batch, prefetch_step: int
+        self, batch: Batch, prefetch_step: int, least: bool
     ) -> Iterator[tuple[list[TimedLayer], tuple[Movement, ...]]]:
         """What `simulate` wants, for each pipeline stage."""
-        timed = self._timed_operations(batch)
+        timed = self._timed_operations(batch, least)
         for stage, layer_ids in enumerate(self._stages):
             layers = [TimedLayer(i, timed[self._like[i]]) for i in layer_ids]
             yield layers, self._stage_moves(stage, prefetch_step, timed)
 
-    def _timed_operations(self, batch: Batch) -> Mapping[int, tuple[TimedOperation, ...]]:
+    def _timed_operations(
+        self, batch: Batch, least: bool
+    ) -> Mapping[int, tuple[TimedOperation, ...]]:
         """The operations of each kind of layer."""
-        if batch not in self._operations:
-            self._operations[batch] = {
+        if least not in self._rooflines:
+            self._rooflines[least] = self._transfer.roofline(least=least)
+        roofline = self._rooflines[least]
+        if (batch, least) not in self._operations:
+            self._operations[batch, least] = {
                 like: tuple(
                     TimedOperation(
                         self._suffix(operation.linear),
-                        self._roofline.seconds(operation),
-                        self._roofline.slowdown(operation),
+                        roofline.seconds(operation),
+                        roofline.slowdown(operation),
                     )
                     for operation in layer_operations(
                         self._sharding.model.blueprint, like, self._sharding.deployment, batch
@@ -116,7 +128,7 @@ class Forwards:
                 )
                 for like in set(self._like.values())
             }
-        return self._operations[batch]
+        return self._operations[batch, least]
 
     def _suffix(self, prefix: str) -> str:
         if prefix not in self._suffixes:

@@ -79,11 +79,13 @@ class Hardware:
     `peer_link` is what one peer gets of `intra_node` (None: see `to_one_peer`).
 
     The efficiencies are the shares of the peaks that are reached. The tables have their latency in
-    them; `latency` and `latency_per_rank` are those of a broadcast without one. While a broadcast
-    is in flight, products take `product_slowdown` longer, memory traffic `memory_slowdown` longer
-    (None: as long as it takes when the broadcast moves `broadcast_traffic` bytes of memory for each
-    of its own), and the broadcast itself `broadcast_slowdown` longer beside compute. A copy of a
-    pull takes `copy_launch` at least.
+    them; `latency` and `latency_per_rank` are those of a broadcast without one.
+
+    While a broadcast is in flight, products take `product_slowdown` longer at most, and
+    `product_slowdown_least` at least (as much, where the former is measured); memory traffic takes
+    `memory_slowdown` longer (None: as long as it takes when the broadcast moves `broadcast_traffic`
+    bytes of memory for each of its own), and the broadcast itself `broadcast_slowdown` longer
+    beside compute. A copy of a pull takes `copy_launch` at least.
 
     Raises:
         HardwareError: a number cannot be; names it.
@@ -113,6 +115,9 @@ class Hardware:
     )
     product_slowdown: Figure = Figure(
         0.35, "assumed", "matmuls beside NCCL measured 30-40 % slower, pytorch/pytorch issue 179937"
+    )
+    product_slowdown_least: Figure = Figure(
+        0.15, "assumed", "the cores that it takes: 20 of 132, as DeepSeek-V3's, arXiv 2412.19437"
     )
     memory_slowdown: Figure | None = None
     broadcast_traffic: Figure = Figure(
@@ -147,6 +152,13 @@ class Hardware:
                 raise HardwareError(
                     f"Hardware {self.name}: {key}: {shown(value)} is not {' or '.join(choices)}"
                 )
+
+    @property
+    def contention(self) -> tuple[float, float]:
+        """By how much products slow down beside a broadcast, at least and at most."""
+        most = self.product_slowdown
+        least = most if most.basis == "measured" else self.product_slowdown_least
+        return min(least.value, most.value), most.value
 
     @property
     def figures(self) -> dict[str, Figure | None]:
@@ -195,24 +207,27 @@ class Hardware:
 
         One rank: nothing moves.
         """
-        lacks = [LABELS[key] for key in ("memory_bandwidth", "bf16") if getattr(self, key) is None]
-        ranks, within = spread.ranks, spread.in_a_domain
-        if transport_name == "pull" and ranks > 1:
-            return (*lacks, *([LABELS["intra_node"]] if self.intra_node is None else []))
-        if ranks == 1 or any(self.timed_by(table, spread) for table in self.broadcast):
-            return tuple(lacks)
-        if spread.domains > 1 and self.inter_node is None:
-            lacks.append(
-                f"{LABELS['inter_node']} ({ranks} ranks on {spread.domains} nodes of "
-                f"{self.node_size.value:.0f})"
-            )
-        measured = [table.ranks for table in self.bus]
-        if len(measured) > 1 and within > max(measured):
-            lacks.append(f"bus bandwidth among {within} devices (measured up to {max(measured)})")
-        elif within > 1 and not measured and self.intra_node is None:
-            known = ", ".join(str(table.ranks) for table in self.broadcast)
-            lacks.append(
-                f"broadcast time over {ranks} ranks"
-                + (f" (measured over {known})" if known else "")
-            )
+        return _lacking(self, spread, transport_name)
+
+
+def _lacking(hardware: Hardware, spread: Spread, transport_name: TransportName) -> tuple[str, ...]:
+    lacks = [LABELS[key] for key in ("memory_bandwidth", "bf16") if getattr(hardware, key) is None]
+    ranks, within = spread.ranks, spread.in_a_domain
+    if transport_name == "pull" and ranks > 1:
+        return (*lacks, *([LABELS["intra_node"]] if hardware.intra_node is None else []))
+    if ranks == 1 or any(hardware.timed_by(table, spread) for table in hardware.broadcast):
         return tuple(lacks)
+    if spread.domains > 1 and hardware.inter_node is None:
+        lacks.append(
+            f"{LABELS['inter_node']} ({ranks} ranks on {spread.domains} nodes of "
+            f"{hardware.node_size.value:.0f})"
+        )
+    measured = [table.ranks for table in hardware.bus]
+    if len(measured) > 1 and within > max(measured):
+        lacks.append(f"bus bandwidth among {within} devices (measured up to {max(measured)})")
+    elif within > 1 and not measured and hardware.intra_node is None:
+        known = ", ".join(str(table.ranks) for table in hardware.broadcast)
+        lacks.append(
+            f"broadcast time over {ranks} ranks" + (f" (measured over {known})" if known else "")
+        )
+    return tuple(lacks)

@@ -9,6 +9,7 @@ from vllm_layershard.estimate.capacity import Fit
 from vllm_layershard.estimate.figure import Basis
 from vllm_layershard.estimate.hardware import Hardware
 from vllm_layershard.estimate.overlap import Forward
+from vllm_layershard.estimate.phases.thresholds import Thresholds
 from vllm_layershard.models import Batch
 
 PhaseName = Literal["prefill", "decode"]
@@ -27,7 +28,8 @@ class Phase(NamedTuple):
 
     `asked` has the settings of the plan, and a timeline where one was wanted. `best` has the
     step that `Forwards.recommended_step` chooses. `kept` has `keep_first`; it is None where the
-    plan has it already, and where it is not worth the memory.
+    plan has it already, and where it is not worth the memory. All of them have the most contention
+    of the device's; `least` has the least, and is None where the two are one.
     """
 
     name: PhaseName
@@ -35,30 +37,41 @@ class Phase(NamedTuple):
     asked: Trial
     best: Trial
     kept: Trial | None
+    least: Forward | None = None
 
     @property
     def hidden(self) -> bool:
         """Whether the plan hides, as it was asked for."""
         return self.asked.forward.hidden
 
+    @property
+    def with_least(self) -> Forward:
+        """The forward as it was asked for with the least contention."""
+        return self.asked.forward if self.least is None else self.least
+
 
 class Estimate(NamedTuple):
     """The times of all trials of a plan on one device, and what follows from them.
 
-    `fit` says whether the weights fit the device; None where its memory is not known.
-    `break_even_tokens` are the fewest prefill tokens a rank that hide the movement, None if no
-    number does.
+    `fit` says whether the weights fit the device; None where its memory is not known. `contention`
+    is by how much products slow down beside a movement, at least and at most.
     """
 
     hardware: Hardware
     fit: Fit | None
     verdict: str
     phases: tuple[Phase, ...]
-    break_even_tokens: int | None
+    thresholds: Thresholds
+    contention: tuple[float, float]
     assumptions: tuple[str, ...]
     movement_basis: Basis
     """Of what the movement takes alone. All other times are assumed: experts evenly loaded, and
     what a step reaches."""
+
+    @property
+    def break_even_tokens(self) -> int | None:
+        """The fewest prefill tokens a rank that hide the movement, whatever the contention."""
+        return self.thresholds.hidden_most
 
     @property
     def batches(self) -> Mapping[PhaseName, Batch]:

@@ -12,11 +12,17 @@ class Roofline:
     `broadcast_rate`: bytes per second of the broadcasts that may be in flight; their memory
     traffic comes out of the peak bandwidth (see `Hardware`), and of what is left the compute
     reaches as large a share as before. `pull_traffic`: that of pulls, in bytes per second; copy
-    engines carry them, and products keep their pace.
+    engines carry them, and products keep their pace. `least`: with the least contention of the
+    device's, not the most.
     """
 
     def __init__(
-        self, hardware: Hardware, broadcast_rate: float = 0.0, pull_traffic: float = 0.0
+        self,
+        hardware: Hardware,
+        broadcast_rate: float = 0.0,
+        pull_traffic: float = 0.0,
+        *,
+        least: bool = False,
     ) -> None:
         assert hardware.bf16 is not None, "lacking() names it"
         assert hardware.memory_bandwidth is not None, "lacking() names it"
@@ -24,7 +30,7 @@ class Roofline:
         self._rate = hardware.bf16.value * reached
         self._low_bit_rate = (hardware.low_bit or hardware.bf16).value * reached
         self._bandwidth = hardware.memory_bandwidth.value * hardware.memory_efficiency.value
-        self._products_slower = 1.0 if pull_traffic else 1 + hardware.product_slowdown.value
+        self._products_slower = 1.0 if pull_traffic else 1 + hardware.contention[0 if least else 1]
         if hardware.memory_slowdown is not None and not pull_traffic:
             self._memory_slower = 1 + hardware.memory_slowdown.value
         else:

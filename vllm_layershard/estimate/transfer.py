@@ -31,12 +31,12 @@ class Transfer:
         self._sharding = sharding
         self._hardware = hardware
         self._striped = sharding.config.placement == "striped"
+        self.moves = sharding.transport_name is not None
         self.pulls = sharding.transport_name == "pull"
 
     def spread(self, group: GroupPlan) -> Spread:
         """How the groups of a plan lie on nodes."""
-        moves = self._sharding.transport_name is not None
-        return spread_of(group, self._hardware) if moves else ALONE
+        return spread_of(group, self._hardware) if self.moves else ALONE
 
     def seconds(self, nbytes: int, spread: Spread) -> float:
         """Seconds until `nbytes` of a layer have moved within a group; see the two formulas."""
@@ -47,10 +47,15 @@ class Transfer:
             nbytes, spread, self._hardware, striped=self._striped, slice_bytes=slice_bytes
         )
 
-    def roofline(self) -> Roofline:
+    @property
+    def contention(self) -> tuple[float, float]:
+        """By how much products slow down beside a movement, at least and at most."""
+        return (0.0, 0.0) if self.pulls else self._hardware.contention
+
+    def roofline(self, *, least: bool = False) -> Roofline:
         """The device's operations beside the fastest movement that this sharding has."""
         if not self.pulls:
-            return Roofline(self._hardware, max(self._rates(), default=0.0))
+            return Roofline(self._hardware, max(self._rates(), default=0.0), least=least)
         traffic = max(
             pull_traffic(self.spread(group), striped=self._striped)
             for group in self._sharding.groups
@@ -94,10 +99,9 @@ class Transfer:
             else f"and takes {hardware.broadcast_traffic.value:g} bytes of memory traffic a byte "
             f"from it ({hardware.broadcast_traffic.basis})"
         )
-        return (
-            f"a broadcast in flight makes products {products.value:.0%} slower "
-            f"({products.basis}), {traffic}"
-        )
+        least, most = self.contention
+        slower = f"{most:.0%}" if least == most else f"{least:.0%} to {most:.0%}"
+        return f"a broadcast in flight makes products {slower} slower ({products.basis}), {traffic}"
 
     def _rates(self) -> Iterator[float]:
         """Bytes of a layer per second, of every series that moves."""

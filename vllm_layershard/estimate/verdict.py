@@ -9,6 +9,7 @@ from vllm_layershard.estimate.figure import LABELS
 from vllm_layershard.estimate.hardware import Hardware
 from vllm_layershard.estimate.outcome import Phase, Trial
 from vllm_layershard.estimate.overlap import TOLERANCE, Forward
+from vllm_layershard.estimate.phases.thresholds import Thresholds
 from vllm_layershard.estimate.wording import percent, tokens
 from vllm_layershard.models import Sharding
 
@@ -23,36 +24,55 @@ class _Remedy(NamedTuple):
     forward: Forward
 
 
-def verdict_on(phases: tuple[Phase, ...], break_even: int | None, *, pulls: bool) -> str:
+def verdict_on(
+    phases: tuple[Phase, ...],
+    thresholds: Thresholds,
+    contention: tuple[float, float],
+    *,
+    pulls: bool,
+) -> str:
     """Prefill, then decode."""
     prefill, decode = phases
     if not prefill.asked.forward.fetch:
         return "nothing moves: the placement is replicated"
+    turns = _turns(thresholds, contention)
     if prefill.hidden:
-        said = "hidden in prefill"
-        if break_even is not None:
-            said += f" from {tokens(break_even)} a rank"
+        said = f"hidden in prefill{turns}"
     else:
         remedy = _preferred(_remedies(prefill))
         said = (
             f"a prefill of {tokens(prefill.batch.tokens)} a rank slows by "
-            f"{percent(prefill.asked.forward.slowdown)}: {_why(prefill, remedy, pulls)}; "
+            f"{_slowdown(prefill)}: {_why(prefill, remedy, pulls)}; "
             + ("as it is, " if remedy is not None else "")
-            + (
-                f"it hides from {tokens(break_even)} a rank"
-                if break_even is not None
-                else "no number of tokens hides it"
-            )
+            + (f"it hides{turns}" if turns else "no number of tokens hides it")
         )
     if decode.hidden:
         return f"{said}; hidden in decode at batch {decode.batch.tokens:,}"
     remedy = _preferred(_remedies(decode))
     return (
         f"{said}; decode at batch {decode.batch.tokens:,} would slow by "
-        f"{percent(decode.asked.forward.slowdown)} ({_why(decode, remedy, pulls)}): "
-        "do not enable it there"
+        f"{_slowdown(decode)} ({_why(decode, remedy, pulls)}): do not enable it there"
         + (" as it is" if remedy is not None and remedy.forward.hidden else "")
     )
+
+
+def _turns(thresholds: Thresholds, contention: tuple[float, float]) -> str:
+    """From how many tokens on a prefill hides, and from how many it does not wait."""
+    waits, least, most = thresholds
+    if most is None:
+        return ""
+    said = f"never waits from {waits:,}" if waits is not None else "its first layers always wait"
+    if least is not None and contention[0] < contention[1]:
+        low, high = (f"{slower * 100:g} %" for slower in contention)
+        said = f"at most 1 % from {least:,} to {most:,} with contention of {low} to {high}; {said}"
+    return f" from {tokens(most)} a rank ({said})"
+
+
+def _slowdown(phase: Phase) -> str:
+    """With the least contention and with the most."""
+    least = percent(phase.with_least.slowdown)
+    most = percent(phase.asked.forward.slowdown)
+    return most if least == most else f"{least} to {most}"
 
 
 def abstaining(hardware: Hardware, lacking: tuple[str, ...]) -> str:

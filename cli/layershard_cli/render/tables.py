@@ -10,7 +10,7 @@ from layershard_cli.output import emit, printable
 from layershard_cli.render.kv_cache import cache_tokens
 from layershard_cli.render.sheet import Column, Sheet
 from layershard_cli.render.units import milliseconds, size, span
-from vllm_layershard.estimate import Abstention, Estimate, Forecast, Forward, PhaseName
+from vllm_layershard.estimate import Abstention, Estimate, Forecast, Phase, PhaseName
 from vllm_layershard.estimate.wording import percent, tokens
 from vllm_layershard.models import Evidence, GroupPlan, Sharding
 from vllm_layershard.plan import EVERY_RANK, NO_RANK, SeriesPlan
@@ -91,7 +91,7 @@ def _estimated(forecast: Forecast) -> _Estimated:
         case Estimate():
             best = ", ".join(f"{phase.best.step} for {phase.name}" for phase in forecast.phases)
             return _Estimated(
-                times={phase.name: _times(phase.asked.forward) for phase in forecast.phases},
+                times={phase.name: _times(phase) for phase in forecast.phases},
                 best_steps=f"; best {best}",
                 source=f" (estimate for {forecast.hardware.name})",
                 assumptions=forecast.assumptions,
@@ -238,8 +238,13 @@ def _on_a_cpu(sharding: Sharding) -> Iterator[tuple[str, str]]:
         )
 
 
-def _times(forward: Forward) -> str:
+def _times(phase: Phase) -> str:
+    forward, least = phase.asked.forward, phase.with_least
+    exposed, share = milliseconds(forward.exposed), percent(forward.slowdown)
+    if least.exposed < forward.exposed:
+        exposed = f"{milliseconds(least.exposed).removesuffix(' ms')} to {exposed}"
+        share = f"{percent(least.slowdown)} to {share}"
     return (
         f"compute {milliseconds(forward.compute)}, movement {milliseconds(forward.fetch)}, "
-        f"exposed {milliseconds(forward.exposed)} ({percent(forward.slowdown)})"
+        f"exposed {exposed} ({share})"
     )

@@ -13,6 +13,7 @@ from vllm_layershard.estimate.auto_layers import choose
 from vllm_layershard.estimate.figure import Figure
 from vllm_layershard.estimate.forecast import prefill
 from vllm_layershard.estimate.forwards import Forwards
+from vllm_layershard.estimate.phases.thresholds import Thresholds
 from vllm_layershard.estimate.verdict import verdict_on
 from vllm_layershard.models import Batch, Deployment, Sharding, read_model, shard_model
 from vllm_layershard.plan import ParallelLayout
@@ -127,7 +128,7 @@ def test_of_two_remedies_the_first_that_hides_or_is_near_the_faster_is_named(
         Phase(name, Batch(64, 1.0, name == "decode"), trial(asked), other, first)
         for name in ("prefill", "decode")
     )
-    verdict = verdict_on(phases, None, pulls=False)
+    verdict = verdict_on(phases, Thresholds(None, None, None), (0.35, 0.35), pulls=False)
     assert verdict.count(why) == 2, verdict
     helped = "no other does better" not in why
     assert ("as it is, no number of tokens hides it" in verdict) == helped

@@ -13,7 +13,8 @@ class PhaseTimes(NamedTuple):
 
     `compute_us` is the forward without sharding, `fetch_us` the movements alone, `exposed_us` by
     how much the forward gets longer, of which `stalled_us` is waiting. The time with `keep_first`
-    is None where that is not worth it.
+    is None where that is not worth it. All have the most contention of the device's; with the least
+    and the most the forward gets longer by `exposed_range_us`.
     """
 
     phase: PhaseName
@@ -27,6 +28,7 @@ class PhaseTimes(NamedTuple):
     hidden: bool | None = None
     recommended_step: int | None = None
     keep_first_exposed_us: float | None = None
+    exposed_range_us: tuple[float, float] | None = None
 
 
 class Prefetch(NamedTuple):
@@ -34,7 +36,8 @@ class Prefetch(NamedTuple):
 
     `recommended_step` is the prefill's: estimate/forwards.py chooses it for each phase.
     `break_even_tokens` are the fewest prefill tokens a rank that hide the movement; None if no
-    number does, or nothing is estimated.
+    number does, or nothing is estimated. `break_even_range` is that with the least `contention` of
+    the device's and with the most. From `never_waits_tokens` on no linear waits for its weight.
     """
 
     recommended_step: int | None
@@ -45,6 +48,9 @@ class Prefetch(NamedTuple):
     assumptions: tuple[str, ...]
     sources: tuple[str, ...]
     lacking: tuple[str, ...]
+    contention: tuple[float, float] | None = None
+    break_even_range: tuple[int | None, int | None] = (None, None)
+    never_waits_tokens: int | None = None
 
 
 def prefetch_of(forecast: Forecast) -> Prefetch:
@@ -60,6 +66,9 @@ def prefetch_of(forecast: Forecast) -> Prefetch:
                 assumptions=forecast.assumptions,
                 sources=forecast.hardware.sources,
                 lacking=(),
+                contention=forecast.contention,
+                break_even_range=forecast.thresholds[1:],
+                never_waits_tokens=forecast.thresholds.never_waits,
             )
         case Abstention():
             return Prefetch(
@@ -85,6 +94,10 @@ def _times(phase: Phase) -> PhaseTimes:
         hidden=phase.hidden,
         recommended_step=phase.best.step,
         keep_first_exposed_us=None if kept is None else _microseconds(kept.forward.exposed),
+        exposed_range_us=(
+            _microseconds(phase.with_least.exposed),
+            _microseconds(forward.exposed),
+        ),
     )
 
 
