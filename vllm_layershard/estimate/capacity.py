@@ -131,14 +131,12 @@ def capacity(
         weights.total - saved_bytes(rank)
         for rank, weights in enumerate(rank_weight_bytes(model, deployment))
     ]
-    stage_kv_bytes = [
-        model.kv_bytes_per_token(kv_cache_dtype, layers, deployment) for layers in stages
-    ]
     room: list[tuple[int, int]] = []
     for rank, weights in enumerate(held):
-        per_token = stage_kv_bytes[layout.stage_of(rank)]
-        if per_token:
-            room.append((max(0, budget - weights) // per_token, rank))
+        layers = stages[layout.stage_of(rank)]
+        if model.kv_bytes_per_token(kv_cache_dtype, layers, deployment):
+            free = max(0, budget - weights)
+            room.append((model.cache_tokens(free, kv_cache_dtype, layers, deployment), rank))
     tokens, tightest = min(room, default=(0, held.index(max(held))))
     return Capacity(
         weight_bytes=held[tightest],

@@ -1,8 +1,8 @@
 """From a config.json to linears, their bytes, and cache bytes per token."""
 
+from vllm_layershard.models.cache.kv_cache import CacheDevice
 from vllm_layershard.models.checkpoint.stored import Evidence, evidence_for
 from vllm_layershard.models.deployment import Deployment
-from vllm_layershard.models.kv_cache import CacheDevice
 from vllm_layershard.models.layer_operations import layer_operations
 from vllm_layershard.models.min_latency import is_min_latency
 from vllm_layershard.models.model import Model

@@ -59,7 +59,8 @@ class Blueprint:
     `hidden` is the width of the residual stream, `vocab` the tokens before padding. `tied`: the
     output head is the embedding. `dtype` is that of what is not quantised. `split` are the sizes
     that tensor parallelism divides. `notes`: what had to be assumed. `stem` is the name of the
-    list of decoder layers. `quantization`: a family leaves it to the registry.
+    list of decoder layers. `quantization`: a family leaves it to the registry. `longest`: tokens of
+    the longest sequence; where layers keep states, a server counts its cache in those.
     """
 
     layers: tuple[Layer, ...]
@@ -72,6 +73,7 @@ class Blueprint:
     notes: tuple[str, ...] = ()
     stem: str = "model.layers"
     quantization: Quantization = UNREAD
+    longest: int | None = None
 
     def __post_init__(self) -> None:
         assert self.experts is not None or not any(map(self.is_routed, range(len(self.layers))))

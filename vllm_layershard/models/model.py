@@ -9,8 +9,9 @@ from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 from vllm_layershard.models.blueprint import Blueprint
+from vllm_layershard.models.cache.kv_cache import AttentionCache, CacheDevice, device_cache_dtype
+from vllm_layershard.models.cache.pages import LayerCaches
 from vllm_layershard.models.deployment import Deployment
-from vllm_layershard.models.kv_cache import AttentionCache, CacheDevice, device_cache_dtype
 from vllm_layershard.models.layer_weights import layer_experts, layer_linears
 from vllm_layershard.models.shape import SplitSize, require_split
 from vllm_layershard.models.weight_bytes import WeightBytes, held_bytes, padded_vocab
@@ -121,6 +122,22 @@ class Model(NamedTuple):
             cache.bytes_per_token(dtype, self.dtype, self.cache_device)
             for cache in self._caches(layers, deployment)
         )
+
+    def cache_tokens(
+        self, room: int, kv_cache_dtype: str, layers: Sequence[int], deployment: Deployment
+    ) -> int:
+        """Tokens that `room` bytes hold of these layers on one rank, as a server counts them.
+
+        Raises:
+            ConfigError: a cache dtype that is not known for this model.
+        """
+        dtype = self.cache_dtype(kv_cache_dtype)
+        caches = tuple(self._caches(layers, deployment))
+        held = LayerCaches(
+            tuple(one.bytes_per_token(dtype, self.dtype, self.cache_device) for one in caches),
+            tuple(one.state_bytes for one in caches if one.state_bytes),
+        )
+        return held.tokens(room, self.blueprint.longest)
 
     def state_bytes_per_sequence(self, layers: Sequence[int], deployment: Deployment) -> int:
         """Bytes that these layers keep of each sequence on one rank, however long it is."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, NamedTuple, Unpack
 
 from vllm_layershard.config import Placement
@@ -149,7 +149,11 @@ def compare_layouts(
         model=ComparedModel(found.name, found.source),
         device=device,
         layouts=tuple(counted.values()),
-        warnings=(*asked_for.found.notes, *_warnings(device, hardware is None)),
+        warnings=(
+            *asked_for.found.notes,
+            *_warnings(device, hardware is None),
+            *_on_states(found),
+        ),
     )
 
 
@@ -190,6 +194,15 @@ def _saving(
     sharding = shard_model(model, candidate.deployment, config)
     require_one_node(sharding, device)
     return sharding.saved_bytes.__getitem__
+
+
+def _on_states(model: Model) -> Iterator[str]:
+    longest = model.blueprint.longest
+    if longest is not None:
+        yield (
+            f"tokens are counted as vLLM does, in sequences of the longest, {longest:,}: each "
+            "also takes pages for the states of the layers with linear attention"
+        )
 
 
 def _warnings(device: Hardware, assumed: bool) -> tuple[str, ...]:

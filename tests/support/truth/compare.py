@@ -24,6 +24,9 @@ ENVIRONMENT = {
     "PYTHONPATH": os.pathsep.join([str(STAND_INS), os.environ.get("PYTHONPATH", "")]),
 }
 
+CACHE_BYTES = 8 << 30
+"""As in vllm_inventory.py."""
+
 LAYOUTS = ((1, 1, False), (2, 1, False), (8, 1, False), (2, 1, True), (8, 1, True))
 """(tp, dp, ep): tensor parallelism of 1, 2 and 8, with and without expert parallelism."""
 WITH_DP = (*LAYOUTS, (1, 2, True), (2, 2, True), (1, 2, False))
@@ -113,6 +116,9 @@ class Truth:
         per_token = model.kv_bytes_per_token("auto", layers, deployment)
         assert per_token == truth["kv_bytes_per_token"]
         assert model.state_bytes_per_sequence(layers, deployment) == truth["state_bytes"]
+        if truth["engine_tokens"] is not None:
+            tokens = model.cache_tokens(CACHE_BYTES, "auto", layers, deployment)
+            assert tokens == truth["engine_tokens"]
 
 
 def _built_by_vllm(asked: Mapping[str, tuple[Path, Deployment]]) -> dict[str, Any]:

@@ -91,6 +91,7 @@ _HYBRID_TEXT: Final = _COMMON | {
     "linear_num_value_heads": 48,
     "linear_value_head_dim": 128,
     "mamba_ssm_dtype": "float32",
+    "max_position_embeddings": 262144,
     "mlp_only_layers": [],
     "num_attention_heads": 24,
     "num_hidden_layers": 64,

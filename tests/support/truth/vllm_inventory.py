@@ -12,10 +12,11 @@ import math
 import sys
 import tempfile
 from importlib import import_module
+from unittest.mock import patch
 
 import torch
 from transformers import AutoConfig, PretrainedConfig
-from vllm.config import set_current_vllm_config
+from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.distributed import init_distributed_environment, initialize_model_parallel, parallel_state
 from vllm.engine.arg_utils import EngineArgs
 from vllm.model_executor.layers.fused_moe.expert_map_manager import ExpertMapManager
@@ -28,7 +29,15 @@ from vllm.model_executor.layers.linear import LinearBase, ReplicatedLinear
 from vllm.model_executor.model_loader.utils import initialize_model
 from vllm.platforms import current_platform
 from vllm.utils.torch_utils import set_default_torch_dtype
-from vllm.v1.kv_cache_interface import MambaSpec
+from vllm.v1.attention.backend import MultipleOf
+from vllm.v1.core.kv_cache_utils import (
+    get_kv_cache_capacity,
+    get_kv_cache_config_from_groups,
+    get_kv_cache_groups,
+)
+from vllm.v1.kv_cache_interface import FullAttentionSpec, MambaSpec
+
+CACHE_BYTES = 8 << 30
 
 CACHE_SCALES = (
     *("q_scale", "k_scale", "v_scale", "prob_scale"),
@@ -200,7 +209,42 @@ def sums_of(model: torch.nn.Module, config: object) -> dict[str, int]:
             for spec in states
             for shape, dtype in zip(spec.shapes, spec.dtypes, strict=True)
         ),
+        "engine_tokens": engine_tokens(config) if states else None,
     }
+
+
+class Attention:
+    """Stands in for the backend of a GPU, whose blocks are multiples of sixteen tokens."""
+
+    @staticmethod
+    def get_supported_kernel_block_sizes() -> list[MultipleOf]:
+        """As FlashAttention's and FlashInfer's smallest."""
+        return [MultipleOf(16)]
+
+    @staticmethod
+    def customize_spec(spec: FullAttentionSpec) -> FullAttentionSpec:
+        """It packs nothing."""
+        return spec
+
+
+def engine_tokens(config: VllmConfig) -> int:
+    """What vLLM would log of `CACHE_BYTES` of a hybrid's cache, with prefix caching."""
+    config.cache_config.block_size = 16
+    config.cache_config.enable_prefix_caching = True
+    config.cache_config.mamba_cache_mode = "align"
+    config.cache_config.kv_cache_layout = "LBHNC"  # all pages are of one size: it has no say
+    platform = type(current_platform)
+    with patch.object(platform, "_find_non_ssm_backends", lambda *_: [Attention]):
+        current_platform._align_hybrid_block_size(config, Attention)
+    specs = {
+        name: layer.get_kv_cache_spec(config)
+        for name, layer in config.compilation_config.static_forward_context.items()
+        if hasattr(layer, "get_kv_cache_spec")
+    }
+    groups = get_kv_cache_groups(config, specs)
+    held = get_kv_cache_config_from_groups(config, groups, CACHE_BYTES)
+    tokens, _ = get_kv_cache_capacity(config, held)
+    return int(tokens)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from tests.vllm.truth.test_truth_mla import SMALL_LORA
 from truth.compare import ENVIRONMENT, Case
 from vllm_layershard.errors import ConfigError
 from vllm_layershard.models import CacheDevice, read_model
-from vllm_layershard.models.kv_cache import LatentCache
+from vllm_layershard.models.cache.kv_cache import LatentCache
 
 SCRIPT = Path(__file__).parents[2] / "support" / "truth" / "vllm_cache_forms.py"
 BYTES = {"auto": 1152, "bfloat16": 1152, "float16": 1152, "fp8": 576, "fp8_e4m3": 576}

@@ -61,7 +61,7 @@ def _read(config: ConfigFile, *, fused: bool, has_experts: bool) -> Blueprint:
     net = _delta_net(config, fused, state_dtype)
     mlps = _mlps(config, sizes.layers, fused) if has_experts else _dense(config, sizes.layers)
     is_linear = _linear_layers(config, sizes.layers)
-    return sizes.blueprint(
+    read = sizes.blueprint(
         (
             Segment(net if linear else full, of_layer)
             for linear, of_layer in zip(is_linear, mlps.of_each_layer, strict=True)
@@ -70,6 +70,7 @@ def _read(config: ConfigFile, *, fused: bool, has_experts: bool) -> Blueprint:
         | {"linear_num_key_heads": net.key_heads, "linear_num_value_heads": net.value_heads},
         mlps.experts,
     )
+    return replace(read, longest=config.optional_integer("max_position_embeddings", high=1 << 30))
 
 
 class _Mlps(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
-from vllm_layershard.models.kv_cache import AttentionCache
+from vllm_layershard.models.cache.kv_cache import AttentionCache
 from vllm_layershard.models.operation import Batch
 from vllm_layershard.models.shape import Shape, Vector
 

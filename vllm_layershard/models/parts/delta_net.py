@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from vllm_layershard.models.cache.kv_cache import StateCache
 from vllm_layershard.models.dtypes import DTYPE_BYTES
-from vllm_layershard.models.kv_cache import StateCache
 from vllm_layershard.models.operation import Batch
 from vllm_layershard.models.parts.attention import Work
 from vllm_layershard.models.shape import Shape, Vector, per_rank

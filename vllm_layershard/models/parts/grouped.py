@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
+from vllm_layershard.models.cache.kv_cache import HeadsCache
 from vllm_layershard.models.dtypes import DTYPE_BYTES
-from vllm_layershard.models.kv_cache import HeadsCache
 from vllm_layershard.models.operation import Batch
 from vllm_layershard.models.parts.attention import Work
 from vllm_layershard.models.shape import Shape, Vector, per_rank
