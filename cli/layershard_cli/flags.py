@@ -127,6 +127,24 @@ Tokens = Annotated[
         help="Prefill tokens on each rank; 1k is 1000, 1K is 1024.  [default: 8192]",
     ),
 ]
+Prompt = Annotated[
+    int | None,
+    typer.Option(
+        "--prompt",
+        parser=read_tokens,
+        metavar="TOKENS",
+        help="New tokens of each prompt of the prefill.  [default: it is one prompt]",
+    ),
+]
+Cached = Annotated[
+    int | None,
+    typer.Option(
+        "--cached",
+        parser=read_tokens,
+        metavar="TOKENS",
+        help="Tokens before those of each prompt that are in the cache already.  [default: 0]",
+    ),
+]
 Sequences = Annotated[
     int | None,
     typer.Option(

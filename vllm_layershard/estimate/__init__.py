@@ -1,12 +1,7 @@
 """Estimate: whether the movement hides behind the compute, on a stated device."""
 
 from vllm_layershard.estimate.devices.bundled import DEFAULT, profile_names
-from vllm_layershard.estimate.forecast import (
-    DECODE_CONTEXT,
-    DECODE_SEQUENCES,
-    PREFILL_TOKENS,
-    forecast,
-)
+from vllm_layershard.estimate.forecast import forecast
 from vllm_layershard.estimate.hardware import Hardware
 from vllm_layershard.estimate.outcome import (
     Abstention,
@@ -17,6 +12,11 @@ from vllm_layershard.estimate.outcome import (
     Trial,
 )
 from vllm_layershard.estimate.overlap import Forward, Span
+from vllm_layershard.estimate.phases.batches import (
+    DECODE_CONTEXT,
+    DECODE_SEQUENCES,
+    PREFILL_TOKENS,
+)
 from vllm_layershard.estimate.profile_file import profile
 
 __all__ = [

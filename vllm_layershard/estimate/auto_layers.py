@@ -8,17 +8,18 @@ from typing import Final
 
 from vllm_layershard.config import LayerShardConfig, refusal_of
 from vllm_layershard.errors import HardwareError, PlanError
-from vllm_layershard.estimate.forecast import (
-    DECODE_CONTEXT,
-    DECODE_SEQUENCES,
-    PREFILL_TOKENS,
-    decode,
-    lacking_for,
-    prefill,
-)
+from vllm_layershard.estimate.forecast import lacking_for
 from vllm_layershard.estimate.forwards import Forwards
 from vllm_layershard.estimate.hardware import Hardware
 from vllm_layershard.estimate.outcome import PhaseName
+from vllm_layershard.estimate.phases.batches import (
+    DECODE_CONTEXT,
+    DECODE_SEQUENCES,
+    PREFILL_TOKENS,
+    Prompts,
+    decode,
+    prefill,
+)
 from vllm_layershard.models import Deployment, Model, Sharding, is_min_latency, shard_model
 from vllm_layershard.plan.linear import short_names
 
@@ -35,6 +36,8 @@ def choose(
     tokens: int = PREFILL_TOKENS,
     sequences: int = DECODE_SEQUENCES,
     context: int = DECODE_CONTEXT,
+    prompt: int | None = None,
+    cached: int = 0,
 ) -> Sharding:
     """The linears and the smallest stride that save most while every one of `phases` hides them.
 
@@ -46,7 +49,7 @@ def choose(
         PlanError: no linear stays hidden, whatever the stride.
     """
     batches = {
-        "prefill": prefill(tokens, deployment.layout.pcp),
+        "prefill": prefill(tokens, deployment.layout.pcp, Prompts(prompt, cached)),
         "decode": decode(sequences, context),
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Final
@@ -12,34 +13,23 @@ from vllm_layershard.estimate.forwards import Forwards
 from vllm_layershard.estimate.hardware import Hardware
 from vllm_layershard.estimate.outcome import Abstention, Estimate, Forecast, Phase, PhaseName, Trial
 from vllm_layershard.estimate.overlap import TOLERANCE
+from vllm_layershard.estimate.phases.batches import (
+    DECODE_CONTEXT,
+    DECODE_SEQUENCES,
+    PREFILL_TOKENS,
+    Prompts,
+    decode,
+    prefill,
+)
 from vllm_layershard.estimate.phases.thresholds import MAX_TOKENS, Thresholds, fewest_tokens
 from vllm_layershard.estimate.transfer import Transfer
 from vllm_layershard.estimate.verdict import abstaining, verdict_on, warned
 from vllm_layershard.estimate.wording import tokens
 from vllm_layershard.models import Batch, Sharding, shard_model
 
-PREFILL_TOKENS: Final = 8192
-DECODE_SEQUENCES: Final = 64
-DECODE_CONTEXT: Final = 4096
-"""The phases that are looked at where the user says nothing; assumed."""
-
 WORTH: Final = 0.75
 """`keep_first` is suggested only where it leaves more than this share of the saving, and at most
 this share of the exposed time."""
-
-
-def prefill(tokens: int, pcp: int = 1) -> Batch:
-    """One prompt of this many tokens on each of its context-parallel ranks.
-
-    A token attends to half of the whole prompt on average: vLLM gives every rank tokens from its
-    front and its back.
-    """
-    return Batch(tokens=tokens, context=tokens * pcp / 2, decode=False)
-
-
-def decode(sequences: int, context: int) -> Batch:
-    """So many sequences on each rank, each after so many tokens."""
-    return Batch(tokens=sequences, context=context, decode=True)
 
 
 def forecast(
@@ -49,18 +39,22 @@ def forecast(
     sequences: int = DECODE_SEQUENCES,
     context: int = DECODE_CONTEXT,
     *,
+    prompt: int | None = None,
+    cached: int = 0,
     traced: bool = True,
 ) -> Forecast:
     """Simulate a prefill of `tokens` on each rank, and a decode of `sequences` on each rank.
 
-    `traced`: with their timelines.
+    `prompt` and `cached` say what the prefill's prompts are (see `Prompts`). `traced`: with their
+    timelines.
 
     Raises:
         PlanError: ranks that pull from each other lie on several nodes.
     """
-    pcp = sharding.deployment.layout.pcp
+    prompts = Prompts(prompt, cached)
+    prefill_of = partial(prefill, pcp=sharding.deployment.layout.pcp, prompts=prompts)
     batches: dict[PhaseName, Batch] = {
-        "prefill": prefill(tokens, pcp),
+        "prefill": prefill_of(tokens),
         "decode": decode(sequences, context),
     }
     transfer = Transfer(sharding, hardware)
@@ -68,7 +62,7 @@ def forecast(
     lacking = transfer.lacking()
     if lacking:
         verdict = warned(sharding, hardware, fit, abstaining(hardware, lacking))
-        return Abstention(hardware, fit, verdict, batches, lacking)
+        return Abstention(hardware, fit, verdict, batches, lacking, prompts)
     forwards = Forwards(sharding, hardware)
     step, keep_first = sharding.config.prefetch_step, sharding.config.keep_first
     run = forwards.trace if traced else forwards.run
@@ -87,7 +81,7 @@ def forecast(
     )
     if not keep_first and any(map(_waits, phases)):
         phases = _with_kept(phases, sharding, hardware)
-    thresholds = _thresholds(forwards, step, pcp, phases[0])
+    thresholds = _thresholds(forwards, step, prefill_of, phases[0])
     verdict = verdict_on(phases, thresholds, contention, pulls=transfer.pulls)
     return Estimate(
         hardware=hardware,
@@ -96,7 +90,8 @@ def forecast(
         phases=phases,
         thresholds=thresholds,
         contention=contention,
-        assumptions=_assumptions(sharding, hardware, transfer, batches),
+        assumptions=_assumptions(sharding, hardware, transfer, batches, prompts),
+        prompts=prompts,
         movement_basis=transfer.basis(),
     )
 
@@ -138,9 +133,15 @@ def _worth(phase: Phase, forwards: Forwards) -> Trial | None:
     return Trial(step, True, forward)
 
 
-def _prompt_ranks(sharding: Sharding) -> str:
-    pcp = sharding.deployment.layout.pcp
-    return "a rank" if pcp == 1 else f"on each of its {pcp} context-parallel ranks"
+def _said_of(prompts: Prompts, tokens_: int, pcp: int) -> str:
+    """What the prefill computes, for a person."""
+    ranks = "a rank" if pcp == 1 else f"on each of its {pcp} context-parallel ranks"
+    cached = f", each after {tokens(prompts.cached)} in the cache" if prompts.cached else ""
+    if prompts.length is None:
+        return f"one prompt of {tokens(tokens_)} {ranks}{cached}"
+    if prompts.length > tokens_ * pcp:
+        return f"{tokens(tokens_)} {ranks} of a prompt of {prompts.length:,}{cached}"
+    return f"{tokens(tokens_)} {ranks} in prompts of {prompts.length:,}{cached}"
 
 
 def lacking_for(sharding: Sharding, hardware: Hardware) -> tuple[str, ...]:
@@ -152,18 +153,20 @@ def lacking_for(sharding: Sharding, hardware: Hardware) -> tuple[str, ...]:
     return Transfer(sharding, hardware).lacking()
 
 
-def _thresholds(forwards: Forwards, step: int, pcp: int, phase: Phase) -> Thresholds:
+def _thresholds(
+    forwards: Forwards, step: int, prefill_of: Callable[[int], Batch], phase: Phase
+) -> Thresholds:
     """Search for each, from the prefill that was asked for and has been run.
 
     What is added hardly depends on the tokens, while the compute grows with them.
     """
 
     def hides(tokens: int, least: bool) -> float:
-        slowdown = forwards.run(prefill(tokens, pcp), step, least=least).slowdown
+        slowdown = forwards.run(prefill_of(tokens), step, least=least).slowdown
         return min(TOLERANCE / slowdown, MAX_TOKENS) - 1 if slowdown else MAX_TOKENS
 
     def waits(tokens: int) -> float:
-        return -forwards.run(prefill(tokens, pcp), step, least=True).stalled
+        return -forwards.run(prefill_of(tokens), step, least=True).stalled
 
     asked, tokens = phase.asked.forward, phase.batch.tokens
     if not asked.fetch:
@@ -179,9 +182,14 @@ def _thresholds(forwards: Forwards, step: int, pcp: int, phase: Phase) -> Thresh
 
 
 def _assumptions(
-    sharding: Sharding, hardware: Hardware, transfer: Transfer, batches: dict[PhaseName, Batch]
+    sharding: Sharding,
+    hardware: Hardware,
+    transfer: Transfer,
+    batches: dict[PhaseName, Batch],
+    prompts: Prompts,
 ) -> tuple[str, ...]:
-    prompt, sequences = batches["prefill"].tokens, batches["decode"]
+    pcp, sequences = sharding.deployment.layout.pcp, batches["decode"]
+    prefilled = _said_of(prompts, batches["prefill"].tokens, pcp)
     started = "the copies of a pull" if transfer.pulls else "a broadcast"
     return (
         f"a step of a layer reaches {hardware.compute_efficiency.value:g} of the compute rate or "
@@ -190,7 +198,7 @@ def _assumptions(
         "the all-to-all and all-reduce of the model itself are not counted, neither as time "
         f"nor as load on the link; nor is the CPU's time to start {started}, which a server "
         "without graphs pays in decode",
-        f"prefill: one prompt of {tokens(prompt)} {_prompt_ranks(sharding)}; decode: "
+        f"prefill: {prefilled}; decode: "
         f"{sequences.tokens:,} sequences a rank after {sequences.context:,.0f} tokens each; "
         "experts evenly loaded",
     )

@@ -9,6 +9,7 @@ from vllm_layershard.estimate.capacity import Fit
 from vllm_layershard.estimate.figure import Basis
 from vllm_layershard.estimate.hardware import Hardware
 from vllm_layershard.estimate.overlap import Forward
+from vllm_layershard.estimate.phases.batches import ONE_PROMPT, Prompts
 from vllm_layershard.estimate.phases.thresholds import Thresholds
 from vllm_layershard.models import Batch
 
@@ -64,6 +65,7 @@ class Estimate(NamedTuple):
     thresholds: Thresholds
     contention: tuple[float, float]
     assumptions: tuple[str, ...]
+    prompts: Prompts
     movement_basis: Basis
     """Of what the movement takes alone. All other times are assumed: experts evenly loaded, and
     what a step reaches."""
@@ -95,6 +97,7 @@ class Abstention(NamedTuple):
     verdict: str
     batches: Mapping[PhaseName, Batch]
     lacking: tuple[str, ...]
+    prompts: Prompts = ONE_PROMPT
 
 
 Forecast = Estimate | Abstention

@@ -11,19 +11,31 @@ MAX_TOKENS: Final = 1 << 26
 MAX_SEQUENCES: Final = 1 << 20
 
 
-def sizes_of(tokens: int | None, batch: int | None, context: int | None) -> dict[str, int]:
+def sizes_of(
+    tokens: int | None,
+    batch: int | None,
+    context: int | None,
+    prompt: int | None,
+    cached: int | None,
+) -> dict[str, int]:
     """The sizes that are given, by the names of `forecast`'s arguments: a batch has sequences.
 
     Raises:
         ConfigError: a size is no whole number within its bounds.
     """
     given = {
-        "tokens": (tokens, MAX_TOKENS),
-        "batch": (batch, MAX_SEQUENCES),
-        "context": (context, MAX_TOKENS),
+        "tokens": (tokens, 1, MAX_TOKENS),
+        "batch": (batch, 1, MAX_SEQUENCES),
+        "context": (context, 1, MAX_TOKENS),
+        "prompt": (prompt, 1, MAX_TOKENS),
+        "cached": (cached, 0, MAX_TOKENS),
     }
-    for name, (size, most) in given.items():
-        if size is not None and (type(size) is not int or not 1 <= size <= most):
-            raise ConfigError(f"{name} = {short(size)}: give a whole number from 1 to {most:,}")
-    sizes = {"tokens": tokens, "sequences": batch, "context": context}
-    return {name: size for name, size in sizes.items() if size is not None}
+    for name, (size, least, most) in given.items():
+        if size is not None and (type(size) is not int or not least <= size <= most):
+            raise ConfigError(
+                f"{name} = {short(size)}: give a whole number from {least} to {most:,}"
+            )
+    sizes = {name: size for name, (size, _, _) in given.items() if size is not None}
+    if "batch" in sizes:
+        sizes["sequences"] = sizes.pop("batch")
+    return sizes

@@ -39,6 +39,8 @@ def plan_model(
     tokens: int | None = None,
     batch: int | None = None,
     context: int | None = None,
+    prompt: int | None = None,
+    cached: int | None = None,
     hide_in: str | Sequence[str] | None = None,
     kv_cache_dtype: str = "auto",
     exact: bool = False,
@@ -54,6 +56,8 @@ def plan_model(
 
     The forwards that are simulated are a prefill of `tokens` on each rank, and a decode of
     `batch` sequences on each rank, each after `context` tokens; with their timelines if `traced`.
+    The prefill is of one prompt, or of prompts of `prompt` tokens each, each of them after `cached`
+    tokens that are in the cache already.
     `exact` asks the Hub for the checkpoint's safetensors headers where they are not at hand, and
     calls `progress` with how many of how many files have been asked for.
 
@@ -66,7 +70,7 @@ def plan_model(
     require_known(options, plan_model)
     phases = None if hide_in is None else phases_of(hide_in)
     require_one_source(config, layers, options)
-    sizes = sizes_of(tokens, batch, context)
+    sizes = sizes_of(tokens, batch, context, prompt, cached)
     device = device_of(hardware)
     found = on_device(loaded(model), device)
     if layers is not None and names_of(layers) == [AUTO]:

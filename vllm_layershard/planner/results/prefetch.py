@@ -38,6 +38,7 @@ class Prefetch(NamedTuple):
     `break_even_tokens` are the fewest prefill tokens a rank that hide the movement; None if no
     number does, or nothing is estimated. `break_even_range` is that with the least `contention` of
     the device's and with the most. From `never_waits_tokens` on no linear waits for its weight.
+    The prefill's prompts have `prompt_tokens` each (None: it is one prompt) after `cached_tokens`.
     """
 
     recommended_step: int | None
@@ -51,6 +52,8 @@ class Prefetch(NamedTuple):
     contention: tuple[float, float] | None = None
     break_even_range: tuple[int | None, int | None] = (None, None)
     never_waits_tokens: int | None = None
+    prompt_tokens: int | None = None
+    cached_tokens: int = 0
 
 
 def prefetch_of(forecast: Forecast) -> Prefetch:
@@ -69,6 +72,8 @@ def prefetch_of(forecast: Forecast) -> Prefetch:
                 contention=forecast.contention,
                 break_even_range=forecast.thresholds[1:],
                 never_waits_tokens=forecast.thresholds.never_waits,
+                prompt_tokens=forecast.prompts.length,
+                cached_tokens=forecast.prompts.cached,
             )
         case Abstention():
             return Prefetch(
@@ -80,6 +85,8 @@ def prefetch_of(forecast: Forecast) -> Prefetch:
                 assumptions=(),
                 sources=forecast.hardware.sources,
                 lacking=forecast.lacking,
+                prompt_tokens=forecast.prompts.length,
+                cached_tokens=forecast.prompts.cached,
             )
 
 

@@ -1,0 +1,47 @@
+"""What a rank computes in a prefill and in a decode."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from vllm_layershard.models import Batch
+
+PREFILL_TOKENS: Final = 8192
+DECODE_SEQUENCES: Final = 64
+DECODE_CONTEXT: Final = 4096
+"""The phases that are looked at where the user says nothing; assumed."""
+
+
+class Prompts(NamedTuple):
+    """The prompts of a prefill: their new tokens each, and the tokens before those in the cache.
+
+    `length` None: one prompt is as long as the forward.
+    """
+
+    length: int | None = None
+    cached: int = 0
+
+
+ONE_PROMPT: Final = Prompts()
+
+
+def prefill(tokens: int, pcp: int = 1, prompts: Prompts = ONE_PROMPT) -> Batch:
+    """So many tokens of prompts on each of their context-parallel ranks.
+
+    A token attends to half of its own prompt on average, and to all that is cached of it: vLLM
+    gives every rank tokens from a prompt's front and its back. Prompts fill the forward one after
+    another, the last one as far as there is room. Of a prompt that is longer than the forward it is
+    the mean piece.
+    """
+    whole = tokens * pcp
+    length = prompts.length or whole
+    if length >= whole:
+        return Batch(tokens=tokens, context=prompts.cached + length / 2, decode=False)
+    full, rest = divmod(whole, length)
+    attended = (full * length**2 + rest**2) / 2
+    return Batch(tokens=tokens, context=prompts.cached + attended / whole, decode=False)
+
+
+def decode(sequences: int, context: int) -> Batch:
+    """So many sequences on each rank, each after so many tokens."""
+    return Batch(tokens=sequences, context=context, decode=True)
