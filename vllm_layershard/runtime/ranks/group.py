@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import _world, get_backend_config
+from torch.distributed.distributed_c10d import _set_pg_timeout, _world, get_backend_config
 
 from vllm_layershard.errors import PlanError, TransportError
 from vllm_layershard.plan import SeriesPlan
@@ -94,6 +94,11 @@ class RankGroup(Group):
         """Fill `tensor` on every rank with the bytes of group rank `owner`'s. Collective."""
         dist.broadcast(tensor, src=self.ranks[owner], group=self.data)
 
+    def bound_movements(self, most_s: float) -> None:
+        """Wait for weights no longer than this, if it is less than the process group's timeout."""
+        bound = min(_timeout_of(self.data), timedelta(seconds=most_s))
+        _set_pg_timeout(bound, self.data)
+
 
 def _lost(rank: int, what: str, ranks: tuple[int, ...], error: RuntimeError) -> TransportError:
     said = str(error).strip().split("\n")[0]
@@ -175,8 +180,7 @@ def private_group(group: RankGroup) -> RankGroup:
     """
     given = group.data
     _count_alike(group)
-    # torch tells a group's timeout in no public way, and a new group would have the default.
-    timeout = given._get_backend(given._device_types[0]).options._timeout
+    timeout = _timeout_of(given)  # a new group would have the default
     try:
         data, control = (
             _new_group(group.ranks, timeout, backend, use_local_synchronization=True)
@@ -185,6 +189,12 @@ def private_group(group: RankGroup) -> RankGroup:
     except RuntimeError as error:
         raise group.lost("no private groups could be formed", error) from error
     return RankGroup(group.ranks, group.group_rank, data, control)
+
+
+def _timeout_of(group: dist.ProcessGroup) -> timedelta:
+    """torch tells it in no public way."""
+    timeout: timedelta = group._get_backend(group._device_types[0]).options._timeout
+    return timeout
 
 
 def _count_alike(group: RankGroup) -> None:

@@ -14,6 +14,11 @@ from vllm_layershard.runtime.slots import SlotPool
 from vllm_layershard.runtime.tensors import flat
 from vllm_layershard.runtime.transport.base import Ticket, Transport
 
+STALL_S = 300.0
+"""How long a layer is waited for at most, from the second forward on: as long as vLLM waits for one
+step (VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS). In the first one, and while loading, others may still
+compile, or read from a cold disk: there the process group's own timeout holds."""
+
 
 class Broadcast(Transport):
     """Broadcasts on the group's own process group, on the side stream.
@@ -25,7 +30,9 @@ class Broadcast(Transport):
     name = "broadcast"
 
     def __init__(self, group: RankGroup, device: Device) -> None:
+        self._group = group
         self._process_group = group.data
+        self._forwards = 0
         self._device = device
         self._options: tuple[dist.BroadcastOptions, ...] = ()
         self._stored: dict[int, tuple[torch.Tensor, ...]] = {}
@@ -40,6 +47,11 @@ class Broadcast(Transport):
     def open(self, plan: SeriesPlan, slots: SlotPool) -> None:
         self._options = tuple(_from(rank) for rank in plan.owner)
         self._incoming = tuple(tuple(flat(t) for t in slot) for slot in slots.tensors)
+
+    def begin(self) -> None:
+        self._forwards += 1
+        if self._forwards == 2 and self._device.torch_device.type == "cpu":
+            self._group.bound_movements(STALL_S)
 
     def start(self, position: int, slot: int) -> Ticket:
         tensors = self._outgoing.get(position, self._incoming[slot])
