@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         ModelError,
         NodeError,
         PlanError,
+        ReloadError,
         TransportError,
         UnknownModelError,
     )
@@ -63,6 +64,7 @@ __all__ = [
     "PlanError",
     "PlanResult",
     "RefusedLayout",
+    "ReloadError",
     "TransportError",
     "UnknownModelError",
     "__version__",
@@ -86,6 +88,7 @@ _HOMES: Final = {
         "ModelError",
         "NodeError",
         "PlanError",
+        "ReloadError",
         "TransportError",
         "UnknownModelError",
     ),

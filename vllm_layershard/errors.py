@@ -9,6 +9,7 @@ LayerShardError
 +-- HostError           this host, or this host's configuration, cannot shard layers
 |   +-- NodeError           this node has not the memory that ranks could share
 +-- MismatchError       ranks of one group do not agree, or received wrong bytes
++-- ReloadError         a reload was refused on every rank, and nothing has changed
 +-- TransportError      a weight did not arrive: a rank died or hangs
 
 The message always says what is wrong, where, and the remedy. Bugs are `assert`s, not these. None
@@ -50,6 +51,10 @@ class NodeError(HostError):
 
 class MismatchError(LayerShardError):
     """The ranks of a group disagree on the plan, or a weight arrived with other bytes."""
+
+
+class ReloadError(LayerShardError):
+    """A reload that no rank has begun: all go on with the weights that they have."""
 
 
 class TransportError(LayerShardError):

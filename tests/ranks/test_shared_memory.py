@@ -14,12 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from vllm_layershard.errors import NodeError, TransportError
+from vllm_layershard.errors import NodeError
 from vllm_layershard.runtime import shared_memory
-from vllm_layershard.runtime.peer_memory import posix
-from vllm_layershard.runtime.peer_memory.posix import PosixExports
 from vllm_layershard.runtime.shared_memory import PREFIX, Piece
 from vllm_layershard.runtime.window import Window
 
@@ -388,146 +385,6 @@ def test_a_name_that_cannot_be_taken_is_told_and_leaves_no_draft(name, monkeypat
     with pytest.raises(NodeError, match=f"{name} belongs to another user.*have it removed"):
         Piece.of(name, b"weights")
     assert not shared_memory.names(name.removeprefix(PREFIX))
-
-
-def followed(
-    handles: Any, opened: Any, go_on: Any, patience_s: float = 30.0, versions: Any = (1,)
-) -> list[Any]:
-    """A peer that sees layer 3, and follows to these versions when it is told to."""
-    posix.PATIENCE_S = patience_s
-    peer = PosixExports(f"peer-{os.getpid()}", 1)
-    (part,) = peer.open(0, handles)[3]
-    found = [part.view(torch.float).tolist()]
-    opened.set()
-    assert go_on.wait(HANG_S)
-    found.append(part.view(torch.float).tolist())
-    try:
-        for version in versions:
-            peer.follow({(0, 3): version})
-            found.append(part.view(torch.float).tolist())
-    except TransportError as error:
-        found.append(str(error))
-    return found
-
-
-def exported(values: list[float]) -> tuple[PosixExports, torch.Tensor]:
-    exports = PosixExports(f"test-{os.getpid()}", 0)
-    (kept,) = exports.store(3, [torch.tensor(values)])
-    return exports, kept
-
-
-def peer_of(exports: PosixExports, *args: Any) -> tuple[Any, Any]:
-    """Start one that has opened; its end of the pipe, and what it waits for before it follows."""
-    handles, opened, go_on = exports.handles(), FORK.Event(), FORK.Event()
-    ours, theirs = FORK.Pipe()
-    FORK.Process(
-        target=lambda: theirs.send(followed(handles, opened, go_on, *args)), daemon=True
-    ).start()
-    assert opened.wait(HANG_S)
-    return ours, go_on
-
-
-def test_a_peer_sees_the_former_version_until_it_follows():
-    exports, kept = exported([1.0, 2.0])
-    ours, go_on = peer_of(exports)
-    address = kept.data_ptr()
-    exports.reload(3, [torch.tensor([3.0, 4.0])])
-    assert (kept.tolist(), kept.data_ptr()) == ([3.0, 4.0], address)
-    go_on.set()
-    assert ours.recv() == [[1.0, 2.0], [1.0, 2.0], [3.0, 4.0]]
-
-
-def test_what_is_settled_has_no_name_and_a_peer_that_has_opened_it_still_follows():
-    exports, _ = exported([1.0])
-    ours, go_on = peer_of(exports)
-    prefix = f"test-{os.getpid()}-rank0"
-    exports.settle(followed=True)
-    assert shared_memory.names(prefix) == [f"{shared_memory.PREFIX}{prefix}-alive"]
-    exports.reload(3, [torch.tensor([2.0])])
-    go_on.set()
-    assert ours.recv() == [[1.0], [1.0], [2.0]]
-    exports.settle(followed=False)
-    assert not shared_memory.names(prefix)
-
-
-def test_a_peer_that_has_missed_a_reload_sees_the_version_that_it_asks_for():
-    exports, _ = exported([1.0])
-    ours, go_on = peer_of(exports, 30.0, (2,))
-    exports.reload(3, [torch.tensor([2.0])])
-    exports.reload(3, [torch.tensor([3.0])])
-    go_on.set()
-    assert ours.recv() == [[1.0], [1.0], [3.0]]
-
-
-def versions_of(exports: PosixExports) -> list[str]:
-    return [n.rpartition("-")[2] for n in shared_memory.names(f"test-{os.getpid()}-rank0-3")]
-
-
-def test_a_version_is_kept_until_the_last_living_peer_has_come_past_it():
-    exports, _ = exported([1.0])
-    handles, (ours, theirs) = exports.handles(), FORK.Pipe()
-
-    def peer() -> None:
-        mine = PosixExports(f"peer-{os.getpid()}", 1)
-        mine.open(0, handles)
-        theirs.send(mine.handles())
-        while True:
-            mine.follow({(0, 3): theirs.recv()})
-            theirs.send("seen")
-
-    process = FORK.Process(target=peer, daemon=True)
-    process.start()
-    exports.open(1, ours.recv())
-    for value in (2.0, 3.0):
-        exports.reload(3, [torch.tensor([value])])
-    assert versions_of(exports) == ["v1", "v2"], "the peer may yet ask for the first of them"
-    ours.send(1)
-    assert ours.recv() == "seen"
-    exports.check_peers()
-    assert versions_of(exports) == ["v2"]
-    exports.reload(3, [torch.tensor([4.0])])
-    assert versions_of(exports) == ["v2", "v3"]
-    process.kill()
-    process.join()
-    exports.check_peers()
-    assert versions_of(exports) == ["v3"], "nobody waits for the dead"
-    shared_memory.sweep()
-
-
-def test_new_weights_lie_as_the_former_ones_did():
-    weight = torch.arange(6.0).reshape(2, 3).t()
-    exports = PosixExports(f"test-{os.getpid()}", 0)
-    (kept,) = exports.store(3, [weight])
-    exports.handles()
-    assert (kept.tolist(), kept.stride()) == (weight.tolist(), weight.stride())
-    exports.reload(3, [weight + 1])
-    assert (kept.tolist(), kept.stride()) == ((weight + 1).tolist(), weight.stride())
-
-
-def test_a_peer_that_is_never_given_new_weights_is_named():
-    exports, _ = exported([1.0])
-    ours, go_on = peer_of(exports, 0.3)
-    go_on.set()
-    assert "rank 0 was not within 0.3 s; reload the weights of all" in ours.recv()[-1]
-
-
-def test_who_comes_after_a_reload_is_not_given_a_mixture():
-    exports, _ = exported([1.0])
-    handles = exports.handles()
-    exports.reload(3, [torch.tensor([2.0])])
-    with pytest.raises(
-        TransportError, match="rank 0 no longer has the weights that it was started"
-    ):
-        PosixExports("late", 1).open(0, handles)
-
-
-def test_memory_of_another_host_is_refused_with_the_alternative():
-    exports, _ = exported([1.0])
-    handles = exports.handles() | {"host": "another boot", "hostname": "node7"}
-    with pytest.raises(
-        NodeError, match=r"rank 0 on node7: pulls reach within one node.*'broadcast'"
-    ):
-        PosixExports("far", 1).open(0, handles)
 
 
 def flags_at(address: int) -> list[str]:

@@ -16,6 +16,7 @@ PARTS = {
     "ends": "servers that end: killed replicas, failing ranks, nodes that disagree",
     "cache": "the bytes of the KV cache, for each family and layout",
     "truth": "families as published that no bundled config has, beside vLLM's own classes",
+    "reloads": "a thousand reloads of which something fails",
     "faults": "generated faults and interleavings, killed replicas without a server",
     "tools": "calibrate, the benchmarks, the wheel, other releases of vLLM",
     "oldest": "the oldest vLLM that is served, in an environment of its own",

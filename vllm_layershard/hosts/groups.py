@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore
 
 from vllm_layershard.errors import NodeError
 from vllm_layershard.hosts.deployment import deployment_of, launched_as, meeting_place
@@ -16,9 +17,10 @@ from vllm_layershard.runtime import shared_memory
 from vllm_layershard.runtime.peer_memory.room import Room, require_room
 from vllm_layershard.runtime.ranks.agreement import agree_on
 from vllm_layershard.runtime.ranks.group import Group, create_groups
-from vllm_layershard.runtime.ranks.handshake import Ranks, handshake
+from vllm_layershard.runtime.ranks.handshake import Ranks, handshake, shared_store
 from vllm_layershard.runtime.ranks.rendezvous import Rendezvous
 from vllm_layershard.runtime.ranks.replicas import ReplicaGroup
+from vllm_layershard.runtime.reload.board import Board, NodeBoard, StoreBoard
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -69,6 +71,10 @@ class Groups(ABC):
         """Every rank's value, plain data, by global rank."""
 
     @abstractmethod
+    def board(self) -> Board:
+        """Where all ranks with which this one shares anything show how far their reloads are."""
+
+    @abstractmethod
     def leave(self, error: Exception) -> None:
         """Tell the other ranks that this one ends, and why."""
 
@@ -97,7 +103,8 @@ class _WorldGroups(Groups):
     ) -> None:
         if layout.one_sided:
             shared_memory.sweep()
-        self._handshake = handshake()
+        self._store = shared_store()
+        self._handshake = handshake(self._store)
         self._handshake.compare("configuration", {self._handshake.world: started})
         self.rank = dist.get_rank()
         world_size = dist.get_world_size()
@@ -123,6 +130,13 @@ class _WorldGroups(Groups):
     def _gather(self, subject: str, value: Any) -> list[Any]:
         """Through the world's store."""
         return self._handshake.gather(subject, value)
+
+    def board(self) -> Board:
+        """In the world's store, for the ranks of this layout."""
+        size = self._layout.world_size
+        first = self.rank - self.rank % size
+        store = PrefixStore("reload", self._store)
+        return StoreBoard(store, self.rank, tuple(range(first, first + size)))
 
     def leave(self, error: Exception) -> None:
         """Through the world's store."""
@@ -171,6 +185,10 @@ class _ReplicaGroups(Groups):
     def _gather(self, subject: str, value: Any) -> list[Any]:
         """Through the rendezvous, where values are numbered."""
         return self._everyone.gather(value)
+
+    def board(self) -> Board:
+        """In the node's shared memory, for the ranks of all replicas."""
+        return NodeBoard(self._rendezvous, tuple(range(self._layout.world_size)))
 
     def leave(self, error: Exception) -> None:
         """Through the rendezvous."""

@@ -34,12 +34,14 @@ from vllm_layershard.hosts.groups import Groups, form_groups
 from vllm_layershard.hosts.identity import identity_of
 from vllm_layershard.hosts.linears import check_matched, check_untied, collecting, leave_towers
 from vllm_layershard.hosts.loading import LoadedGroup, LoadingModel
-from vllm_layershard.hosts.reload_guard import guard_reloads
+from vllm_layershard.hosts.reload_guard import guard_reloads, reload_together
 from vllm_layershard.hosts.settings import layout_of
 from vllm_layershard.hosts.sharded_linear import serve_through
 from vllm_layershard.plan import ParallelLayout, select
 from vllm_layershard.runtime.device import device_of
 from vllm_layershard.runtime.ops import Place, bind, unbind
+from vllm_layershard.runtime.reload import Reloads
+from vllm_layershard.runtime.reload.act import Act
 from vllm_layershard.runtime.report import Report
 from vllm_layershard.runtime.report_file import ReportFile
 from vllm_layershard.runtime.series import ShardedSeries
@@ -93,6 +95,8 @@ def build(
         def attach_and_serve(loaded: Sequence[LoadedGroup]) -> None:
             attach(model, modules, decisions, loaded)
             groups.have_stored()
+            every_series = [series for group in loaded for series in group.series]
+            reload_together(model, Reloads(Act(groups.board()), every_series, device))
             serve(loaded, config, groups)
 
         loading = LoadingModel(decisions, groups, device, modules, attach_and_serve)

@@ -1,27 +1,39 @@
-"""The guard around vLLM's reload of the weights: sharded series remember a failure half-way.
+"""The guard around vLLM's reload of the weights: all ranks that share reload together.
 
-What a reload does: runtime/reload.py.
+What a reload does: the note in runtime/reload/reloads.py.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import nn
 
 from vllm_layershard.config import KEY
 from vllm_layershard.errors import HostError
 from vllm_layershard.hosts.after_import import after_import
+from vllm_layershard.hosts.checkpoint import checked_checkpoint
 from vllm_layershard.hosts.patch import Patch
-from vllm_layershard.runtime.ops import bound_series
-from vllm_layershard.runtime.reload import reloading
+from vllm_layershard.hosts.unfinished import discard_unfinished
+from vllm_layershard.runtime.reload import Reloads
+
+_reloads: WeakKeyDictionary[nn.Module, Reloads] = WeakKeyDictionary()
+"""Of the models that this process has sharded."""
+
+
+def reload_together(model: nn.Module, reloads: Reloads) -> None:
+    """From now on the model's weights are reloaded in one act of all ranks."""
+    _reloads[model] = reloads
 
 
 def _guarding_reload(original: Callable[..., None]) -> Callable[..., None]:
     def reload_weights(self: Any, *args: Any, **kwargs: Any) -> None:
-        every_series = bound_series()
-        if not every_series:
+        reloads = _reloads.get(self.get_model())
+        if reloads is None:
             return original(self, *args, **kwargs)
         given = inspect.signature(original).bind(self, *args, **kwargs).arguments
         if not given.get("is_checkpoint_format", True):
@@ -29,8 +41,21 @@ def _guarding_reload(original: Callable[..., None]) -> Callable[..., None]:
                 f"{KEY}: with is_checkpoint_format=False vLLM writes into the tensors themselves, "
                 "and the other ranks would not be told; reload from a checkpoint"
             )
-        with reloading(every_series):
-            return original(self, *args, **kwargs)
+        iterated = given.get("weights_iterator") is not None
+        checkpoint: Callable[[], Any] = (
+            (lambda: "weights_iterator")
+            if iterated
+            else partial(checked_checkpoint, self.vllm_config, given.get("weights_path"))
+        )
+        with reloads.reloading(checkpoint):
+            try:
+                return original(self, *args, **kwargs)
+            except BaseException:
+                try:
+                    discard_unfinished(self.get_model())
+                except HostError as error:
+                    reloads.forbid(error)
+                raise
 
     return reload_weights
 
@@ -41,9 +66,9 @@ def _patch(module: str) -> Patch:
         owner="GPUModelRunner",
         attribute="reload_weights",
         versions="0.29 to 0.33",
-        reason="a reload that fails half-way leaves layers of two checkpoints; vLLM hands the "
-        "error to its caller and serves on",
-        removal="vLLM ends a worker whose reload failed, or offers plugins a hook around reloads",
+        reason="vLLM reloads each rank by itself; ranks that share weights would mix those of two "
+        "checkpoints meanwhile, and for good where one rank fails half-way",
+        removal="vLLM offers plugins a hook around reloads, in which all ranks can meet",
         wrap=_guarding_reload,
     )
 

@@ -42,13 +42,13 @@ class ShardedSeries:
         self.transport = transport
         self.counters = Counters()
         self.on_forward_end: Callable[[], None] = lambda: None
+        self.on_renewed: Callable[[int, int], None] = lambda position, fingerprint: None
         self._weights = weights
         self._first_arrivals = first_arrivals
         self._arriving: list[Ticket | None] = [None] * len(plan.series)
         """By position: a movement that has started and was not waited for yet."""
         self._occupant: list[int | None] = [None] * plan.schedule.num_slots
         """The position that each slot holds or is receiving; None before its first movement."""
-        self._last = len(plan.series) - 1
 
     @property
     def name(self) -> str:
@@ -141,7 +141,7 @@ class ShardedSeries:
                 slot = self.plan.schedule.slot[position]
                 self._first_arrivals.check(position, self.slots.tensors[slot])
         self.counters.waits += 1
-        if position == self._last:
+        if position == len(self.plan.series) - 1:
             self.on_forward_end()
 
     def _await(self, position: int) -> None:
@@ -154,14 +154,22 @@ class ShardedSeries:
             raise self.group.lost_layer(self.plan, position, error) from error
         self._arriving[position] = None
 
-    def reload(self, position: int, module: nn.Module) -> None:
-        """Between two forwards: serve what the module's tensors hold now. No address changes.
+    def drain(self) -> None:
+        """Between two forwards: wait for what the last one has started and never read.
 
-        Not collective; the next forward moves the new bytes. See Weights.reload.
+        Raises:
+            TransportError: it did not arrive.
+        """
+        for position in self.in_flight:
+            self._await(position)
+
+    def reload(self, position: int, module: nn.Module) -> None:
+        """While no rank reads: serve what the module's tensors hold now: see Weights.reload.
 
         Raises:
             HostError: a new tensor is in a format of the device's own.
         """
-        self._weights.reload(position, module)
+        fingerprint = self._weights.reload(position, module)
         if self._first_arrivals is not None:
             self._first_arrivals.forget(position)
+        self.on_renewed(position, fingerprint)

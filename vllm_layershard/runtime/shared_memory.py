@@ -1,9 +1,9 @@
-"""Shared memory: named pieces of a node's memory, written once, that other processes may read.
+"""Shared memory: named pieces of a node's memory that other processes may read.
 
-Note [Written once]
-A piece gets its name only when it is complete, and does not change while it has one. Who has mapped
-it keeps its pages for as long as it likes, whatever becomes of the name or of the process that
-wrote it. Ranks in lockstep, who have taken the names away, write into theirs between two forwards.
+Note [Who writes]
+A piece gets its name only when it is complete. Who has mapped it keeps its pages for as long as it
+likes, whatever becomes of the name or of the process that wrote it. Only that process writes into
+it, and only in a reload, while no rank reads: see runtime/reload/.
 
 Note [Whose writer is gone]
 The writer holds a record lock on each of its pieces. The kernel drops the lock with the process,
@@ -134,7 +134,7 @@ class Piece:
 
     def _has(self, name: str) -> bool:
         """Whether the name is this piece's still, and not that of a newer one."""
-        return os.path.samestat(path_of(name).lstat(), os.fstat(self.fd))
+        return has(name, self.fd)
 
     def leave_behind(self) -> None:
         """Let the name outlive this process, until the next start of any removes what is left."""
@@ -286,6 +286,14 @@ def holder_of(name: str) -> int | None:
     finally:
         os.close(fd)
     return None if kind == fcntl.F_UNLCK else int(pid)
+
+
+def has(name: str, fd: int) -> bool:
+    """Whether the name is, now, that of an open piece."""
+    try:
+        return os.path.samestat(path_of(name).lstat(), os.fstat(fd))
+    except FileNotFoundError:
+        return False
 
 
 def is_left_over(name: str) -> bool:

@@ -9,6 +9,7 @@ from torch import nn
 
 from vllm_layershard.plan import SeriesPlan, Stripe
 from vllm_layershard.runtime.device import Device
+from vllm_layershard.runtime.fingerprint import fingerprint
 from vllm_layershard.runtime.formats import check_formats
 from vllm_layershard.runtime.ranks.group import Group
 from vllm_layershard.runtime.slots import SlotPool
@@ -114,17 +115,20 @@ class Weights:
             )
         self._plan = plan
 
-    def reload(self, position: int, module: nn.Module) -> None:
-        """Between two forwards: store what the module's tensors hold now, at the same addresses.
+    def reload(self, position: int, module: nn.Module) -> int:
+        """While no rank reads: store what the module's tensors hold now, at the same addresses.
+
+        Not collective; the next forward moves the new bytes.
 
         Of the new tensors this rank's part is copied into the memory that it serves from. The
-        module reads from where it did before.
+        module reads from where it did before. Returns the fingerprint of the new weight.
 
         Raises:
             HostError: a new tensor is in a format of the device's own.
         """
         new = {name: held(module)[name].detach() for name in self.names}
         self.check_formats(position, new)
+        given = fingerprint(tuple(new.values())) if self._plan.moves else 0
         if self.owns(position):
             self._transport.reload(position, tuple(new.values()))
         elif position in self.parts:
@@ -135,6 +139,7 @@ class Weights:
             self._transport.reload(position, ())
         for name, served in self.read_at(position).items():
             point(module, name, served)
+        return given
 
     def read_at(self, position: int) -> Mapping[str, torch.Tensor]:
         """The tensors that `position`'s linear reads on this rank, by attribute name."""

@@ -31,7 +31,8 @@ _FAILED = ctypes.c_void_p(-1).value
 class Window:
     """A range of this process's addresses that shows a piece, and later perhaps another.
 
-    What is seen through it changes with the piece; where it is seen never does.
+    A rank that is started again stores its weights in other pieces. Where they are seen never
+    changes.
     """
 
     def __init__(self, nbytes: int) -> None:

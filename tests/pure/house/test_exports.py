@@ -28,7 +28,8 @@ PUBLIC = {
     *("PlanResult", "MapResult", "CompareResult", "ModelsResult", "HardwareResult"),
     *("LayoutCapacity", "RefusedLayout"),
     *("LayerShardError", "ConfigError", "PlanError", "ModelError", "UnknownModelError"),
-    *("HardwareError", "HostError", "NodeError", "MismatchError", "TransportError"),
+    *("HardwareError", "HostError", "NodeError", "MismatchError", "ReloadError"),
+    "TransportError",
 }
 """Names are added. One that goes or changes its meaning breaks those who import it."""
 

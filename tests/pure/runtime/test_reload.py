@@ -1,56 +1,92 @@
-"""A reload that fails half-way: every later forward says so, until a reload has made up for it."""
+"""Reloads in one process: two ranks on threads, whose board stands in for the node's."""
 
 from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
 
 import pytest
 import torch
 
-from vllm_layershard.errors import TransportError
+from vllm_layershard.errors import HostError, LayerShardError, ReloadError, TransportError
 from vllm_layershard.plan import Series, build_plan
 from vllm_layershard.runtime.device import CpuDevice
 from vllm_layershard.runtime.loading import LoadingSeries
-from vllm_layershard.runtime.ranks.group import Group, RankGroup
-from vllm_layershard.runtime.reload import reloading
+from vllm_layershard.runtime.ranks.group import Group
+from vllm_layershard.runtime.reload import Reloads
+from vllm_layershard.runtime.reload.act import Act
+from vllm_layershard.runtime.reload.board import Board
 from vllm_layershard.runtime.series import ShardedSeries
 from vllm_layershard.runtime.transport import Stay
 
 LAYERS = 4
+RANKS = (0, 1)
+PATIENCE_S = 0.3
+CPU = CpuDevice(torch.device("cpu"))
+
+
+class Places(Board):
+    """A board in this process's memory."""
+
+    def __init__(self, rank: int, shown: dict[int, Any]) -> None:
+        self.ranks, self.rank = RANKS, rank
+        self._shown = shown
+
+    def show(self, document: Any) -> None:
+        self._shown[self.rank] = document
+
+    def read(self, rank: int) -> Any:
+        return self._shown.get(rank)
 
 
 class Alone(Group):
-    """A rank of replicas; nobody else is there to be asked."""
+    """One of two ranks; each layer is on both."""
 
     lockstep = False
-    rejoins = True
-    ranks = (0, 1)
-    group_rank = 0
-    name = "alone"
+    rejoins = False
+    ranks = RANKS
+    name = "both"
+
+    def __init__(self, rank: int) -> None:
+        self.group_rank = rank
 
     def gather(self, value):
         return [value, value]
 
 
-LOCKSTEP = RankGroup((0, 1), 0, data=None, control=None)  # type: ignore[arg-type]
+class Rank:
+    """One rank with a series of which every layer stays."""
 
-
-def loaded(group: Group, placement: str) -> tuple[ShardedSeries, list[torch.nn.Linear]]:
-    series = [Series("o_proj", tuple(range(LAYERS)), 64)]
-    (plan,) = build_plan(series, 2, 1, placement).series
-    loading = LoadingSeries(plan, group, CpuDevice(torch.device("cpu")), Stay("pull"))
-    linears = [torch.nn.Linear(4, 4, bias=False) for _ in range(LAYERS)]
-    for position, linear in enumerate(linears):
-        loading.adopt(position, linear, ("weight",))
-    return loading.finish(plan), linears
-
-
-def reload(series: ShardedSeries, value: float, fails_at: int | None = None) -> None:
-    with reloading([series]):
+    def __init__(self, rank: int, shown: dict[int, Any]) -> None:
+        series = [Series("o_proj", tuple(range(LAYERS)), 64)]
+        (plan,) = build_plan(series, 2, 1, "replicated").series
+        loading = LoadingSeries(plan, Alone(rank), CPU, Stay("pull"))
         for position in range(LAYERS):
-            if position == fails_at:
-                raise OSError("unexpected end of file\n(model-00002.safetensors)")
-            new = torch.nn.Linear(4, 4, bias=False)
-            torch.nn.init.constant_(new.weight, value)
-            series.reload(position, new)
+            loading.adopt(position, linear(0.0), ("weight",))
+        self.series = loading.finish(plan)
+        self.reloads = Reloads(Act(Places(rank, shown), PATIENCE_S), [self.series], CPU)
+
+    def reload(
+        self,
+        value: float,
+        fails_at: int | None = None,
+        layers: range = range(LAYERS),
+        checkpoint: Callable[[], Any] = lambda: "the same",
+        error: type[BaseException] = OSError,
+    ) -> None:
+        with self.reloads.reloading(checkpoint):
+            for position in layers:
+                if position == fails_at:
+                    raise error("unexpected end of file\n(model-00002.safetensors)")
+                self.series.reload(position, linear(value))
+
+
+def linear(value: float) -> torch.nn.Linear:
+    module = torch.nn.Linear(4, 4, bias=False)
+    torch.nn.init.constant_(module.weight, value)
+    return module
 
 
 def forward(series: ShardedSeries) -> list[float]:
@@ -63,40 +99,147 @@ def forward(series: ShardedSeries) -> list[float]:
     return read
 
 
+@pytest.fixture
+def ranks() -> list[Rank]:
+    shown: dict[int, Any] = {}
+    return [Rank(rank, shown) for rank in RANKS]
+
+
+def together(*works: Callable[[], None]) -> list[BaseException | None]:
+    """What each raises, all at once."""
+    raised: list[BaseException | None] = [None] * len(works)
+
+    def run(index: int, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except BaseException as error:
+            raised[index] = error
+
+    threads = [threading.Thread(target=run, args=each) for each in enumerate(works)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+        assert not thread.is_alive(), "it hangs"
+    return raised
+
+
+def both(ranks: list[Rank], *args: Any, **kwargs: Any) -> list[BaseException | None]:
+    return together(*(lambda rank=rank: rank.reload(*args, **kwargs) for rank in ranks))
+
+
+def served(ranks: list[Rank]) -> list[list[float]]:
+    return [forward(rank.series) for rank in ranks]
+
+
 @pytest.mark.parametrize("fails_at", range(LAYERS))
-@pytest.mark.parametrize("group", [LOCKSTEP, Alone()], ids=["lockstep", "replicas"])
-def test_a_series_that_stays_is_whole_again_after_a_reload_that_succeeds(group, fails_at):
-    series, _ = loaded(group, "replicated")
-    reload(series, 1.0)
-    assert forward(series) == [1.0] * LAYERS
-    with pytest.raises(OSError, match="unexpected end"):
-        reload(series, 2.0, fails_at)
-    for _ in range(2):
-        said = (
-            r"rank 0: a reload of the weights failed half-way \(OSError: unexpected end of file "
-            r"\(model-00002.safetensors\)\): series 'o_proj' .*reload the weights again"
-        )
-        with pytest.raises(TransportError, match=said):
-            forward(series)
-    with pytest.raises(OSError, match="unexpected end"):
-        reload(series, 3.0, fails_at)
-    reload(series, 3.0)
-    assert forward(series) == [3.0] * LAYERS
+@pytest.mark.parametrize("failing", RANKS)
+def test_a_reload_that_fails_half_way_breaks_all_until_one_succeeds(ranks, failing, fails_at):
+    assert both(ranks, 1.0) == [None, None]
+    assert served(ranks) == [[1.0] * LAYERS] * 2
+    works = [lambda: ranks[0].reload(2.0), lambda: ranks[1].reload(2.0)]
+    works[failing] = lambda: ranks[failing].reload(2.0, fails_at)
+    raised = together(*works)
+    assert isinstance(raised[failing], OSError)
+    assert isinstance(raised[1 - failing], TransportError)
+    for rank in ranks:
+        for _ in range(2):
+            said = (
+                r"rank \d: a reload of the weights failed half-way.*unexpected end of file "
+                r"\(model-00002.safetensors\).*reload every weight, on all ranks"
+            )
+            with pytest.raises(TransportError, match=said):
+                forward(rank.series)
+    assert both(ranks, 3.0) == [None, None]
+    assert served(ranks) == [[3.0] * LAYERS] * 2
 
 
-def test_replicas_that_move_their_layers_stay_broken():
-    series, _ = loaded(Alone(), "round_robin")
-    with pytest.raises(OSError, match="unexpected end"):
-        reload(series, 2.0, 0)
-    with pytest.raises(TransportError, match=r"rank 0: an earlier reload .* restart all replicas"):
-        reload(series, 3.0)
-    with pytest.raises(TransportError, match=r"failed half-way .* restart all replicas"):
-        series.reach(0)
+def test_a_rank_that_does_not_come_keeps_all_from_beginning(ranks):
+    for rank in ranks:
+        with pytest.raises(ReloadError, match=r"rank \d did not come within 0.3 s.* at once"):
+            rank.reload(1.0)
+    assert served(ranks) == [[0.0] * LAYERS] * 2
+    assert both(ranks, 2.0) == [None, None], "attempts of before bind nobody"
+    assert served(ranks) == [[2.0] * LAYERS] * 2
 
 
-def test_a_reload_that_is_interrupted_is_one_that_failed():
-    series, _ = loaded(LOCKSTEP, "replicated")
-    with pytest.raises(KeyboardInterrupt), reloading([series]):
-        raise KeyboardInterrupt
-    with pytest.raises(TransportError, match="KeyboardInterrupt: no message"):
-        series.reach(0)
+def test_a_checkpoint_that_is_not_whole_keeps_all_from_beginning(ranks):
+    def cut() -> None:
+        raise HostError("model-00002.safetensors: is cut short")
+
+    works = [lambda: ranks[0].reload(1.0), lambda: ranks[1].reload(1.0, checkpoint=cut)]
+    for error in together(*works):
+        assert isinstance(error, ReloadError)
+        assert "rank 1: HostError: model-00002.safetensors: is cut short" in str(error)
+    assert served(ranks) == [[0.0] * LAYERS] * 2
+
+
+def test_ranks_with_different_checkpoints_do_not_begin(ranks):
+    works = [
+        lambda: ranks[0].reload(1.0, checkpoint=lambda: {"a.safetensors": [8, "x"]}),
+        lambda: ranks[1].reload(1.0, checkpoint=lambda: {"a.safetensors": [8, "y"]}),
+    ]
+    for error in together(*works):
+        assert isinstance(error, ReloadError)
+        assert "checkpoint.a.safetensors[1]: 'x' != 'y'" in str(error)
+    assert served(ranks) == [[0.0] * LAYERS] * 2
+
+
+def test_a_broken_model_is_whole_only_when_every_layer_is_of_one_reload(ranks):
+    both(ranks, 1.0, fails_at=2)
+    for error in both(ranks, 2.0, layers=range(2)):
+        assert isinstance(error, TransportError)
+        assert "has not brought every sharded weight" in str(error)
+    for rank in ranks:
+        with pytest.raises(TransportError, match="failed half-way"):
+            forward(rank.series)
+    assert both(ranks, 3.0) == [None, None]
+    assert both(ranks, 4.0, layers=range(2)) == [None, None], "a whole one may be changed in part"
+    assert served(ranks) == [[4.0, 4.0, 3.0, 3.0]] * 2
+
+
+def test_a_reload_that_is_interrupted_is_one_that_failed(ranks):
+    raised = together(
+        lambda: ranks[0].reload(1.0),
+        lambda: ranks[1].reload(1.0, fails_at=1, error=KeyboardInterrupt),
+    )
+    assert isinstance(raised[1], KeyboardInterrupt)
+    assert isinstance(raised[0], TransportError)
+    for rank in ranks:
+        with pytest.raises(TransportError, match="KeyboardInterrupt: unexpected end"):
+            rank.series.reach(0)
+
+
+def test_who_comes_back_after_a_reload_is_sent_away(ranks):
+    shown = ranks[0].reloads._act._presence.board._shown
+    Rank(1, shown)
+    both(ranks, 1.0)
+    with pytest.raises(TransportError, match="rank 1: the other ranks were given other weights"):
+        Rank(1, shown)
+
+
+def test_whoever_turns_back_is_not_waited_for(ranks):
+    """One is asked alone, gives up, and is asked again with the other: they find each other."""
+    with suppress(LayerShardError):
+        ranks[1].reload(1.0)
+    with suppress(LayerShardError):
+        ranks[0].reload(1.0)
+    assert both(ranks, 2.0) == [None, None]
+
+
+def test_ranks_that_are_asked_again_at_once_find_each_other(ranks):
+    """The lead may be asked anew before the others have heard what became of the former reload."""
+
+    def often(rank: Rank) -> None:
+        def cut() -> None:
+            raise HostError("cut short")
+
+        for number in range(1, 6):
+            with pytest.raises(ReloadError, match="rank 0: HostError: cut short"):
+                rank.reload(9.0, checkpoint=cut)
+            with pytest.raises((OSError, TransportError)):
+                rank.reload(8.0, fails_at=rank.series.group.group_rank)
+            rank.reload(float(number))
+
+    assert together(*(lambda rank=rank: often(rank) for rank in ranks)) == [None, None]
+    assert served(ranks) == [[5.0] * LAYERS] * 2

@@ -70,6 +70,25 @@ class Probe:
             self.model_runner.reload_weights(weights_iterator=iter(some.items()))
         return len(some)
 
+    def reload_half(self, directory: str, suffixes: list[str], failing: int) -> None:
+        """A reload whose checkpoint ends half-way on one rank: `failing`, counted over replicas."""
+        from vllm.config import set_current_vllm_config
+
+        from serving.weights import weights_of
+        from vllm_layershard.runtime.ops import bound_series
+
+        some = list(weights_of(Path(directory), tuple(suffixes)).items())
+        fails = _rank_of(bound_series()[0]) == failing
+
+        def each() -> Any:
+            for number, item in enumerate(some):
+                if fails and number == len(some) // 2:
+                    raise OSError("the checkpoint ends here")
+                yield item
+
+        with set_current_vllm_config(self.vllm_config):
+            self.model_runner.reload_weights(weights_iterator=each())
+
     def addresses(self) -> dict[str, list[int]]:
         """Where each series' weights are read from, by position."""
         from vllm_layershard.runtime.ops import bound_series

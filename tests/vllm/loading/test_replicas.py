@@ -20,6 +20,7 @@ from hosted.engines import load, run_engines
 from recital import model_path
 from serving.weights import with_other_weights
 from vllm_layershard.errors import LayerShardError, NodeError
+from vllm_layershard.runtime.reload import act
 
 LAYERS = range(7)
 HANG_S = 120
@@ -135,47 +136,6 @@ def wait_for(file: Path) -> None:
         time.sleep(0.02)
 
 
-def reloaded(rank: int, config: Any, other: str) -> dict[str, Any]:
-    given = Path(other, "given")
-    model = load(config, lambda model: None)
-    from vllm.model_executor.model_loader.reload.inplace import reload_weights
-
-    from vllm_layershard.runtime.ops import bound_series
-
-    old, new = stored(config.model_config.model), stored(other)
-    addresses = [
-        series.weights(i)["weight"].data_ptr() for series in bound_series() for i in LAYERS
-    ]
-    before = wrong(one_forward(), old)
-    if rank:
-        before += wrong(one_forward(), old)
-        wait_for(given)
-        before += wrong(one_forward(), old)
-    after = []
-    for times in (1, 2):  # twice without a forward between them, on one of the two
-        with torch.inference_mode(), torch.device("cpu"):
-            reload_weights(config, model, None, other, is_checkpoint_format=True)
-        if rank == 0 and times == 2:
-            given.touch()
-        if rank or times == 2:
-            after += wrong(one_forward(), new)
-    return {
-        "before": before,
-        "after": after,
-        "same addresses": addresses
-        == [series.weights(i)["weight"].data_ptr() for series in bound_series() for i in LAYERS],
-    }
-
-
-def test_a_reload_is_never_mixed_with_what_was_there_before(dense, tmp_path):
-    """One replica goes on with the old weights while the other has been given its new ones."""
-    names = ("q_proj", "o_proj", "down_proj")
-    other = with_other_weights(dense, tmp_path / "other", names)
-    inspect = functools.partial(reloaded, other=str(other))
-    for seen in run_engines(dense, {"layers": NAMES}, inspect):
-        assert seen == {"before": [], "after": [], "same addresses": True}, seen
-
-
 class Runner(SimpleNamespace):
     """As much of vLLM's model runner as its reload asks for."""
 
@@ -188,45 +148,96 @@ class Runner(SimpleNamespace):
     reset_lora_state = reset_encoder_cache = reset_mm_cache = reset
 
 
-def failed_once(rank: int, config: Any, second: str, third: str) -> dict[str, Any]:
-    """Both are given the second weights, of which one gets half; then both are given the third."""
-    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+class Engine:
+    """One rank with a loaded model, as its worker reloads it and as a forward reads it."""
 
-    from vllm_layershard.runtime.peer_memory import posix
+    def __init__(self, config: Any, *others: str) -> None:
+        act.PATIENCE_S = 10.0
+        self.runner = Runner(vllm_config=config, model=load(config, lambda model: None))
+        self.generations = [stored(config.model_config.model), *map(stored, others)]
 
-    posix.PATIENCE_S = 1.0
-    runner = Runner(vllm_config=config, model=load(config, lambda model: None))
-    generations = [stored(config.model_config.model), stored(second), stored(third)]
+    def reload(self, directory: str, tensors: int | None = None) -> str:
+        """From the directory itself, or from an iterator that fails after so many tensors."""
+        from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
-    def reload(directory: str, tensors: int | None = None) -> str:
-        weights = sorted(load_file(f"{directory}/model.safetensors").items())
-        some = islice(weights, tensors) if tensors else weights
-
-        def each() -> Iterator[tuple[str, torch.Tensor]]:
-            yield from some
-            if tensors:
-                raise OSError("truncated")
-
+        given: dict[str, Any] = {"weights_path": directory}
+        if tensors is not None:
+            given = {"weights_iterator": some_of(directory, tensors)}
         try:
             with torch.inference_mode(), torch.device("cpu"):
-                GPUModelRunner.reload_weights(runner, weights_iterator=each())
+                GPUModelRunner.reload_weights(self.runner, **given)
             return "reloaded"
         except (OSError, LayerShardError) as error:
             return f"{type(error).__name__}: {error}"
 
-    def forward() -> str:
+    def forward(self) -> str:
         try:
             read = one_forward()
         except LayerShardError as error:
             return f"{type(error).__name__}: {error}"
-        whole = [number for number, each in enumerate(generations) if not wrong(read, each)]
+        whole = [number for number, each in enumerate(self.generations) if not wrong(read, each)]
         return f"generation {whole[0]}" if whole else "a mixture"
 
-    said = {"before": forward(), "second": reload(second, 40 if rank else None)}
-    said["third"] = reload(third)
-    said["forwards"] = [forward(), forward()]
+
+def some_of(directory: str, tensors: int) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from islice(sorted(load_file(f"{directory}/model.safetensors").items()), tensors)
+    raise OSError("truncated")
+
+
+def addresses() -> list[int]:
+    from vllm_layershard.runtime.ops import bound_series
+
+    return [series.weights(i)["weight"].data_ptr() for series in bound_series() for i in LAYERS]
+
+
+def reloaded(rank: int, config: Any, other: str, cut: str) -> dict[str, Any]:
+    """One goes on computing until the other has been asked, and then is asked itself."""
+    engine = Engine(config, other)
+    asked = Path(other, "asked")
+    before, where = [engine.forward()], addresses()
+    if rank:
+        wait_for(asked)
+        before.append(engine.forward())
+    asked.touch()
+    said = [engine.reload(cut), engine.forward(), engine.reload(other), engine.forward()]
+    return {"before": before, "said": said, "same addresses": where == addresses()}
+
+
+def test_a_reload_is_of_all_replicas_or_of_none(dense, tmp_path):
+    """A checkpoint that is cut short changes nothing; a whole one is served by both."""
+    other = with_other_weights(dense, tmp_path / "other", ("q_proj", "o_proj", "down_proj"))
+    cut = shutil.copytree(other, tmp_path / "cut")
+    whole = (cut / "model.safetensors").read_bytes()
+    (cut / "model.safetensors").write_bytes(whole[:-1000])
+    inspect = functools.partial(reloaded, other=str(other), cut=str(cut))
+    for rank, seen in enumerate(run_engines(dense, {"layers": NAMES}, inspect)):
+        assert not isinstance(seen, str), seen
+        assert seen["before"] == ["generation 0"] * (1 + rank)
+        refused, after, good, last = seen["said"]
+        assert refused.startswith(f"ReloadError: rank {rank}: no rank has reloaded its weights")
+        assert "model.safetensors: cannot be read as weights, or is cut short" in refused
+        assert (after, good, last) == ("generation 0", "reloaded", "generation 1")
+        assert seen["same addresses"]
+
+
+def failed_once(rank: int, config: Any, second: str, third: str, ends: int) -> dict[str, Any]:
+    """Both are given the second weights, of which one gets half, then both half; then the third.
+
+    Half ends between the parts of a fused linear. Where both hold the same half, nothing tells.
+    """
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    engine = Engine(config, second, third)
+    said: dict[str, Any] = {"before": engine.forward()}
+    said["second"] = engine.reload(second, ends if rank else 10_000)
+    said["between"] = [engine.forward(), engine.forward()]
+    said["again"] = engine.reload(second, ends)
+    said["third"] = engine.reload(third)
+    said["after"] = [engine.forward(), engine.forward()]
     try:
-        GPUModelRunner.reload_weights(runner, weights_iterator=(), is_checkpoint_format=False)
+        GPUModelRunner.reload_weights(
+            engine.runner, weights_iterator=(), is_checkpoint_format=False
+        )
     except LayerShardError as error:
         said["kernel format"] = f"{type(error).__name__}: {error}"
     return said
@@ -235,7 +246,9 @@ def failed_once(rank: int, config: Any, second: str, third: str) -> dict[str, An
 @pytest.mark.parametrize(
     "placement", ["round_robin", pytest.param("striped", marks=pytest.mark.matrix(part="replicas"))]
 )
-def test_after_a_reload_that_failed_once_no_forward_sees_a_mixture(dense, placement, tmp_path):
+def test_after_a_reload_that_failed_once_nothing_is_served_until_one_succeeds(
+    dense, placement, tmp_path
+):
     names = ("q_proj", "o_proj", "down_proj")
     second, third = (with_other_weights(dense, tmp_path / n, names) for n in ("second", "third"))
     turned = {
@@ -243,24 +256,21 @@ def test_after_a_reload_that_failed_once_no_forward_sees_a_mixture(dense, placem
         for name, tensor in load_file(third / "model.safetensors").items()
     }
     save_file(turned, third / "model.safetensors")
-    inspect = functools.partial(failed_once, second=str(second), third=str(third))
-    zero, one = run_engines(dense, {"layers": NAMES, "placement": placement}, inspect)
-    assert not isinstance(zero, str), zero
-    assert not isinstance(one, str), one
-    assert "a mixture" not in {*zero["forwards"], *one["forwards"]}
-    assert zero["before"] == one["before"] == "generation 0"
-    assert (zero["second"], one["second"]) == ("reloaded", "OSError: truncated")
-    assert zero["third"] == "reloaded"
-    assert one["third"].startswith(
-        "TransportError: rank 1: an earlier reload of its weights failed"
-    )
-    for said in one["forwards"]:
-        assert said.startswith("TransportError: rank 1: a reload of the weights failed half-way"), (
-            one
-        )
-    for said in zero["forwards"]:
-        assert said.startswith("TransportError: rank 0 was given new weights, and rank 1 "), zero
-    for said in (zero, one):
+    ends = 1 + sorted(turned).index("model.layers.3.self_attn.q_proj.weight")
+    inspect = functools.partial(failed_once, second=str(second), third=str(third), ends=ends)
+    for rank, said in enumerate(
+        run_engines(dense, {"layers": NAMES, "placement": placement}, inspect)
+    ):
+        assert not isinstance(said, str), said
+        assert said["before"] == "generation 0"
+        for second in (said["second"], said["again"]):
+            assert second.endswith("truncated") or "failed half-way" in second, said
+        for forward in said["between"]:
+            assert forward.startswith(
+                f"TransportError: rank {rank}: a reload of the weights failed half-way"
+            ), said
+        assert said["third"] == "reloaded"
+        assert said["after"] == ["generation 2"] * 2
         assert said["kernel format"].startswith("HostError: layer_sharding: with is_checkpoint_for")
 
 

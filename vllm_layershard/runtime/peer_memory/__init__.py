@@ -5,11 +5,11 @@ from __future__ import annotations
 import secrets
 
 from vllm_layershard.runtime.device import Device
-from vllm_layershard.runtime.peer_memory.base import Exports, Parts
+from vllm_layershard.runtime.peer_memory.base import Exports, Parts, Sizes
 from vllm_layershard.runtime.peer_memory.posix import PosixExports
 from vllm_layershard.runtime.ranks.group import Group
 
-__all__ = ["Exports", "Parts", "PosixExports", "exports_of"]
+__all__ = ["Exports", "Parts", "PosixExports", "Sizes", "exports_of"]
 
 
 def exports_of(device: Device, group: Group, series: str) -> Exports:

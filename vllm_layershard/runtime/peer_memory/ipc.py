@@ -28,7 +28,13 @@ from typing import Any, NamedTuple
 import torch
 
 from vllm_layershard.errors import NodeError
-from vllm_layershard.runtime.peer_memory.base import Exports, Parts
+from vllm_layershard.runtime.peer_memory.base import (
+    Exports,
+    Parts,
+    Sizes,
+    checked_sizes,
+    strange_handles,
+)
 from vllm_layershard.runtime.peer_memory.processes import Peers, address
 from vllm_layershard.runtime.ranks.group import Group
 from vllm_layershard.runtime.tensors import byte_line
@@ -62,6 +68,26 @@ class Shared(NamedTuple):
             counter=bytes.fromhex(plain[4]),
             event=bytes.fromhex(plain[6]),
         )
+
+
+class _Part(NamedTuple):
+    """A tensor's bytes in a shared storage."""
+
+    shared: Shared
+    offset: int
+    nbytes: int
+
+    @classmethod
+    def read(cls, plain: Sequence[Any], offset: int, nbytes: int, device: int) -> _Part:
+        """What a peer says, to be mapped on a device of this process.
+
+        Raises:
+            TypeError, ValueError: it is not what a sharing looks like, or lies outside its storage.
+        """
+        shared = Shared.read(plain, device)
+        if not 0 <= offset <= offset + nbytes <= shared.nbytes:
+            raise ValueError(offset, nbytes)
+        return cls(shared, offset, nbytes)
 
 
 class IpcExports(Exports):
@@ -128,42 +154,50 @@ class IpcExports(Exports):
             for position, lines in self._stored.items()
         }
 
-    def open(self, rank: int, handles: Any) -> Mapping[int, Parts]:
-        self._peers.watch(rank, handles["process"])
-        self._check_reach(rank, handles["device"])
+    def open(self, rank: int, handles: Any, expected: Mapping[int, Sizes]) -> Mapping[int, Parts]:
         try:
-            return {
-                int(position): tuple(self._opened(*part) for part in parts)
+            process, device = handles["process"], str(handles["device"])
+            shared = {
+                int(position): [
+                    _Part.read(plain, offset, nbytes, self._index)
+                    for plain, offset, nbytes in parts
+                ]
                 for position, parts in handles["for"][str(self._rank)].items()
             }
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
+            raise strange_handles(rank, "no handles of device memory") from None
+        sizes = {p: tuple(part.nbytes for part in parts) for p, parts in shared.items()}
+        checked_sizes(rank, sizes, expected)
+        try:
+            if int(process["pid"]) < 1:
+                raise ValueError(process["pid"])
+            self._peers.watch(rank, process)
+        except (KeyError, OverflowError, TypeError, ValueError):
+            raise strange_handles(rank, "an address that no process has") from None
+        self._check_reach(rank, device)
+        try:
+            return {p: tuple(map(self._opened, parts)) for p, parts in shared.items()}
         except RuntimeError as error:
             raise NodeError(
                 f"rank {self._rank} on {self._device} ({self._identity()}) cannot map the memory "
-                f"of rank {rank} on device {handles['device']} ({_first_line(error)}); where "
+                f"of rank {rank} on device {device} ({_first_line(error)}); where "
                 "expandable_segments is set, unset it or allow the processes to trace each other "
                 f"(CAP_SYS_PTRACE); otherwise {INSTEAD}"
             ) from error
 
-    def _opened(self, plain: Sequence[Any], offset: int, nbytes: int) -> torch.Tensor:
-        storage = self._map(Shared.read(plain, self._index))
+    def _opened(self, part: _Part) -> torch.Tensor:
+        storage = self._map(part.shared)
         line = torch.empty(0, dtype=torch.uint8, device=self._device)
-        return line.set_(storage, offset, (nbytes,), (1,))
+        return line.set_(storage, part.offset, (part.nbytes,), (1,))
 
-    def settle(self, *, followed: bool) -> None:
+    def whereabouts(self) -> Any:
+        return None
+
+    def reopen(self, rank: int, whereabouts: Any) -> None:
+        """Whose process ends takes its memory along: `check_peers` says so, and all restart."""
+
+    def settle(self) -> None:
         """Device memory has no names."""
-
-    def reload(self, position: int, tensors: Sequence[torch.Tensor]) -> None:
-        raise self._no_versions()
-
-    def follow(self, versions: Mapping[tuple[int, int], int]) -> None:
-        raise self._no_versions()
-
-    def _no_versions(self) -> NodeError:
-        return NodeError(
-            f"rank {self._rank}: replicas that never wait for each other cannot be given new "
-            f"weights on {self._device.type}: a peer may be reading the memory in which they would "
-            "be put; restart the server on the new weights"
-        )
 
     def check_peers(self) -> None:
         self._peers.check()

@@ -1,23 +1,18 @@
 """PosixExports: weights in POSIX shared memory, which the other ranks map read-only (CPU).
 
-Among ranks that do not wait for each other every version of every position is a piece of its own:
-see the notes in shared_memory.py. A peer that dies takes nothing along: its pages stay for as long
-as they are mapped.
-
-Note [Which versions are retained]
-A reload makes the next version on each rank when that gets to it, and a rank reads of the others
-the version that it has itself. So an owner retains each version that a living peer has yet to see:
-peers tell which one they see.
+Each position that a rank stores is a piece of its own: see the notes in shared_memory.py. A peer
+that dies takes nothing along: its pages stay for as long as they are mapped. One that is started
+again stores the same bytes in other pages, which its peers see from the next reload on.
 """
 
 from __future__ import annotations
 
-import json
 import os
+import re
+import secrets
 import socket
-import time
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -25,64 +20,56 @@ import torch
 
 from vllm_layershard.errors import NodeError, TransportError
 from vllm_layershard.runtime import shared_memory
-from vllm_layershard.runtime.peer_memory.base import Exports, Parts
+from vllm_layershard.runtime.peer_memory.base import (
+    Exports,
+    Parts,
+    Sizes,
+    checked_sizes,
+    strange_handles,
+)
 from vllm_layershard.runtime.peer_memory.boot import boot_id
 from vllm_layershard.runtime.shared_memory import Piece
 from vllm_layershard.runtime.tensors import byte_line, placed_like
 from vllm_layershard.runtime.window import Window
 
-PATIENCE_S = 180.0
-"""How long a rank that was given new weights waits for a peer to be given them, too."""
-
-_LOOK_S = 0.05
 _ALIGNED_BYTES = 64
+
+_Span = tuple[int, int]
+"""Where a tensor begins in its piece, and its bytes."""
 
 
 class _Stored:
     """A position in this rank's own memory."""
 
-    def __init__(self, nbytes: int, spans: tuple[tuple[int, int], ...]) -> None:
-        self.spans = spans
+    def __init__(self, spans: Sequence[_Span]) -> None:
+        nbytes = sum(spans[-1])
         self.window = Window(nbytes)
         self.piece = Piece(nbytes)
         self.window.show(self.piece.fd, writable=True)
-        self.tensors: tuple[torch.Tensor, ...] = ()
-        self.version = 0
-        self.retained: dict[int, Piece] = {}
-        """Earlier versions that a peer may still want."""
+        self.sizes = tuple(nbytes for _, nbytes in spans)
 
-    def reload(self, tensors: Sequence[torch.Tensor]) -> Piece:
-        """A piece that holds these tensors as this one holds those it was made for."""
-        piece = Piece(self.piece.nbytes)
-        window = Window(piece.nbytes)
-        window.show(piece.fd, writable=True)
-        for tensor, alike, span in zip(tensors, self.tensors, self.spans, strict=True):
-            placed_like(alike, window.part(*span)).copy_(tensor)
-        return piece
-
-    def let_go(self, seen: int) -> None:
-        """Of the versions that every peer sees, or has passed."""
-        for version in [version for version in self.retained if version <= seen]:
-            self.retained.pop(version).remove()
+    def handle(self) -> dict[str, Any]:
+        return {"file": os.fstat(self.piece.fd).st_ino, "sizes": self.sizes}
 
 
 class _Seen:
-    """A position in a peer's memory."""
+    """A position in a peer's memory: the piece that it names, and no other, is ever shown."""
 
-    def __init__(self, prefix: str, position: int, nbytes: int) -> None:
-        self.prefix = prefix
-        self.position = position
-        self.nbytes = nbytes
-        self.window = Window(nbytes)
+    def __init__(self, name: str, sizes: Sizes) -> None:
+        self._name = name
+        self.spans = _spans(sizes)
+        self._nbytes = sum(self.spans[-1])
+        self.window = Window(self._nbytes)
 
-    def try_show(self, version: int) -> bool:
-        """Show this version, if it is there."""
-        fd = shared_memory.open_to_read(_name(self.prefix, self.position, version))
+    def try_show(self, file: int) -> bool:
+        """Show the piece, if it is there, of that inode, and as long as the plan says."""
+        fd = shared_memory.open_to_read(self._name)
         if fd is None:
             return False
         try:
-            if os.fstat(fd).st_size < self.nbytes:
-                return False  # another model's
+            found = os.fstat(fd)
+            if (found.st_ino, found.st_size) != (file, self._nbytes):
+                return False
             self.window.show(fd, writable=False)
         finally:
             os.close(fd)
@@ -94,129 +81,131 @@ class PosixExports(Exports):
 
     def __init__(self, name: str, rank: int) -> None:
         self._rank = rank
-        self._prefix = f"{shared_memory.PREFIX}{name}-rank{rank}"
-        self._alive = Piece.of(f"{self._prefix}-alive", b"")
+        self._name = name
+        self._incarnation = secrets.token_hex(8)
         self._stored: dict[int, _Stored] = {}
-        self._seen: dict[tuple[int, int], _Seen] = {}
-        self._peers: set[str] = set()
-        self._sees: dict[str, int] = {}
-        self._told: list[Piece] = []
-        """What this rank sees, as the others read it: one piece, once it has followed."""
-        self._end = weakref.finalize(self, _remove, self._alive, self._told, self._stored)
+        self._seen: dict[int, dict[int, _Seen]] = {}
+        """By global rank and position."""
+        self._shows: dict[int, str] = {}
+        """The incarnation of each rank that is seen."""
+        self._end = weakref.finalize(self, _remove, self._stored)
 
     def store(self, position: int, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         lines = [byte_line(tensor) for tensor in tensors]
-        ends = accumulate(_aligned(line.numel()) for line in lines)
-        spans = tuple(
-            (end - _aligned(line.numel()), line.numel())
-            for end, line in zip(ends, lines, strict=True)
-        )
-        stored = _Stored(sum(spans[-1]), spans)
-        self._stored[position] = stored
+        spans = _spans(tuple(line.numel() for line in lines))
+        self._stored[position] = stored = _Stored(spans)
         moved = []
         for tensor, line, span in zip(tensors, lines, spans, strict=True):
             part = stored.window.part(*span)
             part.copy_(line)
             moved.append(placed_like(tensor, part))
-        stored.tensors = tuple(moved)
-        return stored.tensors
+        return tuple(moved)
 
     def handles(self) -> Any:
+        """The pieces have their names as soon as it is called."""
         for position, stored in self._stored.items():
-            stored.piece.name(_name(self._prefix, position, stored.version))
+            stored.piece.name(_name(self._name, self._rank, position))
+        return self.whereabouts()
+
+    def whereabouts(self) -> Any:
         return {
             "host": _node(),
             "hostname": socket.gethostname(),
-            "prefix": self._prefix,
-            "spans": {str(position): stored.spans for position, stored in self._stored.items()},
+            "name": self._name,
+            "incarnation": self._incarnation,
+            "stored": {str(position): stored.handle() for position, stored in self._stored.items()},
         }
 
-    def open(self, rank: int, handles: Any) -> Mapping[int, Parts]:
-        if handles["host"] != _node():
+    def open(self, rank: int, handles: Any, expected: Mapping[int, Sizes]) -> Mapping[int, Parts]:
+        where = _read(rank, handles)
+        if where.host != _node():
             raise NodeError(
                 f"rank {self._rank} on {socket.gethostname()} cannot read the memory of rank "
-                f"{rank} on {handles['hostname']}: pulls reach within one node, and within one "
+                f"{rank} on {where.hostname}: pulls reach within one node, and within one "
                 f"container's {shared_memory.DIRECTORY}; keep each group on one node, or use "
                 "transport 'broadcast' where its ranks run in lockstep"
             )
-        self._peers.add(handles["prefix"])
-        opened = {}
-        for key, spans in handles["spans"].items():
-            position = int(key)
-            seen = _Seen(handles["prefix"], position, sum(spans[-1]))
-            if not seen.try_show(0):
-                raise TransportError(
-                    f"rank {self._rank}: rank {rank} no longer has the weights that it was started "
-                    "with: it has ended, or was given others since; restart all ranks of this "
-                    "model together"
-                )
-            self._seen[rank, position] = seen
-            opened[position] = tuple(seen.window.part(*span) for span in spans)
-        return opened
+        checked_sizes(rank, where.sizes, expected)
+        self._seen[rank] = {
+            position: _Seen(_name(where.name, rank, position), sizes)
+            for position, sizes in expected.items()
+        }
+        self._show(rank, where)
+        return {
+            position: tuple(seen.window.part(*span) for span in seen.spans)
+            for position, seen in self._seen[rank].items()
+        }
 
-    def settle(self, *, followed: bool) -> None:
+    def reopen(self, rank: int, whereabouts: Any) -> None:
+        where = _read(rank, whereabouts)
+        if where.incarnation != self._shows[rank]:
+            expected = {position: _sizes(seen.spans) for position, seen in self._seen[rank].items()}
+            checked_sizes(rank, where.sizes, expected)
+            self._show(rank, where)
+
+    def _show(self, rank: int, where: _Where) -> None:
+        for position, seen in self._seen[rank].items():
+            if not seen.try_show(where.files[position]):
+                raise TransportError(
+                    f"rank {self._rank}: rank {rank} no longer has the weights that it handed "
+                    "over: it has ended, or was started again; restart all ranks of this model "
+                    "together"
+                )
+        self._shows[rank] = where.incarnation
+
+    def settle(self) -> None:
         for stored in self._stored.values():
             stored.piece.unname()
-        if not followed:
-            self._alive.unname()
-
-    def reload(self, position: int, tensors: Sequence[torch.Tensor]) -> None:
-        stored = self._stored[position]
-        piece = stored.reload(tensors)
-        stored.retained[stored.version], stored.piece = stored.piece, piece
-        stored.version += 1
-        piece.name(_name(self._prefix, position, stored.version))
-        stored.window.show(piece.fd, writable=True)
-        self._let_go()
-
-    def follow(self, versions: Mapping[tuple[int, int], int]) -> None:
-        deadline = time.monotonic() + PATIENCE_S
-        for (rank, position), version in versions.items():
-            seen = self._seen[rank, position]
-            while not seen.try_show(version):
-                self._look_after(rank, seen.prefix, deadline)
-                time.sleep(_LOOK_S)
-            self._sees[f"{seen.prefix}-{position}"] = version
-        self._told.append(Piece.of(f"{self._prefix}-sees", json.dumps(self._sees).encode()))
-        for earlier in self._told[:-1]:
-            earlier.remove()
-            self._told.remove(earlier)
-
-    def _look_after(self, rank: int, prefix: str, deadline: float) -> None:
-        """Raise if a rank that is waited for is gone, or has been for too long."""
-        if not _lives(prefix):
-            raise TransportError(
-                f"rank {self._rank} was given new weights, and rank {rank} has ended without "
-                "them; restart both on the new weights"
-            )
-        if time.monotonic() > deadline:
-            raise TransportError(
-                f"rank {self._rank} was given new weights, and rank {rank} was not within "
-                f"{PATIENCE_S:g} s; reload the weights of all replicas"
-            )
-
-    def _let_go(self) -> None:
-        """Remove versions that no living peer will ask for: note [Which versions are retained]."""
-        documents = [shared_memory.read(f"{p}-sees") for p in self._peers if _lives(p)]
-        sees = [{} if document is None else json.loads(document) for document in documents]
-        for position, stored in self._stored.items():
-            key = f"{self._prefix}-{position}"
-            stored.let_go(min((one.get(key, 0) for one in sees), default=stored.version))
 
     def check_peers(self) -> None:
-        """Mapped pages stay. Versions that all peers have passed need not be retained."""
-        if any(stored.retained for stored in self._stored.values()):
-            self._let_go()
+        """Mapped pages stay."""
 
 
-def _name(prefix: str, position: int, version: int) -> str:
-    return f"{prefix}-{position}-v{version}"
+class _Where:
+    """Where a rank's pieces are, as it says; every value is of the right kind."""
+
+    def __init__(self, handles: Mapping[str, Any]) -> None:
+        self.host = str(handles["host"])
+        self.hostname = str(handles["hostname"])
+        self.name = str(handles["name"])
+        self.incarnation = str(handles["incarnation"])
+        stored = {_whole(key): handle for key, handle in handles["stored"].items()}
+        self.files = {position: _whole(one["file"]) for position, one in stored.items()}
+        self.sizes = {
+            position: tuple(_whole(nbytes) for nbytes in one["sizes"])
+            for position, one in stored.items()
+        }
 
 
-def _lives(prefix: str) -> bool:
-    """Whether the rank of this prefix still runs."""
-    alive = f"{prefix}-alive"
-    return shared_memory.read(alive) is not None and not shared_memory.is_left_over(alive)
+def _read(rank: int, handles: Any) -> _Where:
+    try:
+        where = _Where(handles)
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
+        raise strange_handles(rank, "no handles of shared memory") from None
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,160}", where.name):
+        raise strange_handles(rank, "a name that no piece of shared memory can have")
+    return where
+
+
+def _whole(value: Any) -> int:
+    """A number that JSON may have as text, where it was a key."""
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise TypeError(value)
+    return int(value)
+
+
+def _spans(sizes: Sizes) -> tuple[_Span, ...]:
+    """Tensors of these sizes, one behind the other in a piece."""
+    ends = accumulate(_aligned(nbytes) for nbytes in sizes)
+    return tuple((end - _aligned(nbytes), nbytes) for end, nbytes in zip(ends, sizes, strict=True))
+
+
+def _sizes(spans: Sequence[_Span]) -> Sizes:
+    return tuple(nbytes for _, nbytes in spans)
+
+
+def _name(name: str, rank: int, position: int) -> str:
+    return f"{shared_memory.PREFIX}{name}-rank{rank}-{position}"
 
 
 def _node() -> str:
@@ -228,11 +217,6 @@ def _aligned(nbytes: int) -> int:
     return -(-nbytes // _ALIGNED_BYTES) * _ALIGNED_BYTES
 
 
-def _remove(alive: Piece, told: list[Piece], stored: dict[int, _Stored]) -> None:
-    for piece in (alive, *told, *(piece for one in stored.values() for piece in _pieces(one))):
-        piece.remove()
-
-
-def _pieces(stored: _Stored) -> Iterator[Piece]:
-    yield stored.piece
-    yield from stored.retained.values()
+def _remove(stored: dict[int, _Stored]) -> None:
+    for one in stored.values():
+        one.piece.remove()

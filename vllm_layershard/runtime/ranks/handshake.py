@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from queue import Empty, SimpleQueue
 from typing import Any
 
 import torch.distributed as dist
@@ -23,6 +21,7 @@ from torch.distributed.distributed_c10d import _get_default_store
 from vllm_layershard.config import KEY
 from vllm_layershard.errors import MismatchError
 from vllm_layershard.runtime.ranks.agreement import differing
+from vllm_layershard.runtime.ranks.bounded import bounded
 
 PATIENCE_S = 180.0
 """How long a rank waits for the others at one comparison. All of them have just formed the world,
@@ -83,29 +82,14 @@ class Handshake:
 
     def _bounded(self, work: Callable[[], object]) -> None:
         """Do the work in a thread: a store whose holder is stopped never answers, not even late."""
-        ended: SimpleQueue[Exception | None] = SimpleQueue()
-
-        def run() -> None:
-            try:
-                work()
-                ended.put(None)
-            except Exception as error:
-                ended.put(error)
-
-        threading.Thread(target=run, name="layershard-handshake", daemon=True).start()
-        bound_s = self._patience_s + 2 * _FAREWELL_S
         try:
-            error = ended.get(timeout=bound_s)
-        except Empty:
-            error = RuntimeError(f"no answer within {bound_s:g} s")
-        if isinstance(error, RuntimeError):
+            bounded(work, self._patience_s + 2 * _FAREWELL_S)
+        except RuntimeError as error:
             raise MismatchError(
                 f"rank {self._rank}: the ranks could not be compared: rank 0, which holds the "
                 "world's key-value store, died or hangs; see its log, then restart the server "
                 f"({str(error).strip().splitlines()[0]})"
             ) from error
-        if error is not None:
-            raise error
 
     def _compare(self, subject: str, alike: Mapping[Ranks, Any]) -> None:
         written = {json.dumps(ranks): _plain(value) for ranks, value in alike.items()}
@@ -177,12 +161,16 @@ class Handshake:
         return MismatchError(why)
 
 
-def handshake() -> Handshake:
-    """A handshake over the world's own store, once for each model that is built."""
+def handshake(store: Store) -> Handshake:
+    """A handshake over what `shared_store` has made."""
+    return Handshake(store, dist.get_rank(), dist.get_world_size(), PATIENCE_S)
+
+
+def shared_store() -> Store:
+    """A part of the world's own store for one model that is built, the same on every rank."""
     global _built
     _built += 1
-    store = PrefixStore(f"layershard/{_built}", _get_default_store())
-    return Handshake(store, dist.get_rank(), dist.get_world_size(), PATIENCE_S)
+    return PrefixStore(f"layershard/{_built}", _get_default_store())
 
 
 _built = 0

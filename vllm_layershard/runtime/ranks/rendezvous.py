@@ -77,11 +77,16 @@ class Rendezvous:
         Raises:
             NodeError: the node has no shared memory left.
         """
-        former = self._pieces.pop(subject, None)
         name = self._name_of(subject, self.rank)
-        self._pieces[subject] = Piece.of(name, json.dumps(document).encode())
+        piece = Piece.of(name, json.dumps(document).encode())
+        former, self._pieces[subject] = self._pieces.get(subject), piece
         if former is not None:
             former.remove()
+
+    def look(self, subject: str, rank: int) -> Any:
+        """What that rank shows now; None if nothing: it has not come so far, or has ended."""
+        document = self._shown(subject, rank)
+        return None if document is None else json.loads(document)
 
     def read(self, subject: str, ranks: Sequence[int]) -> list[Any]:
         """What each of these ranks shows under `subject`, in their order. Waits for all of them.
@@ -139,13 +144,24 @@ class Rendezvous:
 
 def _of_the_living(name: str) -> bytes | None:
     """The content of a piece that another process of this user has written, and still holds."""
-    fd = shared_memory.open_to_read(name)
-    if fd is None:
-        return None
+    while True:
+        fd = shared_memory.open_to_read(name)
+        if fd is None:
+            return None
+        try:
+            if _is_held(fd):
+                return os.pread(fd, os.fstat(fd).st_size, 0)
+            if shared_memory.has(name, fd):
+                return None
+        finally:
+            os.close(fd)
+        # Its writer has let go of it because it has shown another one meanwhile.
+
+
+def _is_held(fd: int) -> bool:
+    """Whether the process that wrote an open piece of another's still has it."""
     try:
-        with suppress(BlockingIOError):
-            fcntl.lockf(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return None  # nobody holds it
-        return os.pread(fd, os.fstat(fd).st_size, 0)
-    finally:
-        os.close(fd)
+        fcntl.lockf(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    return False

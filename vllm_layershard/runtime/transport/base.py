@@ -73,9 +73,23 @@ class Transport(ABC):
         transport in lockstep, all ranks start the same positions in the same order.
         """
 
+    def whereabouts(self) -> Any:
+        """What the others need to find this rank's memory again, as plain data; None for nothing.
+
+        A rank that was started again has other memory than its peers see.
+        """
+        return None
+
+    def meet(self, whereabouts: Sequence[Any]) -> None:  # noqa: B027 - most have nothing to do
+        """Between two forwards: find the memory of all ranks of the group, at the same addresses.
+
+        Raises:
+            NodeError, TransportError, MismatchError: that of a rank cannot be seen.
+        """
+
     @abstractmethod
     def reload(self, position: int, tensors: Sequence[torch.Tensor]) -> None:
-        """Between two forwards: this rank has other bytes for what it stores of `position`.
+        """While nobody reads: this rank has other bytes for what it stores of `position`.
 
-        On a rank that stores nothing of it `tensors` is empty, and its peer has them, or will.
+        They go where the former ones are. `tensors` is empty on a rank that stores nothing of it.
         """

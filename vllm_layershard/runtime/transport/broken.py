@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 
@@ -32,6 +32,12 @@ class Broken(Transport):
 
     def start(self, position: int, slot: int) -> NoReturn:
         raise TransportError(self._reason)
+
+    def whereabouts(self) -> Any:
+        return self.former.whereabouts()
+
+    def meet(self, whereabouts: Sequence[Any]) -> None:
+        self.former.meet(whereabouts)
 
     def reload(self, position: int, tensors: Sequence[torch.Tensor]) -> None:
         self.former.reload(position, tensors)

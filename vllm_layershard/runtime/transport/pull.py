@@ -18,7 +18,7 @@ import torch
 
 from vllm_layershard.plan import SeriesPlan
 from vllm_layershard.runtime.device import Device
-from vllm_layershard.runtime.peer_memory import Exports, Parts
+from vllm_layershard.runtime.peer_memory import Exports, Parts, Sizes
 from vllm_layershard.runtime.ranks.agreement import on_all_ranks
 from vllm_layershard.runtime.ranks.group import Group
 from vllm_layershard.runtime.slots import SlotPool
@@ -50,8 +50,6 @@ class Pull(Transport):
         """The other group ranks that store something of a position, by position."""
         self._copies: dict[int, Callable[[], None]] = {}
         """What fills its slot, by position."""
-        self._version: dict[int, int] = {}
-        self._to_follow: set[int] = set()
 
     def store(self, position: int, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         self._stored[position] = self._exports.store(position, tensors)
@@ -62,14 +60,14 @@ class Pull(Transport):
         positions = range(len(plan.series))
         self._sources = tuple(tuple(_sources(plan, position, me, size)) for position in positions)
         handles = self._group.gather(self._told(self._exports.handles))
-        theirs = self._told(partial(self._opened, handles))
+        theirs = self._told(partial(self._opened, handles, plan, slots))
         for position, slot in enumerate(plan.schedule.slot):
             if not plan.is_resident(position, me):
                 copies = self._copies_of(plan, position, slots.tensors[slot], theirs)
                 self._copies[position] = partial(_copy, tuple(copies))
         if not self._group.rejoins:
             self._group.gather(None)
-            self._exports.settle(followed=not self._group.lockstep)
+            self._exports.settle()
 
     def _told(self, attempt: Callable[[], _T]) -> _T:
         """`attempt` on every rank, each of which learns if it fails on another.
@@ -78,38 +76,37 @@ class Pull(Transport):
         """
         return on_all_ranks(attempt, self._group) if self._group.lockstep else attempt()
 
-    def _opened(self, handles: Sequence[Any]) -> list[Mapping[int, Parts]]:
+    def _opened(
+        self, handles: Sequence[Any], plan: SeriesPlan, slots: SlotPool
+    ) -> list[Mapping[int, Parts]]:
         """What every rank stores, by group rank."""
         mine = {p: tuple(map(byte_line, tensors)) for p, tensors in self._stored.items()}
+        whole = tuple(byte_line(tensor).numel() for tensor in slots.tensors[0])
         return [
-            mine if peer == self._group.group_rank else self._exports.open(rank, handles[peer])
+            mine
+            if peer == self._group.group_rank
+            else self._exports.open(rank, handles[peer], _stored_by(peer, plan, whole))
             for peer, rank in enumerate(self._group.ranks)
         ]
 
     def begin(self) -> None:
         self._exports.check_peers()
-        if self._to_follow:
-            versions = {
-                (self._group.ranks[peer], position): self._version[position]
-                for position in sorted(self._to_follow)
-                for peer in self._sources[position]
-            }
-            self._exports.follow(versions)
-            self._to_follow.clear()
 
     def start(self, position: int, slot: int) -> Ticket | None:
         copy = self._copies.get(position)
         return None if copy is None else Ticket(self._device, self._device.enqueue(copy))
 
+    def whereabouts(self) -> Any:
+        return self._exports.whereabouts() if self._group.rejoins else None
+
+    def meet(self, whereabouts: Sequence[Any]) -> None:
+        for rank, where in zip(self._group.ranks, whereabouts, strict=True):
+            if where is not None and rank != self._group.ranks[self._group.group_rank]:
+                self._exports.reopen(rank, where)
+
     def reload(self, position: int, tensors: Sequence[torch.Tensor]) -> None:
-        if self._group.lockstep:  # a forward is everybody's: nobody reads meanwhile
-            for stored, new in zip(self._stored.get(position, ()), tensors, strict=True):
-                stored.copy_(new)
-            return
-        if tensors:
-            self._exports.reload(position, tensors)
-        self._version[position] = self._version.get(position, 0) + 1
-        self._to_follow.add(position)
+        for stored, new in zip(self._stored.get(position, ()), tensors, strict=True):
+            stored.copy_(new)
 
     def _copies_of(
         self,
@@ -139,6 +136,15 @@ class Pull(Transport):
             yield from zip(target.split(most), source.split(most), strict=True)
             start += target.numel()
         assert start == sum(part.numel() for part in parts), "a slot is filled with all there is"
+
+
+def _stored_by(peer: int, plan: SeriesPlan, whole: Sizes) -> dict[int, Sizes]:
+    """The bytes of what a group rank stores, by position, where a whole layer has these."""
+    positions = range(len(plan.series))
+    if not plan.is_striped:
+        return {p: whole for p in positions if plan.is_resident(p, peer)}
+    start, end = plan.stripes[peer]
+    return {p: (end - start,) for p in positions if start < end}
 
 
 def _sources(plan: SeriesPlan, position: int, me: int, size: int) -> Iterator[int]:

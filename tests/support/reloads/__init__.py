@@ -1,0 +1,1 @@
+"""Generated reloads over real ranks: something fails somewhere, and somebody tries again."""
