@@ -8,7 +8,7 @@ from typing import Final
 
 from vllm_layershard.errors import UnknownModelError
 from vllm_layershard.models.blueprint import Blueprint
-from vllm_layershard.models.defaults import completed
+from vllm_layershard.models.families.defaults import completed
 from vllm_layershard.models.model import Model
 from vllm_layershard.models.quantization import cache_dtype_of, quantization_of, stated_section
 from vllm_layershard.models.sources.source import FoundModel, find
