@@ -66,6 +66,16 @@ def mxfp4(matrix: Matrix) -> float:
     return matrix.rows * matrix.inner * (1 / 2 + 1 / 32)
 
 
+def fp8_grid(matrix: Matrix) -> float:
+    """A byte, and a float32 for 128 x 128; experts have Model Optimizer's scales of a tensor."""
+    return fp8_tensor(matrix) if ".experts." in matrix.name else fp8_blocks(matrix)
+
+
+def fp8_modelopt_rows(matrix: Matrix) -> float:
+    """A byte, and a float32 a row; experts as above."""
+    return fp8_tensor(matrix) if ".experts." in matrix.name else fp8_rows(matrix)
+
+
 def grouped(bits: int, group: int) -> Callable[[Matrix], float]:
     """Integers of so many bits, and a two-byte scale a group of a row."""
     return lambda matrix: matrix.rows * matrix.inner * (bits / 8 + 2 / group)

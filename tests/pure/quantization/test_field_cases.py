@@ -385,17 +385,21 @@ def write(variant: Variant, directory: Path) -> dict[str, Any]:
     return config
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-def test_a_variant_has_the_bytes_of_its_matrices(name: str, tmp_path: Path) -> None:
-    variant = VARIANTS[name]
-    config = write(variant, tmp_path)
-    model = read_model(str(tmp_path))
+def check(variant: Variant, directory: Path) -> None:
+    """What the planner reads has the bytes of the sum, which no other reading has."""
+    config = write(variant, directory)
+    model = read_model(str(directory))
     expected = total(config, variant.stored, ranks=8)
     assert model.quantization != "none"
     held = model.weight_bytes(EIGHT if model.is_moe else ONE, 0)
     assert held.total == pytest.approx(expected, rel=1e-3)
     plain = total(config, lambda matrix: None, ranks=8)
-    assert abs(expected - plain) > 0.05 * plain, "what is not read would be seen"
+    assert abs(expected - plain) > 0.03 * plain, "what is not read would be seen"
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_variant_has_the_bytes_of_its_matrices(name: str, tmp_path: Path) -> None:
+    check(VARIANTS[name], tmp_path)
 
 
 def test_the_sum_by_hand_is_that_of_the_published() -> None:

@@ -64,30 +64,36 @@ REFUSED = {
     "gptq with rules": (GPTQ | {"dynamic": {"-:.*": {}}}, "dynamic: precisions that differ"),
     "gptq with an order": (GPTQ | {"desc_act": True}, "desc_act: vLLM no longer supports"),
     "gptq in three bits": (GPTQ | {"bits": 3}, "bits: 3 is not 4 or 8"),
-    "modelopt": ({"quant_method": "modelopt"}, "quant_algo: null is not supported yet"),
+    "modelopt": (
+        {"quant_method": "modelopt"},
+        "quant_algo: null is not supported: vLLM 0.32 has no",
+    ),
     "modelopt mixed": (
         {"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION"},
-        'quant_algo: "MIXED_PRECISION" is not supported yet; supported are FP8 and NVFP4',
+        "quantized_layers: is missing, and MIXED_PRECISION states each layer's there",
     ),
     "ascend without its file": ({"quant_method": "ascend"}, "needs quant_model_description.json"),
     "no groups": (
         {"quant_method": "compressed-tensors", "format": "int-quantized"},
-        "config_groups: exactly one group of linears is supported, not 0",
+        "config_groups: states no linears, so no source states their bytes",
     ),
     "two groups": (
         compressed("int-quantized", INT8) | {"config_groups": {"0": {}, "1": {}}},
-        "exactly one group of linears is supported, not 2",
+        "config_groups: 0: names no targets",
     ),
     "no weights": (compressed("int-quantized", None), "weights: is missing"),
     "static int8": (compressed("int-quantized", INT8), "strategy: supported are int8 rows"),
-    "int8 that is packed": (compressed("pack-quantized", INT8, TOKENS), "is not supported yet"),
+    "int8 that is packed": (
+        compressed("pack-quantized", INT8, TOKENS),
+        "type: packed weights with activations in integers are not supported",
+    ),
     "fp8 by group": (
         compressed("float-quantized", FP8 | {"strategy": "group"}),
         'strategy: "group" is not supported with fp8 weights',
     ),
     "unsigned": (
         compressed("int-quantized", INT8 | {"symmetric": False}, TOKENS),
-        "symmetric: supported are symmetric weights",
+        "symmetric: vLLM 0.32 has no class for such weights that are not symmetric",
     ),
     "a slow pattern": (
         compressed("int-quantized", INT8, TOKENS, ignore=["re:(a+)+b"]),

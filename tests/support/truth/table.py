@@ -12,6 +12,7 @@ from pathlib import Path
 from tests.vllm.truth import (
     test_truth_grouped,
     test_truth_hybrids,
+    test_truth_mixed,
     test_truth_mla,
     test_truth_published,
     test_truth_quantized,
@@ -64,6 +65,7 @@ SMALL = (
     test_truth_grouped.CASES,
     test_truth_hybrids.CASES,
     test_truth_quantized.CASES,
+    test_truth_mixed.CASES,
     test_truth_wider.CASES,
 )
 
@@ -89,7 +91,7 @@ def _families() -> Iterator[str]:
 def _methods() -> Iterator[str]:
     yield "| quantisation | compared in |\n| --- | --- |\n"
     methods: dict[str, set[str]] = {}
-    for name, case in test_truth_quantized.CASES.items():
+    for name, case in (test_truth_quantized.CASES | test_truth_mixed.CASES).items():
         methods.setdefault(name.partition(" ")[2], set()).add(_architecture(case))
     for method, architectures in methods.items():
         yield f"| {method} | {_listed(architectures)} |\n"

@@ -57,10 +57,15 @@ METHODS = (
     "auto_gptq",
     f"{SCHEMES}_w8a8_fp8",
     f"{SCHEMES}_w8a8_int8",
+    f"{SCHEMES}_w8a16_fp8",
+    f"{SCHEMES}_w4a4_mxfp4",
+    f"{SCHEMES}_w8a8_mxfp8",
     f"{SCHEMES}_w4a4_nvfp4",
     f"{SCHEMES}_wNa16",
     f"{MOE}_w8a8_fp8",
     f"{MOE}_w8a8_int8",
+    f"{MOE}_w4a4_mxfp4",
+    f"{MOE}_w8a8_mxfp8",
     f"{MOE}_w4a4_nvfp4",
     f"{MOE}_wna16",
 )
@@ -80,10 +85,14 @@ CHOICES = {
     "init_fp8_linear_kernel": lambda **_: Kernel(),
     "init_int8_linear_kernel": lambda **_: Kernel(),
     "init_nvfp4_linear_kernel": lambda **_: Kernel(),
+    "init_mxfp4_linear_kernel": lambda **_: Kernel(),
+    "init_mxfp8_linear_kernel": lambda **_: Kernel(),
+    "init_wfp8_a16_linear_kernel": lambda **_: Kernel(),
     "choose_mp_linear_kernel": lambda _: Kernel,
     "verify_marlin_supported": lambda **_: None,
     "select_fp8_moe_backend": lambda **_: (Fp8MoeBackend.TRITON, Kernel),
     "select_int8_moe_backend": lambda **_: (Int8MoeBackend.TRITON, Kernel),
+    "select_mxfp8_moe_backend": lambda **_: (Fp8MoeBackend.TRITON, Kernel),
     "select_nvfp4_moe_backend": lambda **_: (NvFp4MoeBackend.MARLIN, Kernel),
     "select_mxfp4_moe_backend": lambda *_, **__: (Mxfp4MoeBackend.MARLIN, Kernel),
     "select_wna16_moe_backend": lambda *_, **__: (WNA16MoEBackend.MARLIN, Kernel),
@@ -94,9 +103,11 @@ CHOICES = {
 DROPPED = {
     "AutoGPTQLinearMethod": {"qzeros"},
     "AutoGPTQMoEMethod": {"w13_qzeros", "w2_qzeros", "w13_bias", "w2_bias"},
+    "_DropInputScale": {"input_scale"},
 }
-"""What a method creates and drops after loading: zero points of symmetric weights, and biases that
-no checkpoint had (auto_gptq.py; kernels/linear/mixed_precision/marlin.py)."""
+"""What a method creates and drops after loading: zero points of symmetric weights, biases that no
+checkpoint had, and scales of activations that stay wide (auto_gptq.py;
+kernels/linear/mixed_precision/marlin.py; modelopt.py)."""
 
 ROUTER_BIASES = ("e_score_correction_bias", "expert_bias")
 """Kept on the router's module, but no part of its product."""
@@ -184,7 +195,9 @@ def linears_of(model: torch.nn.Module) -> dict[str, object]:
 
 def kept(module: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
     """The parameters that a module still has after loading."""
-    dropped = DROPPED.get(type(getattr(module, "quant_method", None)).__name__, set())
+    method = getattr(module, "quant_method", None)
+    format_scheme = type(getattr(method, "fmt", None)).__name__
+    dropped = DROPPED.get(type(method).__name__, set()) | DROPPED.get(format_scheme, set())
     return [
         (name, p)
         for name, p in module.named_parameters(recurse=False)

@@ -1,93 +1,160 @@
-"""Reads what llm-compressor writes, and picks the method that it describes."""
+"""Reads what llm-compressor writes: groups of modules, each with a format."""
 
 from __future__ import annotations
 
-from vllm_layershard.models.quantization.choice import Quantization
+from vllm_layershard.models.quantization.choice import Nothing, Quantization
 from vllm_layershard.models.quantization.formats.format import Format
 from vllm_layershard.models.quantization.formats.fp8_block import Fp8Block
+from vllm_layershard.models.quantization.formats.microscaled import Microscaled
 from vllm_layershard.models.quantization.formats.nvfp4 import Nvfp4
 from vllm_layershard.models.quantization.formats.packed import Packed
 from vllm_layershard.models.quantization.formats.scaled import Scaled
 from vllm_layershard.models.quantization.fp8 import read_block
+from vllm_layershard.models.quantization.groups import Groups, read_target
 from vllm_layershard.models.quantization.ignored import read_ignored
 from vllm_layershard.models.quantization.names import Names
-from vllm_layershard.models.quantization.uniform import uniform
 from vllm_layershard.models.sources.config_file import ConfigFile, shown
+
+_ACTIVATIONS = ("naive-quantized", "int-quantized", "float-quantized", "nvfp4-pack-quantized")
+"""Formats whose activations are quantised, too.
+Source: vLLM 0.32, compressed_tensors/utils.py, `is_activation_quantization_format`."""
 
 
 def read_compressed_tensors(section: ConfigFile, names: Names) -> Quantization:
     """Read a `quantization_config` of method compressed-tensors.
 
-    Source: vLLM 0.32, compressed_tensors.py, `CompressedTensorsConfig._get_scheme_from_parts`.
+    Source: vLLM 0.32, compressed_tensors.py, `CompressedTensorsConfig.from_config`.
 
     Raises:
         ModelError: values that make no sense, or that the planner does not know.
     """
-    group = _only_group(section)
-    weights = group.section("weights")
-    if weights is None:
-        group.fail("weights", "is missing")
-    inputs = group.section("input_activations")
-    if group.strings("targets") != ("Linear",):
-        group.fail("targets", "supported is ['Linear']")
-    if group.get("output_activations") is not None:
-        group.fail("output_activations", "quantised outputs are not supported yet")
-    if weights.get("symmetric") is not True or weights.boolean("dynamic"):
-        weights.fail("symmetric", "supported are symmetric weights that are quantised on disk")
+    sparsity = section.section("sparsity_config")
+    if sparsity is not None and sparsity.get("targets"):
+        section.fail("sparsity_config", "vLLM 0.32 has no class for sparse weights any more")
     ignored = read_ignored(section, ("ignore",), "patterns", names)
-    form = group.string("format") or section.string("format")
-    kind = (form, weights.string("type"), weights.integer("num_bits", high=64))
-    found: Format
-    if kind == ("nvfp4-pack-quantized", "float", 4):
-        found = _nvfp4(weights, inputs)
-    elif kind in (("pack-quantized", "int", 4), ("pack-quantized", "int", 8)) and inputs is None:
-        found = _packed(weights, kind[2])
-    elif kind in (("float-quantized", "float", 8), ("naive-quantized", "float", 8)):
-        found = _float8(weights, inputs)
-    elif kind == ("int-quantized", "int", 8):
-        found = _int8(weights, inputs)
-    else:
-        group.fail(
-            "weights",
-            f"format {shown(form)} with weights of type {shown(kind[1])} in {kind[2]} bits "
-            f"{'' if inputs is None else 'and quantised activations '}is not supported yet; "
-            "supported are float-quantized (fp8), int-quantized (int8), pack-quantized (int4 and "
-            "int8 weights alone) and nvfp4-pack-quantized",
-        )
-    return uniform(found, ignored)
+    targets: list[tuple[str, Format]] = []
+    for group in _groups(section):
+        found = _format(section, group)
+        targets += [(target, found) for target in group.strings("targets")]
+    if not targets:
+        if section.get("kv_cache_scheme") is None:
+            section.fail("config_groups", "states no linears, so no source states their bytes")
+        return Quantization("compressed_tensors_cache", Nothing())
+    read = tuple(read_target(section, target, found, names) for target, found in targets)
+    for embedding in ("model.embed_tokens", "language_model.model.embed_tokens"):
+        if any(target.names(embedding) for target in read) and not ignored.linear(embedding):
+            section.fail("config_groups", _unread("quantised embeddings"))
+    known = {found.name for _, found in targets}
+    name = known.pop() if len(known) == 1 else "compressed_tensors_mixed"
+    return Quantization(name, Groups(read, ignored, names))
 
 
-def _only_group(section: ConfigFile) -> ConfigFile:
+def _groups(section: ConfigFile) -> list[ConfigFile]:
+    """Those of linears: groups of attention modules only describe the cache's scales."""
     groups = section.section("config_groups")
     found = []
     for name in groups.values if groups is not None else ():
         assert groups is not None, "it has names"
         group = groups.section(name)
         targets = group.strings("targets") if group is not None else ()
-        # Groups of attention modules only describe the cache's scales.
-        if group is not None and not (len(targets) == 1 and targets[0].endswith("Attention")):
+        if group is None or not targets:
+            groups.fail(name, "names no targets")
+        if not (len(targets) == 1 and targets[0].endswith("Attention")):
             found.append(group)
-    if len(found) != 1:
-        section.fail(
-            "config_groups", f"exactly one group of linears is supported, not {len(found)}"
+    return found
+
+
+def _format(section: ConfigFile, group: ConfigFile) -> Format:
+    """Source: vLLM 0.32, `CompressedTensorsConfig._get_scheme_from_parts`."""
+    weights = group.section("weights")
+    if weights is None:
+        group.fail("weights", "is missing")
+    inputs = group.section("input_activations")
+    form = group.string("format") or section.string("format")
+    if group.get("output_activations") is not None:
+        group.fail("output_activations", _unread("quantised outputs"))
+    if weights.boolean("dynamic"):
+        weights.fail("dynamic", "vLLM 0.32 has no class for weights that are quantised on the way")
+    kind, bits = weights.string("type"), weights.integer("num_bits", high=64)
+    strategy = weights.string("strategy") or ("group" if weights.get("group_size") else None)
+    if kind == "float" and bits == 4:
+        return _float4(weights, inputs, strategy)
+    if kind == "float" and bits == 8 and strategy == "group" and weights.get("group_size"):
+        return _microscaled(weights, "compressed_tensors_mxfp8", 8, "weight", low_bit=True)
+    if form == "pack-quantized" and kind == "int":
+        return _packed(weights, inputs, bits, strategy)
+    if form in _ACTIVATIONS and (kind, bits) == ("float", 8):
+        return _float8(weights, inputs, strategy)
+    if form in _ACTIVATIONS and (kind, bits) == ("int", 4):
+        weights.fail("num_bits", _unread("four-bit integers that are not packed"))
+    if form not in _ACTIVATIONS or (kind, bits) != ("int", 8):
+        weights.fail(
+            "type",
+            f"{shown(kind)} in {bits} bits with format {shown(form)} is not supported: vLLM 0.32 "
+            "has no class for it; supported are float-quantized (fp8), int-quantized (int8), "
+            "pack-quantized (int2 to int8), nvfp4-, mxfp4- and mxfp8-pack-quantized",
         )
-    return found[0]
+    return _int8(weights, inputs, strategy)
 
 
-def _packed(weights: ConfigFile, bits: int) -> Packed:
-    if weights.string("strategy") != "group":
-        weights.fail("strategy", "supported is 'group' with pack-quantized")
-    if weights.get("actorder") not in (None, "weight", "static"):
-        weights.fail("actorder", "vLLM no longer supports an activation order within groups")
-    return Packed(
-        bits=bits,
-        group=weights.integer("group_size", low=32, high=1 << 16),
+def _unread(what: str) -> str:
+    return f"{what} are not supported: vLLM 0.32 has a class, and the planner does not read it yet"
+
+
+def _symmetric(weights: ConfigFile) -> None:
+    if weights.get("symmetric") is False:
+        weights.fail("symmetric", "vLLM 0.32 has no class for such weights that are not symmetric")
+
+
+def _float4(weights: ConfigFile, inputs: ConfigFile | None, strategy: str | None) -> Format:
+    _symmetric(weights)
+    if strategy == "group":
+        low = inputs is not None
+        return _microscaled(weights, "compressed_tensors_mxfp4", 4, "weight_packed", low_bit=low)
+    if strategy != "tensor_group" or weights.integer("group_size", low=1, high=1 << 16) != 16:
+        weights.fail("group_size", "nvfp4 has groups of 16")
+    return Nvfp4(
+        name="compressed_tensors_nvfp4",
+        group=16,
+        weight="weight_packed",
+        total="weight_global_scale",
+        inputs="input_global_scale",
+        weight_only=inputs is None,
     )
 
 
-def _float8(weights: ConfigFile, inputs: ConfigFile | None) -> Fp8Block | Scaled:
-    strategy = weights.string("strategy")
-    static = inputs is not None and not inputs.boolean("dynamic")
+def _microscaled(
+    weights: ConfigFile, name: str, bits: int, weight: str, *, low_bit: bool
+) -> Microscaled:
+    _symmetric(weights)
+    if weights.integer("group_size", low=1, high=1 << 16) != 32:
+        weights.fail("group_size", "vLLM 0.32 has a class for floats in groups of 32 only")
+    return Microscaled(name, bits, weight, low_bit)
+
+
+def _packed(
+    weights: ConfigFile, inputs: ConfigFile | None, bits: int, strategy: str | None
+) -> Packed:
+    if weights.get("actorder") not in (None, False, "weight", "static"):
+        weights.fail("actorder", "vLLM no longer supports an activation order within groups")
+    if not 2 <= bits <= 8:
+        weights.fail("num_bits", f"vLLM 0.32 has no class for {bits} bits that are packed")
+    if strategy not in ("group", "channel"):
+        weights.fail("strategy", "vLLM 0.32 packs integers by 'group' and 'channel' only")
+    group = weights.integer("group_size", high=1 << 16) if strategy == "group" else None
+    symmetric = weights.get("symmetric") is not False
+    if inputs is None:
+        return Packed(bits, group, symmetric)
+    if (inputs.string("type"), inputs.integer("num_bits", high=64)) != ("float", 8):
+        inputs.fail("type", _unread("packed weights with activations in integers"))
+    if bits != 4 or group is None or not symmetric:
+        weights.fail("num_bits", "vLLM 0.32 has a class for four symmetric bits by group only here")
+    return Packed(bits, group, symmetric, low_bit=True)
+
+
+def _float8(weights: ConfigFile, inputs: ConfigFile | None, strategy: str | None) -> Format:
+    _symmetric(weights)
+    static = inputs is not None and not inputs.get("dynamic")
     if strategy == "block" and not static:
         block = read_block(weights, "block_structure")
         return Fp8Block(block=block, scale="weight_scale", refines=False)
@@ -103,26 +170,17 @@ def _float8(weights: ConfigFile, inputs: ConfigFile | None) -> Fp8Block | Scaled
     )
 
 
-def _int8(weights: ConfigFile, inputs: ConfigFile | None) -> Scaled:
-    dynamic = inputs is not None and inputs.boolean("dynamic")
-    if weights.string("strategy") != "channel" or not dynamic:
-        weights.fail("strategy", "supported are int8 rows ('channel') with dynamic activations")
+def _int8(weights: ConfigFile, inputs: ConfigFile | None, strategy: str | None) -> Scaled:
+    _symmetric(weights)
+    if strategy not in ("tensor", "channel") or inputs is None:
+        weights.fail(
+            "strategy", "supported are int8 rows and tensors ('channel', 'tensor') with activations"
+        )
+    if not inputs.get("dynamic"):
+        inputs.fail("dynamic", _unread("int8 weights with static activations"))
     return Scaled(
-        name="compressed_tensors_int8_channel",
+        name=f"compressed_tensors_int8_{strategy}",
         dtype="int8",
-        by_row=True,
+        by_row=strategy == "channel",
         static=False,
-    )
-
-
-def _nvfp4(weights: ConfigFile, inputs: ConfigFile | None) -> Nvfp4:
-    if weights.integer("group_size", low=1, high=1 << 16) != 16:
-        weights.fail("group_size", "nvfp4 has groups of 16")
-    return Nvfp4(
-        name="compressed_tensors_nvfp4",
-        group=16,
-        weight="weight_packed",
-        total="weight_global_scale",
-        inputs="input_global_scale",
-        weight_only=inputs is None,
     )

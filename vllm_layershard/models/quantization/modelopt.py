@@ -2,13 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Final, NoReturn
+
+from vllm_layershard.models.quantization.by_layer import ByLayer, by_layer
 from vllm_layershard.models.quantization.choice import Quantization
+from vllm_layershard.models.quantization.formats.format import Format
+from vllm_layershard.models.quantization.formats.fp8_block import Fp8Block
+from vllm_layershard.models.quantization.formats.fp8_grid import Fp8Grid
+from vllm_layershard.models.quantization.formats.microscaled import Microscaled
 from vllm_layershard.models.quantization.formats.nvfp4 import Nvfp4
 from vllm_layershard.models.quantization.formats.scaled import Scaled
-from vllm_layershard.models.quantization.ignored import read_ignored
+from vllm_layershard.models.quantization.ignored import Ignored, read_ignored
 from vllm_layershard.models.quantization.names import Names
 from vllm_layershard.models.quantization.uniform import uniform
 from vllm_layershard.models.sources.config_file import ConfigFile, shown
+
+_FP8: Final = Scaled("modelopt_fp8", "float8_e4m3fn", by_row=False, static=True)
+_ROWS: Final = Scaled(
+    "modelopt_fp8_channel", "float8_e4m3fn", by_row=True, static=False, column=False, routed=_FP8
+)
+_MIXED: Final = "MIXED_PRECISION"
+_FORMATS: Final[Mapping[str, Callable[[int], Format]]] = {
+    "FP8": lambda group: _FP8,
+    "FP8_PER_CHANNEL_PER_TOKEN": lambda group: _ROWS,
+    "FP8_PB_WO": lambda group: Fp8Grid("modelopt_fp8_block", _FP8),
+    "NVFP4": lambda group: _nvfp4("modelopt_nvfp4", group, weight_only=False),
+    "W4A16_NVFP4": lambda group: _nvfp4("modelopt_w4a16_nvfp4", group, weight_only=True),
+    "MXFP8": lambda group: Microscaled("modelopt_mxfp8", 8),
+}
+"""Algorithm -> its format with groups of so many.
+Source: vLLM 0.32, quantization/modelopt.py, `LINEAR_ALGOS` and `resolve`."""
+
+_ROUTED_BLOCKS: Final = ("FP8_PB_WO", "FP8_BLOCK_SCALES")
+_UNREAD: Final = ("IQ2_XS", "IQ2_XXS", "Q8_0")
+"""Source: vLLM 0.32, utils/b12x.py, `B12X_BLOCK_CODECS`."""
 
 
 def read_modelopt(section: ConfigFile, names: Names) -> Quantization:
@@ -23,21 +51,40 @@ def read_modelopt(section: ConfigFile, names: Names) -> Quantization:
     values, key = (section, "ignore") if inner is None else (inner, "exclude_modules")
     algorithm = (values.string("quant_algo") or "").upper()
     ignored = read_ignored(values, (key,), "wildcards", names)
-    if algorithm not in ("FP8", "NVFP4"):
-        stated = shown(values.get("quant_algo"))
-        values.fail("quant_algo", f"{stated} is not supported yet; supported are FP8 and NVFP4")
-    if algorithm == "FP8":
-        scaled = Scaled("modelopt_fp8", "float8_e4m3fn", by_row=False, static=True)
-        return uniform(scaled, ignored, quantises_head=True)
-    nvfp4 = Nvfp4(
-        name="modelopt_nvfp4",
-        group=values.optional_integer("group_size", low=16, high=128) or 16,
+    if algorithm == _MIXED:
+        return Quantization("modelopt_mixed", _by_layer(values, ignored, names))
+    if algorithm not in _FORMATS:
+        _refuse(values, "quant_algo", values.get("quant_algo"))
+    found = _FORMATS[algorithm](values.optional_integer("group_size", low=16, high=128) or 16)
+    if algorithm == "NVFP4" and _weights_only(section):
+        assert isinstance(found, Nvfp4), "as the table says"
+        found = found._replace(weight_only=True)
+    return uniform(found, ignored, quantises_head=True)
+
+
+def read_mxfp8(section: ConfigFile, names: Names) -> Quantization:
+    """Read a `quantization_config` of method mxfp8, as MiniMax writes it.
+
+    Source: vLLM 0.32, quantization/modelopt.py, `ModelOptMxFp8Config.from_config`.
+
+    Raises:
+        ModelError: values that make no sense.
+    """
+    if section.section("quantization") is not None or section.get("quant_algo"):
+        return read_modelopt(section, names)
+    ignored = read_ignored(section, ("ignored_layers",), "wildcards", names)
+    return uniform(Microscaled("mxfp8", 8), ignored, quantises_head=True)
+
+
+def _nvfp4(name: str, group: int, *, weight_only: bool) -> Nvfp4:
+    return Nvfp4(
+        name=name,
+        group=group,
         weight="weight",
         total="weight_scale_2",
         inputs="input_scale",
-        weight_only=_weights_only(section),
+        weight_only=weight_only,
     )
-    return uniform(nvfp4, ignored, quantises_head=True)
 
 
 def _weights_only(section: ConfigFile) -> bool:
@@ -48,3 +95,40 @@ def _weights_only(section: ConfigFile) -> bool:
         isinstance(group, dict) and group.get("input_activations") is None
         for group in groups.values.values()
     )
+
+
+def _by_layer(values: ConfigFile, ignored: Ignored, names: Names) -> ByLayer:
+    """Source: vLLM 0.32, quantization/modelopt.py, `ModelOptMixedPrecisionConfig`."""
+    layers = values.section("quantized_layers")
+    if layers is None or not layers.values:
+        values.fail("quantized_layers", f"is missing, and {_MIXED} states each layer's there")
+    algorithms: dict[str, str] = {}
+    fours: list[int] = []
+    blocks: set[int] = set()
+    for name in layers.values:
+        layer = layers.section(name)
+        algorithm = (layer.string("quant_algo") or "").upper() if layer is not None else ""
+        if layer is None or algorithm not in (*_FORMATS, *_ROUTED_BLOCKS):
+            _refuse(layers, name, algorithm or None)
+        if algorithm in _ROUTED_BLOCKS:
+            blocks.add(layer.optional_integer("group_size", low=16, high=4096) or 128)
+        elif "NVFP4" in algorithm:
+            fours.append(layer.optional_integer("group_size", low=16, high=128) or 16)
+        algorithms[names.of(name) if names.renames else name] = algorithm
+    if len(blocks) > 1:
+        layers.fail("group_size", "vLLM takes one size for the blocks of all fp8 experts")
+    group = values.optional_integer("group_size", low=16, high=128) or next(iter(fours), 16)
+    side = next(iter(blocks), 128)
+    linears = {algorithm: make(group) for algorithm, make in _FORMATS.items()}
+    experts: dict[str, Format] = {
+        algorithm: linears[algorithm] for algorithm in ("FP8", "NVFP4", "W4A16_NVFP4", "MXFP8")
+    } | dict.fromkeys(_ROUTED_BLOCKS, Fp8Block((side, side)))
+    return by_layer(algorithms, linears, experts, names, ignored)
+
+
+def _refuse(section: ConfigFile, key: str, algorithm: object) -> NoReturn:
+    unread = str(algorithm).upper() in _UNREAD
+    why = "has a class for it, and the planner does not read it yet" if unread else "has no class"
+    known = ", ".join((*_FORMATS, _MIXED))
+    said = f"{shown(algorithm)} is not supported: vLLM 0.32 {why}; supported are {known}"
+    section.fail(key, said)

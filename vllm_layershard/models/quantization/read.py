@@ -17,6 +17,7 @@ _READERS: Final[dict[str, tuple[str, str]]] = {
     "awq": ("awq", "read_awq"),
     "gptq": ("gptq", "read_gptq"),
     "mxfp4": ("mxfp4", "read_mxfp4"),
+    "mxfp8": ("modelopt", "read_mxfp8"),
     "ascend": ("ascend", "read_ascend"),
 }
 """Method -> the module and the function that read it, imported only when it is asked for."""
@@ -50,7 +51,6 @@ UNREAD_METHODS: Final = (
     "fp8_per_channel",
     "int8_per_channel_weight_only",
     "nvfp4_per_token",
-    "mxfp8",
 )
 """Methods that vLLM 0.32 has a class for, and the planner does not read yet.
 Source: vLLM 0.32, quantization/__init__.py, `QUANTIZATION_METHODS`; inc.py for auto-round."""

@@ -1,4 +1,4 @@
-"""Packed: integers of four or eight bits, several in an int32, with one scale a group of a row.
+"""Packed: integers of two to eight bits, several in an int32, with one scale a group of a row.
 
 The `pack-quantized` format of compressed-tensors, as Kimi-K2.5's experts have it.
 """
@@ -11,6 +11,7 @@ from vllm_layershard.models.operation import Precision
 from vllm_layershard.models.quantization.formats.format import (
     bias_of,
     check_groups,
+    check_packing,
     expert_biases,
     tensor,
 )
@@ -19,56 +20,74 @@ from vllm_layershard.plan import TensorSpec
 
 
 class Packed(NamedTuple):
-    """Symmetric, without activation order.
+    """Without activation order. `group` is None where a row has one scale.
+
+    `symmetric`: no zero points are stored. `low_bit`: activations are quantised, too.
 
     Source: vLLM 0.32, quantization/compressed_tensors/, `CompressedTensorsWNA16.create_weights`
-    and `CompressedTensorsWNA16MoEMethod.create_weights`.
+    and `CompressedTensorsWNA16MoEMethod.create_weights`; w4a8_fp8, which stores the same.
     """
 
     bits: int
-    group: int
+    group: int | None
+    symmetric: bool = True
+    low_bit: bool = False
 
     @property
     def name(self) -> str:
         """For example `compressed_tensors_int4_g32`."""
-        return f"compressed_tensors_int{self.bits}_g{self.group}"
+        return (
+            f"compressed_tensors_int{self.bits}_{f'g{self.group}' if self.group else 'channel'}"
+            f"{'_a8' if self.low_bit else ''}{'' if self.symmetric else '_zp'}"
+        )
 
     def linear(self, prefix: str, shape: Shape, dtype: str, tp: int) -> tuple[TensorSpec, ...]:
-        """Packed weight, scales, the shape before packing, and the bias if there is one.
+        """Packed weight, scales, the shape before packing, zero points, and the bias.
 
         Raises:
             PlanError: a group would be split over two ranks.
         """
-        check_groups(prefix, shape.inner, self.group)
+        groups = self._groups(prefix, shape.inner)
+        zeros = (-(-shape.rows * self.bits // 32), groups)
         return (
-            tensor("weight_packed", (shape.rows, shape.inner * self.bits // 32), "int32"),
-            tensor("weight_scale", (shape.rows, shape.inner // self.group), dtype),
+            tensor("weight_packed", (shape.rows, -(-shape.inner * self.bits // 32)), "int32"),
+            tensor("weight_scale", (shape.rows, groups), dtype),
             tensor("weight_shape", (2,), "int64"),
+            *(() if self.symmetric else (tensor("weight_zero_point", zeros, "int32"),)),
             *bias_of(shape, dtype),
         )
 
     def experts(
         self, prefix: str, count: int, hidden: int, intermediate: int, bias: bool, dtype: str
     ) -> tuple[TensorSpec, ...]:
-        """Stacked packed weights, scales and shapes.
+        """Stacked packed weights, scales, shapes and zero points.
 
         Raises:
-            PlanError: a group would be split over two ranks.
+            PlanError: a group, or the elements of an int32, would be split over two ranks.
         """
-        check_groups(prefix, hidden, self.group)
-        check_groups(prefix, intermediate, self.group)
-        rows, pack = 2 * intermediate, 32 // self.bits
-        return (
-            tensor("w13_weight_packed", (count, rows, hidden // pack), "int32"),
-            tensor("w2_weight_packed", (count, hidden, intermediate // pack), "int32"),
-            tensor("w13_weight_scale", (count, rows, hidden // self.group), dtype),
-            tensor("w2_weight_scale", (count, hidden, intermediate // self.group), dtype),
-            tensor("w13_weight_shape", (count, 2), dtype),
-            tensor("w2_weight_shape", (count, 2), dtype),
-            *expert_biases(count, hidden, intermediate, bias, dtype),
-        )
+        sizes = (("w13", 2 * intermediate, hidden), ("w2", hidden, intermediate))
+        tensors = []
+        for name, rows, inner in sizes:
+            groups = self._groups(prefix, inner)
+            packed = (count, rows, inner * self.bits // 32)
+            tensors += [
+                tensor(f"{name}_weight_packed", packed, "int32"),
+                tensor(f"{name}_weight_scale", (count, rows, groups), dtype),
+                tensor(f"{name}_weight_shape", (count, 2), dtype),
+            ]
+            if not self.symmetric:
+                check_packing(prefix, rows * self.bits, 32)
+                zeros = (count, rows * self.bits // 32, groups)
+                tensors.append(tensor(f"{name}_weight_zero_point", zeros, "int32"))
+        return (*tensors, *expert_biases(count, hidden, intermediate, bias, dtype))
 
     @property
     def precision(self) -> Precision:
-        """Products are computed in the model's dtype."""
-        return "bf16"
+        """Products are computed in the model's dtype, or at the low-bit rate."""
+        return "fp8" if self.low_bit else "bf16"
+
+    def _groups(self, prefix: str, inner: int) -> int:
+        if self.group is None:
+            return 1
+        check_groups(prefix, inner, self.group)
+        return inner // self.group

@@ -17,7 +17,8 @@ from vllm_layershard.plan import TensorSpec
 class Scaled(NamedTuple):
     """`by_row`: a scale for each output row, else one for each part of a fused linear.
 
-    `static`: activations have scales too, which the checkpoint stores.
+    `static`: activations have scales too, which the checkpoint stores. `column`: scales of rows
+    are a column. `routed`: how experts are, where that is otherwise.
 
     Source: vLLM 0.32, quantization/fp8.py, `Fp8LinearMethod` and `Fp8MoEMethod`; modelopt.py,
     `KFp8StaticTensor` and `ModelOptFp8MoEMethod`; compressed_tensors/schemes and
@@ -28,11 +29,14 @@ class Scaled(NamedTuple):
     dtype: Literal["float8_e4m3fn", "int8"]
     by_row: bool
     static: bool
+    column: bool = True
+    routed: Scaled | None = None
 
     def linear(self, prefix: str, shape: Shape, dtype: str, tp: int) -> tuple[TensorSpec, ...]:
         """The weight, its scales, the activation's, and the bias if there is one."""
         parts = len(shape.outs)
-        scale = (shape.rows, 1) if self.by_row else (parts,)
+        rows = (shape.rows, 1) if self.column else (shape.rows,)
+        scale = rows if self.by_row else (parts,)
         return (
             tensor("weight", (shape.rows, shape.inner), self.dtype),
             tensor("weight_scale", scale, "float32"),
@@ -44,6 +48,8 @@ class Scaled(NamedTuple):
         self, prefix: str, count: int, hidden: int, intermediate: int, bias: bool, dtype: str
     ) -> tuple[TensorSpec, ...]:
         """The stacked weights and scales, and one scale an expert for static activations."""
+        if self.routed is not None:
+            return self.routed.experts(prefix, count, hidden, intermediate, bias, dtype)
         rows = 2 * intermediate
         names = ("w13", "w2")
         by_row, by_tensor = ((count, rows, 1), (count, hidden, 1)), ((count, 2), (count,))

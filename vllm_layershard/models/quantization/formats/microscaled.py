@@ -1,0 +1,68 @@
+"""Microscaled: floats of four or eight bits with one eight-bit exponent for 32 of them (OCP MX)."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from vllm_layershard.models.operation import Precision
+from vllm_layershard.models.quantization.formats.format import (
+    bias_of,
+    check_groups,
+    expert_biases,
+    tensor,
+)
+from vllm_layershard.models.shape import Shape
+from vllm_layershard.plan import TensorSpec
+
+_BLOCK: Final = 32
+
+
+class Microscaled(NamedTuple):
+    """`bits`: 4, two of them in a byte, or 8. `weight` is what the tensor is called.
+
+    `low_bit`: activations are quantised, too.
+
+    Source: vLLM 0.32, quantization/modelopt.py, `KMxfp8Static` and `ModelOptMxFp8FusedMoE`;
+    compressed_tensors, w8a8_mxfp8 and w4a4_mxfp4, of linears and of experts.
+    """
+
+    name: str
+    bits: int
+    weight: str = "weight"
+    low_bit: bool = True
+
+    def linear(self, prefix: str, shape: Shape, dtype: str, tp: int) -> tuple[TensorSpec, ...]:
+        """The weight, its exponents, and the bias if there is one.
+
+        Raises:
+            PlanError: a block would be split over two ranks.
+        """
+        return (*self._pair("", prefix, (shape.rows, shape.inner)), *bias_of(shape, dtype))
+
+    def experts(
+        self, prefix: str, count: int, hidden: int, intermediate: int, bias: bool, dtype: str
+    ) -> tuple[TensorSpec, ...]:
+        """Stacked in the same way.
+
+        Raises:
+            PlanError: a block would be split over two ranks.
+        """
+        return (
+            *self._pair("w13_", prefix, (count, 2 * intermediate, hidden)),
+            *self._pair("w2_", prefix, (count, hidden, intermediate)),
+            *expert_biases(count, hidden, intermediate, bias, dtype),
+        )
+
+    @property
+    def precision(self) -> Precision:
+        """At the eight-bit rate, the lowest that profiles state: an upper bound of the time."""
+        return "fp8" if self.low_bit else "bf16"
+
+    def _pair(self, which: str, prefix: str, shape: tuple[int, ...]) -> tuple[TensorSpec, ...]:
+        *stack, columns = shape
+        check_groups(prefix, columns, _BLOCK)
+        packed = (*stack, columns * self.bits // 8)
+        return (
+            tensor(f"{which}{self.weight}", packed, "uint8" if self.bits == 4 else "float8_e4m3fn"),
+            tensor(f"{which}weight_scale", (*stack, columns // _BLOCK), "uint8"),
+        )
