@@ -60,7 +60,7 @@ Layers = Annotated[
         "--layers",
         help="Linears to shard, by dotted suffix; repeat or separate by commas. `auto`: those, "
         "with the smallest stride, that save most and stay hidden (--hide-in).  "
-        "[default: o_proj, q_b_proj and attention.dense, where the model has them]",
+        "[default: the large linears of the attention]",
     ),
 ]
 LayersNamed = Annotated[
@@ -68,7 +68,7 @@ LayersNamed = Annotated[
     typer.Option(
         "--layers",
         help="Linears to shard, by dotted suffix; repeat or separate by commas.  "
-        "[default: o_proj, q_b_proj and attention.dense, where the model has them]",
+        "[default: the large linears of the attention]",
     ),
 ]
 PrefetchStep = Annotated[

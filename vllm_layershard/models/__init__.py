@@ -1,5 +1,6 @@
 """From a config.json to linears, their bytes, and cache bytes per token."""
 
+from vllm_layershard.models.attention_linears import attention_linears
 from vllm_layershard.models.cache.kv_cache import CacheDevice
 from vllm_layershard.models.checkpoint.stored import Evidence, evidence_for
 from vllm_layershard.models.deployment import Deployment
@@ -29,6 +30,7 @@ __all__ = [
     "Operation",
     "Sharding",
     "WeightBytes",
+    "attention_linears",
     "bundled_names",
     "evidence_for",
     "find",

@@ -121,7 +121,8 @@ def compare_layouts(
 
     Raises:
         ConfigError: an argument's value is not valid.
-        PlanError: a layout that is asked for does not fit the model.
+        PlanError: a layout that is asked for does not fit the model, nor does any of the usual
+            ones, or what is asked of the sharding cannot be had.
         ModelError: the model is not known or cannot be read.
         HardwareError: the device is not known, or its memory is not.
     """
@@ -136,15 +137,19 @@ def compare_layouts(
     single = layouts is not None and (isinstance(layouts, str) or not isinstance(given, Iterable))
     asked: Iterable[Any] = [given] if single else layouts or ["tp8", f"dp8{ep}", f"dp8{ep}+shard"]
     counted: dict[str, LayoutCapacity | RefusedLayout] = {}
+    refused: set[Deployment] = set()
     for candidate in [read_layout(text) for text in asked]:
+        said = candidate.placement is not None and (layers is not None or any(options.values()))
         try:
             counted[candidate.name] = _counted(
                 found, candidate, device, layers, options, kv_cache_dtype
             )
         except PlanError as error:
-            if layouts:
+            if layouts or (said and candidate.deployment not in refused):
                 raise
+            refused.add(candidate.deployment)
             counted[candidate.name] = RefusedLayout(candidate.name, str(error))
+    _require_one(counted.values())
     return CompareResult(
         model=ComparedModel(found.name, found.source),
         device=device,
@@ -155,6 +160,15 @@ def compare_layouts(
             *_on_states(found),
         ),
     )
+
+
+def _require_one(rows: Iterable[LayoutCapacity | RefusedLayout]) -> None:
+    reasons = []
+    for row in rows:
+        if isinstance(row, LayoutCapacity):
+            return
+        reasons.append(f"{row.layout}: {row.refused}")
+    raise PlanError(f"none of the usual layouts can be had ({'; '.join(reasons)}); give --layout")
 
 
 def _counted(

@@ -8,10 +8,7 @@ from typing import Any, Final, TypedDict
 from vllm_layershard.config import LayerShardConfig, Placement, TransportChoice, short
 from vllm_layershard.errors import ConfigError
 from vllm_layershard.models import Deployment, Model
-from vllm_layershard.plan import Linear
-from vllm_layershard.plan.linear import short_names
-
-DEFAULT_LAYERS: Final = ("o_proj", "q_b_proj", "attention.dense")
+from vllm_layershard.planner.default_layers import default_names
 
 AUTO: Final = "auto"
 """Stands in the place of the names where the planner is to choose them."""
@@ -54,33 +51,17 @@ def names_of(listed: str | Sequence[str]) -> list[str]:
     return [name.strip() for text in texts for name in text.split(",")]
 
 
-def default_names(linears: Sequence[Linear]) -> list[str]:
-    """Those of DEFAULT_LAYERS that the model has; where a layer has two of a name, both."""
-    names = []
-    for default in DEFAULT_LAYERS:
-        layers = [linear.layer_id for linear in linears if linear.is_named(default)]
-        if len(layers) > len(set(layers)):
-            names += [name for name in short_names(linears) if name.endswith(f".{default}")]
-        elif layers:
-            names.append(default)
-    return names
-
-
 def config_for(
     model: Model, deployment: Deployment, layers: str | Sequence[str] | None, options: Options
 ) -> LayerShardConfig:
     """The configuration that is asked for; without `layers`, of the default linears.
 
     Raises:
-        ConfigError: a name, a key or a value is not valid, or nothing can be chosen.
+        ConfigError: a name, a key or a value is not valid.
+        PlanError: this layout cannot split the model.
     """
     if layers is None:
-        names = default_names(model.linears(deployment))
-        if not names:
-            raise ConfigError(
-                f"{model.name} has none of {', '.join(DEFAULT_LAYERS)}: give --layers"
-            )
-        return config_with(names, options)
+        return config_with(default_names(model, deployment), options)
     names = names_of(layers)
     if AUTO in names:
         raise ConfigError(

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
+from typing import Final
 
 from vllm_layershard.config import KEY, LayerShardConfig
-from vllm_layershard.models import Sharding
+from vllm_layershard.estimate import PhaseName
+from vllm_layershard.models import Batch, Sharding
+
+_SEQUENCES: Final = 256
+"""That vLLM decodes at once on every device where nobody says; on some it is more.
+
+Source: vLLM 0.32, engine/arg_utils.py, `get_batch_defaults`. Both bounds are an engine's: its
+context-parallel ranks share them.
+"""
 
 PLACEHOLDER = "MODEL"
 """Where nobody knows what to serve: a config under another name says nothing of its folder."""
@@ -25,8 +35,13 @@ def additional_config(config: LayerShardConfig) -> str:
     return json.dumps({KEY: value})
 
 
-def launch_command(sharding: Sharding, kv_cache_dtype: str) -> str:
-    """A command to copy, quoted for a POSIX shell."""
+def launch_command(
+    sharding: Sharding, kv_cache_dtype: str, batches: Mapping[PhaseName, Batch]
+) -> str:
+    """A command to copy, quoted for a POSIX shell.
+
+    vLLM's own bound on a forward depends on the device, and the plan's forwards may exceed it.
+    """
     layout = sharding.deployment.layout
     words = ["vllm", "serve", _servable(sharding)]
     for flag, size in (
@@ -41,6 +56,10 @@ def launch_command(sharding: Sharding, kv_cache_dtype: str) -> str:
         words.append("--enable-expert-parallel")
     if kv_cache_dtype != "auto":
         words += ["--kv-cache-dtype", kv_cache_dtype]
+    tokens = layout.pcp * max(batch.tokens for batch in batches.values())
+    words += ["--max-num-batched-tokens", str(tokens)]
+    if (sequences := layout.pcp * batches["decode"].tokens) > _SEQUENCES:
+        words += ["--max-num-seqs", str(sequences)]
     words += ["--additional-config", additional_config(sharding.config)]
     return shlex.join(words)
 

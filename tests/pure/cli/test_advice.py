@@ -85,7 +85,8 @@ def test_keep_first_is_not_advised_for_little_or_for_nothing() -> None:
 
 def test_a_decode_that_only_keep_first_hides_is_not_refused_outright() -> None:
     flags = "--model gpt-oss-120b --dp 8 --hardware MI300X --prefetch-step 2 --layer-stride 3"
-    given = [*flags.split(), "--placement", "striped", "--tokens", "2048", "--batch", "1024"]
+    given = [*flags.split(), "--layers", "o_proj", "--placement", "striped"]
+    given += ["--tokens", "2048", "--batch", "1024"]
     prefetch = json.loads(said("plan", *given, "--json"))["prefetch"]
     kept = json.loads(said("plan", *given, "--keep-first", "--json"))["prefetch"]
     assert "as it is, it hides from 3,410 tokens" in prefetch["verdict"]

@@ -119,7 +119,7 @@ def test_pipeline_stages_have_series_of_their_own() -> None:
 
 
 def test_v2_lite_has_no_q_b_proj() -> None:
-    assert planned("--model", "DeepSeek-V2-Lite")["sharding"]["layers"] == ["o_proj"]
+    assert planned("--model", "DeepSeek-V2-Lite")["sharding"]["layers"] == ["q_proj", "o_proj"]
 
 
 @pytest.mark.parametrize(("text", "tokens"), [("1k", 1000), ("1K", 1024), ("25.6k", 25600)])

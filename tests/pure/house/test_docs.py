@@ -184,7 +184,9 @@ def printed_by_the_planner(command: str, tokens: list[str], names: list[str], at
     """Whether `layershard plan` prints this very command for its model, size and layers."""
     size = tokens[tokens.index("--data-parallel-size") + 1]
     ep = " --ep" if "--enable-expert-parallel" in tokens else ""
+    prefill = tokens[tokens.index("--max-num-batched-tokens") + 1]
     plan = f"layershard plan --model {tokens[2]} --dp {size}{ep} --layers {','.join(names)}"
+    plan += f" --tokens {prefill}"
     return command in printed(plan, at)
 
 

@@ -14,14 +14,14 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from console import layershard
-from vllm_layershard.models.expression import (
+from vllm_layershard.models.matching.expression import (
     MAX_LENGTH,
     Expression,
     ExpressionError,
     read_expression,
     read_wildcard,
 )
-from vllm_layershard.models.patterns import MAX_NEGATED, MAX_PATTERNS, MAX_PLACES, Patterns
+from vllm_layershard.models.matching.patterns import MAX_NEGATED, MAX_PATTERNS, MAX_PLACES, Patterns
 from vllm_layershard.models.sources.source import _BUNDLED
 from work import Work
 

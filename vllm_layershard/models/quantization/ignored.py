@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Final, Literal, NamedTuple
 
 from vllm_layershard.errors import ModelError
-from vllm_layershard.models.expression import (
+from vllm_layershard.models.matching.expression import (
     Expression,
     ExpressionError,
     read_expression,
     read_wildcard,
 )
-from vllm_layershard.models.patterns import MAX_PATTERNS, MAX_PLACES, Patterns
+from vllm_layershard.models.matching.patterns import MAX_PATTERNS, MAX_PLACES, Patterns
 from vllm_layershard.models.quantization.names import Names
 from vllm_layershard.models.sources.config_file import ConfigFile, shown
 

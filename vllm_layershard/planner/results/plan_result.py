@@ -140,7 +140,7 @@ class PlanResult(NamedTuple):
         """The command that serves the plan; None where the weights do not fit."""
         if not may_fit(self.forecast.fit):
             return None
-        return launch_command(self.planned, self.kv_cache_dtype)
+        return launch_command(self.planned, self.kv_cache_dtype, self.forecast.batches)
 
     @property
     def room_tokens(self) -> int | None:

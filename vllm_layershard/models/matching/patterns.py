@@ -14,7 +14,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
-from vllm_layershard.models.expression import Branch, Characters, Expression, ExpressionError
+from vllm_layershard.models.matching.expression import (
+    Branch,
+    Characters,
+    Expression,
+    ExpressionError,
+)
 
 MAX_PATTERNS: Final = 2048
 """Real lists have a few dozen."""

@@ -1,0 +1,1 @@
+"""Expressions of a config, and the names of modules that they match."""
