@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from vllm_layershard.errors import ModelError
-from vllm_layershard.models.expression import Expression, ExpressionError, read_expression
-from vllm_layershard.models.patterns import Patterns
+from vllm_layershard.models.matching.expression import Expression, ExpressionError, read_expression
+from vllm_layershard.models.matching.patterns import Patterns
 from vllm_layershard.models.quantization.formats.format import Format
 from vllm_layershard.models.quantization.ignored import Ignored
 from vllm_layershard.models.quantization.names import Names
