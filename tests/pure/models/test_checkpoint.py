@@ -228,10 +228,10 @@ WRONG: dict[str, tuple[Callable[[Tensors], None], list[str]]] = {
         ],
     ),
     "another precision": (
-        reshape("model.layers.3.self_attn.o_proj.weight", "F8_E4M3", [256, 128]),
+        reshape("model.layers.3.self_attn.o_proj.weight", "I32", [256, 128]),
         [
             "model.layers.3.self_attn.o_proj.weight: expected bfloat16 [256, 128], "
-            "stored F8_E4M3 [256, 128]"
+            "stored I32 [256, 128]"
         ],
     ),
     "a bias that nobody speaks of": (

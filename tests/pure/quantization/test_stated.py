@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from vllm_layershard.errors import LayerShardError, ModelError
-from vllm_layershard.models import FoundModel, model_of, read_model
+from vllm_layershard.models import FoundModel, find, model_of, read_model
 from vllm_layershard.models.sources.beside import BY_HAND, DESCRIPTION, HF_QUANT, Contents
 from vllm_layershard.models.sources.config_file import ConfigFile
 from vllm_layershard.models.sources.source import _BUNDLED
@@ -106,6 +106,10 @@ def test_a_snapshot_in_the_cache_has_its_file(
     (snapshot.parents[1] / "refs" / "main").write_text("0123456789abcdef")
     assert quantization(snapshot, DENSE, **{HF_QUANT: NESTED}) == "modelopt_nvfp4"
     assert read_model("some/model").quantization == "modelopt_nvfp4"
+    assert find("some/model").notes == ()
+    (snapshot / HF_QUANT).unlink()
+    (note,) = find("some/model").notes
+    assert "the cache holds config.json alone" in note
 
 
 @pytest.mark.parametrize(

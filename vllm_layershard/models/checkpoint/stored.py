@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from vllm_layershard.errors import UnknownModelError
 from vllm_layershard.models.deployment import Deployment
@@ -14,6 +14,15 @@ from vllm_layershard.plan import ParallelLayout
 if TYPE_CHECKING:
     from vllm_layershard.models.checkpoint.comparison import Comparison
     from vllm_layershard.models.checkpoint.files import Checkpoint
+
+LOW_BITS: Final = frozenset(
+    {"F4", "F6_E2M3", "F6_E3M2", "I8", "U8"}
+    | {f"F8_{kind}" for kind in ("E4M3", "E5M2", "E8M0", "E4M3FNUZ", "E5M2FNUZ")}
+)
+"""Formats of safetensors in which only quantised weights are stored."""
+
+PACKED: Final = frozenset({"qweight", "qzeros", "weight_packed"})
+"""Last names of tensors that hold several weights in an element."""
 
 
 class Evidence(NamedTuple):
@@ -66,8 +75,27 @@ def evidence_for(
         notes = (*notes, *(() if found.notes else hub_notes()))
     if checkpoint is None:
         return Evidence(found.revision), notes
+    _require_stated(found, model, checkpoint)
     comparison = compare(model.linears(Deployment(ParallelLayout())), model.num_layers, checkpoint)
     return Evidence(found.revision, headers, comparison), (*notes, *_warnings(comparison))
+
+
+def _require_stated(found: FoundModel, model: Model, checkpoint: Checkpoint) -> None:
+    """Refuse a checkpoint that is quantised where no source says so: the plan would be too large.
+
+    Raises:
+        ModelError: names the first tensor of a layer that is stored in fewer bits.
+    """
+    if model.quantization != "none":
+        return
+    for name, tensor in checkpoint.tensors.items():
+        leaf = name.rpartition(".")[2]
+        if "layers." in name and (tensor.dtype in LOW_BITS or leaf in PACKED):
+            found.config.fail(
+                "quantization_config",
+                f"is missing, and {name} is stored as {tensor.dtype}: no source states how the "
+                "weights are quantised",
+            )
 
 
 def _from_hub(

@@ -19,8 +19,8 @@ _DELTA_NET: Final[Fused] = {
     "in_proj_qkvz": ("in_proj_qkv", "in_proj_z"),
     "in_proj_ba": ("in_proj_b", "in_proj_a"),
 }
-FUSED: Final[Fused] = {**_GATE_UP, **_QKV, **_LATENT}
-"""The fused linears whose parts every checkpoint stores one by one."""
+FUSED: Final[Fused] = {**_GATE_UP, **_QKV, **_LATENT, **_DELTA_NET}
+"""The linears that a checkpoint may store by their parts."""
 
 _USUAL: Final[Fused] = {**_QKV, **_GATE_UP}
 _DEEPSEEK: Final[Fused] = {**_GATE_UP, **_LATENT}

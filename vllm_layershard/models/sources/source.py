@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from vllm_layershard.errors import UnknownModelError
 from vllm_layershard.models.sources.beside import (
@@ -24,6 +24,11 @@ from vllm_layershard.models.sources.provenance import revision_of
 
 _BUNDLED = Path(__file__).parents[1] / "configs"
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+
+
+_CONFIG_ALONE: Final = (
+    "the cache holds config.json alone: a quantisation that a file beside it states is not seen"
+)
 
 
 class FoundModel(NamedTuple):
@@ -107,7 +112,18 @@ def _cached(name: str) -> FoundModel | None:
     directory, revision = found
     config = read_config(directory)
     source = f"cache:{name}@{revision[:12]}"
-    return FoundModel(name, source, config, revision, directory, beside_in(directory))
+    notes = () if _states_quantization(config) or _holds_more(directory) else (_CONFIG_ALONE,)
+    return FoundModel(name, source, config, revision, directory, beside_in(directory), notes)
+
+
+def _states_quantization(config: ConfigFile) -> bool:
+    return config.get("quantization_config") is not None
+
+
+def _holds_more(directory: Path) -> bool:
+    """Whether a snapshot holds more than config.json; then it holds what else states something."""
+    with os.scandir(directory) as entries:
+        return any(entry.name != "config.json" for entry in entries)
 
 
 def _bundled(name: str) -> FoundModel:

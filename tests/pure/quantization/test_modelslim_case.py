@@ -1,0 +1,117 @@
+"""A ModelSlim checkpoint of GLM-5 in W8A8, as vllm-ascend serves it, and of others like it.
+
+Which module has which precision: vllm-project/vllm-ascend, its tests of modelslim_config.py and its
+guide to a description; attention is static, experts and their shared ones dynamic, `kv_b_proj`,
+routers and what the indexer weighs with stay wide.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sums import Matrix, total
+from vllm_layershard.models import Deployment, read_model
+from vllm_layershard.models.sources.beside import DESCRIPTION
+from vllm_layershard.models.sources.source import _BUNDLED
+from vllm_layershard.plan import ParallelLayout
+
+EIGHT = Deployment(ParallelLayout(dp=8), ep=True)
+STATIC, DYNAMIC, FLOAT = "W8A8", "W8A8_DYNAMIC", "FLOAT"
+
+Precision = Callable[[str], str]
+
+
+def latent(name: str) -> str:
+    """GLM-5's and DeepSeek's."""
+    last = name.rpartition(".")[2]
+    if "self_attn" in name:
+        return FLOAT if last in ("kv_b_proj", "wk", "weights_proj") else STATIC
+    return DYNAMIC if ".mlp." in name and last != "gate" else FLOAT
+
+
+def grouped(name: str) -> str:
+    """Qwen3-MoE's."""
+    if "self_attn" in name:
+        return STATIC
+    return DYNAMIC if ".experts." in name else FLOAT
+
+
+def hybrid(name: str) -> str:
+    """Qwen3-Next's: of delta nets the first linear alone."""
+    if "linear_attn" in name:
+        return DYNAMIC if name.endswith("in_proj_qkvz") else FLOAT
+    return DYNAMIC if ".experts." in name or "self_attn" in name else FLOAT
+
+
+def held(matrix: Matrix, precision: str) -> float | None:
+    """Bytes after loading: int8, scales and offsets, and vllm-ascend's copies of them."""
+    rows, inner = matrix.rows, matrix.inner
+    if precision == FLOAT:
+        return None
+    if precision == STATIC:
+        return rows * inner + rows * (2 + 2 + 4 + 4) + 3 * 2 * inner + 3
+    return rows * inner + rows * (2 + 2 + 4 + (8 if ".experts." in matrix.name else 0))
+
+
+CASES: dict[str, tuple[str, Precision, dict[str, Any]]] = {
+    "GLM-5": ("zai-org--GLM-5", latent, {}),
+    "GLM-5.1": ("zai-org--GLM-5.1", latent, {}),
+    "DeepSeek-V3": ("deepseek-ai--DeepSeek-V3", latent, {"quantization_config": None}),
+    "DeepSeek-V3.1": ("deepseek-ai--DeepSeek-V3.1", latent, {"quantization_config": None}),
+    "DeepSeek-V3.2": ("deepseek-ai--DeepSeek-V3.2", latent, {"quantization_config": None}),
+    "Kimi-K2": ("moonshotai--Kimi-K2-Instruct", latent, {"quantization_config": None}),
+    "with its method": (
+        "zai-org--GLM-5",
+        latent,
+        {"quantization_config": {"quant_method": "ascend", "model_quant_type": DYNAMIC}},
+    ),
+    "in capitals": ("zai-org--GLM-5", latent, {"quantization_config": {"quant_method": "ASCEND"}}),
+    "Qwen3-235B": ("Qwen--Qwen3-235B-A22B", grouped, {}),
+    "Qwen3-Coder": ("Qwen--Qwen3-Coder-480B-A35B-Instruct", grouped, {}),
+    "Qwen3-Next": ("Qwen--Qwen3-Next-80B-A3B-Instruct", hybrid, {}),
+}
+
+
+def modules(config: dict[str, Any]) -> list[str]:
+    """The linears of a checkpoint, experts by the first two; the draft layer too."""
+    part = ("gate_proj", "up_proj", "down_proj")
+    experts = [f"mlp.experts.{i}.{p}" for i in (0, 1) for p in part]
+    shared = [f"mlp.shared_experts.{p}" for p in part] + [f"mlp.shared_expert.{p}" for p in part]
+    delta = [f"linear_attn.{p}" for p in ("in_proj_qkvz", "in_proj_ba", "out_proj")]
+    names = ("q_a_proj", "kv_a_proj_with_mqa", "q_b_proj", "kv_b_proj", "o_proj", "q_proj")
+    attention = [f"self_attn.{name}" for name in (*names, "k_proj", "v_proj")]
+    indexer = [f"self_attn.indexer.{name}" for name in ("wq_b", "wk", "weights_proj")]
+    mlp = [f"mlp.{p}" for p in (*part, "gate", "shared_expert_gate")]
+    every = (*attention, *indexer, *delta, *mlp, *shared, *experts)
+    return [f"model.layers.{i}.{m}" for i in range(config["num_hidden_layers"] + 1) for m in every]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_described_checkpoint_has_the_bytes_of_its_matrices(case: str, tmp_path: Path) -> None:
+    name, precision, changes = CASES[case]
+    config = json.loads((_BUNDLED / f"{name}.json").read_text()) | changes
+    description = {"version": "1.0.0", "model_quant_type": DYNAMIC, "group_size": 0} | {
+        f"{module}.weight": precision(module) for module in modules(config)
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / DESCRIPTION).write_text(json.dumps(description))
+    model = read_model(str(tmp_path))
+    assert model.quantization == "ascend_w8a8"
+
+    def stored(matrix: Matrix) -> float | None:
+        fused = matrix.name.replace("in_proj_qkv", "in_proj_qkvz").replace(
+            "in_proj_z", "in_proj_qkvz"
+        )
+        return held(matrix, precision(fused.replace("qkvzz", "qkvz")))
+
+    stated = {k: v for k, v in config.items() if k != "quantization_config"}
+    if every := config.get("full_attention_interval"):
+        kinds = ["linear_attention"] * (every - 1) + ["full_attention"]
+        stated["layer_types"] = kinds * (config["num_hidden_layers"] // every)
+    expected = total(stated, stored, ranks=8)
+    assert model.weight_bytes(EIGHT, 0).total == pytest.approx(expected, rel=1e-3)
