@@ -31,7 +31,9 @@ def _paths(incomplete: str) -> list[str]:
         return [
             f"{incomplete[: len(incomplete) - len(start)]}{path.name}{'/' if path.is_dir() else ''}"
             for path in found
-            if path.name.startswith(start) and (path.is_dir() or path.suffix == ".json")
+            if path.name.startswith(start)
+            and path.name.isprintable()
+            and (path.is_dir() or path.suffix == ".json")
         ]
     except OSError:
         return []

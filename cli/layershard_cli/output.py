@@ -1,4 +1,7 @@
-"""The one way to stdout and stderr. A reader that closes the pipe early changes no exit code."""
+"""The one way to stdout and stderr. A reader that closes the pipe early changes no exit code.
+
+Nothing that a terminal would act on gets through, whoever wrote it: a user, a file, a server.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,12 @@ _LONGEST = 4000
 
 
 def emit(text: str) -> None:
-    """Write one piece of data and a newline to stdout, or to nowhere once nobody reads on."""
+    """Write one line of data to stdout, or to nowhere once nobody reads on."""
+    emit_escaped(printable(text))
+
+
+def emit_escaped(text: str) -> None:
+    """Write lines of which every part that is not ours was escaped before."""
     try:
         sys.stdout.write(text + "\n")
         sys.stdout.flush()
@@ -19,8 +27,12 @@ def emit(text: str) -> None:
         discard(sys.stdout)
 
 
-def tell(text: str, end: str = "\n") -> None:
+def tell(text: str) -> None:
     """Write a message to stderr. Where that cannot be written, the exit code says what matters."""
+    _tell_escaped(printable(text))
+
+
+def _tell_escaped(text: str, end: str = "\n") -> None:
     if sys.stderr is None:
         return
     try:
@@ -30,8 +42,8 @@ def tell(text: str, end: str = "\n") -> None:
 
 
 def emit_json(document: dict[str, Any]) -> None:
-    """Write a JSON document to stdout."""
-    emit(json.dumps(document, indent=2, allow_nan=False))
+    """Write a JSON document to stdout, in ASCII."""
+    emit_escaped(json.dumps(document, indent=2, allow_nan=False))
 
 
 def printable(text: str) -> str:
@@ -54,14 +66,14 @@ def complain(message: str) -> None:
 
 def note(message: str) -> None:
     """One line on stderr that says what a user should know."""
-    tell(f"note: {printable(message)}")
+    tell(f"note: {message}")
 
 
 def show_progress(done: int, total: int) -> None:
     """One line on stderr that counts; only the last count where nobody watches."""
     if sys.stderr is not None and sys.stderr.isatty():
         end = "\n" if done == total else ""
-        tell(f"\rlayershard: headers read: {done} of {total} files", end)
+        _tell_escaped(f"\rlayershard: headers read: {done} of {total} files", end)
     elif done == total:
         tell(f"layershard: headers read: {done} of {total} files")
 

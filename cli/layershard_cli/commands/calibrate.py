@@ -37,6 +37,8 @@ def calibrate_command(
     """
     if backend not in ("auto", "nccl", "hccl", "gloo"):
         raise typer.BadParameter(f"--backend {backend}: choose nccl, hccl, gloo or auto")
+    if name is not None and not (name and name.isprintable()):
+        raise typer.BadParameter(f"--name {name!r}: give a printable text, or the profile is none")
     import subprocess  # takes milliseconds that no other command needs
 
     existed = output is not None and output.exists()
@@ -52,7 +54,8 @@ def calibrate_command(
         raise HardwareError("calibrate: nothing was measured; the reason stands above")
     text = finished.stdout.decode().strip()
     if output is None:
-        emit(text)
+        for line in text.splitlines():
+            emit(line)
         return
     _write(output, text + "\n")
     tell(f"wrote {output}; use it with layershard plan --hardware {output}")

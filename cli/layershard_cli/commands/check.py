@@ -8,7 +8,7 @@ import typer
 
 from layershard_cli import flags as flag
 from layershard_cli.additional_config import read_additional
-from layershard_cli.output import emit, emit_json, note, printable, show_progress
+from layershard_cli.output import emit, emit_json, note, show_progress
 from layershard_cli.resolve import LayoutFlags
 from vllm_layershard.estimate.wording import layers, slots
 from vllm_layershard.planner.layer_map import map_layers
@@ -50,13 +50,13 @@ def check_command(
     least = min(sharding.saved_bytes)
     judged = "valid, but do not enable it" if sharding.loses else "ok"
     emit(
-        f"{judged}: {printable(result.model.name)} on {sharding.deployment.layout.world_size} "
+        f"{judged}: {result.model.name} on {sharding.deployment.layout.world_size} "
         f"ranks shards {', '.join(config.layers)} and saves at least {least:,} bytes a rank"
     )
     revision = "" if result.model.revision is None else f", revision {result.model.revision}"
-    emit(printable(f"  config: {result.model.source}{revision}"))
+    emit(f"  config: {result.model.source}{revision}")
     if evidence.comparison is not None:
-        emit(printable(f"  checkpoint: {evidence.comparison.said} ({evidence.headers})"))
+        emit(f"  checkpoint: {evidence.comparison.said} ({evidence.headers})")
     for group in sharding.groups:
         for series_plan in group.plan.series:
             series = series_plan.series

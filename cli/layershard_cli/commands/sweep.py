@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from layershard_cli.flags import AsJson
-from layershard_cli.output import emit, emit_json, printable
+from layershard_cli.output import emit, emit_json
 from vllm_layershard.planner.results.document import SCHEMA_VERSION
 
 
@@ -25,7 +25,7 @@ def sweep_command(as_json: AsJson = False) -> None:
         emit_json({"schema_version": SCHEMA_VERSION, **answer})
         return
     for name, nbytes in removed.items():
-        emit(printable(f"{name}: {nbytes:,} bytes"))
+        emit(f"{name}: {nbytes:,} bytes")
     if not removed:
         emit(f"nothing was left in {directory} by your servers that have ended")
         return

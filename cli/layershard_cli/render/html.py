@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from html import escape
 from typing import Final
 
 from layershard_cli.render.kv_cache import cache_tokens
+from layershard_cli.render.markup import escape
 from layershard_cli.render.svg import pareto_svg, timeline_svg
 from layershard_cli.render.units import milliseconds, size
 from vllm_layershard.estimate import Estimate, Phase

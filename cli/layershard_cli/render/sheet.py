@@ -13,7 +13,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from layershard_cli.output import emit, printable
+from layershard_cli.output import emit, emit_escaped, printable
 
 _NARROWEST: Final = 6
 _GAP: Final = 2
@@ -94,7 +94,7 @@ class Sheet:
         if colour and self._coloured and first.startswith(lead):
             first = f"{colour}{lead}{_PLAIN}{first[len(lead) :]}"
         for part in (first, *others):
-            emit(part)
+            emit_escaped(part)
 
 
 def _limit(on_terminal: bool) -> int | None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Final
 
+from layershard_cli.render.markup import escape
 from vllm_layershard.estimate import Phase, PhaseName
 from vllm_layershard.estimate.overlap import Span
 from vllm_layershard.estimate.pareto import Point, frontier

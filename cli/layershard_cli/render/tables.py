@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from layershard_cli.output import emit, printable
+from layershard_cli.output import emit
 from layershard_cli.render.kv_cache import cache_tokens
 from layershard_cli.render.sheet import Column, Sheet
 from layershard_cli.render.units import milliseconds, size, span
@@ -74,7 +74,7 @@ def print_plan(result: PlanResult, *, timeline: bool = False, ledger: bool = Fal
         sheet.note(warning)
     if result.launch is not None:
         sheet.line("Launch:")
-        emit(printable(result.launch))
+        emit(result.launch)
 
 
 class _Estimated(NamedTuple):
