@@ -110,7 +110,8 @@ class Bare:
         self.own = own
         self.theirs: Sequence[torch.Tensor] = own
         if rank == 0:
-            self.theirs = self._exports.open(group.ranks[1], handles[1])[0]
+            stored = {0: tuple(line.numel() for line in own)}
+            self.theirs = self._exports.open(group.ranks[1], handles[1], stored)[0]
         self._windows = [torch.empty_like(line) for line in own]
         self._side = torch.cuda.Stream(device)
 
