@@ -17,6 +17,7 @@ help:
 	@sed -n 's/^    "\([a-z]*\)": "\(.*\)",$$/                \1  \2/p' $(PARTS_FILE)
 	@echo "make fuzz       atheris on every reader of untrusted bytes (FUZZ_SECONDS=60 each)"
 	@echo "make soak       a server under load for MINUTES=20: nothing may grow"
+	@echo "make soak FAULTS=1  with workers that stop and die, and reloads: no wrong token (MINUTES=30)"
 	@echo "make lint       ruff, mypy, import-linter"
 	@echo "make outputs REV=COMMIT  what the planner prints now and at the commit: the differences"
 	@echo "make bench      benchmarks (make bench-cli: the planner's start alone)"
@@ -100,7 +101,7 @@ fuzz: $(READY)
 
 MINUTES ?= 20
 soak: $(READY)
-	PYTHONPATH=tests/support $(BIN)/python benchmarks/soak.py --minutes $(MINUTES)
+	PYTHONPATH=tests/support $(BIN)/python benchmarks/soak$(if $(FAULTS),_faults).py --minutes $(MINUTES)
 
 outputs: $(READY)
 	git worktree add --force --detach .cache/before $(REV)

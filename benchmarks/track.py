@@ -58,7 +58,7 @@ class Track:
         for peer, rank in enumerate(group.ranks):
             if peer != group.group_rank:
                 theirs = range(peer, self.race.layers, self.race.ranks)
-                stored = {layer_id: (self.race.layer_bytes,) for layer_id in theirs}
+                stored = dict.fromkeys(theirs, (self.race.layer_bytes,))
                 parts = exports.open(rank, handles[peer], stored)
                 found |= {layer_id: part for layer_id, (part,) in parts.items()}
         return [found.get(layer_id) for layer_id in range(self.race.layers)]
