@@ -63,6 +63,13 @@ class Fault(NamedTuple):
     for_good: bool
 
 
+class Outcome(NamedTuple):
+    """The call that failed, if one did, and the error that came of it; "" if none did."""
+
+    failed: str | None
+    told: str
+
+
 class System:
     """What stands between some modules and the system for one run."""
 
@@ -153,14 +160,14 @@ def each_fault(
     modules: Sequence[ModuleType],
     act: Callable[[], None],
     allowed: tuple[type[Exception], ...],
-    after: Callable[[bool], None],
+    after: Callable[[Outcome], None],
     *,
     for_good: bool,
 ) -> set[str]:
     """Let every call of `act` fail in turn; the names of those that did.
 
     `act` ends well or with one of the `allowed` errors; then `after` looks, without faults, whether
-    anything is left. It is told whether `act` ended well. No descriptor stays open.
+    anything is left. No descriptor stays open.
     """
     failed: set[str] = set()
     nth = 1
@@ -183,7 +190,7 @@ def each_fault(
                 gc.collect()  # it takes as long as a hundred runs
             assert _descriptors() == before, f"{_said(system)}: descriptors are left open ({told})"
             try:
-                after(not told)
+                after(Outcome(None if system.struck is None else system.struck[0], told))
             except AssertionError as error:
                 raise AssertionError(f"{_said(system)} ({told}): {error}") from error
             if system.struck is None:

@@ -62,21 +62,30 @@ class Piece:
             fcntl.lockf(self.fd, fcntl.LOCK_EX)
             os.posix_fallocate(self.fd, 0, max(1, nbytes))
             os.ftruncate(self.fd, nbytes)
+            self.inode = os.fstat(self.fd).st_ino
         except OSError as error:
-            os.close(self.fd)
-            free = os.statvfs(DIRECTORY)
+            close(self.fd)
             raise NodeError(
-                f"{DIRECTORY} has {free.f_bavail * free.f_frsize:,} bytes free, and {nbytes:,} are "
-                "needed for weights that other ranks read; enlarge it (docker run --shm-size), or "
-                f"use transport 'broadcast' ({error.strerror})"
+                f"{DIRECTORY} has {_free_bytes()} bytes free, and {nbytes:,} are needed for "
+                "weights that other ranks read; enlarge it (docker run --shm-size), or use "
+                f"transport 'broadcast' ({error.strerror})"
             ) from None
 
     @classmethod
     def of(cls, name: str, data: bytes) -> Piece:
-        """A piece with this content under this name, in the place of a former one."""
+        """A piece with this content under this name, in the place of a former one.
+
+        Raises:
+            NodeError: there is no memory for it, or the name cannot be had.
+        """
         piece = cls(len(data))
-        os.pwrite(piece.fd, data, 0)
-        piece.name(name)
+        try:
+            with _naming(name):
+                os.pwrite(piece.fd, data, 0)
+            piece.name(name)
+        except BaseException:
+            piece.remove()
+            raise
         return piece
 
     def name(self, name: str) -> None:
@@ -92,8 +101,8 @@ class Piece:
                 _link(self.fd, draft)
                 os.replace(draft, path_of(name))
             finally:
-                with suppress(OSError):
-                    draft.unlink(missing_ok=True)
+                with suppress(OSError):  # it is not there if all went well
+                    os.unlink(draft)
         self._hold(name)
 
     def claim(self, name: str) -> int | None:
@@ -145,7 +154,7 @@ class Piece:
         """Take the name away, and let go of the lock."""
         self.unname()
         if self._pid == os.getpid() and self.fd >= 0:
-            os.close(self.fd)
+            close(self.fd)
             self.fd = -1
 
 
@@ -157,8 +166,9 @@ _REMEDIES = {
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
     errno.ENFILE: "raise the node's limit of open files (fs.file-max)",
     errno.EOPNOTSUPP: "mount a tmpfs there",
+    errno.ENOMEM: "raise the limits of mappings (vm.max_map_count) and of memory (ulimit -v)",
 }
-"""Against what may keep a piece from being made."""
+"""Against what may keep a piece from being made or seen."""
 
 _MOST_CLAIMS = 100
 """How often a name is tried for that seems to be left over, or has just been taken away."""
@@ -202,15 +212,18 @@ def _remove_if(name: str, goes: Callable[[str], bool]) -> bool:
     was not given anew meanwhile.
     """
     path, aside = path_of(name), f"{name}.{os.getpid()}-{secrets.token_hex(4)}.swept"
-    with suppress(OSError):  # gone already, or another user's
+    with suppress(OSError, NodeError):  # gone already, or another user's, or not to be looked at
         if not goes(name):
             return False
         os.rename(path, path_of(aside))
-        gone = goes(aside)
-        if not gone:
-            with suppress(FileExistsError):
-                os.link(path_of(aside), path, follow_symlinks=False)
-        path_of(aside).unlink()
+        gone = False
+        try:
+            gone = goes(aside)
+        finally:
+            if not gone:
+                with suppress(FileExistsError):
+                    os.link(path_of(aside), path, follow_symlinks=False)
+            os.unlink(path_of(aside))
         return gone
     return False
 
@@ -239,41 +252,95 @@ def _link(fd: int, path: Path) -> None:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(path))
 
 
+@contextmanager
+def reading(name: str) -> Iterator[None]:
+    """Where a piece is looked at: an OSError becomes the error that a user can mend."""
+    try:
+        yield
+    except OSError as error:
+        remedy = _REMEDIES.get(error.errno or 0, "see what the kernel's log says of it")
+        raise NodeError(
+            f"{path_of(name)}: what another rank shares there cannot be read ({error.strerror}); "
+            f"{remedy}"
+        ) from None
+
+
 def read(name: str) -> bytes | None:
-    """The content of the piece of that name; None if there is none."""
+    """The content of the piece of that name; None if there is none.
+
+    Raises:
+        NodeError: there is one, and it cannot be read.
+    """
     if name in _mine:
-        return os.pread(_mine[name].fd, _mine[name].nbytes, 0)
+        return content(name, _mine[name].fd)
     fd = open_to_read(name)
     if fd is None:
         return None
-    with os.fdopen(fd, "rb") as file:
-        return file.read()
+    try:
+        return content(name, fd)
+    finally:
+        close(fd)
+
+
+def content(name: str, fd: int) -> bytes:
+    """What is in an open piece; `name` is for the message.
+
+    Raises:
+        NodeError: it cannot be read.
+    """
+    with reading(name):
+        return os.pread(fd, os.fstat(fd).st_size, 0)
 
 
 def open_to_read(name: str) -> int | None:
     """A file descriptor of another process's piece, to be closed; None if there is none.
 
     The directory is everybody's: what another user has put there is as good as not there.
+
+    Raises:
+        NodeError: there is one, and it cannot be opened.
     """
     assert name not in _mine, f"{name}: this process wrote it"
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-    try:
-        fd = os.open(path_of(name), flags)
-    except OSError as error:
-        if error.errno in _NOT_THERE:
-            return None
-        raise
-    found = os.fstat(fd)
+    with reading(name):
+        try:
+            fd = os.open(path_of(name), flags)
+        except OSError as error:
+            if error.errno in _NOT_THERE:
+                return None
+            raise
+        try:
+            found = os.fstat(fd)
+        except OSError:
+            close(fd)
+            raise
     if stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid():
         return fd
-    os.close(fd)
+    close(fd)
     return None
+
+
+def close(fd: int) -> None:
+    """Whatever it says, Linux lets go of the descriptor."""
+    with suppress(OSError):
+        os.close(fd)
+
+
+def _free_bytes() -> str:
+    try:
+        free = os.statvfs(DIRECTORY)
+    except OSError:
+        return "an unknown number of"
+    return f"{free.f_bavail * free.f_frsize:,}"
 
 
 def holder_of(name: str) -> int | None:
     """The number of the living process that wrote the piece; None if there is none.
 
     It is 0 of a process in another container (PID namespace).
+
+    Raises:
+        NodeError: its lock cannot be asked for.
     """
     if name in _mine:
         return os.getpid()
@@ -282,18 +349,24 @@ def holder_of(name: str) -> int | None:
         return None
     try:
         asked = _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, 0, 0, 0)
-        kind, *_, pid = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_GETLK, asked))
+        with reading(name):
+            kind, *_, pid = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_GETLK, asked))
     finally:
-        os.close(fd)
+        close(fd)
     return None if kind == fcntl.F_UNLCK else int(pid)
 
 
 def has(name: str, fd: int) -> bool:
-    """Whether the name is, now, that of an open piece."""
-    try:
-        return os.path.samestat(path_of(name).lstat(), os.fstat(fd))
-    except FileNotFoundError:
-        return False
+    """Whether the name is, now, that of an open piece.
+
+    Raises:
+        NodeError: it cannot be told.
+    """
+    with reading(name):
+        try:
+            return os.path.samestat(os.lstat(path_of(name)), os.fstat(fd))
+        except FileNotFoundError:
+            return False
 
 
 def is_left_over(name: str) -> bool:
@@ -308,7 +381,7 @@ def is_left_over(name: str) -> bool:
     except OSError:
         return False
     finally:
-        os.close(fd)
+        close(fd)
     return True
 
 

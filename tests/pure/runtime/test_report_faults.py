@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from failing import each_fault
+from failing import Outcome, each_fault
 from vllm_layershard.errors import ConfigError
 from vllm_layershard.runtime import report, report_file
 from vllm_layershard.runtime.report import Report
@@ -44,7 +44,8 @@ def test_whatever_fails_a_report_is_whole_or_the_former_one(tmp_path, former, fo
             path.write_text(before)
         (directory / "layershard-rank0.77-0a.tmp").write_text("of a dead server")
 
-    def after(ended_well: bool) -> None:
+    def after(outcome: Outcome) -> None:
+        ended_well = not outcome.told
         if for_good:
             ReportFile(str(directory), 0).prepare()
         drafts = [file for file in os.listdir(directory) if str(os.getpid()) in file]

@@ -12,7 +12,8 @@ import re
 import secrets
 import socket
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import accumulate
 from typing import Any
 
@@ -38,18 +39,35 @@ _Span = tuple[int, int]
 """Where a tensor begins in its piece, and its bytes."""
 
 
+@contextmanager
+def _mapping(nbytes: int) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise NodeError(
+            f"{nbytes:,} bytes of shared memory cannot be mapped ({error.strerror}); raise the "
+            "limits of mappings (vm.max_map_count) and of memory (ulimit -v), or use transport "
+            "'broadcast'"
+        ) from None
+
+
 class _Stored:
     """A position in this rank's own memory."""
 
     def __init__(self, spans: Sequence[_Span]) -> None:
         nbytes = sum(spans[-1])
-        self.window = Window(nbytes)
         self.piece = Piece(nbytes)
-        self.window.show(self.piece.fd, writable=True)
+        try:
+            with _mapping(nbytes):
+                self.window = Window(nbytes)
+                self.window.show(self.piece.fd, writable=True)
+        except NodeError:
+            self.piece.remove()
+            raise
         self.sizes = tuple(nbytes for _, nbytes in spans)
 
     def handle(self) -> dict[str, Any]:
-        return {"file": os.fstat(self.piece.fd).st_ino, "sizes": self.sizes}
+        return {"file": self.piece.inode, "sizes": self.sizes}
 
 
 class _Seen:
@@ -59,7 +77,8 @@ class _Seen:
         self._name = name
         self.spans = _spans(sizes)
         self._nbytes = sum(self.spans[-1])
-        self.window = Window(self._nbytes)
+        with _mapping(self._nbytes):
+            self.window = Window(self._nbytes)
 
     def try_show(self, file: int) -> bool:
         """Show the piece, if it is there, of that inode, and as long as the plan says."""
@@ -67,12 +86,14 @@ class _Seen:
         if fd is None:
             return False
         try:
-            found = os.fstat(fd)
+            with shared_memory.reading(self._name):
+                found = os.fstat(fd)
             if (found.st_ino, found.st_size) != (file, self._nbytes):
                 return False
-            self.window.show(fd, writable=False)
+            with _mapping(self._nbytes):
+                self.window.show(fd, writable=False)
         finally:
-            os.close(fd)
+            shared_memory.close(fd)
         return True
 
 
@@ -210,7 +231,13 @@ def _name(name: str, rank: int, position: int) -> str:
 
 def _node() -> str:
     """This boot of this node, and this shared memory: containers may have one of their own."""
-    return f"{boot_id()} {os.stat(shared_memory.DIRECTORY).st_dev}"
+    try:
+        return f"{boot_id()} {os.stat(shared_memory.DIRECTORY).st_dev}"
+    except OSError as error:
+        raise NodeError(
+            f"which node this is cannot be told ({error.filename}: {error.strerror}); mount /proc "
+            f"and {shared_memory.DIRECTORY}, or use transport 'broadcast'"
+        ) from None
 
 
 def _aligned(nbytes: int) -> int:

@@ -11,15 +11,34 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from vllm_layershard.errors import MismatchError, TransportError
+from vllm_layershard.errors import ConfigError, MismatchError, TransportError
 from vllm_layershard.runtime import shared_memory
 from vllm_layershard.runtime.shared_memory import PREFIX, Piece
 
-PATIENCE_S = float(os.environ.get("VLLM_ENGINE_READY_TIMEOUT_S", 600))
+
+def patience_of(environment: Mapping[str, str]) -> float:
+    """What VLLM_ENGINE_READY_TIMEOUT_S says, or vLLM's own default.
+
+    Raises:
+        ConfigError: it is no whole number of seconds, as vLLM wants it.
+    """
+    text = environment.get("VLLM_ENGINE_READY_TIMEOUT_S", "600")
+    try:
+        seconds = int(text)
+    except ValueError:
+        seconds = 0
+    if seconds < 1:
+        raise ConfigError(
+            f"VLLM_ENGINE_READY_TIMEOUT_S = {text!r}: give a whole number of seconds, at least 1"
+        )
+    return float(seconds)
+
+
+PATIENCE_S = patience_of(os.environ)
 """How long a rank waits for another's document: as long as vLLM lets an engine take to get ready,
 because one may find its weights in the page cache and another on a cold network disk. Nobody waits
 here once the model is loaded."""
@@ -28,6 +47,9 @@ HANDOVER_S = 30.0
 """How long a rank waits for its former self to end, which may still be giving back its memory."""
 
 _LOOK_S = 0.05
+
+_MOST_LOOKS = 100
+"""How often a document is looked for that is shown anew at each look."""
 
 _END = "end"
 _ONLY = "only"
@@ -44,23 +66,28 @@ class Rendezvous:
 
         Raises:
             MismatchError: the rank runs already. Nothing that it shows has changed.
+            NodeError: the node's shared memory cannot be used.
         """
         shared_memory.sweep()
         self.name = name
         self.rank = rank
-        self._pieces: dict[str, Piece] = {_ONLY: self._alone(place or name)}
-        shared_memory.sweep()  # what the rank's former self has left, if it was waited for
+        self._pieces: dict[str, Piece] = {_ONLY: Piece(0)}
+        try:
+            self._be_alone(self._pieces[_ONLY], place or name)
+            shared_memory.sweep()  # what the rank's former self has left, if it was waited for
+        except BaseException:
+            self.close()
+            raise
 
-    def _alone(self, place: str) -> Piece:
-        """What no two living processes have under this rank's name."""
-        name, piece = self._name_of(_ONLY, self.rank), Piece(0)
+    def _be_alone(self, piece: Piece, place: str) -> None:
+        """Give the piece a name of this rank's that no two living processes have."""
+        name = self._name_of(_ONLY, self.rank)
         deadline = time.monotonic() + HANDOVER_S
         while (holder := piece.claim(name)) is not None:
             if holder == os.getpid():
                 piece.name(name)
-                break
+                return
             if time.monotonic() > deadline:
-                piece.remove()
                 whose = f"process {holder}" if holder else "a process of another container"
                 raise MismatchError(
                     f"rank {self.rank} of the deployment that meets at {place} runs already on "
@@ -69,7 +96,6 @@ class Rendezvous:
                     "give another deployment a port of its own"
                 )
             time.sleep(_LOOK_S)
-        return piece
 
     def publish(self, subject: str, document: Any) -> None:
         """Show the others `document`, plain data, under this subject; in the place of a former one.
@@ -93,6 +119,7 @@ class Rendezvous:
 
         Raises:
             TransportError: a rank did not show anything within PATIENCE_S, or said why it ended.
+            NodeError: what one shows cannot be read.
         """
         found: dict[int, Any] = {}
         deadline = time.monotonic() + PATIENCE_S
@@ -144,24 +171,26 @@ class Rendezvous:
 
 def _of_the_living(name: str) -> bytes | None:
     """The content of a piece that another process of this user has written, and still holds."""
-    while True:
+    for _ in range(_MOST_LOOKS):
         fd = shared_memory.open_to_read(name)
         if fd is None:
             return None
         try:
-            if _is_held(fd):
-                return os.pread(fd, os.fstat(fd).st_size, 0)
+            if _is_held(name, fd):
+                return shared_memory.content(name, fd)
             if shared_memory.has(name, fd):
                 return None
         finally:
-            os.close(fd)
+            shared_memory.close(fd)
         # Its writer has let go of it because it has shown another one meanwhile.
+    return None
 
 
-def _is_held(fd: int) -> bool:
+def _is_held(name: str, fd: int) -> bool:
     """Whether the process that wrote an open piece of another's still has it."""
-    try:
-        fcntl.lockf(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+    with shared_memory.reading(name):
+        try:
+            fcntl.lockf(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            return True
     return False

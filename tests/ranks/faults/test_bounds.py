@@ -19,8 +19,8 @@ import torch.distributed as dist
 
 from forked import forked
 from gloo.stack import WIDTH, Stack, shard
-from vllm_layershard.errors import TransportError
-from vllm_layershard.runtime.ranks import handshake
+from vllm_layershard.errors import ConfigError, TransportError
+from vllm_layershard.runtime.ranks import handshake, rendezvous
 from vllm_layershard.runtime.ranks.group import RankGroup
 from vllm_layershard.runtime.transport import broadcast
 
@@ -31,7 +31,7 @@ FORWARDS = 4
 
 
 def test_the_bounds_are_those_that_the_page_states():
-    page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
+    page = (Path(__file__).parents[3] / "docs" / "serving.md").read_text()
     assert handshake.PATIENCE_S == 180
     assert broadcast.STALL_S == 300
     rows = re.findall(r"^\| (a rank .*?) \| (.*?) \|", page, re.M)
@@ -124,3 +124,15 @@ def test_a_timeout_that_is_shorter_stays(tmp_path):
     process.start()
     process.join(HANG_S)
     assert (tmp_path / "0").read_text() == "[0.5, 300.0]"
+
+
+@pytest.mark.parametrize(("text", "seconds"), [(None, 600), ("7", 7), (" 1200 ", 1200)])
+def test_a_replica_is_waited_for_as_long_as_vllm_waits_for_an_engine(text, seconds):
+    environment = {} if text is None else {"VLLM_ENGINE_READY_TIMEOUT_S": text}
+    assert rendezvous.patience_of(environment) == seconds
+
+
+@pytest.mark.parametrize("text", ["600s", "nan", "inf", "", "0", "-5", "1.5"])
+def test_a_wait_that_is_no_whole_number_of_seconds_is_refused_by_name(text):
+    with pytest.raises(ConfigError, match=f"VLLM_ENGINE_READY_TIMEOUT_S = '{text}': give a whole"):
+        rendezvous.patience_of({"VLLM_ENGINE_READY_TIMEOUT_S": text})
