@@ -42,7 +42,6 @@ class Forwards:
         self._stages = stage_layers(sharding.model.num_layers, sharding.deployment.layout.pp)
         self._like = _representatives(sharding)
         self._moves: dict[tuple[int, int], tuple[Movement, ...]] = {}
-        self._suffixes: dict[str, str] = {}
         self._run: dict[tuple[Batch, int, bool], Forward] = {}
         self._operations: dict[tuple[Batch, bool], Mapping[int, tuple[TimedOperation, ...]]] = {}
         self._transfer = Transfer(sharding, hardware)
@@ -118,7 +117,7 @@ class Forwards:
             self._operations[batch, least] = {
                 like: tuple(
                     TimedOperation(
-                        self._suffix(operation.linear),
+                        suffix_of(operation.linear),
                         roofline.seconds(operation),
                         roofline.slowdown(operation),
                     )
@@ -130,19 +129,17 @@ class Forwards:
             }
         return self._operations[batch, least]
 
-    def _suffix(self, prefix: str) -> str:
-        if prefix not in self._suffixes:
-            self._suffixes[prefix] = suffix_of(prefix)
-        return self._suffixes[prefix]
-
     def _stage_moves(
         self, stage: int, prefetch_step: int, timed: Mapping[int, tuple[TimedOperation, ...]]
     ) -> tuple[Movement, ...]:
         """The movements of a stage; `timed` is any batch's: their names are the same."""
         key = (stage, prefetch_step)
         if key not in self._moves:
+            suffixes = {
+                like: [op.suffix for op in operations] for like, operations in timed.items()
+            }
             self._moves[key] = tuple(
-                self._awaited(move, timed[self._like[move.layer_id]])
+                _awaited(move, suffixes[self._like[move.layer_id]])
                 for group in self._sharding.groups
                 if group.pp_stage == stage
                 for move in movements(
@@ -154,12 +151,6 @@ class Forwards:
             )
         return self._moves[key]
 
-    def _awaited(self, move: Movement, operations: tuple[TimedOperation, ...]) -> Movement:
-        """A weight that no operation of its own reads is awaited by its layer's first operation."""
-        if any(operation.suffix == move.suffix for operation in operations):
-            return move
-        return move._replace(suffix=operations[0].suffix)
-
     def _pulling_rank(self, plan: Plan) -> int | None:
         """The group rank whose own pulls are simulated; None where each waits for all of them."""
         if not self._transfer.pulls or self._sharding.deployment.layout.in_lockstep:
@@ -170,6 +161,11 @@ class Forwards:
             return plan.saved_bytes[rank], first
 
         return max(range(plan.group_size), key=pulls)
+
+
+def _awaited(move: Movement, suffixes: list[str]) -> Movement:
+    """A weight that no operation of its own reads is awaited by its layer's first operation."""
+    return move if move.suffix in suffixes else move._replace(suffix=suffixes[0])
 
 
 def _loss(forward: Forward) -> tuple[float, float]:

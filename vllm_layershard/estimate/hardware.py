@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from vllm_layershard.config import TransportName
 from vllm_layershard.errors import HardwareError
@@ -25,8 +25,7 @@ LowBitFormat = Literal["fp8", "int8"]
 """The eight-bit format that a device computes in."""
 
 
-@dataclass(frozen=True, slots=True)
-class BusTable:
+class BusTable(NamedTuple):
     """Bus bandwidth among `ranks` devices over message sizes: bytes ascending, bytes per second."""
 
     ranks: int
@@ -35,12 +34,8 @@ class BusTable:
     basis: Basis
     source: str
 
-    def __post_init__(self) -> None:
-        _check_table(self.sizes, self.bandwidths)
 
-
-@dataclass(frozen=True, slots=True)
-class TimeTable:
+class TimeTable(NamedTuple):
     """Seconds of one whole broadcast among `ranks` devices over message sizes: bytes ascending."""
 
     ranks: int
@@ -48,16 +43,6 @@ class TimeTable:
     seconds: tuple[float, ...]
     basis: Basis
     source: str
-
-    def __post_init__(self) -> None:
-        _check_table(self.sizes, self.seconds)
-
-
-def _check_table(sizes: tuple[int, ...], values: tuple[float, ...]) -> None:
-    assert sizes, "a table has an entry"
-    assert len(sizes) == len(values), "a value for each size"
-    assert all(a < b for a, b in pairwise(sizes)), "sizes ascend"
-    assert min(*sizes, *values) > 0, "sizes and values are positive"
 
 
 _MSM_SHARE = "Ascend/msmodeling's defaults"
@@ -152,6 +137,9 @@ class Hardware:
                 raise HardwareError(
                     f"Hardware {self.name}: {key}: {shown(value)} is not {' or '.join(choices)}"
                 )
+        for table in (*self.bus, *self.broadcast):
+            if not _is_table(*table[:3]):
+                raise HardwareError(f"Hardware {self.name}: {shown(table)} is no table")
 
     @property
     def contention(self) -> tuple[float, float]:
@@ -208,6 +196,17 @@ class Hardware:
         One rank: nothing moves.
         """
         return _lacking(self, spread, transport_name)
+
+
+def _is_table(ranks: int, sizes: tuple[int, ...], values: tuple[float, ...]) -> bool:
+    """Whether sizes ascend from above 0, each with a value above 0, for two ranks or more."""
+    ascend = all(a < b for a, b in pairwise(sizes))
+    return (
+        ranks > 1
+        and 0 < len(sizes) == len(values)
+        and ascend
+        and all(v > 0 for v in (*sizes, *values))
+    )
 
 
 def _lacking(hardware: Hardware, spread: Spread, transport_name: TransportName) -> tuple[str, ...]:

@@ -131,13 +131,14 @@ def movements(
         if not any(schedule.launches):
             continue
         seconds = seconds_of(series.layer_bytes)
+        pool = f"{series.name} {series.tp_replicated}"
         found.extend(
             Movement(
                 layer_id=series.layer_ids[position],
                 suffix=suffix_of(names[position]),
                 start_layer=series.boundary(boundary),
                 seconds=seconds,
-                buffer=(f"{series.name} {series.tp_replicated}", schedule.slot[position]),
+                buffer=(pool, schedule.slot[position]),
             )
             for boundary, started in enumerate(schedule.launches)
             for position in started
@@ -181,19 +182,27 @@ class _Run:
         self._unread: dict[int, dict[str, list[Movement]]] = {}
         """Started and not yet awaited: by layer and the linear's suffix."""
         self._taken: set[tuple[str, int]] = set()
-        self._fetch = sum(move.seconds for move in moves)
+        self._rests: dict[tuple[int, int], float] = {}
+        """Sums of operations, by the identity of a layer's and where they begin."""
 
     def forward(self, layers: Sequence[TimedLayer]) -> Forward:
         """Run all layers; call it once."""
+        fetch = sum(move.seconds for moves in self._starts_at.values() for move in moves)
         compute = stalled = 0.0
         for layer in layers:
             for move in self._starts_at.get(layer.layer_id, ()):
                 self._start(move)
             awaited_here = self._unread.pop(layer.layer_id, {})
-            for operation in layer.operations:
+            for i, operation in enumerate(layer.operations):
+                if not (awaited_here or self._queue) and self._spans is None:
+                    rest = self._rest(layer.operations, i)
+                    self._now += rest
+                    compute += rest
+                    break
                 awaited = awaited_here.pop(operation.suffix, ()) if awaited_here else ()
                 for move in awaited:
-                    stalled += self._await(move)
+                    if self._queue:
+                        stalled += self._await(move)
                 start = self._now
                 if self._queue:
                     self._compete(operation)
@@ -211,7 +220,14 @@ class _Run:
                 f"layer {layer.layer_id} has no operation for {[*awaited_here]}"
             )
         exposed = max(0.0, self._now - compute)
-        return Forward(compute=compute, fetch=self._fetch, exposed=exposed, stalled=stalled)
+        return Forward(compute=compute, fetch=fetch, exposed=exposed, stalled=stalled)
+
+    def _rest(self, operations: tuple[TimedOperation, ...], start: int) -> float:
+        """Seconds of the operations from there on, beside which nothing moves."""
+        key = id(operations), start
+        if key not in self._rests:
+            self._rests[key] = sum(operation.seconds for operation in operations[start:])
+        return self._rests[key]
 
     def _start(self, move: Movement) -> None:
         assert move.buffer not in self._taken, f"{move.buffer} is written while it is still read"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 
 from vllm_layershard.config import refusal_of
@@ -79,6 +80,7 @@ class Linear:
         return self.prefix == name or self.prefix.endswith("." + name)
 
 
+@cache
 def suffix_of(prefix: str) -> str:
     """The part of a linear's name after its decoder layer: `self_attn.o_proj`."""
     parts = prefix.split(".")

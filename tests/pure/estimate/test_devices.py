@@ -12,6 +12,7 @@ from console import document
 from vllm_layershard.errors import HardwareError
 from vllm_layershard.estimate import Hardware, profile, profile_names
 from vllm_layershard.estimate.figure import LABELS, MAY_BE_NULL, Figure
+from vllm_layershard.estimate.hardware import BusTable, TimeTable
 
 GIB = 1 << 30
 
@@ -156,6 +157,29 @@ def test_other_fields_are_checked_too() -> None:
         replace(profile("H200"), bf16=1.0)  # type: ignore[arg-type]
     with pytest.raises(HardwareError, match=r"H200: nics: 0.5 is not a whole number of NICs"):
         replace(profile("H200"), nics=Figure(0.5, "assumed", "test"))
+
+
+@pytest.mark.parametrize(
+    ("ranks", "sizes", "values"),
+    [
+        (8, (), ()),
+        (8, (1, 2), (1.0,)),
+        (8, (2, 1), (1.0, 1.0)),
+        (8, (0, 1), (1.0, 1.0)),
+        (8, (1, 2), (0.0, 1.0)),
+        (8, (1, 2), (1.0, float("nan"))),
+        (1, (1, 2), (1.0, 1.0)),
+    ],
+)
+def test_a_table_that_cannot_be_is_refused(
+    ranks: int, sizes: tuple[int, ...], values: tuple[float, ...]
+) -> None:
+    h200 = profile("H200")
+    assert replace(h200, bus=(BusTable(8, (1, 2), (1.0, 1.0), "assumed", "test"),))
+    with pytest.raises(HardwareError, match="is no table"):
+        replace(h200, bus=(BusTable(ranks, sizes, values, "assumed", "test"),))
+    with pytest.raises(HardwareError, match="is no table"):
+        replace(h200, broadcast=(TimeTable(ranks, sizes, values, "assumed", "test"),))
 
 
 def test_a_board_of_two_dies_says_where_ranks_run() -> None:

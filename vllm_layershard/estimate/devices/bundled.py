@@ -55,9 +55,7 @@ def bundled_profile(name: str) -> Hardware | None:
 
     None: there is none of that name.
     """
-    key = _plain(name)
-    known = next((one for one in _VENDORS if _plain(one) == key), None)
-    known = known or next((one for text, one in PRINTED.items() if _plain(text) == key), None)
+    known = name if name in _VENDORS else _names().get(_plain(name))
     if known is None:
         return None
     module = import_module(f"vllm_layershard.estimate.devices.{_VENDORS[known]}")
@@ -71,6 +69,12 @@ def unknown_hardware(name: str) -> HardwareError:
         f"nearest: {_nearest(name)}; known are {', '.join(_VENDORS)}; or give a profile FILE.json "
         "(layershard calibrate writes one)"
     )
+
+
+def _names() -> dict[str, str]:
+    """Every name that finds a profile, plain -> the profile."""
+    printed = {_plain(text): one for text, one in PRINTED.items()}
+    return printed | {_plain(one): one for one in _VENDORS}
 
 
 def _plain(name: str) -> str:
@@ -87,6 +91,5 @@ def _nearest(name: str) -> str:
     begins = [one for one in _VENDORS if key.startswith(_plain(one))]
     if begins:
         return max(begins, key=len)
-    printed = {_plain(text): one for text, one in PRINTED.items()}
-    spelled = printed | {_plain(one): one for one in _VENDORS}
-    return spelled[max(spelled, key=lambda one: SequenceMatcher(None, key, one).ratio())]
+    names = _names()
+    return names[max(names, key=lambda one: SequenceMatcher(None, key, one).ratio())]

@@ -34,24 +34,23 @@ def fewest_tokens(
     The progress grows with the tokens, and may stay 0 from where it is. It is asked at `known`
     first, then at the guess, which may be any number. `enough`: so many are known to be enough.
     """
-    if enough is None:
-        if progress(MAX_TOKENS) < 0:
-            return None
-        enough = MAX_TOKENS
-    search = _Search(enough)
+    search = _Search(MAX_TOKENS + 1 if enough is None else enough)
     tokens = known
-    if 0 < known < enough:
+    if 0 < known < search.enough:
         search.tried(known, progress(known))
         tokens = round(guess)
     while not search.ended:
         tokens = search.within(tokens)
         search.tried(tokens, progress(tokens))
         tokens = search.next()
-    return search.enough
+    return search.enough if search.enough <= MAX_TOKENS else None
 
 
 class _Search:
-    """Too few tokens and enough, and the last points, through which a line is drawn."""
+    """Too few tokens and enough, and the last points, through which a line is drawn.
+
+    More than MAX_TOKENS are never tried, and stand for no number.
+    """
 
     def __init__(self, enough: int) -> None:
         self.enough = enough
