@@ -63,8 +63,8 @@ def _turns(thresholds: Thresholds, contention: tuple[float, float]) -> str:
         return ""
     said = f"never waits from {waits:,}" if waits is not None else "its first layers always wait"
     if least is not None and contention[0] < contention[1]:
-        low, high = (f"{slower * 100:g} %" for slower in contention)
-        said = f"at most 1 % from {least:,} to {most:,} with contention of {low} to {high}; {said}"
+        low, high = (f"{slower * 100:g}%" for slower in contention)
+        said = f"at most 1% from {least:,} to {most:,} with contention of {low} to {high}; {said}"
     return f" from {tokens(most)} a rank ({said})"
 
 

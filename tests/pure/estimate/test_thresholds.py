@@ -73,8 +73,8 @@ def test_the_verdict_has_all_thresholds() -> None:
     assert prefetch["contention"] == [0.15, 0.35]
     assert most == prefetch["break_even_tokens"]
     assert prefetch["verdict"].startswith(
-        f"hidden in prefill from {most:,} tokens a rank (at most 1 % from {least:,} to {most:,} "
-        f"with contention of 15 % to 35 %; never waits from {waits:,}); decode at batch 64 "
+        f"hidden in prefill from {most:,} tokens a rank (at most 1% from {least:,} to {most:,} "
+        f"with contention of 15% to 35%; never waits from {waits:,}); decode at batch 64 "
     )
     shorter = document("plan", *flags, "--tokens", "8K")["prefetch"]
     low, high = shorter["phases"][0]["exposed_range_us"]
@@ -82,7 +82,7 @@ def test_the_verdict_has_all_thresholds() -> None:
     assert high == shorter["phases"][0]["exposed_us"]
     assert low / compute < 0.01 < high / compute
     assert f"slows by {low / compute:.2%} to {high / compute:.2%}: " in shorter["verdict"]
-    assert f"it hides from {most:,} tokens a rank (at most 1 % from" in shorter["verdict"]
+    assert f"it hides from {most:,} tokens a rank (at most 1% from" in shorter["verdict"]
 
 
 def test_what_was_measured_is_no_range() -> None:
