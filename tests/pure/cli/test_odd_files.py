@@ -21,7 +21,7 @@ from checkpoints import deepseek, small_config, write
 from console import Ended, layershard
 from vllm_layershard import bounded_file
 from vllm_layershard.models.checkpoint.weight_map import INDEX, SINGLE
-from vllm_layershard.models.sources.beside import DESCRIPTION
+from vllm_layershard.models.sources.beside import BY_HAND, DESCRIPTION, HF_QUANT
 
 pytestmark = pytest.mark.timeout(60)  # only a hang takes so long
 
@@ -71,6 +71,12 @@ def described(place: Path) -> list[str]:
     return local(place)
 
 
+def quantised_beside(place: Path) -> list[str]:
+    stated = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "FP8"}}
+    (place / "model" / HF_QUANT).write_text(json.dumps(stated))
+    return local(place)
+
+
 def on_a_device(place: Path) -> list[str]:
     (place / "device.json").write_text('{"base": "H200"}')
     return [*PLAN, "--model", "DeepSeek-V3", "--hardware", str(place / "device.json")]
@@ -93,6 +99,7 @@ FILES: dict[str, tuple[Callable[[Path], list[str]], str, int]] = {
     "a shard": (in_shards, f"model/{SHARD}", 3),
     "a single file": (in_one_file, f"model/{SINGLE}", 3),
     "a description": (described, f"model/{DESCRIPTION}", 3),
+    "a quantisation beside": (quantised_beside, f"model/{HF_QUANT}", 3),
     "a config in the cache": (in_the_cache, f"{CACHED}/snapshots/{COMMIT}/config.json", 3),
     "a revision in the cache": (in_the_cache, f"{CACHED}/refs/main", 3),
     "a profile": (on_a_device, "device.json", 3),
@@ -197,6 +204,20 @@ def test_each_ends_in_one_message(
     assert ended.stderr.startswith("layershard: ")
     if not file.endswith("in the cache"):  # without one the Hub would be asked, which is forbidden
         assert any(part in ended.stderr for part in message.split("|")), ended.stderr
+
+
+@pytest.mark.parametrize("file", BY_HAND)
+@pytest.mark.parametrize("odd", ["a pipe", "a socket", "a directory", "a link to itself"])
+def test_what_older_tools_leave_beside_a_config(file: str, odd: str, place: Path) -> None:
+    words, path = local(place), place / "model" / file
+    assert ended_well(layershard(*words)), "there need be none"
+    path.touch()
+    make, message = ODD[odd]
+    with ExitStack() as stack:
+        stack.enter_context(make(path))  # type: ignore[arg-type]
+        ended = layershard(*words)
+    assert (ended.code, ended.stdout, ended.stderr.count("\n")) == (3, "", 1)
+    assert message in ended.stderr
 
 
 @pytest.mark.parametrize("file", ["a profile", "a profile that is shown", "an additional config"])

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from console import layershard
+from console import Ended, layershard
 from vllm_layershard.models.matching.expression import (
     MAX_LENGTH,
     Expression,
@@ -114,7 +114,9 @@ def test_an_expression_matches_as_re_does(text: str, names: list[str]) -> None:
 def test_several_match_where_one_does(texts: list[str], names: list[str]) -> None:
     patterns = Patterns(map(read, texts))
     for name in names:
-        assert patterns.match(name) == any(re.match(text, name) for text in texts), (texts, name)
+        found = [bool(re.match(text, name)) for text in texts]
+        assert patterns.match(name) == any(found), (texts, name)
+        assert patterns.first(name) == (found.index(True) if any(found) else None), (texts, name)
 
 
 @settings(max_examples=500, deadline=None)
@@ -240,8 +242,17 @@ def test_reading_them_takes_little_work(case: str) -> None:
             assert case == "all characters there may be"
 
 
-@pytest.mark.parametrize("case", HOSTILE)
-def test_a_plan_of_a_hostile_config_takes_little_work(case: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("case", "key"),
+    [
+        *((case, "ignore") for case in HOSTILE),
+        *((case, "targets") for case in ("one of six repetitions", "counted", "very many")),
+    ],
+)
+def test_a_plan_of_a_hostile_config_takes_little_work(case: str, key: str, tmp_path: Path) -> None:
+    texts = [f"re:{text}" for text in HOSTILE[case]]
+    if key == "targets":
+        texts = texts[:256]
     config = json.loads((_BUNDLED / "Qwen--Qwen3-32B.json").read_text())
     weights = {"num_bits": 8, "type": "int", "strategy": "channel", "symmetric": True}
     inputs = {"num_bits": 8, "type": "int", "strategy": "token", "dynamic": True}
@@ -249,9 +260,13 @@ def test_a_plan_of_a_hostile_config_takes_little_work(case: str, tmp_path: Path)
         "quant_method": "compressed-tensors",
         "format": "int-quantized",
         "config_groups": {
-            "0": {"targets": ["Linear"], "weights": weights, "input_activations": inputs}
+            "0": {
+                "targets": [*(texts if key == "targets" else []), "Linear"],
+                "weights": weights,
+                "input_activations": inputs,
+            }
         },
-        "ignore": [f"re:{text}" for text in HOSTILE[case]],
+        "ignore": texts if key == "ignore" else [],
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
     with Work(15_000_000):
@@ -275,3 +290,69 @@ def test_a_plan_asks_each_name_once(tmp_path: Path) -> None:
         for _ in range(3):
             assert sum(map(patterns.match, names())) == 61
     assert next(asked) <= sum(map(len, names()))
+
+
+def by_module(names: list[str]) -> dict[str, object]:
+    """As Model Optimizer states mixed precisions."""
+    algorithms = ({"quant_algo": "NVFP4", "group_size": 16}, {"quant_algo": "FP8"})
+    return {
+        "quant_method": "modelopt",
+        "quant_algo": "MIXED_PRECISION",
+        "ignore": ["lm_head"],
+        "quantized_layers": {name: algorithms["attn" in name] for name in names},
+    }
+
+
+def planned_with(quantization: dict[str, object], place: Path, steps: int) -> Ended:
+    config = json.loads((_BUNDLED / "Qwen--Qwen3-235B-A22B.json").read_text())
+    config["quantization_config"] = quantization
+    text = json.dumps(config, indent=4)
+    (place / "config.json").write_text(text)
+    with Work(steps):
+        return layershard("plan", "--model", str(place), "--dp", "8", "--ep")
+
+
+def test_a_config_that_names_every_expert_is_read_to_its_end(tmp_path: Path) -> None:
+    """As nvidia/MiniMax-M3-NVFP4 does in 3.1 MB: 22,422 modules. Here there are 36,472."""
+    layers = [f"model.layers.{layer}" for layer in range(94)]
+    attention = [f"{at}.self_attn.{q}_proj" for at in layers for q in ("q", "k", "v", "o")]
+    experts = [
+        f"{at}.mlp.experts.{expert}.{matrix}_proj"
+        for at in layers
+        for expert in range(128)
+        for matrix in ("gate", "up", "down")
+    ]
+    ended = planned_with(by_module(attention + experts), tmp_path, 20_000_000)
+    assert ended.code == 0, ended
+    assert 3 << 20 < (tmp_path / "config.json").stat().st_size < 8 << 20
+    assert "quantization modelopt_mixed" in ended.stdout
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["a." * 3_000_000],
+        [f"{'a.' * 13}{i}" for i in range(10)],
+        [f"m{i}" for i in range((1 << 16) + 1)],
+    ],
+    ids=["a very long name", "deep names", "very many names"],
+)
+def test_names_without_end_are_refused(names: list[str], tmp_path: Path) -> None:
+    ended = planned_with(by_module(names), tmp_path, 2_000_000)
+    assert (ended.code, ended.stdout) == (3, "")
+    assert "quantized_layers: has more than 65,536 names, or one of more than 12 dots" in (
+        ended.stderr
+    )
+
+
+def test_targets_without_end_are_refused(tmp_path: Path) -> None:
+    weights = {"num_bits": 8, "type": "float", "strategy": "channel", "symmetric": True}
+    said = "config_groups: has more than 65,536 targets, or 256 of them with a pattern"
+    for targets in (["re:.*a"] * 257, ["a"] * ((1 << 16) + 1)):
+        section: dict[str, object] = {
+            "quant_method": "compressed-tensors",
+            "format": "float-quantized",
+            "config_groups": {"0": {"targets": targets, "weights": weights}},
+        }
+        ended = planned_with(section, tmp_path, 2_000_000)
+        assert (ended.code, said in ended.stderr) == (3, True), ended

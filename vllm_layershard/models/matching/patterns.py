@@ -10,6 +10,7 @@ Pattern Matching in Strings, 2002, chapter 4).
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
@@ -27,12 +28,9 @@ MAX_PLACES: Final = 1 << 16
 MAX_NEGATED: Final = 16
 """Each is an automaton of its own."""
 
-_MATCHED: Final = -1
-"""In the place of a state: whatever follows, the name matches."""
-
 
 class Patterns:
-    """Whether names match any of some expressions. What is asked twice is answered at once."""
+    """Which of some expressions a name matches first. What is asked twice is answered at once."""
 
     def __init__(self, expressions: Iterable[Expression] = ()) -> None:
         """Make the automatons.
@@ -40,29 +38,42 @@ class Patterns:
         Raises:
             ExpressionError: all together are more than is matched.
         """
-        places, branches = 0, list[Branch]()
-        negated: list[tuple[Branch, ...]] = []
-        for count, expression in enumerate(expressions):  # which may be read one by one
-            places += sum(len(branch.items) + 1 for branch in expression.branches)
+        places, start, branches = 0, 0, list[Branch]()
+        self._starts: list[tuple[int, int]] = []
+        """Of each expression that is not negated the first place of its rows, and its index."""
+        negated: list[tuple[int, tuple[Branch, ...]]] = []
+        for index, expression in enumerate(expressions):  # which may be read one by one
             if expression.negated:
-                negated.append(expression.branches)
+                negated.append((index, expression.branches))
             else:
+                self._starts.append((start, index))
+                start += sum(len(branch.items) + 1 for branch in expression.branches)
                 branches += expression.branches
-            if count >= MAX_PATTERNS or places > MAX_PLACES or len(negated) > MAX_NEGATED:
+            places += sum(len(branch.items) + 1 for branch in expression.branches)
+            if index >= MAX_PATTERNS or places > MAX_PLACES or len(negated) > MAX_NEGATED:
                 raise ExpressionError("are more than are matched")
         self._automaton = _automaton_of(branches) if branches else None
-        self._negated = tuple(map(_automaton_of, negated))
-        self._known: dict[str, bool] = {}
+        self._negated = tuple((index, _automaton_of(rows)) for index, rows in negated)
+        self._known: dict[str, int | None] = {}
 
     def match(self, name: str) -> bool:
         """Whether one of them matches the name, from its start."""
+        return self.first(name) is not None
+
+    def first(self, name: str) -> int | None:
+        """The index of the first that matches the name, from its start."""
         if self._automaton is None and not self._negated:
-            return False
+            return None
         if name not in self._known:
-            self._known[name] = (
-                self._automaton is not None and self._automaton.match(name)
-            ) or not all(automaton.match(name) for automaton in self._negated)
+            self._known[name] = self._first(name)
         return self._known[name]
+
+    def _first(self, name: str) -> int | None:
+        found = [index for index, automaton in self._negated if automaton.first(name) is None]
+        place = self._automaton.first(name) if self._automaton is not None else None
+        if place is not None:
+            found.append(self._starts[bisect_right(self._starts, (place, MAX_PATTERNS)) - 1][1])
+        return min(found, default=None)
 
 
 @dataclass(slots=True)
@@ -73,7 +84,7 @@ class _Automaton:
     optional: int
     repeated: int
     ends: int
-    """Places where a name matches whatever follows."""
+    """Places where a name matches whatever follows: once reached, they are never left."""
     whole: int
     """Places where it matches if it ends there."""
     sets: tuple[tuple[Characters, int], ...]
@@ -81,11 +92,12 @@ class _Automaton:
     _taking: dict[str, tuple[int, int]] = field(default_factory=dict)
     _after: dict[str, int] = field(default_factory=dict)
 
-    def match(self, name: str) -> bool:
-        """Whether a branch matches the name. The parts before its dots are walked once."""
+    def first(self, name: str) -> int | None:
+        """The place in which the first row that matches the name ends; None: none does.
+
+        What stands before the name's dots is walked once for all names.
+        """
         state, walked = self._closed(self.start), 0
-        if state & self.ends:
-            return True
         stem = name.rfind(".")
         while stem > 0 and name[:stem] not in self._after:
             stem = name.rfind(".", 0, stem)
@@ -94,15 +106,13 @@ class _Automaton:
         for position in range(walked, len(name)):
             if name[position] == "." and position:
                 self._after[name[:position]] = state
-            if not state or state == _MATCHED:
-                break
             state = self._step(state, name[position])
-        return state == _MATCHED or bool(state & self.whole)
+        matched = state & (self.ends | self.whole)
+        return (matched & -matched).bit_length() - 1 if matched else None
 
     def _step(self, state: int, character: str) -> int:
         takes, stays = self._taking.get(character) or self._takers(character)
-        state = self._closed(((state & takes) << 1) | (state & stays))
-        return _MATCHED if state & self.ends else state
+        return self._closed(((state & takes) << 1) | (state & stays))
 
     def _closed(self, state: int) -> int:
         """With the places that are reached by leaving out items that may be missing.
@@ -118,7 +128,7 @@ class _Automaton:
         for characters, items in self.sets:
             if characters.include(character):
                 takes |= items
-        taking = takes, (takes & self.repeated) << 1
+        taking = takes, ((takes & self.repeated) << 1) | self.ends
         self._taking[character] = taking
         return taking
 

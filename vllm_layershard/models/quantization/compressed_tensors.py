@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from vllm_layershard.models.quantization.choice import Nothing, Quantization
 from vllm_layershard.models.quantization.formats.format import Format
 from vllm_layershard.models.quantization.formats.fp8_block import Fp8Block
@@ -10,10 +12,14 @@ from vllm_layershard.models.quantization.formats.nvfp4 import Nvfp4
 from vllm_layershard.models.quantization.formats.packed import Packed
 from vllm_layershard.models.quantization.formats.scaled import Scaled
 from vllm_layershard.models.quantization.fp8 import read_block
-from vllm_layershard.models.quantization.groups import Groups, read_target
+from vllm_layershard.models.quantization.groups import groups_of, read_target
 from vllm_layershard.models.quantization.ignored import read_ignored
 from vllm_layershard.models.quantization.names import Names
 from vllm_layershard.models.sources.config_file import ConfigFile, shown
+
+_MAX_TARGETS: Final = 1 << 16
+_MAX_PATTERNS: Final = 256
+"""Of the targets. Each is matched with the names of vLLM's classes; real configs have a few."""
 
 _ACTIVATIONS = ("naive-quantized", "int-quantized", "float-quantized", "nvfp4-pack-quantized")
 """Formats whose activations are quantised, too.
@@ -40,13 +46,20 @@ def read_compressed_tensors(section: ConfigFile, names: Names) -> Quantization:
         if section.get("kv_cache_scheme") is None:
             section.fail("config_groups", "states no linears, so no source states their bytes")
         return Quantization("compressed_tensors_cache", Nothing())
-    read = tuple(read_target(section, target, found, names) for target, found in targets)
+    patterns = sum(target.startswith("re:") for target, _ in targets)
+    if len(targets) > _MAX_TARGETS or patterns > _MAX_PATTERNS:
+        section.fail(
+            "config_groups",
+            f"has more than {_MAX_TARGETS:,} targets, or {_MAX_PATTERNS} of them with a pattern",
+        )
+    read = (read_target(section, target, found, names) for target, found in targets)
+    groups = groups_of(section, read, ignored, names)
     for embedding in ("model.embed_tokens", "language_model.model.embed_tokens"):
-        if any(target.names(embedding) for target in read) and not ignored.linear(embedding):
+        if groups.named(embedding) is not None and not ignored.linear(embedding):
             section.fail("config_groups", _unread("quantised embeddings"))
     known = {found.name for _, found in targets}
     name = known.pop() if len(known) == 1 else "compressed_tensors_mixed"
-    return Quantization(name, Groups(read, ignored, names))
+    return Quantization(name, groups)
 
 
 def _groups(section: ConfigFile) -> list[ConfigFile]:

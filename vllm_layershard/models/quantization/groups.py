@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from vllm_layershard.errors import ModelError
 from vllm_layershard.models.matching.expression import Expression, ExpressionError, read_expression
-from vllm_layershard.models.matching.patterns import Patterns
+from vllm_layershard.models.matching.patterns import MAX_PATTERNS, Patterns
 from vllm_layershard.models.quantization.formats.format import Format
 from vllm_layershard.models.quantization.ignored import Ignored
 from vllm_layershard.models.quantization.names import Names
@@ -31,21 +31,23 @@ class Target(NamedTuple):
 
     name: str
     format: Format
-    pattern: Patterns | None
+    pattern: Expression | None
     classes: frozenset[str]
-
-    def names(self, prefix: str) -> bool:
-        """Whether it names this module."""
-        return self.name == prefix or (self.pattern is not None and self.pattern.match(prefix))
 
 
 class Groups(NamedTuple):
-    """`targets` in the order of the config: a name goes before a class, and the first before all.
+    """`formats` of the targets, in the order of the config.
 
+    A name goes before a class, and the first before all. `names` and `classes` have the index of
+    the first target that says so, and `patterned` of each of the patterns.
     Source: vLLM 0.32, compressed_tensors/utils.py, `find_matched_target`.
     """
 
-    targets: tuple[Target, ...]
+    formats: tuple[Format, ...]
+    names: Mapping[str, int]
+    classes: Mapping[str, int]
+    patterns: Patterns
+    patterned: tuple[int, ...]
     ignored: Ignored
     fused: Names
 
@@ -57,7 +59,7 @@ class Groups(NamedTuple):
         """
         if self.ignored.linear(prefix):
             return None
-        return self._named(prefix) or self._parts(prefix) or self._of_class(_LINEARS[0])
+        return self.named(prefix) or self._parts(prefix) or self._of_class(_LINEARS[0])
 
     def experts(self, prefix: str) -> Format | None:
         """The one format of the first expert's matrices.
@@ -69,7 +71,7 @@ class Groups(NamedTuple):
             return None
         linears = self._of_class("Linear")
         default = self._of_class(_EXPERTS) or linears
-        found = [self._named(name) or default for name in self.fused.first_expert(prefix)]
+        found = [self.named(name) or default for name in self.fused.first_expert(prefix)]
         if any(other is not found[0] for other in found):
             raise ModelError(
                 f"{prefix}: config_groups states several formats for its matrices; vLLM needs "
@@ -79,17 +81,48 @@ class Groups(NamedTuple):
 
     def head(self, prefix: str) -> Format | None:
         """Only what names it, or its own class."""
-        return None if self.ignored.linear(prefix) else self._named(prefix) or self._of_class(_HEAD)
+        return None if self.ignored.linear(prefix) else self.named(prefix) or self._of_class(_HEAD)
 
-    def _named(self, prefix: str) -> Format | None:
-        return next((t.format for t in self.targets if t.names(prefix)), None)
+    def named(self, prefix: str) -> Format | None:
+        """The format of the first target that names a module, not one that names its class."""
+        found = self.patterns.first(prefix)
+        indices = [self.patterned[found]] if found is not None else []
+        if prefix in self.names:
+            indices.append(self.names[prefix])
+        return self.formats[min(indices)] if indices else None
 
     def _parts(self, prefix: str) -> Format | None:
-        found: Sequence[Format | None] = [self._named(part) for part in self.fused.parts(prefix)]
+        found: Sequence[Format | None] = [self.named(part) for part in self.fused.parts(prefix)]
         return found[0] if found and all(part is not None for part in found) else None
 
     def _of_class(self, name: str) -> Format | None:
-        return next((t.format for t in self.targets if name in t.classes), None)
+        return self.formats[self.classes[name]] if name in self.classes else None
+
+
+def groups_of(
+    section: ConfigFile, targets: Iterable[Target], ignored: Ignored, fused: Names
+) -> Groups:
+    """The groups of these targets, in which each module is found in one step.
+
+    Raises:
+        ModelError: more patterns than are matched in little time.
+    """
+    given = tuple(targets)
+    names: dict[str, int] = {}
+    classes: dict[str, int] = {}
+    patterned = []
+    for index, target in enumerate(given):
+        names.setdefault(target.name, index)
+        for name in target.classes:
+            classes.setdefault(name, index)
+        if target.pattern is not None:
+            patterned.append(index)
+    try:
+        patterns = Patterns(t.pattern for t in given if t.pattern is not None)
+    except ExpressionError as error:
+        section.fail("targets", f"its patterns {error}: at most {MAX_PATTERNS:,}")
+    formats = tuple(target.format for target in given)
+    return Groups(formats, names, classes, patterns, tuple(patterned), ignored, fused)
 
 
 def read_target(section: ConfigFile, text: str, format: Format, names: Names) -> Target:
@@ -99,15 +132,15 @@ def read_target(section: ConfigFile, text: str, format: Format, names: Names) ->
         ModelError: a pattern that may take long to match, or one for some classes of linears only.
     """
     everything = (*_LINEARS, _EXPERTS, _HEAD)
+    pattern: Expression | None = None
     if text.startswith("re:"):
         try:
-            expression: Expression = read_expression(text[3:])
-            pattern = Patterns([expression])
+            pattern = read_expression(text[3:])
         except ExpressionError as error:
             section.fail("targets", f"the pattern {shown(text)} {error}")
-        classes = frozenset(name for name in everything if pattern.match(name))
+        matched = Patterns([pattern])
+        classes = frozenset(name for name in everything if matched.match(name))
     else:
-        pattern = None
         classes = frozenset(name for name in everything if text.lower() in name.lower())
         if "." in text and names.renames:
             text = names.of(text)

@@ -34,6 +34,10 @@ _FORMATS: Final[Mapping[str, Callable[[int], Format]]] = {
 """Algorithm -> its format with groups of so many.
 Source: vLLM 0.32, quantization/modelopt.py, `LINEAR_ALGOS` and `resolve`."""
 
+_MAX_LAYERS: Final = 1 << 16
+_MAX_DOTS: Final = 12
+"""What lies within each part of a name is kept. nvidia/MiniMax-M3-NVFP4 has 22,422 names."""
+
 _ROUTED_BLOCKS: Final = ("FP8_PB_WO", "FP8_BLOCK_SCALES")
 _UNREAD: Final = ("IQ2_XS", "IQ2_XXS", "Q8_0")
 """Source: vLLM 0.32, utils/b12x.py, `B12X_BLOCK_CODECS`."""
@@ -102,6 +106,13 @@ def _by_layer(values: ConfigFile, ignored: Ignored, names: Names) -> ByLayer:
     layers = values.section("quantized_layers")
     if layers is None or not layers.values:
         values.fail("quantized_layers", f"is missing, and {_MIXED} states each layer's there")
+    if len(layers.values) > _MAX_LAYERS or any(
+        name.count(".") > _MAX_DOTS for name in layers.values
+    ):
+        values.fail(
+            "quantized_layers",
+            f"has more than {_MAX_LAYERS:,} names, or one of more than {_MAX_DOTS} dots",
+        )
     algorithms: dict[str, str] = {}
     fours: list[int] = []
     blocks: set[int] = set()
