@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import random
 import threading
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -10,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from forged import forged
 from vllm_layershard.errors import HostError, LayerShardError, ReloadError, TransportError
 from vllm_layershard.plan import Series, build_plan
 from vllm_layershard.runtime.device import CpuDevice
@@ -243,3 +247,60 @@ def test_ranks_that_are_asked_again_at_once_find_each_other(ranks):
 
     assert together(*(lambda rank=rank: often(rank) for rank in ranks)) == [None, None]
     assert served(ranks) == [[5.0] * LAYERS] * 2
+
+
+class Clock:
+    """Stands still but for those who sleep."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+    def sleep(self, seconds: float) -> None:
+        self.now_s += seconds
+
+
+class Forger(Board):
+    """Shows of the other rank what a rank once showed, with something changed."""
+
+    ranks = RANKS
+
+    def __init__(self, rank: int, documents: list[str], draw: random.Random) -> None:
+        self.rank = rank
+        self._documents = documents
+        self._draw = draw
+
+    def show(self, document: Any) -> None:
+        json.dumps(document)
+
+    def read(self, rank: int) -> Any:
+        return forged(json.loads(self._draw.choice(self._documents)), self._draw)
+
+
+def test_forged_documents_end_in_named_errors(ranks, monkeypatch):
+    shown: list[str] = []
+    show = Places.show
+
+    def noted(self: Places, document: Any) -> None:
+        shown.append(json.dumps(document))
+        show(self, document)
+
+    monkeypatch.setattr(Places, "show", noted)
+    both(ranks, 1.0)
+    both(ranks, 2.0, fails_at=1)
+    monkeypatch.setattr("vllm_layershard.runtime.reload.presence.time", Clock())
+    draw, found = random.Random(1), Counter()
+    for number in range(10_000):
+        reloads = ranks[number % 2].reloads
+        reloads._act = Act(Forger(number % 2, shown, draw), PATIENCE_S)
+        try:
+            with reloads.reloading(lambda: "the same"):
+                pass
+        except LayerShardError as error:
+            found[type(error).__name__] += 1
+        else:
+            found["reloaded"] += 1
+    assert found["ReloadError"] > 1000
+    assert found["reloaded"] == 0, "nobody has taken part"

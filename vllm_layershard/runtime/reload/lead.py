@@ -42,7 +42,8 @@ class Lead(Side):
             members = {
                 str(rank): document["attempt"]
                 for rank, document in shown.items()
-                if value_in(document, "attempt") not in {None, *heard} and document["bound"] is None
+                if _is_new(value_in(document, "attempt"), heard)
+                and value_in(document, "bound") is None
             }
             gone = [rank for rank, document in shown.items() if document is None]
             if gone:
@@ -56,8 +57,10 @@ class Lead(Side):
     def _fault(self, shown: dict[int, Any], objection: Objection) -> str:
         """Why not all of those who are ready may begin."""
         ranks = self._presence.board.ranks
-        failed = [f"rank {r}: {shown[r]['failed']}" for r in ranks if shown[r]["failed"]]
-        return " | ".join(failed) or objection([shown[rank]["says"] for rank in ranks]) or ""
+        failed = {rank: value_in(shown[rank], "failed") for rank in ranks}
+        faults = [f"rank {rank}: {said}" for rank, said in failed.items() if said]
+        told = [value_in(shown[rank], "says") for rank in ranks]
+        return " | ".join(faults) or objection(told) or ""
 
     def _unbound(self, proposed: Order) -> str:
         """Wait until all have bound themselves; why one did not, if so."""
@@ -94,10 +97,15 @@ class Lead(Side):
                     seen[rank], deadline = shown, presence.deadline()
                 ended = value_in(shown, "ended")
                 if value_in(ended, "round") == order.round:
-                    if ended["fault"] is not None:
-                        return str(ended["fault"])
-                    found[rank] = ended["says"]
+                    if value_in(ended, "fault") is not None:
+                        return str(value_in(ended, "fault"))
+                    found[rank] = value_in(ended, "says")
             presence.beat()
             if not presence.look_again(deadline):
                 return presence.late(missing)
         return objection([found[rank] for rank in presence.board.ranks]) or ""
+
+
+def _is_new(attempt: Any, heard: set[str]) -> bool:
+    """Whether a rank shows an attempt about which it has yet to hear."""
+    return isinstance(attempt, str) and attempt not in heard

@@ -28,7 +28,7 @@ from vllm_layershard.errors import LayerShardError, ReloadError, TransportError
 from vllm_layershard.plan import differences
 from vllm_layershard.runtime.device import Device
 from vllm_layershard.runtime.reload.act import Act, error_text
-from vllm_layershard.runtime.reload.order import InDoubt
+from vllm_layershard.runtime.reload.order import InDoubt, value_in
 from vllm_layershard.runtime.series import ShardedSeries
 from vllm_layershard.runtime.transport import Broken
 
@@ -122,7 +122,8 @@ class Reloads:
             self._given[key] = {}
             series.on_renewed = partial(self._renewed, key)
             places = [self._act.ranks.index(rank) for rank in series.group.ranks]
-            series.transport.meet([told[place]["memory"][key] for place in places])
+            memory = [value_in(told[place], "memory") for place in places]
+            series.transport.meet([value_in(each, key) for each in memory])
 
     def _renewed(self, key: str, position: int, fingerprint: int) -> None:
         self._given[key][str(position)] = fingerprint
@@ -170,7 +171,7 @@ def _key(series: ShardedSeries) -> str:
 
 def _other_checkpoint(told: Sequence[Mapping[str, Any]]) -> str | None:
     """Why the ranks may not begin: what differs in the checkpoints that they would load."""
-    first, *others = [one["checkpoint"] for one in told]
+    first, *others = [value_in(one, "checkpoint") for one in told]
     for other in others:
         if other != first:
             where = "; ".join(differences(first, other, "checkpoint")[:5])
@@ -182,7 +183,7 @@ def _other_weights(told: Sequence[Mapping[str, Mapping[str, int]]]) -> str | Non
     """Which sharded weights the ranks of a group were not given alike."""
     given: dict[str, Mapping[str, int]] = {}
     for one in told:
-        for key, fingerprints in one.items():
+        for key, fingerprints in (one if isinstance(one, dict) else {}).items():
             if given.setdefault(key, fingerprints) != fingerprints:
                 series = key.rpartition("/")[2]
                 return f"the ranks were not given the same weights of series {series!r}"
