@@ -6,15 +6,16 @@ In one process, through the seam of failing.py; what other processes share is re
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
 
+from elsewhere import Clock, Elsewhere
 from failing import Outcome, each_fault
 from vllm_layershard.errors import MismatchError, NodeError, TransportError
 from vllm_layershard.runtime import shared_memory, window
@@ -24,7 +25,6 @@ from vllm_layershard.runtime.ranks import rendezvous
 from vllm_layershard.runtime.ranks.rendezvous import Rendezvous
 from vllm_layershard.runtime.shared_memory import PREFIX, Piece
 
-FORK = multiprocessing.get_context("fork")
 MODULES = (shared_memory, rendezvous, posix, window)
 REMOVAL = {"unlink", "rename", "link", "lstat", "fstat"}
 """Where one of these fails a name may stay until the next sweep."""
@@ -33,8 +33,11 @@ both = pytest.mark.parametrize("for_good", [False, True], ids=["once", "for good
 
 
 @pytest.fixture
-def name() -> str:
-    return f"{PREFIX}failing-{os.getpid()}"
+def name(monkeypatch) -> Iterator[str]:
+    """In a directory of the test's own: what others make and sweep would change the calls."""
+    with TemporaryDirectory(prefix="failing-", dir=shared_memory.DIRECTORY) as directory:
+        monkeypatch.setattr(shared_memory, "DIRECTORY", Path(directory))
+        yield f"{PREFIX}failing-{os.getpid()}"
 
 
 def left() -> list[str]:
@@ -47,49 +50,6 @@ def nothing_is_left(outcome: Outcome) -> None:
     shared_memory.sweep()
     assert not left(), "names are left after a sweep"
     assert not outcome.told.endswith(": "), "the error says nothing"
-
-
-class Elsewhere:
-    """A process that has done `work` and stays until the end, or is gone without cleaning up."""
-
-    def __init__(self, work: Callable[[], Any], *, dies: bool = False) -> None:
-        ours, theirs = FORK.Pipe()
-
-        def run() -> None:
-            kept = work()
-            theirs.send("done")
-            if dies:
-                os._exit(0)
-            with suppress(EOFError):
-                theirs.recv()
-            del kept
-
-        self._process, self._pipe = FORK.Process(target=run), ours
-        self._process.start()
-        theirs.close()
-        assert ours.recv() == "done"
-        if dies:
-            self._process.join()
-
-    def __enter__(self) -> Elsewhere:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._pipe.send("end")
-        self._process.join()
-
-
-class Clock:
-    """Every sleep takes an hour."""
-
-    def __init__(self) -> None:
-        self._now_s = 0.0
-
-    def monotonic(self) -> float:
-        return self._now_s
-
-    def sleep(self, _: float) -> None:
-        self._now_s += 3600.0
 
 
 @pytest.fixture
@@ -122,6 +82,11 @@ def removing(*pieces: Piece) -> Iterator[None]:
             piece.remove()
 
 
+def leave_over(name: str) -> None:
+    """As a dead process leaves it: there, and locked by nobody."""
+    shared_memory.path_of(name).write_bytes(b"of the dead")
+
+
 @both
 def test_a_name_is_claimed_of_the_dead(name, for_good):
     def act() -> None:
@@ -131,11 +96,10 @@ def test_a_name_is_claimed_of_the_dead(name, for_good):
 
     def after(outcome: Outcome) -> None:
         nothing_is_left(outcome._replace(failed="unlink"))  # of the dead something may be
-        Elsewhere(lambda: Piece.of(name, b"of the dead"), dies=True)
+        leave_over(name)
 
-    Elsewhere(lambda: Piece.of(name, b"of the dead"), dies=True)
+    leave_over(name)
     failed = each_fault(MODULES, act, (NodeError,), after, for_good=for_good)
-    shared_memory.sweep()
     assert failed >= {"linkat", "fcntl", "open", "fstat", "lockf", "rename", "unlink", "close"}
 
 
@@ -171,11 +135,10 @@ def test_what_the_dead_left_is_swept_at_last(name, for_good):
     def after(outcome: Outcome) -> None:
         shared_memory.sweep()
         assert not left()
-        Elsewhere(lambda: Piece.of(name, b"of the dead"), dies=True)
+        leave_over(name)
 
-    Elsewhere(lambda: Piece.of(name, b"of the dead"), dies=True)
+    leave_over(name)
     failed = each_fault(MODULES, act, (NodeError,), after, for_good=for_good)
-    shared_memory.sweep()
     assert failed >= {"scandir", "lstat", "open", "fstat", "lockf", "close", "rename", "unlink"}
 
 
