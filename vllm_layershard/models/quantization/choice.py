@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple, Protocol
+from typing import Final, Protocol
 
 from vllm_layershard.models.operation import Precision
 from vllm_layershard.models.quantization.formats.format import (
@@ -31,7 +31,7 @@ class Choice(Protocol):
         """Of the output head."""
 
 
-class Nothing(NamedTuple):
+class Nothing:
     """No module is quantised."""
 
     def linear(self, prefix: str) -> Format | None:
@@ -47,7 +47,7 @@ class Nothing(NamedTuple):
         return None
 
 
-class Unread(NamedTuple):
+class Unread:
     """Nobody has looked yet: a family reads no quantisation, the registry does."""
 
     def linear(self, prefix: str) -> Format | None:
