@@ -10,7 +10,7 @@ import pytest
 from vllm_layershard.errors import ModelError
 from vllm_layershard.models.checkpoint.safetensors import parse_header
 from vllm_layershard.models.checkpoint.weight_map import parse_weight_map
-from vllm_layershard.models.quantization.modelslim import parse_description
+from vllm_layershard.models.quantization.methods.modelslim import parse_description
 from work import TooMuchError, Work
 
 FEW, MANY = 1000, 4000

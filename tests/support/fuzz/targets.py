@@ -18,7 +18,7 @@ from vllm_layershard.models.checkpoint.compare import compare
 from vllm_layershard.models.checkpoint.files import Checkpoint, read_checkpoint
 from vllm_layershard.models.checkpoint.safetensors import PREFIX_BYTES, header_bytes, parse_header
 from vllm_layershard.models.checkpoint.weight_map import INDEX, parse_weight_map
-from vllm_layershard.models.quantization.modelslim import parse_description
+from vllm_layershard.models.quantization.methods.modelslim import parse_description
 from vllm_layershard.models.sources.config_file import parse_config
 from vllm_layershard.plan import Linear, ParallelLayout
 from vllm_layershard.plan.linear import suffix_of

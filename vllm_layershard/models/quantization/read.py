@@ -90,7 +90,7 @@ def quantization_of(section: ConfigFile | None, architecture: str) -> Quantizati
             f"{', '.join(name for name in _READERS if name != 'mxfp4')}, and gpt-oss's mxfp4",
         )
     module, function = _READERS[known]
-    reader: Any = getattr(import_module(f"{__package__}.{module}"), function)
+    reader: Any = getattr(import_module(f"{__package__}.methods.{module}"), function)
     read: Quantization = reader(section, names_of(architecture))
     return read
 

@@ -34,7 +34,7 @@ def stated_section(config: ConfigFile, beside: Beside) -> ConfigFile | None:
     if section is None or (isinstance(method, str) and method.lower() == "ascend"):
         contents = beside(DESCRIPTION, MAX_DESCRIPTION_BYTES)
         if contents is not None:
-            from vllm_layershard.models.quantization.modelslim import described
+            from vllm_layershard.models.quantization.methods.modelslim import described
 
             return described(contents.raw, contents.where)
     if section is None:

@@ -11,9 +11,9 @@ from vllm_layershard.models.quantization.formats.microscaled import Microscaled
 from vllm_layershard.models.quantization.formats.nvfp4 import Nvfp4
 from vllm_layershard.models.quantization.formats.packed import Packed
 from vllm_layershard.models.quantization.formats.scaled import Scaled
-from vllm_layershard.models.quantization.fp8 import read_block
 from vllm_layershard.models.quantization.groups import groups_of, read_target
 from vllm_layershard.models.quantization.ignored import read_ignored
+from vllm_layershard.models.quantization.methods.fp8 import read_block
 from vllm_layershard.models.quantization.names import Names
 from vllm_layershard.models.sources.config_file import ConfigFile, shown
 

@@ -12,7 +12,7 @@ from vllm_layershard.errors import ModelError
 from vllm_layershard.models.quantization.choice import Quantization
 from vllm_layershard.models.quantization.formats.ascend import Ascend
 from vllm_layershard.models.quantization.formats.format import Format
-from vllm_layershard.models.quantization.modelslim import KINDS
+from vllm_layershard.models.quantization.methods.modelslim import KINDS
 from vllm_layershard.models.quantization.names import Names
 from vllm_layershard.models.sources.beside import DESCRIPTION
 from vllm_layershard.models.sources.config_file import ConfigFile
