@@ -18,6 +18,8 @@ ONE = Deployment(ParallelLayout())
 INT8 = {"num_bits": 8, "type": "int", "strategy": "channel", "symmetric": True}
 TOKENS = {"num_bits": 8, "type": "int", "strategy": "token", "dynamic": True}
 FP8 = {"num_bits": 8, "type": "float", "strategy": "channel", "symmetric": True}
+QUARK_TENSOR = {"dtype": "fp8_e4m3", "qscheme": "per_tensor"}
+QUARK_FP8 = {"weight": QUARK_TENSOR, "input_tensors": QUARK_TENSOR}
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False, "sym": True}
 
 
@@ -71,6 +73,36 @@ REFUSED = {
     "modelopt mixed": (
         {"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION"},
         "quantized_layers: is missing, and MIXED_PRECISION states each layer's there",
+    ),
+    "quark without its export": ({"quant_method": "quark"}, "export: is missing, and vLLM 0.32"),
+    "quark without a format": (
+        {"quant_method": "quark", "export": {}},
+        "global_quant_config: is missing",
+    ),
+    "quark with rules without end": (
+        {
+            "quant_method": "quark",
+            "export": {},
+            "global_quant_config": QUARK_FP8,
+            "layer_quant_config": dict.fromkeys(map("*{}".format, range(300)), QUARK_FP8),
+        },
+        "layer_quant_config: has 300 rules, 300 of them with a wildcard; at most 4,096 are read",
+    ),
+    "quark in six bits": (
+        {
+            "quant_method": "quark",
+            "export": {},
+            "global_quant_config": {"weight": {"dtype": "fp6_e2m3", "qscheme": "per_group"}},
+        },
+        'dtype: "fp6_e2m3" "per_group" is not supported: of what vLLM 0.32 has classes for',
+    ),
+    "quark in several scales": (
+        {
+            "quant_method": "quark",
+            "export": {},
+            "global_quant_config": {"weight": [{"dtype": "fp4"}, {"dtype": "fp8_e4m3"}]},
+        },
+        "weight: tensors with several scales are not supported: vLLM 0.32 has a class",
     ),
     "ascend without its file": ({"quant_method": "ascend"}, "needs quant_model_description.json"),
     "no groups": (

@@ -48,6 +48,7 @@ zero points that compressed-tensors does not use."""
 
 QUANTIZATION = "vllm.model_executor.layers.quantization"
 MOE = "compressed_tensors.compressed_tensors_moe.compressed_tensors_moe"
+QUARK = "quark.schemes.quark"
 SCHEMES = "compressed_tensors.schemes.compressed_tensors"
 METHODS = (
     "fp8",
@@ -55,6 +56,9 @@ METHODS = (
     "modelopt",
     "auto_awq",
     "auto_gptq",
+    "quark.quark_moe",
+    f"{QUARK}_w8a8_fp8",
+    f"{QUARK}_ocp_mx",
     f"{SCHEMES}_w8a8_fp8",
     f"{SCHEMES}_w8a8_int8",
     f"{SCHEMES}_w8a16_fp8",

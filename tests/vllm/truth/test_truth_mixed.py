@@ -62,6 +62,40 @@ def _modelopt(algorithm: str) -> dict[str, object]:
     return {"quant_method": "modelopt", "quant_algo": algorithm, "ignore": ["lm_head"]}
 
 
+def _of_quark(dtype: str, scheme: str, inputs: object, **more: object) -> dict[str, object]:
+    weight = {"dtype": dtype, "qscheme": scheme, "is_dynamic": False, "symmetric": True} | more
+    return {"weight": weight, "input_tensors": inputs, "output_tensors": None, "bias": None}
+
+
+def _quark(default: object, **more: object) -> dict[str, object]:
+    export = {"kv_cache_group": [], "pack_method": "reorder"}
+    layers: dict[str, object] = {"layer_quant_config": {}, "layer_type_quant_config": {}}
+    stated = {"quant_method": "quark", "export": export, "exclude": ["lm_head"]} | layers
+    return stated | {"global_quant_config": default} | more
+
+
+FP8 = {"dtype": "fp8_e4m3", "qscheme": "per_tensor", "is_dynamic": False}
+BY_TENSOR = _of_quark("fp8_e4m3", "per_tensor", FP8)
+BY_ROW = _of_quark(
+    "fp8_e4m3", "per_channel", FP8 | {"qscheme": "per_channel", "is_dynamic": True}, ch_axis=0
+)
+BY_BLOCK = _of_quark(
+    "fp8_e4m3",
+    "per_block",
+    FP8 | {"qscheme": "per_group", "group_size": 128, "is_dynamic": True, "symmetric": True},
+    block_size=[128, 128],
+)
+MX = {"qscheme": "per_group", "group_size": 32, "scale_format": "e8m0", "is_dynamic": True}
+BY_32 = _of_quark("fp4", "per_group", MX | {"dtype": "fp4"}, group_size=32, scale_format="e8m0")
+QUARK: dict[str, dict[str, object]] = {
+    "quark-fp8-tensor": _quark(BY_TENSOR),
+    "quark-fp8-rows": _quark(BY_ROW, exclude=["lm_head", "re:.*self_attn.*", "re:.*mlp.gate$"]),
+    "quark-fp8-blocks": _quark(BY_BLOCK),
+    "quark-mxfp4": _quark(BY_32, exclude=["lm_head", "model.layers.1.self_attn.o_proj"]),
+    "quark-layers": _quark(
+        BY_32, layer_quant_config={"*self_attn*": BY_TENSOR, "model.layers.2.mlp.down_proj": BY_ROW}
+    ),
+}
 METHODS: dict[str, dict[str, dict[str, object]]] = {
     "dense": {
         "modelopt-mixed": _mixed(*ATTENTION, *MLP),
@@ -99,6 +133,15 @@ METHODS: dict[str, dict[str, dict[str, object]]] = {
         "ct-cache": _groups(kv_cache_scheme=_tensors(8, "tensor")),
         "awq-marlin": AWQ | {"quant_method": "awq_marlin"},
         "gptq-marlin": GPTQ | {"quant_method": "gptq_marlin"},
+        **QUARK,
+        "quark-cache": _quark(
+            BY_TENSOR,
+            export={"kv_cache_group": ["*k_proj", "*v_proj"], "pack_method": "reorder"},
+            layer_quant_config={
+                "*k_proj": BY_TENSOR | {"output_tensors": FP8},
+                "*v_proj": BY_TENSOR | {"output_tensors": FP8},
+            },
+        ),
     },
     "experts": {
         "modelopt-mixed": _mixed(*ATTENTION, *ROUTED),
@@ -110,6 +153,10 @@ METHODS: dict[str, dict[str, dict[str, object]]] = {
         "modelopt-w4a16": _modelopt("W4A16_NVFP4"),
         "modelopt-mxfp8": _modelopt("MXFP8"),
         "ct-groups": _groups(GROUPS, FOURS),
+        **QUARK,
+        "quark-experts": _quark(
+            BY_32, exclude=["lm_head", *(f"model.layers.1.mlp.experts.{i}.up_proj" for i in (0, 1))]
+        ),
         "ct-experts-by-name": _groups(GROUPS | {"targets": ["re:.*mlp.experts.*"]}),
         "ct-mxfp4": _compressed("mxfp4-pack-quantized", _tensors(4, "group", group_size=32)),
         "ct-mxfp8": _compressed(

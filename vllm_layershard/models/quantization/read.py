@@ -18,6 +18,7 @@ _READERS: Final[dict[str, tuple[str, str]]] = {
     "gptq": ("gptq", "read_gptq"),
     "mxfp4": ("mxfp4", "read_mxfp4"),
     "mxfp8": ("modelopt", "read_mxfp8"),
+    "quark": ("quark", "read_quark"),
     "ascend": ("ascend", "read_ascend"),
 }
 """Method -> the module and the function that read it, imported only when it is asked for."""
@@ -39,7 +40,6 @@ UNREAD_METHODS: Final = (
     "fp_quant",
     "humming",
     "experts_int8",
-    "quark",
     "moe_wna16",
     "torchao",
     "inc",

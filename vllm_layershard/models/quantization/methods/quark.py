@@ -1,0 +1,177 @@
+"""Reads what AMD's Quark writes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from vllm_layershard.errors import ModelError
+from vllm_layershard.models.matching.expression import ExpressionError, read_wildcard
+from vllm_layershard.models.matching.patterns import Patterns
+from vllm_layershard.models.quantization.choice import Quantization
+from vllm_layershard.models.quantization.formats.format import Format
+from vllm_layershard.models.quantization.formats.fp8_block import Fp8Block
+from vllm_layershard.models.quantization.formats.microscaled import Microscaled
+from vllm_layershard.models.quantization.formats.scaled import Scaled
+from vllm_layershard.models.quantization.ignored import Ignored, read_ignored
+from vllm_layershard.models.quantization.names import Names
+from vllm_layershard.models.sources.config_file import ConfigFile, shown
+
+_MAX_RULES = 4096
+_MAX_WILDCARDS = 256
+"""Of a list that is gone through for every module; real ones have a few hundred."""
+_SCHEMES = ("per_tensor", "per_channel", "per_block")
+
+
+class Rule(NamedTuple):
+    """A format for the modules of a wildcard, or for those whose name stands in `text`."""
+
+    text: str
+    pattern: Patterns | None
+    format: Format
+
+    def names(self, prefix: str) -> bool:
+        """Source: vLLM 0.32, quark.py, `get_layer_quant_config_from_name`."""
+        return prefix in self.text if self.pattern is None else self.pattern.match(prefix)
+
+
+class Layered(NamedTuple):
+    """The first rule that names a module, else one format for all that is not excluded.
+
+    Source: vLLM 0.32, quantization/quark/quark.py, `QuarkConfig._find_matched_config`.
+    """
+
+    rules: tuple[Rule, ...]
+    default: Format
+    ignored: Ignored
+    names: Names
+
+    def linear(self, prefix: str) -> Format | None:
+        """Of a linear, or of all its parts.
+
+        Raises:
+            ModelError: the parts differ.
+        """
+        if self.ignored.linear(prefix):
+            return None
+        parts = self.names.parts(prefix) or (prefix,)
+        found = [self._of(part) for part in parts]
+        if any(other != found[0] for other in found):
+            raise ModelError(
+                f"{prefix}: layer_quant_config states several formats for its parts; vLLM needs "
+                "all of them in one precision"
+            )
+        return found[0]
+
+    def experts(self, prefix: str) -> Format | None:
+        """Of a layer's routed experts: all, or none where any of them is excluded."""
+        within = any(name.startswith(f"{prefix}.") for name in self.ignored.names)
+        if within or prefix in self.ignored.names or self.ignored.linear(prefix):
+            return None
+        return self._of(prefix)
+
+    def head(self, prefix: str) -> Format | None:
+        """None: vLLM's class of Quark quantises no head."""
+        return None
+
+    def _of(self, prefix: str) -> Format:
+        return next((rule.format for rule in self.rules if rule.names(prefix)), self.default)
+
+
+def read_quark(section: ConfigFile, names: Names) -> Quantization:
+    """Read a `quantization_config` of method quark.
+
+    Source: vLLM 0.32, quantization/quark/quark.py, `QuarkConfig.from_config`.
+
+    Raises:
+        ModelError: a format that vLLM or the planner does not know, or values that make no sense.
+    """
+    export = section.section("export")
+    if export is None:
+        section.fail("export", "is missing, and vLLM 0.32 asks for it")
+    everything = section.section("global_quant_config")
+    if everything is None:
+        section.fail("global_quant_config", "is missing")
+    kinds = section.section("layer_type_quant_config")
+    if kinds is not None and kinds.values:
+        section.fail("layer_type_quant_config", _unread("formats by a layer's class"))
+    default = _format(everything)
+    cached = {*export.strings("kv_cache_group"), "*q_proj"}
+    layers = section.section("layer_quant_config") or ConfigFile(section.where, {})
+    wildcards = sum("*" in text for text in layers.values)
+    if len(layers.values) > _MAX_RULES or wildcards > _MAX_WILDCARDS:
+        section.fail(
+            "layer_quant_config",
+            f"has {len(layers.values):,} rules, {wildcards:,} of them with a wildcard; at most "
+            f"{_MAX_RULES:,} are read, {_MAX_WILDCARDS} with a wildcard",
+        )
+    rules = []
+    for text in layers.values:
+        layer = layers.section(text)
+        if layer is not None and layer.get("weight") is not None:
+            if text in cached:  # its outputs are the cache's scales
+                layer = layer._replace(values={**layer.values, "output_tensors": None})
+            rules.append(_rule(layers, names.of(text) if names.renames else text, _format(layer)))
+    ignored = read_ignored(section, ("exclude",), "patterns", names)
+    several = any(rule.format.name != default.name for rule in rules)
+    name = "quark_mixed" if several else default.name
+    return Quantization(name, Layered(tuple(rules), default, ignored, names))
+
+
+def _rule(section: ConfigFile, text: str, format: Format) -> Rule:
+    if "*" not in text:
+        return Rule(text, None, format)
+    try:
+        return Rule(text, Patterns([read_wildcard(text)]), format)
+    except ExpressionError as error:
+        section.fail(text[:60], f"the pattern {error}")
+
+
+def _format(group: ConfigFile) -> Format:
+    """Source: vLLM 0.32, quark.py, `_get_scheme_cls_from_config`; quark_moe.py."""
+    for key in ("output_tensors", "bias"):
+        if group.get(key):
+            group.fail(key, "vLLM 0.32 has no class for them in quark's checkpoints")
+    weight, inputs = _one(group, "weight"), _one(group, "input_tensors")
+    if weight is None:
+        group.fail("weight", "is missing, so no source states the bytes of the weights")
+    dtype, scheme = weight.string("dtype"), weight.string("qscheme") or ""
+    size = weight.get("group_size")
+    if dtype in ("fp4", "fp8_e4m3") and scheme == "per_group" and size == 32:
+        if weight.get("scale_format") != "e8m0":
+            weight.fail("scale_format", "vLLM 0.32 has a class for 'e8m0' only")
+        bits = 4 if dtype == "fp4" else 8
+        return Microscaled(f"quark_mxfp{bits}", bits, low_bit=inputs is not None)
+    of_inputs = inputs.string("dtype") if inputs is not None else None
+    if (dtype, of_inputs) != ("fp8_e4m3", "fp8_e4m3") or scheme not in _SCHEMES:
+        weight.fail(
+            "dtype",
+            f"{shown(dtype)} {shown(scheme)} is not supported: of what vLLM 0.32 has classes for "
+            "the planner reads fp8 by tensor, row and block, mxfp4 and mxfp8, not the rest yet",
+        )
+    dynamic = inputs is not None and inputs.boolean("is_dynamic")
+    if scheme == "per_block":
+        if weight.get("block_size") != [128, 128] or not dynamic:
+            weight.fail("block_size", "vLLM 0.32 has a class for 128 x 128, dynamic, only")
+        return Fp8Block((128, 128), scale="weight_scale", refines=False)
+    by_row = scheme == "per_channel"
+    name = f"quark_fp8_{scheme.removeprefix('per_')}"
+    return Scaled(name, "float8_e4m3fn", by_row=by_row, static=not dynamic, column=False)
+
+
+def _unread(what: str) -> str:
+    return f"{what} are not supported: vLLM 0.32 has a class, and the planner does not read it yet"
+
+
+def _one(group: ConfigFile, key: str) -> ConfigFile | None:
+    """The one entry of a tensor's formats; a list of one is the same."""
+    value: Any = group.get(key)
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, list):
+        group.fail(key, _unread("tensors with several scales"))
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        group.fail(key, f"{shown(value)} is not an object")
+    return ConfigFile(f"{group.where}: {key}", value)
