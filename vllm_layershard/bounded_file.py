@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import errno
 import os
-import select
 import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO, Final, NamedTuple
+from typing import IO, Final
 
 PIPE_SECONDS: Final = 10.0
 """How long a pipe that the user named may take to end, or to be read."""
@@ -43,11 +42,12 @@ class UnwritableError(Exception):
     """A file is not written; the text follows the name of the file."""
 
 
-class RegularFile(NamedTuple):
+class RegularFile:
     """A regular file, open for reading, and its bytes when it was opened."""
 
-    stream: IO[bytes]
-    nbytes: int
+    def __init__(self, stream: IO[bytes], nbytes: int) -> None:
+        self.stream = stream
+        self.nbytes = nbytes
 
     def read(self, nbytes: int) -> bytes:
         """So many bytes from where it stands, or fewer where it ends.
@@ -167,7 +167,7 @@ def _require_at_most(limit: int, raw: bytes) -> None:
 def _drained(descriptor: int, limit: int) -> bytes:
     """What comes out of a pipe until its writer ends."""
     raw = b""
-    for _ in _turns(descriptor, select.POLLIN):
+    for _ in _turns(descriptor, writes=False):
         part = os.read(descriptor, limit + 1 - len(raw))
         raw += part
         _require_at_most(limit, raw)
@@ -178,18 +178,20 @@ def _drained(descriptor: int, limit: int) -> bytes:
 
 def _fill(descriptor: int, raw: bytes) -> None:
     left = memoryview(raw)
-    for _ in _turns(descriptor, select.POLLOUT):
+    for _ in _turns(descriptor, writes=True):
         left = left[os.write(descriptor, left) :]
         if not left:
             return
     raise UnwritableError(f"did not take what is written within {PIPE_SECONDS:g} seconds")
 
 
-def _turns(descriptor: int, event: int) -> Iterator[None]:
+def _turns(descriptor: int, *, writes: bool) -> Iterator[None]:
     """Each time that a pipe or device may be read or written, as long as its time lasts."""
+    import select  # what few commands need
+
     until = time.monotonic() + PIPE_SECONDS
     waiting = select.poll()
-    waiting.register(descriptor, event)
+    waiting.register(descriptor, select.POLLOUT if writes else select.POLLIN)
     while waiting.poll(max(0.0, until - time.monotonic()) * 1000):
         yield
 

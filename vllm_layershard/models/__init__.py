@@ -1,6 +1,6 @@
 """From a config.json to linears, their bytes, and cache bytes per token."""
 
-from vllm_layershard.models.attention_linears import attention_linears
+from vllm_layershard.models.attention_linears import attention_suffixes, linears_by_suffix
 from vllm_layershard.models.cache.kv_cache import CacheDevice
 from vllm_layershard.models.checkpoint.stored import Evidence, evidence_for
 from vllm_layershard.models.deployment import Deployment
@@ -30,12 +30,13 @@ __all__ = [
     "Operation",
     "Sharding",
     "WeightBytes",
-    "attention_linears",
+    "attention_suffixes",
     "bundled_names",
     "evidence_for",
     "find",
     "is_min_latency",
     "layer_operations",
+    "linears_by_suffix",
     "model_of",
     "rank_weight_bytes",
     "read_model",

@@ -1,20 +1,30 @@
-"""The linears of a model that belong to an attention."""
+"""The linears of a model by their names within a layer, and which of them are an attention's."""
 
 from __future__ import annotations
 
 from vllm_layershard.models.deployment import Deployment
+from vllm_layershard.models.layer_weights import layer_linears
 from vllm_layershard.models.model import Model
 from vllm_layershard.plan import Linear
-from vllm_layershard.plan.linear import suffix_of
 
 
-def attention_linears(model: Model, deployment: Deployment) -> tuple[Linear, ...]:
-    """Those of every attention of every hidden layer, as one rank holds them.
+def attention_suffixes(model: Model) -> frozenset[str]:
+    """What the linears of its attentions are called within their layers."""
+    b = model.blueprint
+    kinds = dict.fromkeys(segment.attention for layer in b.layers for segment in layer)
+    return frozenset(shape.suffix for kind in kinds for shape in kind.shapes(b.hidden, 1))
+
+
+def linears_by_suffix(model: Model, deployment: Deployment) -> dict[str, list[Linear]]:
+    """The linears of all hidden layers, as one rank holds them, in forward order.
 
     Raises:
         PlanError: this layout cannot split the model.
     """
-    b = model.blueprint
-    kinds = dict.fromkeys(segment.attention for layer in b.layers for segment in layer)
-    suffixes = {shape.suffix for kind in kinds for shape in kind.shapes(b.hidden, 1)}
-    return tuple(x for x in model.linears(deployment) if suffix_of(x.prefix) in suffixes)
+    model.require_split(deployment)
+    found: dict[str, list[Linear]] = {}
+    for layer_id in range(model.num_layers):
+        for segment in layer_linears(model.blueprint, layer_id, deployment):
+            for shape, linear in segment:
+                found.setdefault(shape.suffix, []).append(linear)
+    return found

@@ -92,7 +92,7 @@ class Model(NamedTuple):
         Raises:
             PlanError: this layout cannot split the model.
         """
-        self._check(deployment)
+        self.require_split(deployment)
         return tuple(
             linear
             for layer_id in range(self.num_layers)
@@ -106,7 +106,7 @@ class Model(NamedTuple):
         Raises:
             PlanError: this layout cannot split the model.
         """
-        self._check(deployment)
+        self.require_split(deployment)
         return held_bytes(self.blueprint, deployment, rank)
 
     def kv_bytes_per_token(
@@ -148,7 +148,12 @@ class Model(NamedTuple):
             for segment in self.blueprint.layers[layer_id]:
                 yield segment.attention.cache(self.dtype, deployment.layout.tp)
 
-    def _check(self, deployment: Deployment) -> None:
+    def require_split(self, deployment: Deployment) -> None:
+        """Refuse a layout that cannot split the model.
+
+        Raises:
+            PlanError: says what does not divide.
+        """
         b, tp = self.blueprint, deployment.layout.tp
         require_split(tp, b.split)
         require_split(tp, [SplitSize("the padded vocabulary", padded_vocab(b.vocab))])

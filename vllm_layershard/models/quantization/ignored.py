@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Final, Literal, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from vllm_layershard.errors import ModelError
-from vllm_layershard.models.matching.expression import (
-    Expression,
-    ExpressionError,
-    read_expression,
-    read_wildcard,
-)
-from vllm_layershard.models.matching.patterns import MAX_PATTERNS, MAX_PLACES, Patterns
 from vllm_layershard.models.quantization.names import Names
 from vllm_layershard.models.sources.config_file import ConfigFile, shown
+
+if TYPE_CHECKING:
+    from vllm_layershard.models.matching.patterns import Patterns
 
 Rule = Literal["exact", "inside", "patterns", "wildcards"]
 """How a name of the list is compared with a module's: equal to it; part of it; equal, or a regular
@@ -41,7 +37,7 @@ class Ignored(NamedTuple):
     key: str = "modules_to_not_convert"
     rule: Rule = "exact"
     names: frozenset[str] = frozenset()
-    patterns: Patterns = Patterns()
+    patterns: Patterns | None = None
     fused: Names = _USUAL
 
     def linear(self, prefix: str) -> bool:
@@ -95,7 +91,7 @@ class Ignored(NamedTuple):
     def _names(self, prefix: str) -> bool:
         return (
             prefix in self.names
-            or self.patterns.match(prefix)
+            or (self.patterns is not None and self.patterns.match(prefix))
             or (self.rule in ("inside", "wildcards") and any(n in prefix for n in self.names))
         )
 
@@ -116,13 +112,12 @@ def read_ignored(
     if len(names) > _MAX_NAMES[rule]:
         section.fail(key, f"has {len(names):,} names; at most {_MAX_NAMES[rule]:,} are read")
     names = _mapped(names, rule, fused)
-    patterns = Patterns()
+    texts: list[str] = []
     if rule == "patterns":
         texts = [name[3:] for name in names if name.startswith("re:")]
-        patterns = _patterns(section, key, texts, read_expression)
     elif rule == "wildcards":
         texts = [name for name in names if set(name) & set("*?[")]
-        patterns = _patterns(section, key, texts, read_wildcard)
+    patterns = _patterns(section, key, texts, rule) if texts else None
     return Ignored(key=key, rule=rule, names=frozenset(names), patterns=patterns, fused=fused)
 
 
@@ -144,9 +139,18 @@ def _mapped(names: tuple[str, ...], rule: Rule, fused: Names) -> tuple[str, ...]
     return tuple(map(fused.of, names))
 
 
-def _patterns(
-    section: ConfigFile, key: str, texts: Iterable[str], read: Callable[[str], Expression]
-) -> Patterns:
+def _patterns(section: ConfigFile, key: str, texts: Iterable[str], rule: Rule) -> Patterns:
+    # Most configs have none, and what reads them takes a while to import.
+    from vllm_layershard.models.matching.expression import (
+        Expression,
+        ExpressionError,
+        read_expression,
+        read_wildcard,
+    )
+    from vllm_layershard.models.matching.patterns import MAX_PATTERNS, MAX_PLACES, Patterns
+
+    read = read_expression if rule == "patterns" else read_wildcard
+
     def expression(text: str) -> Expression:
         try:
             return read(text)
