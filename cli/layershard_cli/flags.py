@@ -170,6 +170,16 @@ HideIn = Annotated[
     ),
 ]
 KvCacheDtype = Annotated[str, typer.Option("--kv-cache-dtype", help="As vLLM's flag of that name.")]
+Mtp = Annotated[
+    int | None,
+    typer.Option(
+        "--mtp",
+        min=1,
+        help="Count the weights and the cache of the model's own draft (MTP) layers, which then "
+        "draft so many tokens a step.",
+        show_default=False,
+    ),
+]
 Exact = Annotated[
     bool,
     typer.Option(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from vllm_layershard.models.deployment import Deployment
 from vllm_layershard.models.parts.attention import Attention
+from vllm_layershard.models.parts.delta_net import DeltaNet
 from vllm_layershard.models.parts.experts import Experts
 from vllm_layershard.models.parts.feed_forward import FeedForward, Router
 from vllm_layershard.models.quantization import UNREAD, Quantization
@@ -52,9 +53,21 @@ Layer = tuple[Segment, ...]
 """A decoder layer: one segment, or several that follow one another."""
 
 
+class Drafts(NamedTuple):
+    """Draft (MTP) layers, which vLLM loads beside the model where it drafts tokens with them.
+
+    `stem` is the name of their list; None: they go on in the model's. `fused`: one linear, `fc`,
+    makes the input of them all, and ranks split it; else each layer has a whole one, unquantised.
+    """
+
+    layers: tuple[Layer, ...]
+    stem: str | None = None
+    fused: bool = False
+
+
 @dataclass(frozen=True, slots=True, eq=False)  # by identity: what is derived from one is kept
 class Blueprint:
-    """One model, as a family's reader makes it of the config.json; draft (MTP) layers are left out.
+    """One model, as a family's reader makes it of the config.json; draft (MTP) layers are apart.
 
     `hidden` is the width of the residual stream, `vocab` the tokens before padding. `tied`: the
     output head is the embedding. `dtype` is that of what is not quantised. `split` are the sizes
@@ -74,6 +87,7 @@ class Blueprint:
     stem: str = "model.layers"
     quantization: Quantization = UNREAD
     longest: int | None = None
+    drafts: Drafts | None = None
 
     def __post_init__(self) -> None:
         assert self.experts is not None or not any(map(self.is_routed, range(len(self.layers))))
@@ -96,3 +110,15 @@ class Blueprint:
         """All parameters of one layer that are no linear's and no routed expert's."""
         for segment in self.layers[layer_id]:
             yield from segment.vectors(self.hidden, self.dtype, tp)
+
+    def attentions(self, layers: Sequence[int], drafted: int) -> Iterator[Attention]:
+        """Those of some layers, and of the draft layers beside the last where tokens are drafted.
+
+        As they keep their caches where each sequence drafts so many.
+        """
+        found = [self.layers[layer_id] for layer_id in layers]
+        if drafted and self.drafts is not None and len(self.layers) - 1 in layers:
+            found += self.drafts.layers
+        for segment in (segment for layer in found for segment in layer):
+            attention = segment.attention
+            yield attention.drafting(drafted) if isinstance(attention, DeltaNet) else attention

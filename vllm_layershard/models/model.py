@@ -1,6 +1,6 @@
 """Model: what the planner knows of one model, whatever its family.
 
-Draft (MTP) layers are no part of it: vLLM loads them for speculation only.
+Draft (MTP) layers are a part of it only where they are asked for: vLLM loads them to draft tokens.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ class Model(NamedTuple):
     """One model, from its config.json, on any deployment.
 
     `stored_cache_dtype`: the cache dtype that its checkpoint asks for, where nobody names one.
-    `cache_device`: that whose form of the cache is counted; without a word, Hopper's.
+    `cache_device`: that whose form of the cache is counted; without a word, Hopper's. `drafted`:
+    tokens that each sequence drafts in a step with the model's own draft layers; 0: not loaded.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Model(NamedTuple):
     blueprint: Blueprint
     stored_cache_dtype: str | None = None
     cache_device: CacheDevice = CacheDevice()
+    drafted: int = 0
 
     @property
     def num_layers(self) -> int:
@@ -107,7 +109,7 @@ class Model(NamedTuple):
             PlanError: this layout cannot split the model.
         """
         self.require_split(deployment)
-        return held_bytes(self.blueprint, deployment, rank)
+        return held_bytes(self.blueprint, deployment, rank, drafting=self.drafted > 0)
 
     def kv_bytes_per_token(
         self, kv_cache_dtype: str, layers: Sequence[int], deployment: Deployment
@@ -136,6 +138,7 @@ class Model(NamedTuple):
         held = LayerCaches(
             tuple(one.bytes_per_token(dtype, self.dtype, self.cache_device) for one in caches),
             tuple(one.state_bytes for one in caches if one.state_bytes),
+            self.drafted,
         )
         return held.tokens(room, self.blueprint.longest)
 
@@ -144,9 +147,8 @@ class Model(NamedTuple):
         return sum(cache.state_bytes for cache in self._caches(layers, deployment))
 
     def _caches(self, layers: Sequence[int], deployment: Deployment) -> Iterator[AttentionCache]:
-        for layer_id in layers:
-            for segment in self.blueprint.layers[layer_id]:
-                yield segment.attention.cache(self.dtype, deployment.layout.tp)
+        for attention in self.blueprint.attentions(layers, self.drafted):
+            yield attention.cache(self.dtype, deployment.layout.tp)
 
     def require_split(self, deployment: Deployment) -> None:
         """Refuse a layout that cannot split the model.

@@ -6,6 +6,7 @@ from typing import Final, NamedTuple
 
 from vllm_layershard.models.blueprint import Blueprint
 from vllm_layershard.models.deployment import Deployment
+from vllm_layershard.models.draft_bytes import draft_bytes
 from vllm_layershard.models.dtypes import DTYPE_BYTES
 from vllm_layershard.models.layer_weights import layer_experts, layer_linears
 from vllm_layershard.models.shape import Shape
@@ -30,16 +31,19 @@ class WeightBytes(NamedTuple):
     norms: int
     derived: int
     """What vLLM computes from the weights at load and keeps beside them: see `held_bytes`."""
+    drafts: int = 0
+    """Draft (MTP) layers; none where nobody asks for them."""
 
     @property
     def total(self) -> int:
         """The sum."""
-        parts = (self.embedding, self.head, self.linears, self.experts, self.norms, self.derived)
-        return sum(parts)
+        return sum(self)
 
 
-def held_bytes(blueprint: Blueprint, deployment: Deployment, rank: int) -> WeightBytes:
-    """Bytes of one global rank.
+def held_bytes(
+    blueprint: Blueprint, deployment: Deployment, rank: int, *, drafting: bool
+) -> WeightBytes:
+    """Bytes of one global rank; with its draft layers where it is `drafting`.
 
     `derived`: MLA keeps W_UK and W_UV, which are views of kv_b_proj where that is not quantised and
     a dequantised copy of it where it is.
@@ -60,6 +64,7 @@ def held_bytes(blueprint: Blueprint, deployment: Deployment, rank: int) -> Weigh
         for pair in segment
     ]
     absorbed = [(s, x) for s, x in held if s.absorbed and len(x.tensors) > 1]
+    drafts, of_drafts = draft_bytes(b, deployment, rank) if drafting else (0, 0)
     return WeightBytes(
         embedding=vocab if stage == 0 or (b.tied and stage == last) else 0,
         head=_head_bytes(b, layout.tp) if stage == last and not b.tied else 0,
@@ -73,7 +78,8 @@ def held_bytes(blueprint: Blueprint, deployment: Deployment, rank: int) -> Weigh
             for vector in b.vectors(layer_id, layout.tp)
         )
         + (b.hidden * element if stage == last else 0),
-        derived=sum(s.rows * s.inner * element for s, _ in absorbed),
+        derived=sum(s.rows * s.inner * element for s, _ in absorbed) + of_drafts,
+        drafts=drafts,
     )
 
 

@@ -11,11 +11,12 @@ from vllm_layershard.errors import ConfigError, PlanError
 from vllm_layershard.estimate import Hardware
 from vllm_layershard.estimate.capacity import UTILIZATION, capacity
 from vllm_layershard.estimate.transfer import require_one_node
+from vllm_layershard.estimate.wording import layers as so_many
 from vllm_layershard.models import Deployment, Model, require_experts, shard_model
 from vllm_layershard.plan import ParallelLayout
 from vllm_layershard.planner.hardware import device_of
 from vllm_layershard.planner.options import Options, config_for
-from vllm_layershard.planner.question import ModelLike, loaded, on_device, require_known
+from vllm_layershard.planner.question import ModelLike, drafting, loaded, on_device, require_known
 from vllm_layershard.planner.results.document import SCHEMA_VERSION, plain
 
 _PART = re.compile(r"(tp|dp|pp)([1-9]\d{0,3})", re.ASCII)
@@ -111,6 +112,7 @@ def compare_layouts(
     layers: str | Sequence[str] | None = None,
     hardware: str | Hardware | None = None,
     kv_cache_dtype: str = "auto",
+    mtp: int | None = None,
     **options: Unpack[Options],
 ) -> CompareResult:
     """Count what each layout of a model holds, as `layershard compare` does.
@@ -130,7 +132,7 @@ def compare_layouts(
     if "placement" in options:
         raise ConfigError("placement: each layout says its own; write +shard or +striped")
     device = device_of(hardware)
-    asked_for = on_device(loaded(model), device)
+    asked_for = drafting(on_device(loaded(model), device), mtp)
     found = asked_for.model
     ep = "+ep" if found.is_moe else ""
     given: object = layouts
@@ -158,6 +160,7 @@ def compare_layouts(
             *asked_for.found.notes,
             *_warnings(device, hardware is None),
             *_on_states(found),
+            *_on_drafts(found),
         ),
     )
 
@@ -216,6 +219,15 @@ def _on_states(model: Model) -> Iterator[str]:
         yield (
             f"tokens are counted as vLLM does, in sequences of the longest, {longest:,}: each "
             "also takes pages for the states of the layers with linear attention"
+        )
+
+
+def _on_drafts(model: Model) -> Iterator[str]:
+    drafts = model.blueprint.drafts
+    if model.drafted and drafts is not None:
+        yield (
+            f"drafts (MTP) are counted, {so_many(len(drafts.layers))} on the last stage's ranks: "
+            "their weights and their cache"
         )
 
 

@@ -12,6 +12,7 @@ from vllm_layershard.planner.options import Options
 from vllm_layershard.planner.plan_warnings import warnings_on
 from vllm_layershard.planner.question import (
     ModelLike,
+    drafting,
     loaded,
     require_known,
     require_one_source,
@@ -26,6 +27,7 @@ def map_layers(
     layout: Layout | None = None,
     *,
     config: LayerShardConfig | None = None,
+    mtp: int | None = None,
     exact: bool = False,
     progress: Progress | None = None,
     **options: Unpack[Options],
@@ -41,7 +43,7 @@ def map_layers(
     """
     require_known(options, map_layers)
     require_one_source(config, layers, options)
-    found = loaded(model)
+    found = drafting(loaded(model), mtp)
     sharding, assumed = sharding_of(found, layout, config, layers, options)
     evidence, notes = evidence_of(found, exact=exact, progress=progress)
     return MapResult(sharding, evidence, (*assumed, *notes, *warnings_on(sharding, None)))

@@ -19,6 +19,7 @@ from vllm_layershard.planner.paying import PREFILL, phases_of
 from vllm_layershard.planner.plan_warnings import warnings_on, warnings_on_load
 from vllm_layershard.planner.question import (
     ModelLike,
+    drafting,
     loaded,
     on_device,
     require_known,
@@ -43,6 +44,7 @@ def plan_model(
     cached: int | None = None,
     hide_in: str | Sequence[str] | None = None,
     kv_cache_dtype: str = "auto",
+    mtp: int | None = None,
     exact: bool = False,
     progress: Progress | None = None,
     traced: bool = False,
@@ -57,7 +59,8 @@ def plan_model(
     The forwards that are simulated are a prefill of `tokens` on each rank, and a decode of
     `batch` sequences on each rank, each after `context` tokens; with their timelines if `traced`.
     The prefill is of one prompt, or of prompts of `prompt` tokens each, each of them after `cached`
-    tokens that are in the cache already.
+    tokens that are in the cache already. With `mtp` the model's own draft layers are loaded and
+    draft so many tokens a step: their weights and their cache are counted, their time is not.
     `exact` asks the Hub for the checkpoint's safetensors headers where they are not at hand, and
     calls `progress` with how many of how many files have been asked for.
 
@@ -72,7 +75,7 @@ def plan_model(
     require_one_source(config, layers, options)
     sizes = sizes_of(tokens, batch, context, prompt, cached)
     device = device_of(hardware)
-    found = on_device(loaded(model), device)
+    found = drafting(on_device(loaded(model), device), mtp)
     if layers is not None and names_of(layers) == [AUTO]:
         sharding, assumed = _chosen(found, layout, options, device, sizes, phases or PREFILL)
     elif phases is not None:

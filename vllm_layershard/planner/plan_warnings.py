@@ -24,6 +24,7 @@ def warnings_on(sharding: Sharding, hardware: Hardware | None) -> tuple[str, ...
         *_on_board(hardware),
         *_on_context(sharding),
         *_on_kernels(sharding),
+        *_on_drafts(sharding),
     )
 
 
@@ -124,6 +125,18 @@ def _on_context(sharding: Sharding) -> Iterator[str]:
             "prefill-context parallelism: the attention backends of vLLM 0.32 itself have it for "
             "multi-head latent attention (MLA) only, which this model has not"
         )
+
+
+def _on_drafts(sharding: Sharding) -> Iterator[str]:
+    drafts = sharding.model.blueprint.drafts
+    if not sharding.model.drafted or drafts is None:
+        return
+    held = sharding.weight_bytes[-1].drafts
+    yield (
+        f"drafts (MTP) are counted, {layers(len(drafts.layers))} on the last stage's ranks: "
+        f"{held:,} bytes of weights, and what the cache keeps; they are not sharded, and their "
+        "time is not counted"
+    )
 
 
 def _on_kernels(sharding: Sharding) -> Iterator[str]:

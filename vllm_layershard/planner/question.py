@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from inspect import Parameter, signature
-from typing import Any
+from typing import Any, Final
 
 from vllm_layershard.config import OPTIONS, LayerShardConfig, short
 from vllm_layershard.errors import ConfigError
@@ -29,6 +29,28 @@ def on_device(found: LoadedModel, device: Hardware) -> LoadedModel:
     """The model with its cache in the form that it has on this device."""
     model = found.model._replace(cache_device=cache_device_of(device))
     return found._replace(model=model)
+
+
+MAX_DRAFTED: Final = 64
+"""More tokens than anybody drafts in a step."""
+
+
+def drafting(found: LoadedModel, mtp: int | None) -> LoadedModel:
+    """The model with its own draft (MTP) layers, which draft `mtp` tokens in a step; None: without.
+
+    Raises:
+        ConfigError: no whole number within bounds, or a model whose draft layers are not read.
+    """
+    if mtp is None:
+        return found
+    if type(mtp) is not int or not 1 <= mtp <= MAX_DRAFTED:
+        raise ConfigError(f"mtp = {short(mtp)}: give a whole number from 1 to {MAX_DRAFTED}")
+    drafts = found.model.blueprint.drafts
+    if drafts is None or not drafts.layers:
+        raise ConfigError(
+            f"--mtp: {found.name} states no draft (MTP) layers that the planner reads; leave it out"
+        )
+    return found._replace(model=found.model._replace(drafted=mtp))
 
 
 def require_known(options: Options, asked: Callable[..., Any]) -> None:

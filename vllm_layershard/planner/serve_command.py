@@ -60,6 +60,9 @@ def launch_command(
     words += ["--max-num-batched-tokens", str(tokens)]
     if (sequences := layout.pcp * batches["decode"].tokens) > _SEQUENCES:
         words += ["--max-num-seqs", str(sequences)]
+    if drafted := sharding.model.drafted:
+        speculation = {"method": "mtp", "num_speculative_tokens": drafted}
+        words += ["--speculative-config", json.dumps(speculation)]
     words += ["--additional-config", additional_config(sharding.config)]
     return shlex.join(words)
 

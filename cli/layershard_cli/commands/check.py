@@ -27,6 +27,7 @@ def check_command(
     pcp: flag.Pcp = None,
     pp: flag.Pp = None,
     ep: flag.Ep = None,
+    mtp: flag.Mtp = None,
     exact: flag.Exact = False,
     as_json: flag.AsJson = False,
 ) -> None:
@@ -39,6 +40,7 @@ def check_command(
         model,
         layout=LayoutFlags(tp, dp, pcp, pp, ep).layout,
         config=config,
+        mtp=mtp,
         exact=exact,
         progress=show_progress,
     )

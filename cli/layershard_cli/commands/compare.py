@@ -33,6 +33,7 @@ def compare_command(
     keep_first: flag.KeepFirst = False,
     hardware: flag.HardwareName = None,
     kv_cache_dtype: flag.KvCacheDtype = "auto",
+    mtp: flag.Mtp = None,
     as_json: flag.AsJson = False,
 ) -> None:
     """Which layout of a model holds the most KV-cache tokens.
@@ -45,6 +46,7 @@ def compare_command(
         layers=listed(layers),
         hardware=hardware,
         kv_cache_dtype=kv_cache_dtype,
+        mtp=mtp,
         **options_of(prefetch_step=prefetch_step, keep_first=keep_first),
     )
     if as_json:

@@ -37,7 +37,7 @@ class Case:
     """A real config.json with some of its values changed, on some layouts.
 
     `config` is the name of a bundled one, or what another states (stated.py). `text` are changes
-    within its text_config.
+    within its text_config. `drafted`: tokens that its own draft layers draft.
 
     `text_class`: its text_config alone is built, as this architecture: the multimodal class around
     it needs packages that are not here.
@@ -48,6 +48,7 @@ class Case:
     layouts: tuple[tuple[int, int, bool], ...] = WITH_DP
     text_class: str | None = None
     text: Mapping[str, Any] = field(default_factory=dict)
+    drafted: int = 0
 
     def stated(self) -> dict[str, Any]:
         """The config as it is published."""
@@ -87,18 +88,20 @@ class Truth:
 
     def __init__(self, cases: Mapping[str, Case], root: Path) -> None:
         self._asked = {}
+        self._drafted = {}
         for name, case in cases.items():
             directory = case.write(root / name)
             for full, tp, dp, ep in _named(name, case):
                 deployment = Deployment(ParallelLayout(tp=tp, dp=dp), ep=ep)
                 self._asked[full] = (directory, deployment)
-        self._inventories = _built_by_vllm(self._asked)
+                self._drafted[full] = case.drafted
+        self._inventories = _built_by_vllm(self._asked, self._drafted)
 
     def check(self, name: str) -> None:
         """Names, shapes, dtypes, strides, layouts, total bytes and cache bytes are equal."""
         directory, deployment = self._asked[name]
         truth = self._inventories[name]
-        model = read_model(str(directory))
+        model = read_model(str(directory))._replace(drafted=self._drafted[name])
         planned = {
             linear.prefix: {
                 "prefix": linear.prefix,
@@ -121,7 +124,9 @@ class Truth:
             assert tokens == truth["engine_tokens"]
 
 
-def _built_by_vllm(asked: Mapping[str, tuple[Path, Deployment]]) -> dict[str, Any]:
+def _built_by_vllm(
+    asked: Mapping[str, tuple[Path, Deployment]], drafted: Mapping[str, int]
+) -> dict[str, Any]:
     cases = [
         {
             "name": name,
@@ -129,6 +134,7 @@ def _built_by_vllm(asked: Mapping[str, tuple[Path, Deployment]]) -> dict[str, An
             "tp": deployment.layout.tp,
             "dp": deployment.layout.dp,
             "ep": deployment.ep,
+            "drafted": drafted[name],
         }
         for name, (directory, deployment) in asked.items()
     ]

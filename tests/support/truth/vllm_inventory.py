@@ -135,6 +135,7 @@ def main() -> None:
                 load_format="dummy",
                 skip_tokenizer_init=True,
                 enforce_eager=True,
+                speculative_config=speculation(case["drafted"]),
             ).create_engine_config()
             with set_current_vllm_config(config):
                 if not inventories:
@@ -142,6 +143,11 @@ def main() -> None:
                     initialize_model_parallel()
                 inventories[case["name"]] = inventory(config, case["tp"], case["dp"], case["ep"])
     print(json.dumps(inventories))
+
+
+def speculation(tokens: int) -> dict[str, object] | None:
+    """As a user asks for the model's own draft layers."""
+    return {"method": "mtp", "num_speculative_tokens": tokens} if tokens else None
 
 
 def inventory(config: object, tp: int, dp: int, ep: bool) -> dict[str, object]:
@@ -157,9 +163,26 @@ def inventory(config: object, tp: int, dp: int, ep: bool) -> dict[str, object]:
         parallel_state._EP = parallel_state._DP
     with set_default_torch_dtype(config.model_config.dtype), torch.device("meta"):
         model = initialize_model(config)
+        drafts = drafts_of(config)
     if hasattr(model, "get_language_model"):
         model = model.get_language_model()
-    return {"linears": linears_of(model), **sums_of(model, config)}
+    return {"linears": linears_of(model), **sums_of([model, *drafts], config)}
+
+
+SHARED = ("embed_tokens", "lm_head", "head")
+"""What a drafter takes over from the model (v1/spec_decode/llm_base_proposer.py)."""
+
+
+def drafts_of(config: VllmConfig) -> list[torch.nn.Module]:
+    """The modules of the draft model that are its own."""
+    if config.speculative_config is None:
+        return []
+    draft = initialize_model(config, model_config=config.speculative_config.draft_model_config)
+    for module in list(draft.modules()):
+        for name in SHARED:
+            if isinstance(getattr(module, name, None), torch.nn.Module):
+                delattr(module, name)
+    return [draft]
 
 
 def stand_in_for_kernels() -> None:
@@ -209,8 +232,9 @@ def kept(module: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
     ]
 
 
-def sums_of(model: torch.nn.Module, config: object) -> dict[str, int]:
-    parameters = {id(p): p for module in model.modules() for name, p in kept(module)}.values()
+def sums_of(models: list[torch.nn.Module], config: object) -> dict[str, int]:
+    modules = [module for model in models for module in model.modules()]
+    parameters = {id(p): p for module in modules for name, p in kept(module)}.values()
     specs = [
         layer.get_kv_cache_spec(config)
         for layer in config.compilation_config.static_forward_context.values()

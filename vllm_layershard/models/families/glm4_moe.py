@@ -5,7 +5,9 @@ Source: vLLM 0.32, model_executor/models/glm4_moe.py.
 
 from __future__ import annotations
 
-from vllm_layershard.models.blueprint import MAX_LAYERS, Blueprint, Segment
+from dataclasses import replace
+
+from vllm_layershard.models.blueprint import MAX_LAYERS, Blueprint, Drafts, Segment
 from vllm_layershard.models.families.activation import require_silu
 from vllm_layershard.models.families.gqa import mlp_split, norm_if, read_experts, read_gqa
 from vllm_layershard.models.parts.feed_forward import GatedMlp, Router
@@ -33,8 +35,12 @@ def build(architecture: str, config: ConfigFile) -> Blueprint:
     shared = GatedMlp("mlp.shared_experts", shared_experts * experts.intermediate)
     router = Router("mlp.gate", experts.experts, dtype="float32", correction_bias=True)
     routed = tuple(i >= first for i in range(sizes.layers))
-    return sizes.blueprint(
+    read = sizes.blueprint(
         (Segment(attention, (shared, router) if i else (mlp,)) for i in routed),
         mlp_split(mlp, routed, shared),
         experts,
     )
+    count = config.optional_integer("num_nextn_predict_layers", low=0, high=MAX_LAYERS)
+    if not count:
+        return read
+    return replace(read, drafts=Drafts(((Segment(attention, (shared, router)),),) * count))

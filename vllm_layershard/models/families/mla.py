@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from vllm_layershard.models.blueprint import MAX_EXPERTS, MAX_LAYERS, Blueprint, Segment
+from vllm_layershard.models.blueprint import MAX_EXPERTS, MAX_LAYERS, Blueprint, Drafts, Segment
 from vllm_layershard.models.dtypes import dtype_of
 from vllm_layershard.models.families.activation import require_silu
 from vllm_layershard.models.families.language_model import language_model_of, within
@@ -22,6 +22,9 @@ _SPARSE_CLASSES = ("DeepseekV32ForCausalLM", "GlmMoeDsaForCausalLM")
 """These have a class of their own on CUDA, which also keeps dense MLPs whole under
 sequence-parallel MoE. Source: vLLM 0.32, models/deepseek_v32/nvidia/model.py."""
 
+_DRAFTING = ("deepseek_v3", "deepseek_v32", "glm_moe_dsa")
+"""Model types with draft layers. Source: vLLM 0.32, config/speculative.py, `hf_config_override`."""
+
 
 def build(architecture: str, config: ConfigFile) -> Blueprint:
     """Read a model of this family.
@@ -32,9 +35,10 @@ def build(architecture: str, config: ConfigFile) -> Blueprint:
     if architecture == "KimiK25ForConditionalGeneration":
         return within(_read(language_model_of(config), _MoE()), tied=False)
     if architecture == "Glm4MoeLiteForCausalLM":
-        return _read(config, _MoE(shared_whole="never", glm=True))
+        return _read(config, _MoE(shared_whole="never", glm=True, drafts=True))
     whole: Whole = "unpipelined" if architecture in _SPARSE_CLASSES else "never"
-    return _read(config, _MoE(dense_whole=whole))
+    drafts = config.string("model_type") in _DRAFTING
+    return _read(config, _MoE(dense_whole=whole, drafts=drafts))
 
 
 def read_latent(config: ConfigFile, *, compressed: bool = False) -> LatentAttention:
@@ -86,15 +90,34 @@ def _read(config: ConfigFile, moe: _MoE) -> Blueprint:
         split=tuple(SplitSize(key, size) for key, size in split.items()),
         experts=experts,
         notes=notes,
+        drafts=_drafts(config, routers) if moe.drafts else None,
     )
 
 
+def _drafts(config: ConfigFile, mlps: tuple[GatedMlp | Router, ...]) -> Drafts | None:
+    """Layers with routed experts, of which each has an indexer where any has.
+
+    Source: vLLM 0.32, models/deepseek_mtp.py, glm4_moe_lite_mtp.py and deepseek_v32/attention.py.
+    """
+    count = config.optional_integer("num_nextn_predict_layers", low=0, high=MAX_LAYERS)
+    if not count or not mlps:
+        return None
+    attention, sparse = read_latent(config), _sparse(config, 1)
+    if sparse is not None:
+        attention = attention._replace(topk=sparse.topk, indexer=sparse.indexer)
+    return Drafts(((Segment(attention, mlps),),) * count)
+
+
 class _MoE(NamedTuple):
-    """How a class builds its MLPs: what stays whole under sequence-parallel MoE, and the router."""
+    """How a class builds its MLPs: what stays whole under sequence-parallel MoE, and the router.
+
+    `drafts`: vLLM has a class for its draft layers.
+    """
 
     dense_whole: Whole = "never"
     shared_whole: Whole = "always"
     glm: bool = False
+    drafts: bool = False
 
     def router(self, config: ConfigFile, experts: int) -> Router:
         """GLM's is float32 and always has a correction bias."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import NamedTuple
 
-from vllm_layershard.models.blueprint import MAX_LAYERS, Blueprint, Segment
+from vllm_layershard.models.blueprint import MAX_LAYERS, Blueprint, Drafts, Segment
 from vllm_layershard.models.dtypes import DTYPE_BYTES
 from vllm_layershard.models.families.activation import require_silu
 from vllm_layershard.models.families.gqa import mlp_split, read_experts, read_gqa
@@ -70,13 +70,21 @@ def _read(config: ConfigFile, *, fused: bool, has_experts: bool) -> Blueprint:
         | {"linear_num_key_heads": net.key_heads, "linear_num_value_heads": net.value_heads},
         mlps.experts,
     )
-    return replace(read, longest=config.optional_integer("max_position_embeddings", high=1 << 30))
+    key = "num_nextn_predict_layers" if fused else "mtp_num_hidden_layers"
+    count = config.optional_integer(key, low=0, high=MAX_LAYERS)
+    last = (Segment(full, mlps.of_drafts),)
+    return replace(
+        read,
+        longest=config.optional_integer("max_position_embeddings", high=1 << 30),
+        drafts=Drafts((last,) * (1 if count is None else count), "mtp.layers", fused=True),
+    )
 
 
 class _Mlps(NamedTuple):
     """What follows each layer's attention, and the widths that tensor parallelism splits."""
 
     of_each_layer: tuple[tuple[FeedForward, ...], ...]
+    of_drafts: tuple[FeedForward, ...]
     split: dict[str, int]
     experts: Experts | None
 
@@ -84,7 +92,7 @@ class _Mlps(NamedTuple):
 def _dense(config: ConfigFile, layers: int) -> _Mlps:
     """A dense MLP in every layer, whatever `mlp_only_layers` says."""
     mlp = GatedMlp("mlp", config.integer("intermediate_size"))
-    return _Mlps(((mlp,),) * layers, mlp_split(mlp, (False,) * layers), None)
+    return _Mlps(((mlp,),) * layers, (mlp,), mlp_split(mlp, (False,) * layers), None)
 
 
 def _mlps(config: ConfigFile, layers: int, fused: bool) -> _Mlps:
@@ -99,6 +107,7 @@ def _mlps(config: ConfigFile, layers: int, fused: bool) -> _Mlps:
     router = Router("mlp.gate", experts.experts, shares_out=True)
     return _Mlps(
         tuple((shared, router) if is_routed else (mlp,) for is_routed in routed),
+        (shared, router),
         mlp_split(mlp, routed, shared),
         experts,
     )

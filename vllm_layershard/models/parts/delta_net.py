@@ -57,6 +57,13 @@ class DeltaNet(NamedTuple):
         yield Vector("linear_attn.dt_bias", heads, dtype)
         yield Vector("linear_attn.norm", self.value_dim, dtype)
 
+    def drafting(self, tokens: int) -> DeltaNet:
+        """As it keeps its cache where so many tokens are drafted: the convolution's state grows.
+
+        Source: vLLM 0.32, layers/mamba/mamba_utils.py, `gated_delta_net_state_shape`.
+        """
+        return self._replace(kernel=self.kernel + tokens)
+
     def cache(self, dtype: str, tp: int) -> StateCache:
         """The states of the convolution and of the recurrence.
 

@@ -1,0 +1,59 @@
+"""The weights of draft (MTP) layers, which vLLM loads beside the model on its last stage."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+
+from vllm_layershard.models.blueprint import Blueprint
+from vllm_layershard.models.deployment import Deployment
+from vllm_layershard.models.dtypes import DTYPE_BYTES
+from vllm_layershard.models.layer_weights import layer_experts, layer_linears
+from vllm_layershard.models.shape import Shape
+
+
+def draft_bytes(blueprint: Blueprint, deployment: Deployment, rank: int) -> tuple[int, int]:
+    """Bytes of them on a global rank, and of what MLA derives from them at load.
+
+    The embedding and the head are the model's own.
+    Source: vLLM 0.32, deepseek_mtp.py, glm4_moe_mtp.py, qwen3_next_mtp.py, qwen3_5_mtp.py, and
+    v1/spec_decode/llm_base_proposer.py, `_maybe_share_embeddings` and `_maybe_share_lm_head`.
+
+    Raises:
+        PlanError: the quantisation's blocks would be split over ranks.
+    """
+    drafts, layout = blueprint.drafts, deployment.layout
+    if drafts is None or layout.stage_of(rank) != layout.pp - 1:
+        return 0, 0
+    b, first = _of_drafts(blueprint)
+    element = DTYPE_BYTES[b.dtype]
+    total = derived = 0
+    for layer_id in range(first, len(b.layers)):
+        for segment in layer_linears(b, layer_id, deployment):
+            total += sum(x.large_bytes + x.small_bytes for _, x in segment)
+            absorbed = [s for s, x in segment if s.absorbed and len(x.tensors) > 1]
+            derived += sum(s.rows * s.inner * element for s in absorbed)
+        total += sum(t.nbytes for t in layer_experts(b, layer_id, deployment, rank))
+        total += sum(v.elements * DTYPE_BYTES[v.dtype] for v in b.vectors(layer_id, layout.tp))
+    norms = 3 * b.hidden * element
+    if drafts.fused:
+        return total + norms + _projection(b, layout.tp), derived
+    return total + len(drafts.layers) * (norms + 2 * b.hidden * b.hidden * element), derived
+
+
+@lru_cache(maxsize=64)  # so that its layers are kept as a model's are
+def _of_drafts(blueprint: Blueprint) -> tuple[Blueprint, int]:
+    """A blueprint that has the draft layers, and the index of the first."""
+    drafts = blueprint.drafts
+    assert drafts is not None, "it was asked"
+    if drafts.stem is not None:
+        return replace(blueprint, layers=drafts.layers, stem=drafts.stem), 0
+    layers = (*blueprint.layers, *drafts.layers)
+    return replace(blueprint, layers=layers), len(blueprint.layers)
+
+
+def _projection(b: Blueprint, tp: int) -> int:
+    """`mtp.fc`, which is not quantised in NVFP4."""
+    shape = Shape("fc", (b.hidden // tp,), 2 * b.hidden, "out")
+    shape = shape._replace(quantisable="nvfp4" not in b.quantization.name)
+    return sum(t.nbytes for t in b.quantization.tensors("mtp.fc", shape, b.dtype, tp))
