@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore
 
-from vllm_layershard.errors import NodeError
+from vllm_layershard.errors import MismatchError, NodeError
 from vllm_layershard.hosts.deployment import deployment_of, launched_as, meeting_place
 from vllm_layershard.plan import ParallelLayout, SharedNeed
 from vllm_layershard.runtime import shared_memory
 from vllm_layershard.runtime.peer_memory.room import Room, require_room
 from vllm_layershard.runtime.ranks.agreement import agree_on
+from vllm_layershard.runtime.ranks.checkpoint import Checkpoint, fault_in
 from vllm_layershard.runtime.ranks.group import Group, create_groups
 from vllm_layershard.runtime.ranks.handshake import Ranks, handshake, shared_store
 from vllm_layershard.runtime.ranks.rendezvous import Rendezvous
@@ -80,15 +81,22 @@ class Groups(ABC):
 
 
 def form_groups(
-    layout: ParallelLayout, backend: str, vllm_config: VllmConfig, started: Mapping[str, Any]
+    layout: ParallelLayout,
+    backend: str,
+    vllm_config: VllmConfig,
+    started: Mapping[str, Any],
+    checkpoint: Checkpoint,
 ) -> Groups:
-    """Compare what the ranks were `started` with, then form their groups. Collective in the world.
+    """Compare what the ranks were `started` with, and what they will load; then form their groups.
+
+    Collective in the world.
 
     Raises:
-        MismatchError: they were not started alike, one of them is missing, or runs already.
+        MismatchError: they were not started alike, or given different checkpoints; one of them is
+            missing, or runs already.
     """
     kind = _WorldGroups if layout.in_lockstep else _ReplicaGroups
-    return kind(layout, backend, vllm_config, started)
+    return kind(layout, backend, vllm_config, started, checkpoint)
 
 
 class _WorldGroups(Groups):
@@ -100,12 +108,14 @@ class _WorldGroups(Groups):
         backend: str,
         vllm_config: VllmConfig,
         started: Mapping[str, Any],
+        checkpoint: Checkpoint,
     ) -> None:
         if layout.one_sided:
             shared_memory.sweep()
         self._store = shared_store()
         self._handshake = handshake(self._store)
         self._handshake.compare("configuration", {self._handshake.world: started})
+        self._handshake.compare_by("checkpoint", checkpoint._asdict(), fault_in)
         self.rank = dist.get_rank()
         world_size = dist.get_world_size()
         assert world_size % layout.world_size == 0, f"{world_size} ranks for {layout}"
@@ -152,6 +162,7 @@ class _ReplicaGroups(Groups):
         backend: str,
         vllm_config: VllmConfig,
         started: Mapping[str, Any],
+        checkpoint: Checkpoint,
     ) -> None:
         global _built
         _built += 1
@@ -163,6 +174,9 @@ class _ReplicaGroups(Groups):
         self._everyone = ReplicaGroup(self._rendezvous, tuple(range(layout.world_size)), "start")
         try:
             agree_on("configuration", started, self._everyone)
+            fault = fault_in(self._everyone.gather(checkpoint._asdict()))
+            if fault is not None:
+                raise MismatchError(fault)
         except Exception as error:
             self.leave(error)
             raise

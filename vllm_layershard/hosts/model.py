@@ -31,7 +31,7 @@ from vllm_layershard.config import KEY, LayerShardConfig
 from vllm_layershard.hosts.boundary import boundary_of, check_boundary, install_boundary
 from vllm_layershard.hosts.decision import Decision, decide
 from vllm_layershard.hosts.groups import Groups, form_groups
-from vllm_layershard.hosts.identity import identity_of
+from vllm_layershard.hosts.identity import checkpoint_of, read_as
 from vllm_layershard.hosts.linears import check_matched, check_untied, collecting, leave_towers
 from vllm_layershard.hosts.loading import LoadedGroup, LoadingModel
 from vllm_layershard.hosts.reload_guard import guard_reloads, reload_together
@@ -62,7 +62,8 @@ def build(
     Raises:
         PlanError: a name matches nothing, or a series cannot be planned.
         HostError: the model or its quantisation cannot be sharded on this host.
-        MismatchError: the ranks were not started alike, or one of them is missing.
+        MismatchError: the ranks were not started alike, or were given different checkpoints, or
+            one of them is missing.
         NodeError: the node has not the memory that the ranks are going to share.
         ConfigError: another server writes its reports where this rank would.
     """
@@ -70,10 +71,13 @@ def build(
     device = device_of(torch.device(vllm_config.device_config.device_type))
     layout = layout_of(vllm_config, config)
     num_layers = vllm_config.model_config.hf_text_config.num_hidden_layers
-    started = {**started_with(config, layout), "num_layers": num_layers}
-    if not layout.in_lockstep:
-        started["model"] = identity_of(vllm_config)
-    groups = form_groups(layout, device.backend, vllm_config, started)
+    started = {
+        **started_with(config, layout),
+        "num_layers": num_layers,
+        "model": read_as(vllm_config),
+    }
+    checkpoint = checkpoint_of(vllm_config)
+    groups = form_groups(layout, device.backend, vllm_config, started, checkpoint)
     try:
         if config.report_dir is not None:
             ReportFile(config.report_dir, groups.rank).prepare()

@@ -304,7 +304,7 @@ def strangers(rank: int, config: Any, copy: str, other: str) -> list[str]:
 
     def telling(self: Rendezvous, subject: str, document: Any) -> None:
         publish(self, subject, document)
-        if "model.safetensors" in json.dumps(document):
+        if "num_layers" in json.dumps(document):  # it has looked at its files by then
             Path(f"{copy}-looked-at-{len(said)}-by-{rank}").touch()
 
     Rendezvous.publish = telling
@@ -322,8 +322,11 @@ def strangers(rank: int, config: Any, copy: str, other: str) -> list[str]:
         config.additional_config = settings | {"layer_sharding": ["o_proj"]}
     start()
     config.additional_config = settings
-    directory, model.model = model.model, copy
+    directory = model.model
+    if rank:  # elsewhere, with times of its own
+        model.model = copy
     start()
+    model.model = copy
     if rank:  # the same path, but written anew since the other replica has started
         wait_for(Path(f"{copy}-looked-at-{len(said)}-by-0"))
         written = Path(copy, "model.safetensors")
@@ -344,13 +347,14 @@ def strangers(rank: int, config: Any, copy: str, other: str) -> list[str]:
 
 
 def test_replicas_that_were_not_started_alike_say_so_on_both_sides(dense, tmp_path):
-    copy = shutil.copytree(dense, tmp_path / "copy")
+    copy = shutil.copytree(dense, tmp_path / "copy", copy_function=shutil.copyfile)
     other = with_other_weights(dense, tmp_path / "other", ("q_proj",))
     inspect = functools.partial(strangers, copy=str(copy), other=str(other))
     zero, one = run_engines(dense, {"layers": NAMES}, inspect)
     assert not isinstance(zero, str), zero
     assert zero == one
     against = "rank 1 against rank 0: configuration."
-    differing = [f"{against}layer_sharding.layers", None, f"{against}model.files.model.safetensors"]
+    values = "rank 1 against rank 0: model.safetensors has other values on rank 1 than on rank 0"
+    differing = [f"{against}layer_sharding.layers", None, values]
     for part, said in zip([*differing, against, f"{against}model.dtype", None], zero, strict=True):
         assert said == "loaded" if part is None else part in said, (part, said)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from functools import partial
 
 from hosted.engines import load, run_engines
 from recital import model_path
+from serving.weights import with_other_weights
 from vllm_layershard.errors import LayerShardError
 
 SHORT_S = 3.0
 """For a rank that does not come. For those that come it is as long as it is for users."""
 
 
-def strangers(reports: str, rank: int, config) -> list[str]:
+def strangers(reports: str, copy: str, tuned: str, rank: int, config) -> list[str]:
     """What each start comes to on this rank, which alone is changed if it is rank 1."""
     from vllm_layershard.runtime.ranks import handshake
     from vllm_layershard.runtime.report_file import ReportFile
@@ -53,6 +55,13 @@ def strangers(reports: str, rank: int, config) -> list[str]:
     if rank == 0:
         another_servers.write("{}")
     start()
+    config.additional_config = settings
+    if rank:
+        config.model_config.model = tuned
+    start()
+    if rank:
+        config.model_config.model = copy
+    start()
     handshake.PATIENCE_S = SHORT_S
     config.additional_config = {} if rank else settings
     start()
@@ -71,7 +80,9 @@ def fails_on(rank: int, check):
 
 
 def test_both_ranks_end_with_one_error_that_names_what_differs(tmp_path):
-    inspect = partial(strangers, str(tmp_path))
+    copy = shutil.copytree(model_path(), tmp_path / "copy", copy_function=shutil.copyfile)
+    other = with_other_weights(model_path(), tmp_path / "other", ("q_b_proj",))
+    inspect = partial(strangers, str(tmp_path / "reports"), str(copy), str(other))
     zero, one = run_engines(model_path(), {"layers": ["o_proj"]}, inspect)
     assert not isinstance(zero, str), zero
     assert not isinstance(one, str), one
@@ -90,9 +101,14 @@ def test_both_ranks_end_with_one_error_that_names_what_differs(tmp_path):
     assert zero[4] == "MismatchError: rank 1 ended: LayerShardError: only here"
     assert one[4] == "LayerShardError: only here"
     assert one[5].startswith(
-        f"ConfigError: layer_sharding.report_dir = '{tmp_path}': the report of"
+        f"ConfigError: layer_sharding.report_dir = '{tmp_path / 'reports'}': the report of"
     )
     assert zero[5] == f"MismatchError: rank 1 ended: {one[5]}"
-    assert "MismatchError: rank 1 of the world's 2 did not come to compare the conf" in zero[6]
-    assert f"within {SHORT_S:g} s: it runs without the key layer_sharding" in zero[6]
-    assert one[6] == "loaded"
+    different = f"model.safetensors has other values on rank 1 than on rank 0 ({other}; "
+    assert zero[6] == one[6]
+    assert zero[6].startswith("MismatchError: the ranks of layer sharding were given different ch")
+    assert f"rank 1 against rank 0: {different}" in zero[6]
+    assert zero[7] == one[7] == "loaded", "a copy elsewhere, with other times"
+    assert "MismatchError: rank 1 of the world's 2 did not come to compare the conf" in zero[8]
+    assert f"within {SHORT_S:g} s: it runs without the key layer_sharding" in zero[8]
+    assert one[8] == "loaded"

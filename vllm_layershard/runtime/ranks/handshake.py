@@ -74,6 +74,18 @@ class Handshake:
         self._bounded(lambda: found.extend(self._gathered(subject, value)))
         return found
 
+    def compare_by(
+        self, subject: str, value: Any, fault_in: Callable[[list[Any]], str | None]
+    ) -> None:
+        """Return if `fault_in` finds none in what the ranks hold, plain data, by rank.
+
+        It must find the same on every rank.
+
+        Raises:
+            MismatchError: as `compare`, or with what was found.
+        """
+        self._bounded(lambda: self._compare_by(subject, value, fault_in))
+
     def leave(self, error: Exception) -> None:
         """Tell the others that this rank ends, and why, so that they wait for it no longer."""
         said = f"rank {self._rank} ended: {type(error).__name__}: {error}"
@@ -108,6 +120,13 @@ class Handshake:
         self._store.set(f"{subject}/{kind}/{self._rank}", json.dumps(value))
         self._await(subject, f"{subject}/{kind}")
         return [json.loads(self._store.get(f"{subject}/{kind}/{rank}")) for rank in self.world]
+
+    def _compare_by(
+        self, subject: str, value: Any, fault_in: Callable[[list[Any]], str | None]
+    ) -> None:
+        fault = fault_in(self._gathered(subject, value))
+        if fault is not None:
+            raise self._ended(fault)
 
     def _describe(self, subject: str, group: str, first: int, strange: list[int]) -> str:
         wholes = {r: json.loads(self._store.get(f"{subject}/whole/{r}")) for r in (first, *strange)}
