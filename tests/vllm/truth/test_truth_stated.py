@@ -1,0 +1,98 @@
+"""The planner takes the section that vLLM 0.32 takes, of all places where one may stand."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from truth.compare import ENVIRONMENT
+from truth.stated import QWEN3_5_27B
+from vllm_layershard.models import find
+from vllm_layershard.models.quantization import stated_section
+from vllm_layershard.models.quantization.read import method_of
+from vllm_layershard.models.sources.beside import HF_QUANT
+
+SAID = """
+import json, sys
+import vllm.config
+from vllm.transformers_utils.config import get_config, get_hf_text_config
+from vllm.transformers_utils.model_arch_config_convertor import ModelArchConfigConvertorBase
+
+found = []
+for directory in json.load(sys.stdin):
+    config = get_config(directory, trust_remote_code=False)
+    convertor = ModelArchConfigConvertorBase(config, get_hf_text_config(config))
+    found.append(convertor.get_quantization_config())
+print(json.dumps(found))
+"""
+
+GPTQ = {"quant_method": "GPTQ", "bits": 4, "group_size": 64, "desc_act": False, "sym": True}
+AWQ = {"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True}
+FP8 = {"quant_method": "fp8", "activation_scheme": "dynamic"}
+OLD = {"quant_method": "Compressed_Tensors", "format": "float-quantized", "config_groups": {}}
+NESTED = {"quant_algo": "nvfp4", "group_size": 16, "exclude_modules": []}
+FILE = {"producer": {"name": "modelopt"}, "quantization": NESTED}
+PLACES = ("top", "older", "within", "beside")
+CASES = [places for places in product((False, True), repeat=len(PLACES)) if any(places)]
+
+
+def write(places: tuple[bool, ...], directory: Path) -> str:
+    """A config with a section of its own in each of these places."""
+    top, older, within, beside = places
+    text: dict[str, Any] = dict(QWEN3_5_27B["text_config"])
+    config: dict[str, Any] = dict(QWEN3_5_27B)
+    if within:
+        text["quantization_config"] = AWQ
+    config["text_config"] = text
+    if top:
+        config["quantization_config"] = GPTQ
+    if older:
+        config["compression_config"] = OLD
+    directory.mkdir()
+    (directory / "config.json").write_text(json.dumps(config))
+    if beside:
+        (directory / HF_QUANT).write_text(json.dumps(FILE))
+    return str(directory)
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[bool, ...], tuple[str, Any]]:
+    """Each case's directory, and what vLLM takes there."""
+    root = tmp_path_factory.mktemp("stated")
+    directories = [write(places, root / str(i)) for i, places in enumerate(CASES)]
+    result = subprocess.run(
+        [sys.executable, "-c", SAID],
+        input=json.dumps(directories),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | ENVIRONMENT,
+    )
+    assert result.returncode == 0, result.stderr[-4000:]
+    said = json.loads(result.stdout.splitlines()[-1])
+    return dict(zip(CASES, zip(directories, said, strict=True), strict=True))
+
+
+@pytest.mark.parametrize(
+    "places",
+    CASES,
+    ids=["+".join(n for n, is_in in zip(PLACES, c, strict=True) if is_in) for c in CASES],
+)
+def test_the_section_is_vllms(
+    places: tuple[bool, ...], asked: dict[tuple[bool, ...], tuple[str, Any]]
+) -> None:
+    directory, vllm = asked[places]
+    found = find(directory)
+    section = stated_section(found.config, found.beside)
+    assert section is not None
+    method = method_of(section)
+    assert vllm["quant_method"] in (method, f"{method}_fp4")
+    stated = {key: value for key, value in section.values.items() if key != "quant_method"}
+    assert stated == {key: value for key, value in vllm.items() if key != "quant_method"}
