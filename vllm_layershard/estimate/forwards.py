@@ -11,8 +11,10 @@ from vllm_layershard.estimate.overlap import (
     TOLERANCE,
     Forward,
     Movement,
+    MovesByLayer,
     TimedLayer,
     TimedOperation,
+    by_layer,
     movements,
     simulate,
     trace,
@@ -41,7 +43,7 @@ class Forwards:
         self._sharding = sharding
         self._stages = stage_layers(sharding.model.num_layers, sharding.deployment.layout.pp)
         self._like = _representatives(sharding)
-        self._moves: dict[tuple[int, int], tuple[Movement, ...]] = {}
+        self._moves: dict[tuple[int, int], MovesByLayer] = {}
         self._run: dict[tuple[Batch, int, bool], Forward] = {}
         self._operations: dict[tuple[Batch, bool], Mapping[int, tuple[TimedOperation, ...]]] = {}
         self._transfer = Transfer(sharding, hardware)
@@ -99,7 +101,7 @@ class Forwards:
 
     def _timed(
         self, batch: Batch, prefetch_step: int, least: bool
-    ) -> Iterator[tuple[list[TimedLayer], tuple[Movement, ...]]]:
+    ) -> Iterator[tuple[list[TimedLayer], MovesByLayer]]:
         """What `simulate` wants, for each pipeline stage."""
         timed = self._timed_operations(batch, least)
         for stage, layer_ids in enumerate(self._stages):
@@ -131,23 +133,25 @@ class Forwards:
 
     def _stage_moves(
         self, stage: int, prefetch_step: int, timed: Mapping[int, tuple[TimedOperation, ...]]
-    ) -> tuple[Movement, ...]:
+    ) -> MovesByLayer:
         """The movements of a stage; `timed` is any batch's: their names are the same."""
         key = (stage, prefetch_step)
         if key not in self._moves:
             suffixes = {
                 like: [op.suffix for op in operations] for like, operations in timed.items()
             }
-            self._moves[key] = tuple(
-                _awaited(move, suffixes[self._like[move.layer_id]])
-                for group in self._sharding.groups
-                if group.pp_stage == stage
-                for move in movements(
-                    group.plan.with_prefetch_step(prefetch_step),
-                    group.prefixes,
-                    partial(self._transfer.seconds, spread=self._transfer.spread(group)),
-                    self._pulling_rank(group.plan),
-                )
+            self._moves[key] = by_layer(
+                [
+                    _awaited(move, suffixes[self._like[move.layer_id]])
+                    for group in self._sharding.groups
+                    if group.pp_stage == stage
+                    for move in movements(
+                        group.plan.with_prefetch_step(prefetch_step),
+                        group.prefixes,
+                        partial(self._transfer.seconds, spread=self._transfer.spread(group)),
+                        self._pulling_rank(group.plan),
+                    )
+                ]
             )
         return self._moves[key]
 

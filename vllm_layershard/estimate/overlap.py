@@ -19,7 +19,7 @@ given before (see plan/schedule.py). `simulate` asserts it for every start.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Literal, NamedTuple
 
 from vllm_layershard.plan import Plan
@@ -147,15 +147,33 @@ def movements(
     return tuple(found)
 
 
+class MovesByLayer(NamedTuple):
+    """The movements of a forward by the layer that starts them, and by the linear that waits."""
+
+    started: Mapping[int, Sequence[Movement]]
+    awaited: Mapping[int, Mapping[str, Sequence[Movement]]]
+    seconds: float
+
+
+def by_layer(moves: Sequence[Movement]) -> MovesByLayer:
+    """Sort movements once for all forwards that have them."""
+    started: dict[int, list[Movement]] = {}
+    awaited: dict[int, dict[str, list[Movement]]] = {}
+    for move in moves:
+        started.setdefault(move.start_layer, []).append(move)
+        awaited.setdefault(move.layer_id, {}).setdefault(move.suffix, []).append(move)
+    return MovesByLayer(started, awaited, sum(move.seconds for move in moves))
+
+
 def simulate(
-    layers: Sequence[TimedLayer], moves: Sequence[Movement], hindrance: float = 0.0
+    layers: Sequence[TimedLayer], moves: Sequence[Movement] | MovesByLayer, hindrance: float = 0.0
 ) -> Forward:
     """Run one forward. `hindrance`: see the note [Contention]."""
     return _Run(moves, hindrance, None).forward(layers)
 
 
 def trace(
-    layers: Sequence[TimedLayer], moves: Sequence[Movement], hindrance: float = 0.0
+    layers: Sequence[TimedLayer], moves: Sequence[Movement] | MovesByLayer, hindrance: float = 0.0
 ) -> Forward:
     """The same with its timeline."""
     spans: list[Span] = []
@@ -163,15 +181,19 @@ def trace(
     return forward._replace(spans=tuple(sorted(spans, key=lambda span: (span.start_s, span.track))))
 
 
+_NONE: Final[Mapping[str, Sequence[Movement]]] = {}
+
+
 class _Run:
     """The state of one forward: the clock, the link's queue, and who reads which slot."""
 
     def __init__(
-        self, moves: Sequence[Movement], hindrance: float, spans: list[Span] | None
+        self,
+        moves: Sequence[Movement] | MovesByLayer,
+        hindrance: float,
+        spans: list[Span] | None,
     ) -> None:
-        self._starts_at: dict[int, list[Movement]] = {}
-        for move in moves:
-            self._starts_at.setdefault(move.start_layer, []).append(move)
+        self._moves = moves if isinstance(moves, MovesByLayer) else by_layer(moves)
         self._hinder = 1.0 + hindrance
         self._spans = spans
         self._queue: deque[Movement] = deque()
@@ -179,46 +201,46 @@ class _Run:
         """What the first in the queue still takes, alone."""
         self._began = 0.0
         self._now = 0.0
-        self._unread: dict[int, dict[str, list[Movement]]] = {}
-        """Started and not yet awaited: by layer and the linear's suffix."""
         self._taken: set[tuple[str, int]] = set()
         self._rests: dict[tuple[int, int], float] = {}
         """Sums of operations, by the identity of a layer's and where they begin."""
 
     def forward(self, layers: Sequence[TimedLayer]) -> Forward:
         """Run all layers; call it once."""
-        fetch = sum(move.seconds for moves in self._starts_at.values() for move in moves)
+        queue, taken, spans = self._queue, self._taken, self._spans
+        started, awaited, fetch = self._moves
         compute = stalled = 0.0
-        for layer in layers:
-            for move in self._starts_at.get(layer.layer_id, ()):
+        for layer_id, operations in layers:
+            for move in started.get(layer_id, ()):
                 self._start(move)
-            awaited_here = self._unread.pop(layer.layer_id, {})
-            for i, operation in enumerate(layer.operations):
-                if not (awaited_here or self._queue) and self._spans is None:
-                    rest = self._rest(layer.operations, i)
+            here = awaited.get(layer_id, _NONE)
+            waiting = len(here)
+            for i, operation in enumerate(operations):
+                if not (waiting or queue) and spans is None:
+                    rest = self._rest(operations, i)
                     self._now += rest
                     compute += rest
                     break
-                awaited = awaited_here.pop(operation.suffix, ()) if awaited_here else ()
-                for move in awaited:
-                    if self._queue:
+                moves = here.get(operation.suffix, ()) if waiting else ()
+                if moves and moves[0].buffer not in taken:
+                    moves = ()  # an operation of this name has read them already
+                for move in moves:
+                    if queue:
                         stalled += self._await(move)
                 start = self._now
-                if self._queue:
+                if queue:
                     self._compete(operation)
                 else:
                     self._now = start + operation.seconds
                 compute += operation.seconds
-                for move in awaited:
-                    self._taken.remove(move.buffer)
-                if self._spans is not None:
+                if moves:
+                    waiting -= 1
+                    for move in moves:
+                        taken.remove(move.buffer)
+                if spans is not None:
                     took = self._now - start
-                    self._spans.append(
-                        Span("compute", layer.layer_id, operation.suffix, start, took)
-                    )
-            assert not awaited_here, (
-                f"layer {layer.layer_id} has no operation for {[*awaited_here]}"
-            )
+                    spans.append(Span("compute", layer_id, operation.suffix, start, took))
+            assert not waiting, f"layer {layer_id} has no operation for one of {[*here]}"
         exposed = max(0.0, self._now - compute)
         return Forward(compute=compute, fetch=fetch, exposed=exposed, stalled=stalled)
 
@@ -232,7 +254,6 @@ class _Run:
     def _start(self, move: Movement) -> None:
         assert move.buffer not in self._taken, f"{move.buffer} is written while it is still read"
         self._taken.add(move.buffer)
-        self._unread.setdefault(move.layer_id, {}).setdefault(move.suffix, []).append(move)
         if not self._queue:
             self._left, self._began = move.seconds, self._now
         self._queue.append(move)

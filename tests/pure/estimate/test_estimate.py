@@ -96,6 +96,23 @@ def test_a_slot_that_is_still_read_must_not_be_written() -> None:
         simulate(layers_of([1.0, 1.0]), [first, early])
 
 
+def test_of_two_operations_of_a_name_the_first_waits() -> None:
+    """As the nameless ones do, where no operation reads a weight that moves."""
+    operations = (TimedOperation("", 1.0), TimedOperation("x", 2.0), TimedOperation("", 4.0))
+    moves = [move._replace(suffix="") for move in moves_of(2, 1, 3.0)]
+    for run in (simulate, trace):
+        forward = run([TimedLayer(0, operations), TimedLayer(1, operations)], moves)
+        assert (forward.compute, forward.stalled, forward.exposed) == (14.0, 3.0, 3.0)
+
+
+def test_a_movement_that_nothing_starts_or_awaits_is_found() -> None:
+    layers = layers_of([1.0, 1.0])
+    (move, _) = moves_of(2, 1, 1.0)
+    for wrong in (move._replace(suffix="y"), move._replace(start_layer=7)):
+        with pytest.raises(AssertionError, match="layer 0 has no operation for one of"):
+            simulate(layers, [wrong])
+
+
 def test_a_slow_link_is_the_bound_at_any_step() -> None:
     for step in (0, 1, 2):
         forward = simulate(layers_of([1.0] * 4), moves_of(4, step, 5.0))
