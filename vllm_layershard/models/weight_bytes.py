@@ -6,7 +6,6 @@ from typing import Final, NamedTuple
 
 from vllm_layershard.models.blueprint import Blueprint
 from vllm_layershard.models.deployment import Deployment
-from vllm_layershard.models.draft_bytes import draft_bytes
 from vllm_layershard.models.dtypes import DTYPE_BYTES
 from vllm_layershard.models.layer_weights import layer_experts, layer_linears
 from vllm_layershard.models.shape import Shape
@@ -64,7 +63,11 @@ def held_bytes(
         for pair in segment
     ]
     absorbed = [(s, x) for s, x in held if s.absorbed and len(x.tensors) > 1]
-    drafts, of_drafts = draft_bytes(b, deployment, rank) if drafting else (0, 0)
+    drafts = of_drafts = 0
+    if drafting:
+        from vllm_layershard.models.draft_bytes import draft_bytes  # seldom asked for
+
+        drafts, of_drafts = draft_bytes(b, deployment, rank)
     return WeightBytes(
         embedding=vocab if stage == 0 or (b.tied and stage == last) else 0,
         head=_head_bytes(b, layout.tp) if stage == last and not b.tied else 0,

@@ -140,6 +140,8 @@ def _on_drafts(sharding: Sharding) -> Iterator[str]:
 
 
 def _on_kernels(sharding: Sharding) -> Iterator[str]:
+    if not any("qkv_a_proj" in name for name in sharding.config.layers):
+        return
     linears = select(sharding.model.linears(sharding.deployment), sharding.config.layers)
     for name, members in linears.items():
         if any(map(is_min_latency, members)):
