@@ -2,45 +2,52 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
-from vllm.model_executor.model_loader import get_model_loader
 
 from vllm_layershard.config import KEY
 from vllm_layershard.errors import HostError
+from vllm_layershard.hosts.identity import weight_files
+from vllm_layershard.runtime.ranks.checkpoint import holdings
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
-
-_INDEX = "model.safetensors.index.json"
-_PREFIX_BYTES = 8
 
 
 def checked_checkpoint(vllm_config: VllmConfig, weights_path: str | None) -> dict[str, Any]:
     """What all ranks must have alike of the checkpoint that they are about to load.
 
-    Of a directory: each safetensors file by its length and the digest of its header, each torch
-    file by its length. None of them is written into a running model unless all are whole. Of what
-    vLLM would stream from elsewhere, its address.
+    By file what it holds, told in a few bytes: see the note in runtime/ranks/checkpoint.py. Nothing
+    is written into a running model unless all files are whole.
 
     Raises:
         HostError: a file is missing or cut short.
     """
     where = weights_path or str(vllm_config.model_config.model)
+    load_format = str(vllm_config.load_config.load_format)
+    if load_format == "dummy":
+        return {"random weights": None}
     directory = Path(where)
     if not directory.is_dir():
         directory = _downloaded(vllm_config, where)
-    return {file.name: _described(file) for file in _files(directory)} or {"address": where}
+    files = weight_files(directory, load_format)
+    if files is None:
+        raise HostError(
+            f"{KEY}: {directory}: has no weights that vLLM would load, or not all that its index "
+            "names; complete the checkpoint before it is loaded"
+        )
+    for file in files:
+        _check_whole(file)
+    return dict(holdings(files))
 
 
 def _downloaded(vllm_config: VllmConfig, where: str) -> Path:
     """The directory into which vLLM's loader puts a model of a hub, now rather than half-way."""
     from huggingface_hub import snapshot_download
+    from vllm.model_executor.model_loader import get_model_loader
 
     model_config, load_config = vllm_config.model_config, vllm_config.load_config
     former = model_config.model, model_config.revision
@@ -66,47 +73,17 @@ def _downloaded(vllm_config: VllmConfig, where: str) -> Path:
         model_config.model, model_config.revision = former
 
 
-def _files(directory: Path) -> list[Path]:
-    """The files with weights, as vLLM chooses them: safetensors where there are any."""
-    found = sorted(directory.glob("*.safetensors"))
-    _check_index(directory, {file.name for file in found})
-    return found or sorted([*directory.glob("*.bin"), *directory.glob("*.pt")])
-
-
-def _check_index(directory: Path, found: set[str]) -> None:
-    index = directory / _INDEX
-    if not index.is_file():
-        return
+def _check_whole(file: Path) -> None:
+    """Hold the header of a safetensors file against its length, and find the end of an archive."""
     try:
-        named = set(json.loads(index.read_bytes())["weight_map"].values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise _not_whole(index, error) from None
-    for name in sorted(named - found):
-        raise HostError(
-            f"{KEY}: {directory / str(name)}: is missing, and {_INDEX} names it; complete the "
-            "checkpoint before it is loaded"
-        )
-
-
-def _described(file: Path) -> list[Any]:
-    """The bytes of a file, and the digest of its header if it has one."""
-    try:
-        nbytes = file.stat().st_size
         if file.suffix == ".safetensors":
-            with safe_open(file, framework="numpy"):  # which holds the header against the length
-                return [nbytes, _header_digest(file)]
+            with safe_open(file, framework="numpy"):
+                return
         with file.open("rb") as opened:
             if opened.read(2) == b"PK":
                 zipfile.ZipFile(file).close()  # its directory is at its end
-        return [nbytes]
     except (OSError, SafetensorError, zipfile.BadZipFile) as error:
         raise _not_whole(file, error) from None
-
-
-def _header_digest(file: Path) -> str:
-    with file.open("rb") as opened:
-        length = int.from_bytes(opened.read(_PREFIX_BYTES), "little")
-        return hashlib.sha256(opened.read(length)).hexdigest()
 
 
 def _not_whole(file: Path, error: Exception) -> HostError:

@@ -48,7 +48,7 @@ def checkpoint_of(vllm_config: VllmConfig) -> Checkpoint:
     if load_format == "dummy":
         return Checkpoint("random weights", None, {})
     directory = _directory(vllm_config)
-    files = None if directory is None else _weights(directory, load_format)
+    files = None if directory is None else weight_files(directory, load_format)
     return Checkpoint(
         f"{model.model}{revision}", commit, None if files is None else holdings(files)
     )
@@ -74,7 +74,7 @@ def _directory(vllm_config: VllmConfig) -> Path | None:
         return None
 
 
-def _weights(directory: Path, load_format: str) -> list[Path] | None:
+def weight_files(directory: Path, load_format: str) -> list[Path] | None:
     """The files that vLLM would load; None if they are not all there."""
     try:
         names = sorted(entry.name for entry in directory.iterdir())
