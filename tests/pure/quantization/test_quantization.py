@@ -63,7 +63,19 @@ REFUSED = {
     "awq in eight bits": ({"quant_method": "awq", "bits": 8}, "bits: vLLM supports awq with 4"),
     "awq group": ({"quant_method": "awq", "bits": 4}, "group_size: is missing"),
     "gptq, not symmetric": (GPTQ | {"sym": False}, "sym: vLLM supports gptq with symmetric"),
-    "gptq with rules": (GPTQ | {"dynamic": {"-:.*": {}}}, "dynamic: precisions that differ"),
+    "gptq with half a fused linear": (
+        GPTQ | {"modules_in_block_to_quantize": [["self_attn.q_proj"]]},
+        "qkv_proj: modules_in_block_to_quantize names some but not all of its parts",
+    ),
+    "gptq with a rule in three bits": (
+        GPTQ | {"dynamic": {"+:.*down_proj": {"bits": 3}}},
+        "dynamic: +:.*down_proj: bits: 3 is not 4 or 8",
+    ),
+    "gptq with a broken rule": (GPTQ | {"dynamic": {"-:(": {}}}, "dynamic: -:(: the pattern"),
+    "gptq with modules of another kind": (
+        GPTQ | {"modules_in_block_to_quantize": "q_proj"},
+        'modules_in_block_to_quantize: "q_proj" is not a list of strings',
+    ),
     "gptq with an order": (GPTQ | {"desc_act": True}, "desc_act: vLLM no longer supports"),
     "gptq in three bits": (GPTQ | {"bits": 3}, "bits: 3 is not 4 or 8"),
     "modelopt": (

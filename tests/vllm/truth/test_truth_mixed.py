@@ -133,6 +133,21 @@ METHODS: dict[str, dict[str, dict[str, object]]] = {
         "ct-cache": _groups(kv_cache_scheme=_tensors(8, "tensor")),
         "awq-marlin": AWQ | {"quant_method": "awq_marlin"},
         "gptq-marlin": GPTQ | {"quant_method": "gptq_marlin"},
+        "gptq-rules": GPTQ
+        | {
+            "dynamic": {
+                "-:.*layers.1.self_attn.*": {},
+                "+:.*down_proj": {"bits": 8, "group_size": 64},
+                r".*\.[02]\.self_attn\..*": {"group_size": 32},
+            }
+        },
+        "gptq-modules": GPTQ
+        | {
+            "modules_in_block_to_quantize": [
+                ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+                ["mlp.down_proj"],
+            ]
+        },
         **QUARK,
         "quark-cache": _quark(
             BY_TENSOR,
@@ -153,6 +168,8 @@ METHODS: dict[str, dict[str, dict[str, object]]] = {
         "modelopt-w4a16": _modelopt("W4A16_NVFP4"),
         "modelopt-mxfp8": _modelopt("MXFP8"),
         "ct-groups": _groups(GROUPS, FOURS),
+        "gptq-rules": GPTQ
+        | {"dynamic": {"-:.*layers.1.mlp.experts": {}, "+:.*mlp.experts": {"bits": 8}}},
         **QUARK,
         "quark-experts": _quark(
             BY_32, exclude=["lm_head", *(f"model.layers.1.mlp.experts.{i}.up_proj" for i in (0, 1))]

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from vllm_layershard.errors import ModelError
+from vllm_layershard.models.matching.expression import Expression, ExpressionError, read_expression
+from vllm_layershard.models.matching.patterns import MAX_PATTERNS, Patterns
 from vllm_layershard.models.operation import Precision
 from vllm_layershard.models.quantization.choice import Quantization
 from vllm_layershard.models.quantization.formats.format import (
+    Format,
     bias_of,
     check_groups,
     check_packing,
     expert_biases,
     tensor,
 )
-from vllm_layershard.models.quantization.ignored import Ignored
 from vllm_layershard.models.quantization.names import Names
-from vllm_layershard.models.quantization.uniform import uniform
 from vllm_layershard.models.shape import Shape
 from vllm_layershard.models.sources.config_file import ConfigFile
 from vllm_layershard.plan import TensorSpec
@@ -80,22 +82,104 @@ class Gptq(NamedTuple):
         return 32 // self.bits, inner // (self.group or inner)
 
 
+class Ruled(NamedTuple):
+    """`patterns` and `formats`: the first that matches says how a module is, None unquantised.
+
+    `modules`: parts of names, of which one is in each linear's that is quantised; () is all.
+    Source: vLLM 0.32, quantization/utils/gptq_utils.py, `get_dynamic_override` and
+    `is_layer_gptq_quantized`; auto_gptq.py, `get_moe_quant_method`.
+    """
+
+    patterns: Patterns
+    formats: tuple[Gptq | None, ...]
+    default: Gptq
+    modules: tuple[str, ...]
+    names: Names
+    quantises_head: bool
+
+    def linear(self, prefix: str) -> Format | None:
+        """By the rules, where the modules that are quantised include it.
+
+        Raises:
+            ModelError: they include some of a fused linear's parts.
+        """
+        parts = self.names.parts(prefix) or (prefix,)
+        found = [not self.modules or any(m in part for m in self.modules) for part in parts]
+        if any(found) != all(found):
+            raise ModelError(
+                f"{prefix}: modules_in_block_to_quantize names some but not all of its parts; vLLM "
+                "needs all of them in one precision"
+            )
+        return self.experts(prefix) if found[0] else None
+
+    def experts(self, prefix: str) -> Format | None:
+        """By the rules."""
+        first = self.patterns.first(prefix)
+        return self.default if first is None else self.formats[first]
+
+    def head(self, prefix: str) -> Format | None:
+        """As of a linear, or None."""
+        return self.linear(prefix) if self.quantises_head else None
+
+
 def read_gptq(section: ConfigFile, names: Names) -> Quantization:
     """Read a `quantization_config` of method gptq.
 
     Raises:
         ModelError: values that make no sense, that vLLM refuses, or that the planner does not know.
     """
-    for key in ("dynamic", "modules_in_block_to_quantize"):
-        if section.get(key):
-            section.fail(key, "precisions that differ from linear to linear are not supported yet")
-    if section.get("sym") is not True:
-        section.fail("sym", "vLLM supports gptq with symmetric weights only")
-    bits = section.integer("bits", high=64)
+    default = _format(section, section)
+    rules = section.section("dynamic") or ConfigFile(section.where, {})
+    if len(rules.values) > MAX_PATTERNS:
+        section.fail("dynamic", f"has {len(rules.values):,} rules; {MAX_PATTERNS:,} are read")
+    expressions: list[Expression] = []
+    formats: list[Gptq | None] = []
+    for text in rules.values:
+        try:
+            expressions.append(read_expression(text[2:] if text[:2] in ("+:", "-:") else text))
+        except ExpressionError as error:
+            rules.fail(text[:60], f"the pattern {error}")
+        changed = None if text.startswith("-:") else rules.section(text)
+        formats.append(None if text.startswith("-:") else _format(section, changed or section))
+    try:
+        patterns = Patterns(expressions)
+    except ExpressionError as error:
+        section.fail("dynamic", f"its patterns {error}")
+    several = any(found not in (None, default) for found in formats)
+    return Quantization(
+        "gptq_mixed" if several else default.name,
+        Ruled(
+            patterns,
+            tuple(formats),
+            default,
+            _modules(section, names),
+            names,
+            section.boolean("lm_head"),
+        ),
+    )
+
+
+def _format(section: ConfigFile, rule: ConfigFile) -> Gptq:
+    """What a rule changes of the section's values."""
+    merged = ConfigFile(rule.where, {**section.values, **rule.values})
+    if merged.get("sym") is not True:
+        merged.fail("sym", "vLLM supports gptq with symmetric weights only")
+    bits = merged.integer("bits", high=64)
     if bits not in (4, 8):
-        section.fail("bits", f"{bits} is not 4 or 8")
-    group = None if section.get("group_size") == -1 else section.integer("group_size", low=16)
-    if section.boolean("desc_act") and group is not None:
-        section.fail("desc_act", "vLLM no longer supports an activation order within groups")
-    gptq = Gptq(bits=bits, group=group)
-    return uniform(gptq, Ignored(), quantises_head=section.boolean("lm_head"))
+        merged.fail("bits", f"{bits} is not 4 or 8")
+    group = None if merged.get("group_size") == -1 else merged.integer("group_size", low=16)
+    if merged.boolean("desc_act") and group is not None:
+        merged.fail("desc_act", "vLLM no longer supports an activation order within groups")
+    return Gptq(bits=bits, group=group)
+
+
+def _modules(section: ConfigFile, names: Names) -> tuple[str, ...]:
+    """Names, or lists of names."""
+    value = section.get("modules_in_block_to_quantize") or []
+    if isinstance(value, list) and value and all(isinstance(item, list) for item in value):
+        value = [name for item in value for name in item]
+    flat = ConfigFile(section.where, {"modules_in_block_to_quantize": value})
+    found = flat.strings("modules_in_block_to_quantize")
+    if len(found) > MAX_PATTERNS:
+        section.fail("modules_in_block_to_quantize", f"at most {MAX_PATTERNS:,} names are read")
+    return tuple(map(names.of, found)) if names.renames else found
