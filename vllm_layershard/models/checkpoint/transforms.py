@@ -65,7 +65,7 @@ TRANSFORMS: Final = (
     Transform(
         "draft (MTP) layers",
         "`layers.{num_hidden_layers}` and those after it, or `mtp.`",
-        "not loaded by the model itself",
+        "not loaded by the model itself; counted with `--mtp`",
     ),
     Transform(
         "routed experts",
