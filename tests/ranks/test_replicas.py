@@ -18,7 +18,7 @@ from vllm_layershard.runtime.ranks import rendezvous as module
 from vllm_layershard.runtime.ranks.agreement import agree_on
 from vllm_layershard.runtime.ranks.rendezvous import Rendezvous
 from vllm_layershard.runtime.ranks.replicas import ReplicaGroup
-from vllm_layershard.runtime.shared_memory import PREFIX
+from vllm_layershard.runtime.shared_memory import PREFIX, Piece
 
 SHORT_S = 1.0
 RANKS = (0, 1)
@@ -247,6 +247,23 @@ def test_what_another_user_shows_is_not_read(name, monkeypatch):
             Rendezvous(name, 0).read("weights", [1])
     for left in names_of(name):
         shared_memory.path_of(left).unlink()  # which only its owner or root may
+
+
+def test_what_is_no_json_is_named(name):
+    with Guest(shown_raw, name, 1) as one:
+        assert one.says() == "shown"
+        zero = Rendezvous(name, 0)
+        with pytest.raises(MismatchError, match="what rank 1 sent is no JSON"):
+            zero.read("weights", [1])
+        with pytest.raises(MismatchError, match="what rank 1 sent is no JSON"):
+            zero.look("weights", 1)
+        zero.close()
+
+
+def shown_raw(name: str, rank: int) -> str:
+    shown_raw.kept = Rendezvous(name, rank)
+    shown_raw.kept._pieces["weights"] = Piece.of(f"{PREFIX}{name}-weights-{rank}", b"{'no': JSON}")
+    return "shown"
 
 
 def agreed(name: str, rank: int, document: Any) -> str:

@@ -22,6 +22,7 @@ from vllm_layershard.config import KEY
 from vllm_layershard.errors import MismatchError
 from vllm_layershard.runtime.ranks.agreement import differing
 from vllm_layershard.runtime.ranks.bounded import bounded
+from vllm_layershard.runtime.ranks.messages import decoded
 
 PATIENCE_S = 180.0
 """How long a rank waits for the others at one comparison. All of them have just formed the world,
@@ -119,7 +120,7 @@ class Handshake:
     def _gathered(self, subject: str, value: Any, kind: str = "values") -> list[Any]:
         self._store.set(f"{subject}/{kind}/{self._rank}", json.dumps(value))
         self._await(subject, f"{subject}/{kind}")
-        return [json.loads(self._store.get(f"{subject}/{kind}/{rank}")) for rank in self.world]
+        return [decoded(r, self._store.get(f"{subject}/{kind}/{r}")) for r in self.world]
 
     def _compare_by(
         self, subject: str, value: Any, fault_in: Callable[[list[Any]], str | None]
@@ -129,7 +130,7 @@ class Handshake:
             raise self._ended(fault)
 
     def _describe(self, subject: str, group: str, first: int, strange: list[int]) -> str:
-        wholes = {r: json.loads(self._store.get(f"{subject}/whole/{r}")) for r in (first, *strange)}
+        wholes = {r: decoded(r, self._store.get(f"{subject}/whole/{r}")) for r in (first, *strange)}
         faults = [
             f"rank {r} against rank {first}: "
             + differing(wholes[first].get(group), wholes[r].get(group), subject)

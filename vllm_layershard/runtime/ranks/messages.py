@@ -39,7 +39,7 @@ def exchange(value: Any, process_group: dist.ProcessGroup, ranks: Sequence[int])
     received = [torch.empty_like(padded) for _ in ranks]
     dist.all_gather(received, padded, group=process_group)
     return [
-        _decoded(rank, bytes(line[:count].cpu().numpy()))
+        decoded(rank, bytes(line[:count].cpu().numpy()))
         for rank, line, count in zip(ranks, received, nbytes, strict=True)
     ]
 
@@ -48,7 +48,12 @@ def _encoded(value: Any) -> bytes:
     return json.dumps(value).encode()
 
 
-def _decoded(rank: int, raw: bytes) -> Any:
+def decoded(rank: int, raw: bytes) -> Any:
+    """The plain data that a rank has sent or shown as JSON.
+
+    Raises:
+        MismatchError: it is no JSON.
+    """
     try:
         return json.loads(raw)
     except (ValueError, RecursionError) as error:

@@ -17,6 +17,7 @@ from typing import Any
 
 from vllm_layershard.errors import ConfigError, MismatchError, TransportError
 from vllm_layershard.runtime import shared_memory
+from vllm_layershard.runtime.ranks.messages import decoded
 from vllm_layershard.runtime.shared_memory import PREFIX, Piece
 
 
@@ -112,7 +113,7 @@ class Rendezvous:
     def look(self, subject: str, rank: int) -> Any:
         """What that rank shows now; None if nothing: it has not come so far, or has ended."""
         document = self._shown(subject, rank)
-        return None if document is None else json.loads(document)
+        return None if document is None else decoded(rank, document)
 
     def read(self, subject: str, ranks: Sequence[int]) -> list[Any]:
         """What each of these ranks shows under `subject`, in their order. Waits for all of them.
@@ -120,6 +121,7 @@ class Rendezvous:
         Raises:
             TransportError: a rank did not show anything within PATIENCE_S, or said why it ended.
             NodeError: what one shows cannot be read.
+            MismatchError: what one shows is no JSON.
         """
         found: dict[int, Any] = {}
         deadline = time.monotonic() + PATIENCE_S
@@ -128,14 +130,14 @@ class Rendezvous:
             for rank in missing:
                 document = self._shown(subject, rank)
                 if document is not None:
-                    found[rank] = json.loads(document)
+                    found[rank] = decoded(rank, document)
             missing = [rank for rank in missing if rank not in found]
             if not missing:
                 return [found[rank] for rank in ranks]
             for rank in missing:
                 ended = shared_memory.read(self._name_of(_END, rank))  # also of the dead
                 if ended is not None:
-                    raise TransportError(f"rank {rank} ended: {json.loads(ended)}")
+                    raise TransportError(f"rank {rank} ended: {decoded(rank, ended)}")
             if time.monotonic() > deadline:
                 who = " and ".join(map(str, missing))
                 raise TransportError(

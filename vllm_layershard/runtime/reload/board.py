@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 
 from torch._C._distributed_c10d import Store
 
-from vllm_layershard.errors import MismatchError, TransportError
+from vllm_layershard.errors import TransportError
 from vllm_layershard.runtime.ranks.bounded import bounded
+from vllm_layershard.runtime.ranks.messages import decoded
 from vllm_layershard.runtime.ranks.rendezvous import Rendezvous
 
 _T = TypeVar("_T")
@@ -83,13 +84,7 @@ class StoreBoard(Board):
     def read(self, rank: int) -> Any:
         """A rank that has ended shows what it has shown last."""
         shown = self._asked(lambda: self._shown(str(rank)))
-        try:
-            return None if shown is None else json.loads(shown)
-        except (ValueError, RecursionError):
-            raise MismatchError(
-                f"what rank {rank} shows of its reload is no JSON: it runs another version of "
-                "vllm-layershard; give every rank the same"
-            ) from None
+        return None if shown is None else decoded(rank, shown)
 
     def _shown(self, key: str) -> bytes | None:
         return self._store.get(key) if self._store.check([key]) else None
