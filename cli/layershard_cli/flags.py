@@ -22,6 +22,15 @@ _SUFFIXES = {
 
 def read_tokens(text: str) -> int:
     """A number of tokens as vLLM reads it: `1k` is 1000, `1K` is 1024, `25.6k` is 25,600."""
+    return _tokens(text, 1)
+
+
+def read_cached(text: str) -> int:
+    """A number of tokens, of which there may be none."""
+    return _tokens(text, 0)
+
+
+def _tokens(text: str, least: int) -> int:
     match = re.fullmatch(r"(\d{1,12})(\.\d{1,6})?([kmgKMG]?)", text.strip(), re.ASCII)
     if match is None:
         raise typer.BadParameter(f"{text!r} is not a number of tokens such as 8192, 8k or 8K")
@@ -29,8 +38,8 @@ def read_tokens(text: str) -> int:
     if fraction and suffix not in ("k", "m", "g"):
         raise typer.BadParameter(f"{text!r}: a fraction goes with k, m and g only")
     tokens = int(float(whole + (fraction or "")) * _SUFFIXES.get(suffix, 1))
-    if not 1 <= tokens <= MAX_TOKENS:
-        raise typer.BadParameter(f"{text!r}: must be from 1 to {MAX_TOKENS:,} tokens")
+    if not least <= tokens <= MAX_TOKENS:
+        raise typer.BadParameter(f"{text!r}: must be from {least} to {MAX_TOKENS:,} tokens")
     return tokens
 
 
@@ -140,7 +149,7 @@ Cached = Annotated[
     int | None,
     typer.Option(
         "--cached",
-        parser=read_tokens,
+        parser=read_cached,
         metavar="TOKENS",
         help="Tokens before those of each prompt that are in the cache already.  [default: 0]",
     ),

@@ -72,6 +72,11 @@ def test_cached_tokens_are_attended_to_and_not_computed() -> None:
     assert after["break_even_tokens"] < many["break_even_tokens"]
 
 
+def test_no_token_need_be_cached() -> None:
+    assert document("plan", *FLAGS, "--cached", "0") == document("plan", *FLAGS)
+    assert "'0': must be from 1 to" in complaint("plan", *FLAGS, "--prompt", "0")[1]
+
+
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
