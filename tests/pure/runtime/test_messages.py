@@ -25,15 +25,15 @@ def test_bytes_that_say_nothing_are_named(raw):
         expected = json.loads(raw)
     except ValueError:
         with pytest.raises(MismatchError, match="rank 5 sent is no JSON"):
-            messages._decoded(5, raw)
+            messages.decoded(5, raw)
     else:
-        assert repr(messages._decoded(5, raw)) == repr(expected)
+        assert repr(messages.decoded(5, raw)) == repr(expected)
 
 
 @settings(max_examples=300, deadline=None)
 @given(PLAIN)
 def test_plain_data_comes_back(value):
-    assert messages._decoded(0, messages._encoded(value)) == value
+    assert messages.decoded(0, messages._encoded(value)) == value
 
 
 @settings(max_examples=300, deadline=None)
@@ -42,4 +42,4 @@ def test_a_message_that_was_cut_is_never_another_one(value, data):
     whole = messages._encoded({"value": value})
     cut = whole[: data.draw(st.integers(0, len(whole) - 1))]
     with pytest.raises(MismatchError, match="rank 1 sent is no JSON"):
-        messages._decoded(1, cut)
+        messages.decoded(1, cut)

@@ -31,12 +31,14 @@ class Comparison:
 
     @property
     def said(self) -> str:
-        """How much is stored, and whether it is what the config says."""
+        """How much is stored, whether it is what the config says, and what was not looked at."""
         found = len(self.disagreements)
+        experts = any(".experts." in name for name in self.checkpoint.tensors)
         return (
             f"{len(self.checkpoint.tensors):,} tensors of {self.checkpoint.nbytes:,} bytes in "
             f"{len(self.checkpoint.files)} files; the plan's linears "
             f"{f'disagree on {found}' if found else 'match them'}"
+            f"{'; routed experts are not compared' if experts else ''}"
         )
 
     def stored_bytes(self, prefixes: Iterable[str]) -> int:
