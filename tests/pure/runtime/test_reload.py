@@ -39,10 +39,10 @@ class Places(Board):
         self._shown = shown
 
     def show(self, document: Any) -> None:
-        self._shown[self.rank] = document
+        self._shown[self.rank] = json.dumps(document)
 
     def read(self, rank: int) -> Any:
-        return self._shown.get(rank)
+        return json.loads(self._shown[rank]) if rank in self._shown else None
 
 
 class Alone(Group):
@@ -220,6 +220,39 @@ def test_who_comes_back_after_a_reload_is_sent_away(ranks):
     both(ranks, 1.0)
     with pytest.raises(TransportError, match="rank 1: the other ranks were given other weights"):
         Rank(1, shown)
+
+
+def test_who_comes_back_while_others_reload_is_sent_away(ranks):
+    """Also before any of them has brought the first weight, and on either side."""
+    shown = ranks[0].reloads._act._presence.board._shown
+    said: list[str] = []
+
+    def come_back() -> None:
+        for rank in RANKS:
+            former = shown[rank]
+            with pytest.raises(TransportError, match="were given other weights"):
+                Rank(rank, shown)
+            shown[rank] = former
+            said.append("sent away")
+
+    with_a_look = threading.Barrier(2, action=come_back)
+
+    def reload(rank: Rank) -> None:
+        with rank.reloads.reloading(lambda: "the same"):
+            with_a_look.wait(10)
+            for position in range(LAYERS):
+                rank.series.reload(position, linear(1.0))
+
+    assert together(*(lambda rank=rank: reload(rank) for rank in ranks)) == [None, None]
+    assert said == ["sent away"] * 2
+    assert served(ranks) == [[1.0] * LAYERS] * 2
+
+
+def test_a_reload_that_was_refused_sends_nobody_away(ranks):
+    for rank in ranks:
+        with pytest.raises(ReloadError):
+            rank.reload(1.0)
+    Rank(1, ranks[0].reloads._act._presence.board._shown)
 
 
 def test_whoever_turns_back_is_not_waited_for(ranks):

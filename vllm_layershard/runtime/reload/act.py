@@ -31,18 +31,26 @@ from vllm_layershard.runtime.reload.presence import Presence
 from vllm_layershard.runtime.reload.side import Objection, Side
 
 PATIENCE_S = 180.0
-"""How long a rank waits for the others to get ready, or to go on. They were asked within the same
-second. The slowest may still be in a long forward, or read from a cold network disk."""
+"""How long a rank waits for the others to get ready. They were asked within the same second; the
+slowest may still be in a long forward."""
+
+
+END_PATIENCE_S = 1800.0
+"""How long a rank waits for one that has begun and brings no sharded weight: it may be reading the
+others from a cold network disk."""
 
 
 class Act:
-    """One kind of act, again and again. `patience_s` (None: PATIENCE_S) bounds each wait.
+    """One kind of act, again and again. `patience_s` bounds each wait to begin, and to end.
+
+    Without it these are PATIENCE_S and END_PATIENCE_S.
 
     `begin`, then what is to be done, with `beat` between its steps, then `end`, or `fail`.
     """
 
     def __init__(self, board: Board, patience_s: float | None = None) -> None:
-        self._presence = Presence(board, PATIENCE_S if patience_s is None else patience_s)
+        waits = (PATIENCE_S, END_PATIENCE_S) if patience_s is None else (patience_s, patience_s)
+        self._presence = Presence(board, *waits)
         kind = Lead if board.rank == board.ranks[0] else Member
         self._side: Side = kind(self._presence)
         self._order: Order | None = None
@@ -92,7 +100,6 @@ class Act:
             raise ReloadError(order.why)
         told = [says if rank == self.rank else self._said_by(rank) for rank in self.ranks]
         self._order = order
-        presence.shown["begun"] = True
         return told
 
     def _said_by(self, rank: int) -> Any:

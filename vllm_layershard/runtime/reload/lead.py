@@ -24,7 +24,7 @@ class Lead(Side):
         if why:
             return say(proposed._replace(word="refuse", why=why))
         try:
-            return say(proposed._replace(word="go"))
+            return say(proposed._replace(word="go"), begun=True)
         except LayerShardError as error:
             why = f"this rank could not tell the others to begin: {error}"
             raise InDoubt(why) from error
@@ -85,7 +85,7 @@ class Lead(Side):
         return self._presence.say(order._replace(word="broken" if why else "whole", why=why))
 
     def _broken(self, order: Order, says: Any, objection: Objection) -> str:
-        presence, deadline = self._presence, self._presence.deadline()
+        presence, deadline = self._presence, self._presence.end_deadline()
         found: dict[int, Any] = {presence.lead: says}
         seen: dict[int, Any] = {}
         while missing := [rank for rank in presence.others if rank not in found]:
@@ -94,7 +94,7 @@ class Lead(Side):
                 if shown is None:
                     return presence.gone([rank])
                 if shown != seen.get(rank):
-                    seen[rank], deadline = shown, presence.deadline()
+                    seen[rank], deadline = shown, presence.end_deadline()
                 ended = value_in(shown, "ended")
                 if value_in(ended, "round") == order.round:
                     if value_in(ended, "fault") is not None:
@@ -102,7 +102,7 @@ class Lead(Side):
                     found[rank] = value_in(ended, "says")
             presence.beat()
             if not presence.look_again(deadline):
-                return presence.late(missing)
+                return presence.stuck(missing)
         return objection([found[rank] for rank in presence.board.ranks]) or ""
 
 

@@ -17,16 +17,20 @@ _BEAT_S = 1.0
 
 
 class Presence:
-    """`shown` is the document: see the note [All or none] in act.py. `patience_s` is for a wait.
+    """`shown` is the document: see the note [All or none] in act.py.
+
+    `patience_s` is for a wait to begin, `end_patience_s` for a rank that has begun and shows
+    nothing new.
 
     `attempt` names what the rank was asked to do, `bound` the round that it has bound itself to;
     `failed` and `says` are of the attempt, `ended` of the last round that it has ended. `begun`
     says whether it has ever begun. The first rank's `order` is its last.
     """
 
-    def __init__(self, board: Board, patience_s: float) -> None:
+    def __init__(self, board: Board, patience_s: float, end_patience_s: float) -> None:
         self.board = board
         self.patience_s = patience_s
+        self.end_patience_s = end_patience_s
         self.lead = board.ranks[0]
         self.others = tuple(rank for rank in board.ranks if rank != board.rank)
         self.shown: dict[str, Any] = {"attempt": None, "bound": None, "begun": False, "beats": 0}
@@ -47,9 +51,9 @@ class Presence:
         with suppress(LayerShardError):
             self.show(attempt=None, bound=None)
 
-    def say(self, order: Order) -> Order:
-        """On the first rank: show the order."""
-        self.show(order=order._asdict())
+    def say(self, order: Order, **changed: Any) -> Order:
+        """On the first rank: show the order, and these values changed."""
+        self.show(order=order._asdict(), **changed)
         return order
 
     def beat(self) -> None:
@@ -63,6 +67,10 @@ class Presence:
     def deadline(self, times: int = 1) -> float:
         """The moment at which so many times a rank's patience is over, for `look_again`."""
         return time.monotonic() + times * self.patience_s
+
+    def end_deadline(self) -> float:
+        """The moment at which a rank that does not go on is waited for no longer."""
+        return time.monotonic() + self.end_patience_s
 
     def look_again(self, deadline: float) -> bool:
         """Wait a moment; False if the deadline has passed."""
@@ -81,6 +89,10 @@ class Presence:
             f"rank {_and(ranks)} did not come within {self.patience_s:g} s: it was not asked to "
             "reload, or is in a forward that waits for this rank, or hangs"
         )
+
+    def stuck(self, ranks: Sequence[int]) -> str:
+        """What to say of ranks that have begun, and have not gone on."""
+        return f"rank {_and(ranks)} has begun, and has not gone on for {self.end_patience_s:g} s"
 
 
 def _and(ranks: Sequence[int]) -> str:

@@ -93,13 +93,14 @@ class Reloads:
 
     def _begin(self, checkpoint: Callable[[], Any]) -> list[Any]:
         """What all ranks say as they begin: from then on none of them is in a forward."""
-        for series in self._every_series.values():
-            series.drain()
-        self._device.synchronize()
-        memory = {key: s.transport.whereabouts() for key, s in self._every_series.items()}
-        says: dict[str, Any] = {"memory": memory}
+        says: dict[str, Any] = {}
         failed = self._forbidden
         try:
+            for series in self._every_series.values():
+                series.drain()
+            self._device.synchronize()
+            every_series = self._every_series.items()
+            says["memory"] = {key: series.transport.whereabouts() for key, series in every_series}
             says["checkpoint"] = checkpoint()
         except Exception as error:
             failed = failed or error
