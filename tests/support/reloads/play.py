@@ -19,6 +19,7 @@ from reloads.rank import live
 from reloads.schedule import PATIENCE_S, PAUSE_S, Schedule
 
 HANG_S = 60
+STARTS = 3
 
 
 @dataclass
@@ -89,9 +90,7 @@ class _Ranks:
         self.outcome = outcome
         self._schedule = schedule
         self._name = f"reloads{token_hex(4)}"
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port = probe.getsockname()[1]
+        self._port = 0
         self._processes: dict[int, Any] = {}
         self._pipes: dict[int, Any] = {}
         self._latest: dict[int, Any] = {}
@@ -99,9 +98,19 @@ class _Ranks:
         self._over = threading.Event()
 
     def __enter__(self) -> _Ranks:
-        for rank in range(self._schedule.size):
-            self._fork(rank)
-        said = {rank: self._heard(rank) for rank in range(self._schedule.size)}
+        for _ in range(STARTS):
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                self._port = probe.getsockname()[1]
+            for rank in range(self._schedule.size):
+                self._fork(rank)
+            said = {0: self._heard(0)}
+            if "EADDRINUSE" not in str(said[0]):
+                break
+            for process in self._processes.values():  # another has taken the port meanwhile
+                process.kill()
+                process.join()
+        said |= {rank: self._heard(rank) for rank in range(1, self._schedule.size)}
         assert set(said.values()) == {"ready"}, said
         return self
 

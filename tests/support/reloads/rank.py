@@ -51,7 +51,7 @@ def live(pipe: Any, schedule: Schedule, rank: int, name: str, port: int) -> None
     try:
         with torch.inference_mode():
             me = _Rank(schedule, rank, name, port)
-    except LayerShardError as error:
+    except (LayerShardError, dist.DistNetworkError) as error:
         pipe.send(f"{type(error).__name__}: {error}")
         return
     pipe.send("ready")
