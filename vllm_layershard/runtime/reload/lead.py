@@ -18,15 +18,16 @@ class Lead(Side):
         say = self._presence.say
         members, why = self._ready(objection)
         proposed = Order(token_hex(8), members, "propose")
-        if not why:
-            say(proposed)
-            why = self._unbound(proposed)
         if why:
             return say(proposed._replace(word="refuse", why=why))
+        say(proposed)
         try:
+            why = self._unbound(proposed)
+            if why:
+                return say(proposed._replace(word="refuse", why=why))
             return say(proposed._replace(word="go"), begun=True)
-        except LayerShardError as error:
-            why = f"this rank could not tell the others to begin: {error}"
+        except LayerShardError as error:  # those who are bound are in doubt, too
+            why = f"this rank could not tell the others whether to begin: {error}"
             raise InDoubt(why) from error
 
     def _ready(self, objection: Objection) -> tuple[dict[str, str], str]:
