@@ -81,6 +81,7 @@ REMEDIES: Final = {
     "slice_bytes": "give a whole number of bytes up to 2**40, or 0 for copies as long as they come",
     "report_dir": "give the path of a directory, or leave it out",
     "verify": "give true or false",
+    "token_exchange": 'give a list of names that stand in layers, such as ["o_proj"]',
 }
 
 
@@ -104,7 +105,9 @@ class LayerShardConfig:
     and moves nothing: the control to compare with. A pull copies at most `slice_bytes` from one
     rank before it turns to the next (0: all that it wants of it). In `report_dir` each rank writes
     `layershard-rank{global rank}.json`; `verify` compares a checksum of every layer's first
-    arrival with its owner's.
+    arrival with its owner's. The row-parallel linears that `token_exchange` names, some of
+    `layers`, are whole on every tensor-parallel rank: the ranks exchange tokens before, and gather
+    the results behind.
 
     Raises:
         ConfigError: names the key, the value and the remedy.
@@ -119,10 +122,12 @@ class LayerShardConfig:
     slice_bytes: int = 0
     report_dir: str | None = None
     verify: bool = False
+    token_exchange: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if isinstance(self.layers, list):
-            object.__setattr__(self, "layers", tuple(self.layers))
+        for key in NAME_LISTS:
+            if isinstance(getattr(self, key), list):
+                object.__setattr__(self, key, tuple(getattr(self, key)))
         faults = few([f"{KEY}.{fault}" for fault in _type_faults(self)])
         faults = faults or [f"{KEY}.{fault}" for fault in _faults(self)]
         if faults:
@@ -137,6 +142,9 @@ class LayerShardConfig:
             return self.transport
         return "broadcast" if lockstep and self.placement != "striped" else "pull"
 
+
+NAME_LISTS: Final = ("layers", "token_exchange")
+"""The keys whose values are lists of names."""
 
 OPTIONS: Final = tuple(field.name for field in fields(LayerShardConfig))
 """The known keys."""
@@ -162,17 +170,23 @@ _TYPES: Final[dict[str, tuple[type | UnionType, str]]] = {
 
 def _type_faults(config: LayerShardConfig) -> Iterator[str]:
     """The values of other types, each as `key = value: what it should be; remedy`."""
-    names: object = config.layers
-    if not isinstance(names, tuple):
-        yield f"layers = {short(names)}: should be a list; {REMEDIES['layers']}"
-    else:
-        for i, name in enumerate(names):
-            if not isinstance(name, str):
-                yield f"layers.{i} = {short(name)}: should be a valid string; {REMEDIES['layers']}"
+    first, *others = NAME_LISTS
+    yield from _list_faults(first, config.layers)
     for key, (kind, said) in _TYPES.items():
         value = getattr(config, key)
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             yield f"{key} = {short(value)}: should be {said}; {REMEDIES[key]}"
+    for key in others:
+        yield from _list_faults(key, getattr(config, key))
+
+
+def _list_faults(key: str, names: object) -> Iterator[str]:
+    if not isinstance(names, tuple):
+        yield f"{key} = {short(names)}: should be a list; {REMEDIES[key]}"
+        return
+    for i, name in enumerate(names):
+        if not isinstance(name, str):
+            yield f"{key}.{i} = {short(name)}: should be a valid string; {REMEDIES[key]}"
 
 
 def few(faults: list[str]) -> list[str]:
@@ -210,6 +224,8 @@ def _faults(config: LayerShardConfig) -> Iterator[str]:
     path = config.report_dir
     if path is not None and (not path.strip() or "\0" in path):
         yield f"report_dir: {short(path)} names no directory; {REMEDIES['report_dir']}"
+    for problem in islice(_exchange_faults(config.token_exchange, config.layers), 1):
+        yield f"token_exchange: {problem}"
 
 
 def _name_faults(names: tuple[str, ...]) -> Iterator[str]:
@@ -222,13 +238,25 @@ def _name_faults(names: tuple[str, ...]) -> Iterator[str]:
         if reason is not None:
             yield f"{short(name)} may not be sharded: {reason}; leave it out"
     given = Counter(names)
-    for name in (name for name, count in given.items() if count > 1):
-        yield f"{short(name)} stands there more than once; name it once"
+    yield from _repeated(given)
     for name in names:
         parts = name.split(".")
         for shorter in (".".join(parts[i:]) for i in range(1, len(parts))):
             if shorter in given:
                 yield f"{short(name)} is already matched by {short(shorter)}; keep one of the two"
+
+
+def _exchange_faults(names: tuple[str, ...], layers: tuple[str, ...]) -> Iterator[str]:
+    for name in names:
+        if name not in layers:
+            among = ", ".join(map(short, layers[:_MAX_FAULTS]))
+            yield f"{short(name)} is not among layers ({among}); name it there, too, as it is here"
+    yield from _repeated(Counter(names))
+
+
+def _repeated(given: Counter[str]) -> Iterator[str]:
+    for name in (name for name, count in given.items() if count > 1):
+        yield f"{short(name)} stands there more than once; name it once"
 
 
 def short(value: Any) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Final, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
-from vllm_layershard.config import KEY, OPTIONS, REMEDIES, LayerShardConfig, few, short
+from vllm_layershard.config import KEY, NAME_LISTS, OPTIONS, REMEDIES, LayerShardConfig, few, short
 from vllm_layershard.errors import ConfigError
 
 _HINTS: Final = get_type_hints(LayerShardConfig)
@@ -39,9 +39,8 @@ def validated(value: Any) -> LayerShardConfig:
             f"{KEY} = {short(value)}: must be a list of names or an object; "
             f'write for example {{"{KEY}": ["o_proj", "q_b_proj"]}}'
         )
-    names = value.get("layers")
-    if isinstance(names, list):
-        value = value | {"layers": tuple(names)}
+    lists = {key: tuple(names) for key, names in value.items() if isinstance(names, list)}
+    value = value | {key: names for key, names in lists.items() if key in NAME_LISTS}
     try:
         stated = _Stated.model_validate(value)
     except ValidationError as error:

@@ -74,6 +74,8 @@ def check(vllm_config: VllmConfig) -> None:
     config = requested(vllm_config)
     if config is None:
         return
+    if config.token_exchange:
+        raise HostError(f"{KEY}: token_exchange is not served yet; leave it out")
     note_launch(vllm_config)
     layout = _asked_layout(vllm_config, config)
     layout.require_peers()

@@ -25,6 +25,7 @@ def test_a_list_is_short_for_an_object():
     assert (config.placement, config.transport, config.report_dir) == ("round_robin", "auto", None)
     assert config.slice_bytes == 0
     assert config.keep_first is False
+    assert config.token_exchange == ()
 
 
 def test_it_is_frozen():
@@ -109,6 +110,19 @@ def test_shared_experts_may_be_sharded():
         ),
         ({"layers": ["a"], "report_dir": 1}, "report_dir = 1: should be a valid string"),
         ({"layers": ["a"], "verify": 1}, "verify = 1: should be a valid boolean; give true"),
+        (
+            {"layers": ["a"], "token_exchange": "a"},
+            "token_exchange = 'a': should be a list; give a",
+        ),
+        (
+            {"layers": ["a"], "token_exchange": [1]},
+            "token_exchange.0 = 1: should be a valid string",
+        ),
+        (
+            {"layers": ["a"], "token_exchange": ["b.a"]},
+            "token_exchange: 'b.a' is not among layers ('a'); name it there, too, as it is here",
+        ),
+        ({"layers": ["a"], "token_exchange": ["a", "a"]}, "token_exchange: 'a' stands there more"),
         (
             {"layers": ["a"], "step": 1},
             "layer_sharding.step: unknown key; the known ones are layer",
@@ -314,3 +328,5 @@ def test_a_list_of_names_becomes_a_tuple():
     config = LayerShardConfig(layers=["o_proj", "q_b_proj"])  # type: ignore[arg-type]
     assert config == validated(["o_proj", "q_b_proj"])
     assert hash(config) == hash(validated(["o_proj", "q_b_proj"]))
+    exchanging = LayerShardConfig(layers=["o_proj"], token_exchange=["o_proj"])  # type: ignore[arg-type]
+    assert exchanging == validated({"layers": ["o_proj"], "token_exchange": ["o_proj"]})
