@@ -14,7 +14,8 @@ class ParallelLayout:
 
     `dp_lockstep`: data-parallel ranks run every forward together. vLLM does so for models with
     routed experts; replicas of a dense model are engines that never wait for each other, and share
-    only where `one_sided` says that ranks fetch by themselves what they need.
+    only where `one_sided` says that ranks fetch by themselves what they need. With `engines_apart`
+    they share nothing with each other even then: only the ranks of one engine share.
     Source: vLLM 0.32, distributed/parallel_state.py, `initialize_model_parallel`.
     """
 
@@ -24,6 +25,7 @@ class ParallelLayout:
     pp: int = 1
     dp_lockstep: bool = True
     one_sided: bool = False
+    engines_apart: bool = False
 
     def __post_init__(self) -> None:
         for name in ("tp", "dp", "pcp", "pp"):
@@ -39,7 +41,7 @@ class ParallelLayout:
     @property
     def in_lockstep(self) -> bool:
         """Whether all ranks of a group run every forward together."""
-        return run_in_lockstep(self.dp, dp_lockstep=self.dp_lockstep)
+        return self.engines_apart or run_in_lockstep(self.dp, dp_lockstep=self.dp_lockstep)
 
     @property
     def transport_name(self) -> TransportName:
@@ -49,7 +51,7 @@ class ParallelLayout:
     @property
     def dp_shares(self) -> bool:
         """Whether data-parallel ranks share with each other."""
-        return self.dp_lockstep or self.one_sided
+        return self.dp_lockstep or (self.one_sided and not self.engines_apart)
 
     def group_size(self, tp_replicated: bool) -> int:
         """How many ranks that share hold the same copy of a linear."""

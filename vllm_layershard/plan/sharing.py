@@ -13,15 +13,30 @@ def sharing_layout(
 ) -> ParallelLayout:
     """The layout of a deployment of these sizes, with its lockstep and its movement decided.
 
-    The planner and the plugin both call it: they read the sizes, and decide nothing.
+    The planner and the plugin both call it: they read the sizes, and decide nothing. The replicas
+    of a dense model that exchanges tokens share each within itself: its tensor-parallel ranks hold
+    the same whole linears, and run every forward together.
 
     Raises:
         PlanError: a size is below 1.
     """
-    transport_name = config.transport_in(lockstep=run_in_lockstep(dp, dp_lockstep=is_moe))
+    together = run_in_lockstep(dp, dp_lockstep=is_moe)
+    apart = not together and exchanges(config, tp)
+    transport_name = config.transport_in(lockstep=together or apart)
     return ParallelLayout(
-        tp=tp, dp=dp, pcp=pcp, pp=pp, dp_lockstep=is_moe, one_sided=transport_name == "pull"
+        tp=tp,
+        dp=dp,
+        pcp=pcp,
+        pp=pp,
+        dp_lockstep=is_moe,
+        one_sided=transport_name == "pull",
+        engines_apart=apart,
     )
+
+
+def exchanges(config: LayerShardConfig, tp: int) -> bool:
+    """Whether tokens are exchanged at all: one tensor-parallel rank has nobody to do so with."""
+    return tp > 1 and bool(config.token_exchange)
 
 
 def engines_that_share(layout: ParallelLayout) -> ParallelLayout:

@@ -71,3 +71,43 @@ def test_a_size_below_one_is_refused():
     config = LayerShardConfig(("o_proj",))
     with pytest.raises(PlanError, match="tp = 0: a parallel size is at least 1"):
         sharing_layout(tp=0, dp=1, pcp=1, pp=1, is_moe=True, config=config)
+
+
+EXCHANGING = st.builds(
+    lambda config: replace(config, token_exchange=config.layers),
+    CONFIGS,
+)
+
+
+@given(SIZES, st.booleans(), EXCHANGING)
+def test_engines_that_exchange_tokens_share_each_within_itself(sizes, is_moe, config):
+    """The replicas of a dense model alone: ranks in lockstep share as they did."""
+    layout = sharing_layout(**sizes, is_moe=is_moe, config=config)
+    without = sharing_layout(**sizes, is_moe=is_moe, config=replace(config, token_exchange=()))
+    if is_moe or sizes["dp"] == 1 or sizes["tp"] == 1:
+        assert layout == without
+        return
+    assert not layout.dp_shares
+    assert layout.in_lockstep
+    assert layout.transport_name == config.transport_in(lockstep=True)
+    engine = engines_that_share(layout)
+    assert engine.dp == 1
+    assert engine.in_lockstep
+    assert engine.group_size(tp_replicated=True) == sizes["pcp"] * sizes["tp"]
+    layout.require_peers()
+
+
+@pytest.mark.parametrize(
+    ("is_moe", "groups"),
+    [
+        (True, ((0, 1, 4, 5), (2, 3, 6, 7))),
+        (False, ((0, 1), (2, 3), (4, 5), (6, 7))),
+    ],
+)
+@pytest.mark.parametrize("options", [{}, {"transport": "pull"}, {"placement": "striped"}])
+def test_whole_linears_of_two_stages_of_two_by_two_ranks_written_out(is_moe, options, groups):
+    """As 4458 had them wrong: DP x PP x TP of two each, in vLLM's order."""
+    config = LayerShardConfig(("o_proj",), token_exchange=("o_proj",), **options)
+    layout = sharing_layout(tp=2, dp=2, pcp=1, pp=2, is_moe=is_moe, config=config)
+    assert layout.groups(tp_replicated=True) == groups
+    assert [layout.stage_of(rank) for rank in range(8)] == [0, 0, 1, 1, 0, 0, 1, 1]
