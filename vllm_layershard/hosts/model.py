@@ -28,6 +28,7 @@ from torch import nn
 from vllm.logger import init_logger
 
 from vllm_layershard.config import KEY, LayerShardConfig
+from vllm_layershard.errors import HostError
 from vllm_layershard.hosts.boundary import boundary_of, check_boundary, install_boundary
 from vllm_layershard.hosts.decision import Decision, decide
 from vllm_layershard.hosts.groups import Groups, form_groups
@@ -67,6 +68,8 @@ def build(
         NodeError: the node has not the memory that the ranks are going to share.
         ConfigError: another server writes its reports where this rank would.
     """
+    if config.token_exchange:
+        raise HostError(f"{KEY}: token_exchange is not served yet; leave it out")
     guard_reloads()
     device = device_of(torch.device(vllm_config.device_config.device_type))
     layout = layout_of(vllm_config, config)

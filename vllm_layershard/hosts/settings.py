@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from vllm_layershard.config import KEY, LayerShardConfig
+from vllm_layershard.config import KEY, LayerShardConfig, short
 from vllm_layershard.errors import HostError
 from vllm_layershard.hosts import cpu_dp
 from vllm_layershard.hosts.deployment import launched_as, note_launch, reaches_other_nodes
+from vllm_layershard.hosts.exchange.command import with_published_command
+from vllm_layershard.hosts.exchange.excluded import check_exchange
 from vllm_layershard.plan import ParallelLayout, engines_that_share, sharing_layout
 from vllm_layershard.runtime.report_file import make_writable
 from vllm_layershard.schema import validated
@@ -18,6 +20,12 @@ if TYPE_CHECKING:
 _LOAD_FORMATS = frozenset({"auto", "hf", "safetensors", "pt", "npcache", "dummy", "mistral"})
 """They fill parameters through their weight loaders, layer by layer, on whatever device."""
 
+_FINE_GRAINED = {
+    "oproj_tensor_parallel_size": ("o_proj",),
+    "mlp_tensor_parallel_size": ("gate_up_proj", "down_proj"),
+}
+"""What vllm-ascend splits over groups of its own. Source: vllm-ascend 0.23, ops/linear_op.py."""
+
 _OPS = ("layershard::reach", "layershard::wait")
 
 
@@ -25,12 +33,13 @@ def requested(vllm_config: VllmConfig) -> LayerShardConfig | None:
     """The layer sharding that the configuration asks for, or None.
 
     Raises:
-        ConfigError: the value of the key is not valid.
+        ConfigError: the value of the key is not valid, or of FlashComm2's variable beside it.
     """
     extra = vllm_config.additional_config
     if not isinstance(extra, dict) or KEY not in extra:
         return None
-    return validated(extra[KEY])
+    tp = vllm_config.parallel_config.tensor_parallel_size
+    return with_published_command(extra[KEY], validated(extra[KEY]), tp)
 
 
 def is_served_model(model_config: Any) -> bool:
@@ -74,13 +83,13 @@ def check(vllm_config: VllmConfig) -> None:
     config = requested(vllm_config)
     if config is None:
         return
-    if config.token_exchange:
-        raise HostError(f"{KEY}: token_exchange is not served yet; leave it out")
+    check_exchange(vllm_config, config)
     note_launch(vllm_config)
     layout = _asked_layout(vllm_config, config)
     layout.require_peers()
     _check_loading(vllm_config)
     _check_execution(vllm_config)
+    _check_split(vllm_config, config)
     if layout.one_sided:
         _check_pulls(vllm_config)
     if vllm_config.device_config.device_type == "cpu" and layout.dp > 1 and layout.in_lockstep:
@@ -131,6 +140,20 @@ def _check_execution(vllm_config: VllmConfig) -> None:
     for setting, present in excluded.items():
         if present:
             raise HostError(f"{KEY}: cannot be combined with {setting}; use one of the two")
+
+
+def _check_split(vllm_config: VllmConfig, config: LayerShardConfig) -> None:
+    """Refuse linears that vllm-ascend splits over data-parallel ranks: their copies are none."""
+    extra = vllm_config.additional_config
+    stated = extra.get("finegrained_tp_config") if isinstance(extra, dict) else None
+    for key, linears in _FINE_GRAINED.items():
+        size = stated.get(key) if isinstance(stated, dict) else None
+        split = [name for name in config.layers if name.split(".")[-1] in linears]
+        if size and split:
+            raise HostError(
+                f"{KEY}: finegrained_tp_config.{key} = {short(size)} splits {', '.join(split)} "
+                "over data-parallel ranks, which then hold no copies of it; use one of the two"
+            )
 
 
 def _check_pulls(vllm_config: VllmConfig) -> None:
