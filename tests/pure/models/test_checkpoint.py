@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from checkpoints import deepseek, header_of, small_config, write
+from vllm_layershard.errors import ModelError
 from vllm_layershard.models import Deployment, find, model_of, read_model
 from vllm_layershard.models.checkpoint.compare import compare
 from vllm_layershard.models.checkpoint.comparison import Comparison
@@ -266,7 +267,7 @@ def test_a_missing_layer(tmp_path: Path) -> None:
     without("model.layers.5.")(tensors)
     found = compared(tmp_path, small_config(), tensors)
     assert {one.tensor.split(".")[2] for one in found.disagreements} == {"5"}
-    assert len(found.disagreements) == 7
+    assert len(found.disagreements) == 8  # its routed experts, too
 
 
 def test_scales_that_are_not_there(tmp_path: Path) -> None:
@@ -280,8 +281,12 @@ def test_scales_that_are_not_there(tmp_path: Path) -> None:
 
 
 def test_an_unquantised_checkpoint_with_a_quantised_config(tmp_path: Path) -> None:
-    found = compared(tmp_path, small_config(**FP8), deepseek(small_config(q_lora_rank=128)))
+    tensors = deepseek(small_config(q_lora_rank=128))
+    plain = {name: t for name, t in tensors.items() if ".experts." not in name}
+    found = compared(tmp_path, small_config(**FP8), plain)
     assert len(found.disagreements) > 9
+    with pytest.raises(ModelError, match=r"layer 4: .* the files store .* as BF16 \[128, 256\]"):
+        compared(tmp_path, small_config(**FP8), tensors)
 
 
 def test_float32_is_converted_while_loading(tmp_path: Path) -> None:
@@ -359,6 +364,10 @@ def test_an_attention_that_vllm_renames(tmp_path: Path) -> None:
     for layer in range(2):
         tensors[f"model.layers.{layer}.mlp.router.weight"] = ("BF16", [4, 64])
         tensors[f"model.layers.{layer}.mlp.router.bias"] = ("BF16", [4])
+        tensors[f"model.layers.{layer}.mlp.experts.gate_up_proj"] = ("BF16", [4, 64, 128])
+        tensors[f"model.layers.{layer}.mlp.experts.gate_up_proj_bias"] = ("BF16", [4, 128])
+        tensors[f"model.layers.{layer}.mlp.experts.down_proj"] = ("BF16", [4, 64, 64])
+        tensors[f"model.layers.{layer}.mlp.experts.down_proj_bias"] = ("BF16", [4, 64])
     assert compared(tmp_path, config, tensors).disagreements == ()
 
 

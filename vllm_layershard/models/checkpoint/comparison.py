@@ -31,14 +31,16 @@ class Comparison:
 
     @property
     def said(self) -> str:
-        """How much is stored, whether it is what the config says, and what was not looked at."""
+        """How much is stored, and whether it is what the config says."""
         found = len(self.disagreements)
-        experts = any(".experts." in name for name in self.checkpoint.tensors)
+        experts = any(".experts." in name for name in self.checkpoint.tensors) and not any(
+            one.tensor.endswith(".experts") for one in self.disagreements
+        )
         return (
             f"{len(self.checkpoint.tensors):,} tensors of {self.checkpoint.nbytes:,} bytes in "
             f"{len(self.checkpoint.files)} files; the plan's linears "
             f"{f'disagree on {found}' if found else 'match them'}"
-            f"{'; routed experts are not compared' if experts else ''}"
+            f"{'; routed experts match' if experts else ''}"
         )
 
     def stored_bytes(self, prefixes: Iterable[str]) -> int:

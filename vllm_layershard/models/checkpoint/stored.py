@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, NamedTuple
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
 
 from vllm_layershard.errors import UnknownModelError
 from vllm_layershard.models.deployment import Deployment
@@ -13,6 +14,7 @@ from vllm_layershard.plan import ParallelLayout
 
 if TYPE_CHECKING:
     from vllm_layershard.models.checkpoint.comparison import Comparison
+    from vllm_layershard.models.checkpoint.experts import Fault
     from vllm_layershard.models.checkpoint.files import Checkpoint
 
 LOW_BITS: Final = frozenset(
@@ -51,11 +53,12 @@ def evidence_for(
 
     Raises:
         UnknownModelError: `exact`, and the headers are nowhere or cannot be reached.
-        ModelError: a header is broken.
+        ModelError: a header is broken, or the files store experts in another form than is planned.
     """
     if found.directory is None and not exact:
         return Evidence(found.revision), ()
     from vllm_layershard.models.checkpoint.compare import compare
+    from vllm_layershard.models.checkpoint.experts import compare_experts
     from vllm_layershard.models.checkpoint.files import MissingFilesError, read_checkpoint
     from vllm_layershard.models.sources.hub import hub_notes
 
@@ -77,6 +80,10 @@ def evidence_for(
         return Evidence(found.revision), notes
     _require_stated(found, model, checkpoint)
     comparison = compare(model.linears(Deployment(ParallelLayout())), model.num_layers, checkpoint)
+    disagreements, faults = compare_experts(model.blueprint, checkpoint)
+    if faults:
+        _refuse_experts(found, model, faults)
+    comparison = replace(comparison, disagreements=comparison.disagreements + disagreements)
     return Evidence(found.revision, headers, comparison), (*notes, *_warnings(comparison))
 
 
@@ -96,6 +103,23 @@ def _require_stated(found: FoundModel, model: Model, checkpoint: Checkpoint) -> 
                 f"is missing, and {name} is stored as {tensor.dtype}: no source states how the "
                 "weights are quantised",
             )
+
+
+def _refuse_experts(found: FoundModel, model: Model, faults: tuple[Fault, ...]) -> NoReturn:
+    """Refuse a plan in which most of the weights are counted in another form than is stored."""
+    first, more = faults[0], len(faults) - 1
+    others = f"; {more} more {'layers disagree' if more > 1 else 'layer disagrees'}" if more else ""
+    alone = (
+        f"give --model {found.directory / 'config.json'}"
+        if found.directory is not None
+        else "leave out --exact"
+    )
+    found.config.fail(
+        "quantization_config" if model.quantization != "none" else "routed experts",
+        f"layer {first.layer_id}: the config, with quantisation {model.quantization}, makes "
+        f"{first.planned} of its routed experts, and the files store {first.stored}{others}; "
+        f"let config.json say what the files hold, or, to plan from it all the same, {alone}",
+    )
 
 
 def _from_hub(

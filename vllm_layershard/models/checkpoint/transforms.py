@@ -70,7 +70,7 @@ TRANSFORMS: Final = (
     Transform(
         "routed experts",
         "one tensor an expert and matrix, or all of a layer stacked",
-        "stacked by layer; not compared tensor by tensor",
+        "stacked by layer; compared by layer: dtype, weights and scales",
     ),
     Transform(
         "the embedding and the head",
