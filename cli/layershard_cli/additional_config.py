@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from vllm_layershard.bounded_file import UnreadableError, read_named
 from vllm_layershard.config import KEY, OPTIONS, LayerShardConfig
 from vllm_layershard.errors import ConfigError
+from vllm_layershard.planner.options import names_of
 from vllm_layershard.schema import validated
 
 _MAX_BYTES = 1 << 20
@@ -33,6 +36,21 @@ def read_additional(text: str) -> tuple[LayerShardConfig, tuple[str, ...]]:
         f"this is the value of {KEY!r} alone; vLLM wants --additional-config '{{\"{KEY}\": ...}}'"
     )
     return validated(value), (note,)
+
+
+def exchanging(config: LayerShardConfig, names: Sequence[str]) -> LayerShardConfig:
+    """The configuration with the linears that `--token-exchange` names, in place of none.
+
+    Raises:
+        ConfigError: it names others itself, or a name that is not among its layers.
+    """
+    asked = tuple(names_of(names))
+    if config.token_exchange not in ((), asked):
+        raise ConfigError(
+            f"--token-exchange {','.join(asked)}: the additional config says "
+            f"{','.join(config.token_exchange)} itself; leave one of the two out"
+        )
+    return replace(config, token_exchange=asked)
 
 
 def _contents(path: str) -> str:

@@ -118,6 +118,15 @@ SliceBytes = Annotated[
         "[default: 0]",
     ),
 ]
+TokenExchange = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--token-exchange",
+        help="Row-parallel linears, some of --layers, that every tensor-parallel rank holds whole: "
+        "the ranks exchange tokens before them (FlashComm2). o_proj; repeat or separate by commas.",
+        show_default=False,
+    ),
+]
 HardwareName = Annotated[
     str | None,
     typer.Option(

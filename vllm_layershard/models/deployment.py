@@ -15,12 +15,16 @@ MAX_RANKS = 4096
 class Deployment:
     """How a model is laid out over ranks. `ep` is `vllm serve --enable-expert-parallel`.
 
+    `exchange` names row-parallel linears that every tensor-parallel rank holds whole: the ranks
+    exchange tokens before one, and each computes its share of them.
+
     Of a deployment that is asked for, only the sizes in `layout` count: `shard_model` decides
     lockstep and movement (plan/sharing.py), and its result has the complete layout.
     """
 
     layout: ParallelLayout
     ep: bool = False
+    exchange: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.layout.world_size > MAX_RANKS:

@@ -15,7 +15,7 @@ from vllm_layershard.models.shape import Shape
 def draft_bytes(blueprint: Blueprint, deployment: Deployment, rank: int) -> tuple[int, int]:
     """Bytes of them on a global rank, and of what MLA derives from them at load.
 
-    The embedding and the head are the model's own.
+    The embedding and the head are the model's own. A draft layer exchanges no tokens.
     Source: vLLM 0.32, deepseek_mtp.py, glm4_moe_mtp.py, qwen3_next_mtp.py, qwen3_5_mtp.py, and
     v1/spec_decode/llm_base_proposer.py, `_maybe_share_embeddings` and `_maybe_share_lm_head`.
 
@@ -25,6 +25,8 @@ def draft_bytes(blueprint: Blueprint, deployment: Deployment, rank: int) -> tupl
     drafts, layout = blueprint.drafts, deployment.layout
     if drafts is None or layout.stage_of(rank) != layout.pp - 1:
         return 0, 0
+    if deployment.exchange:
+        deployment = replace(deployment, exchange=())
     b, first = _of_drafts(blueprint)
     element = DTYPE_BYTES[b.dtype]
     total = derived = 0

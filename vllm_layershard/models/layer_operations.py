@@ -27,7 +27,7 @@ def layer_operations(
     for segment, linears in zip(b.layers[layer_id], segments, strict=True):
         for shape, linear in linears:
             if not shape.absorbed:
-                tokens = batch.tokens / tp if shape.shared_out else batch.tokens
+                tokens = -(-batch.tokens // tp) if shape.shared_out else batch.tokens
                 operations.append(_product(b, shape, linear, tokens))
             if shape.after == "attention":
                 work = segment.attention.work(b.dtype, tp, batch)

@@ -25,6 +25,8 @@ def layer_linears(
         pairs = []
         for shape in segment.shapes(b.hidden, deployment):
             prefix = f"{b.stem}.{layer_id}.{shape.suffix}"
+            if deployment.exchange and _is_exchanged(prefix, shape, deployment):
+                shape = shape.exchanged(tp)
             linear = Linear(
                 prefix=prefix,
                 layer_id=layer_id,
@@ -34,6 +36,12 @@ def layer_linears(
             pairs.append((shape, linear))
         found.append(tuple(pairs))
     return tuple(found)
+
+
+def _is_exchanged(prefix: str, shape: Shape, deployment: Deployment) -> bool:
+    return shape.split == "in" and any(
+        f".{prefix}".endswith(f".{name}") for name in deployment.exchange
+    )
 
 
 def layer_experts(

@@ -20,6 +20,7 @@ class Shape(NamedTuple):
     `suffix` is its name within the layer. `absorbed`: its product is part of the attention's.
     `convolution`: a one-dimensional one over `inner` tokens, which vLLM builds as a linear.
     `shared_out`: tensor-parallel ranks, which all hold it, compute a part of the tokens each.
+    `partial`: what it puts out on a rank is a partial sum, which its consumer adds up.
     """
 
     suffix: str
@@ -33,6 +34,7 @@ class Shape(NamedTuple):
     absorbed: bool = False
     convolution: bool = False
     shared_out: bool = False
+    partial: bool = False
 
     @property
     def rows(self) -> int:
@@ -43,6 +45,11 @@ class Shape(NamedTuple):
     def parameters(self) -> int:
         """Weights and biases."""
         return self.rows * (self.inner + self.bias)
+
+    def exchanged(self, tp: int) -> Shape:
+        """The same on each of `tp` ranks that exchange tokens before it: whole."""
+        assert self.split == "in", f"{self.suffix}: only a row-parallel linear is exchanged"
+        return self._replace(inner=self.inner * tp, split="none", shared_out=True)
 
 
 class Vector(NamedTuple):

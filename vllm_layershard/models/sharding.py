@@ -129,7 +129,8 @@ def shard_model(model: Model, deployment: Deployment, config: LayerShardConfig) 
     Raises:
         PlanError: a name matches nothing, a layout that cannot split the model, a group of one
             rank, broadcasts between data-parallel replicas that are not in lockstep, expert
-            parallelism without experts, or too large a prefetch_step.
+            parallelism without experts, too large a prefetch_step, or a token exchange that
+            cannot be.
     """
     require_experts(model, deployment)
     sizes = deployment.layout
@@ -138,6 +139,11 @@ def shard_model(model: Model, deployment: Deployment, config: LayerShardConfig) 
     )
     layout.require_peers()
     deployment = replace(deployment, layout=layout)
+    if config.token_exchange:
+        from vllm_layershard.models.exchange import require_exchange  # seldom asked for
+
+        require_exchange(model, deployment, config.token_exchange)
+        deployment = replace(deployment, exchange=config.token_exchange)
     linears = model.linears(deployment)
     selected = select(linears, config.layers)
     require_layers([layers_of(selected)], linears, config.layer_stride)

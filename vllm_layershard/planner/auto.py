@@ -35,6 +35,11 @@ def chosen_sharding(
         raise ConfigError(
             "--layers auto chooses what to move, and --placement replicated moves none"
         )
+    if options.get("token_exchange"):
+        raise ConfigError(
+            "--layers auto chooses among linears as tensor parallelism splits them; name the "
+            "linears beside --token-exchange"
+        )
     template = config_with(("o_proj",), options)  # refuses an option before any search
     sharding = choose(
         model,

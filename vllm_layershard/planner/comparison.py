@@ -20,7 +20,7 @@ from vllm_layershard.planner.question import ModelLike, drafting, loaded, on_dev
 from vllm_layershard.planner.results.document import SCHEMA_VERSION, plain
 
 _PART = re.compile(r"(tp|dp|pp)([1-9]\d{0,3})", re.ASCII)
-_WORDS: Final = ("ep", "shard", "striped")
+_WORDS: Final = ("ep", "shard", "striped", "exchange")
 
 
 class ComparedModel(NamedTuple):
@@ -76,15 +76,19 @@ class CompareResult(NamedTuple):
 
 
 class Candidate(NamedTuple):
-    """One layout as it was asked for; `placement` is None where it is not sharded."""
+    """One layout as it was asked for; `placement` is None where it is not sharded.
+
+    `exchanges`: the outputs of its attentions are whole, and its ranks exchange tokens before them.
+    """
 
     name: str
     deployment: Deployment
     placement: Placement | None
+    exchanges: bool
 
 
 def read_layout(text: str) -> Candidate:
-    """`tp8`, `dp8+ep`, `tp2dp4+ep+shard`, `dp8+ep+striped`.
+    """`tp8`, `dp8+ep`, `tp2dp4+ep+shard`, `dp8+ep+striped`, `tp8+ep+exchange+shard`.
 
     Raises:
         ConfigError: anything else.
@@ -95,14 +99,14 @@ def read_layout(text: str) -> Candidate:
     names = [name for name, _ in parts]
     if not whole or len(set(names)) < len(names) or not set(words) <= set(_WORDS):
         raise ConfigError(
-            f"--layout {text!r}: write sizes of tp, dp and pp, then +ep and +shard or +striped "
-            "where wanted, such as tp8, dp8+ep or tp2dp4+ep+shard"
+            f"--layout {text!r}: write sizes of tp, dp and pp, then +ep, +exchange and +shard or "
+            "+striped where wanted, such as tp8, dp8+ep or tp2dp4+ep+shard"
         )
     sizes = {name: int(size) for name, size in parts}
     layout = ParallelLayout(sizes.get("tp", 1), sizes.get("dp", 1), 1, sizes.get("pp", 1))
     placement: Placement | None = "round_robin" if "shard" in words else None
     placement = "striped" if "striped" in words else placement
-    return Candidate(text, Deployment(layout, ep="ep" in words), placement)
+    return Candidate(text, Deployment(layout, ep="ep" in words), placement, "exchange" in words)
 
 
 def compare_layouts(
@@ -119,7 +123,9 @@ def compare_layouts(
 
     A layout is written as `tp8`, `dp8+ep`, `tp2dp4+ep+shard` or `dp8+ep+striped`; None: a few
     usual ones. `layers` and `options` say how those with `+shard` or `+striped` are sharded; their
-    placement is that of the layout.
+    placement is that of the layout. In those with `+exchange` every tensor-parallel rank holds the
+    outputs of the attentions whole, to exchange tokens before them; so do all ranks without
+    `+shard`.
 
     Raises:
         ConfigError: an argument's value is not valid.
@@ -129,8 +135,9 @@ def compare_layouts(
         HardwareError: the device is not known, or its memory is not.
     """
     require_known(options, compare_layouts)
-    if "placement" in options:
-        raise ConfigError("placement: each layout says its own; write +shard or +striped")
+    for key, words in (("placement", "+shard or +striped"), ("token_exchange", "+exchange")):
+        if key in options:
+            raise ConfigError(f"{key}: each layout says its own; write {words}")
     device = device_of(hardware)
     asked_for = drafting(on_device(loaded(model), device), mtp)
     found = asked_for.model
@@ -183,8 +190,8 @@ def _counted(
     kv_cache_dtype: str,
 ) -> LayoutCapacity:
     require_experts(model, candidate.deployment)
-    saved = _saving(model, candidate, device, layers, options)
-    held = capacity(model, candidate.deployment, device, saved, kv_cache_dtype)
+    deployment, saved = _saving(model, candidate, device, layers, options)
+    held = capacity(model, deployment, device, saved, kv_cache_dtype)
     return LayoutCapacity(
         layout=candidate.name,
         fits=held.fits,
@@ -202,15 +209,19 @@ def _saving(
     device: Hardware,
     layers: str | Sequence[str] | None,
     options: Options,
-) -> Callable[[int], int]:
-    """What sharding saves on each rank; nothing where it is not asked for."""
-    if candidate.placement is None:
-        return lambda rank: 0
-    asked = options | Options(placement=candidate.placement)
+) -> tuple[Deployment, Callable[[int], int]]:
+    """How the model is laid out, and what sharding saves on each rank: nothing without it."""
+    if candidate.placement is None and not candidate.exchanges:
+        return candidate.deployment, lambda rank: 0
+    asked = options | Options(placement=candidate.placement or "replicated")
+    if candidate.exchanges:
+        from vllm_layershard.planner.exchange import with_exchange  # seldom asked for
+
+        asked, layers = with_exchange(model, asked, layers)
     config = config_for(model, candidate.deployment, layers, asked)
     sharding = shard_model(model, candidate.deployment, config)
     require_one_node(sharding, device)
-    return sharding.saved_bytes.__getitem__
+    return sharding.deployment, sharding.saved_bytes.__getitem__
 
 
 def _on_states(model: Model) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any, Final, TypedDict
 
 from vllm_layershard.config import LayerShardConfig, Placement, TransportChoice, short
@@ -23,6 +24,7 @@ class Options(TypedDict, total=False):
     placement: Placement
     transport: TransportChoice
     slice_bytes: int
+    token_exchange: str | Sequence[str]
 
 
 def config_with(names: Sequence[str], options: Options) -> LayerShardConfig:
@@ -31,7 +33,10 @@ def config_with(names: Sequence[str], options: Options) -> LayerShardConfig:
     Raises:
         ConfigError: a name or a value is not valid; names it, and the remedy.
     """
-    return LayerShardConfig(layers=tuple(names), **options)
+    said: dict[str, Any] = dict(options)
+    if "token_exchange" in options:
+        said["token_exchange"] = tuple(names_of(options["token_exchange"]))
+    return LayerShardConfig(layers=tuple(names), **said)
 
 
 def names_of(listed: str | Sequence[str]) -> list[str]:
@@ -51,6 +56,16 @@ def names_of(listed: str | Sequence[str]) -> list[str]:
     return [name.strip() for text in texts for name in text.split(",")]
 
 
+def _exchanging(model: Model, deployment: Deployment, names: Sequence[str]) -> Deployment:
+    """The deployment with these linears whole, of one engine where each shares within itself."""
+    layout = deployment.layout
+    if layout.tp == 1:  # refused by what plans it
+        return deployment
+    if not model.is_moe:
+        layout = replace(layout, dp=1)
+    return replace(deployment, layout=layout, exchange=tuple(names))
+
+
 def config_for(
     model: Model, deployment: Deployment, layers: str | Sequence[str] | None, options: Options
 ) -> LayerShardConfig:
@@ -61,6 +76,8 @@ def config_for(
         PlanError: this layout cannot split the model.
     """
     if layers is None:
+        if "token_exchange" in options:
+            deployment = _exchanging(model, deployment, names_of(options["token_exchange"]))
         return config_with(default_names(model, deployment), options)
     names = names_of(layers)
     if AUTO in names:

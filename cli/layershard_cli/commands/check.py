@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from layershard_cli import flags as flag
-from layershard_cli.additional_config import read_additional
+from layershard_cli.additional_config import exchanging, read_additional
 from layershard_cli.output import emit, emit_json, note, show_progress
 from layershard_cli.resolve import LayoutFlags
 from vllm_layershard.estimate.wording import layers, slots
@@ -27,6 +27,7 @@ def check_command(
     pcp: flag.Pcp = None,
     pp: flag.Pp = None,
     ep: flag.Ep = None,
+    token_exchange: flag.TokenExchange = None,
     mtp: flag.Mtp = None,
     exact: flag.Exact = False,
     as_json: flag.AsJson = False,
@@ -36,6 +37,8 @@ def check_command(
     Example: layershard check '{"layer_sharding": ["o_proj"]}' --model DeepSeek-V3 --dp 8 --ep
     """
     config, alone = read_additional(additional_config)
+    if token_exchange:
+        config = exchanging(config, token_exchange)
     result = map_layers(
         model,
         layout=LayoutFlags(tp, dp, pcp, pp, ep).layout,

@@ -21,6 +21,7 @@ def map_command(
     keep_first: flag.KeepFirst = False,
     placement: flag.PlacementName = None,
     transport: flag.TransportName = None,
+    token_exchange: flag.TokenExchange = None,
     exact: flag.Exact = False,
     as_json: flag.AsJson = False,
 ) -> None:
@@ -40,6 +41,7 @@ def map_command(
             keep_first=keep_first,
             placement=placement,
             transport=transport,
+            token_exchange=listed(token_exchange),
         ),
     )
     if as_json:

@@ -30,6 +30,7 @@ def plan_command(
     keep_first: flag.KeepFirst = False,
     placement: flag.PlacementName = None,
     transport: flag.TransportName = None,
+    token_exchange: flag.TokenExchange = None,
     slice_bytes: flag.SliceBytes = None,
     hardware: flag.HardwareName = None,
     tokens: flag.Tokens = None,
@@ -78,6 +79,7 @@ def plan_command(
             keep_first=keep_first,
             placement=placement,
             transport=transport,
+            token_exchange=listed(token_exchange),
             slice_bytes=slice_bytes,
         ),
     )

@@ -46,7 +46,7 @@ def build(architecture: str, config: ConfigFile) -> Blueprint:
         correction_bias=config.boolean("moe_router_enable_expert_bias"),
     )
     shared_experts = config.integer("num_shared_experts", low=0, high=1 << 10)
-    shared = GatedMlp("mlp.shared_experts", shared_experts * width, bias=bias)
+    shared = GatedMlp("mlp.shared_experts", shared_experts * width, bias=bias, partial=True)
     routed = tuple(i >= first for i in range(sizes.layers))
     return sizes.blueprint(
         (Segment(attention, (shared, router) if i else (mlp,)) for i in routed),

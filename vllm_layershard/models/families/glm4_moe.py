@@ -32,7 +32,8 @@ def build(architecture: str, config: ConfigFile) -> Blueprint:
         qk_norm=norm_if(config.boolean("use_qk_norm")),
     )
     mlp = GatedMlp("mlp", config.integer("intermediate_size"))
-    shared = GatedMlp("mlp.shared_experts", shared_experts * experts.intermediate)
+    width = shared_experts * experts.intermediate
+    shared = GatedMlp("mlp.shared_experts", width, partial=True)
     router = Router("mlp.gate", experts.experts, dtype="float32", correction_bias=True)
     routed = tuple(i >= first for i in range(sizes.layers))
     read = sizes.blueprint(

@@ -20,7 +20,8 @@ from vllm_layershard.models.sources.config_file import ConfigFile
 
 _SPARSE_CLASSES = ("DeepseekV32ForCausalLM", "GlmMoeDsaForCausalLM")
 """These have a class of their own on CUDA, which also keeps dense MLPs whole under
-sequence-parallel MoE. Source: vLLM 0.32, models/deepseek_v32/nvidia/model.py."""
+sequence-parallel MoE, and fuses all-reduces into norms.
+Source: vLLM 0.32, models/deepseek_v32/nvidia/model.py."""
 
 _DRAFTING = ("deepseek_v3", "deepseek_v32", "glm_moe_dsa")
 """Model types with draft layers. Source: vLLM 0.32, config/speculative.py, `hf_config_override`."""
@@ -36,9 +37,9 @@ def build(architecture: str, config: ConfigFile) -> Blueprint:
         return within(_read(language_model_of(config), _MoE()), tied=False)
     if architecture == "Glm4MoeLiteForCausalLM":
         return _read(config, _MoE(shared_whole="never", glm=True, drafts=True))
-    whole: Whole = "unpipelined" if architecture in _SPARSE_CLASSES else "never"
+    fused = architecture in _SPARSE_CLASSES
     drafts = config.string("model_type") in _DRAFTING
-    return _read(config, _MoE(dense_whole=whole, drafts=drafts))
+    return _read(config, _MoE("unpipelined" if fused else "never", drafts=drafts, partial=fused))
 
 
 def read_latent(config: ConfigFile, *, compressed: bool = False) -> LatentAttention:
@@ -70,19 +71,22 @@ def _read(config: ConfigFile, moe: _MoE) -> Blueprint:
     split = {"num_attention_heads": config.integer("num_attention_heads", high=1 << 14)}
     mlps: tuple[GatedMlp, ...] = ()
     if not all(routed):
-        mlps = (GatedMlp("mlp", config.integer("intermediate_size"), whole=moe.dense_whole),)
-        split["intermediate_size"] = mlps[0].intermediate
+        width = config.integer("intermediate_size")
+        mlps = (GatedMlp("mlp", width, whole=moe.dense_whole, partial=moe.partial),)
+        split["intermediate_size"] = width
     routers: tuple[GatedMlp | Router, ...] = ()
     if experts is not None:
         shared_experts = config.optional_integer("n_shared_experts", low=0, high=1 << 10) or 0
         width = shared_experts * experts.intermediate
         split["moe_intermediate_size * n_shared_experts"] = width
-        shared = GatedMlp("mlp.shared_experts", width, whole=moe.shared_whole)
+        shared = GatedMlp("mlp.shared_experts", width, whole=moe.shared_whole, partial=True)
         routers = (shared, moe.router(config, experts.experts))
     return Blueprint(
         layers=tuple(
             (Segment(attention, routers if is_routed else mlps),)
-            for attention, is_routed in zip(_attentions(config, layers), routed, strict=True)
+            for attention, is_routed in zip(
+                _attentions(config, layers, partial=moe.partial), routed, strict=True
+            )
         ),
         hidden=config.integer("hidden_size"),
         vocab=config.integer("vocab_size", high=1 << 26),
@@ -111,13 +115,15 @@ def _drafts(config: ConfigFile, mlps: tuple[GatedMlp | Router, ...]) -> Drafts |
 class _MoE(NamedTuple):
     """How a class builds its MLPs: what stays whole under sequence-parallel MoE, and the router.
 
-    `drafts`: vLLM has a class for its draft layers.
+    `drafts`: vLLM has a class for its draft layers. `partial`: each norm adds up what the attention
+    or the MLP before it has left on the ranks.
     """
 
     dense_whole: Whole = "never"
     shared_whole: Whole = "always"
     glm: bool = False
     drafts: bool = False
+    partial: bool = False
 
     def router(self, config: ConfigFile, experts: int) -> Router:
         """GLM's is float32 and always has a correction bias."""
@@ -127,9 +133,9 @@ class _MoE(NamedTuple):
         return Router("mlp.gate", experts, correction_bias=corrected, shares_out=True)
 
 
-def _attentions(config: ConfigFile, layers: int) -> tuple[LatentAttention, ...]:
+def _attentions(config: ConfigFile, layers: int, *, partial: bool) -> tuple[LatentAttention, ...]:
     """The attention of each layer."""
-    attention = read_latent(config)
+    attention = read_latent(config)._replace(partial=partial)
     sparse = _sparse(config, layers)
     if sparse is None:
         return (attention,) * layers

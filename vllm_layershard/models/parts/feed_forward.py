@@ -17,7 +17,7 @@ class GatedMlp(NamedTuple):
     """`gate_up_proj` and `down_proj`, as vLLM builds them everywhere; nothing of width 0.
 
     `name`: its module in the layer. `weighed`: a linear of one row, `<name>_gate`, weighs what it
-    puts out.
+    puts out. `partial`: tensor-parallel ranks' sums are added up behind it, by its layer.
     """
 
     name: str
@@ -25,6 +25,7 @@ class GatedMlp(NamedTuple):
     bias: bool = False
     whole: Whole = "never"
     weighed: bool = False
+    partial: bool = False
 
     def shapes(self, hidden: int, deployment: Deployment) -> Iterator[Shape]:
         """Its linears in forward order."""
@@ -40,7 +41,7 @@ class GatedMlp(NamedTuple):
         up = Shape(f"{self.name}.gate_up_proj", (width, width), hidden, rows, bias=self.bias)
         down = Shape(f"{self.name}.down_proj", (hidden,), width, columns, bias=self.bias)
         yield up._replace(shared_out=whole)
-        yield down._replace(shared_out=whole)
+        yield down._replace(shared_out=whole, partial=self.partial)
 
     def vectors(self) -> Iterator[Vector]:
         """None."""

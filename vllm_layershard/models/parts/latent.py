@@ -29,7 +29,8 @@ class LatentAttention(NamedTuple):
 
     `name`: its module in the layer. `q_lora` is None where queries are not compressed. `topk`: the
     tokens that an indexer chooses, None in dense attention. `indexer` is None where the layer
-    takes over another layer's choice.
+    takes over another layer's choice. `partial`: tensor-parallel ranks' sums are added up behind
+    the output, by its layer.
     """
 
     name: str
@@ -41,6 +42,7 @@ class LatentAttention(NamedTuple):
     v: int
     topk: int | None = None
     indexer: Indexer | None = None
+    partial: bool = False
 
     def shapes(self, hidden: int, tp: int) -> Iterator[Shape]:
         """Down to the latents, up to the heads, the indexer's, and the output."""
@@ -66,7 +68,7 @@ class LatentAttention(NamedTuple):
             after="attention",
             absorbed=True,
         )
-        yield Shape(f"{name}.o_proj", (hidden,), heads * self.v, "in")
+        yield Shape(f"{name}.o_proj", (hidden,), heads * self.v, "in", partial=self.partial)
 
     def vectors(self, dtype: str, tp: int) -> Iterator[Vector]:
         """Norms of the latents, and of the indexer's key."""

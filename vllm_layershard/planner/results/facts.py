@@ -22,7 +22,10 @@ class ModelFacts(NamedTuple):
 
 
 class ShardingFacts(NamedTuple):
-    """The configuration as planned. `movement` is how weights move; None where none does."""
+    """The configuration as planned. `movement` is how weights move; None where none does.
+
+    The linears of `token_exchange` are whole on every tensor-parallel rank.
+    """
 
     layers: tuple[str, ...]
     prefetch_step: int
@@ -32,6 +35,7 @@ class ShardingFacts(NamedTuple):
     transport: TransportChoice
     movement: TransportName | None
     slice_bytes: int
+    token_exchange: tuple[str, ...]
 
 
 class GroupFacts(NamedTuple):
@@ -75,6 +79,7 @@ def sharding_facts(sharding: Sharding) -> ShardingFacts:
         transport=config.transport,
         movement=sharding.transport_name,
         slice_bytes=config.slice_bytes,
+        token_exchange=config.token_exchange,
     )
 
 
