@@ -13,6 +13,9 @@ from vllm_layershard.models.parts.experts import Experts
 from vllm_layershard.models.parts.feed_forward import FeedForward, Router
 from vllm_layershard.models.quantization import UNREAD, Quantization
 from vllm_layershard.models.shape import Shape, SplitSize, Vector
+from vllm_layershard.plan import ParallelLayout
+
+_WHOLE = Deployment(ParallelLayout())
 
 MAX_LAYERS = 1024
 """More hidden layers than any model has."""
@@ -105,6 +108,22 @@ class Blueprint:
         """vLLM's name of the routed experts of a layer."""
         assert self.experts is not None, "only where there are some"
         return f"{self.stem}.{layer_id}.{self.experts.name}"
+
+    @property
+    def is_quantised(self) -> bool:
+        """Whether any linear, any layer's routed experts or the head has a format of its own."""
+        layers = range(len(self.layers))
+        quantises = self.quantization.quantises
+        return (
+            any(quantises(self.experts_prefix(i)) for i in layers if self.is_routed(i))
+            or any(
+                quantises(f"{self.stem}.{i}.{shape.suffix}", shape)
+                for i in layers
+                for segment in self.layers[i]
+                for shape in segment.shapes(self.hidden, _WHOLE)
+            )
+            or self.quantization.quantises_head(self.head)
+        )
 
     def vectors(self, layer_id: int, tp: int) -> Iterator[Vector]:
         """All parameters of one layer that are no linear's and no routed expert's."""

@@ -11,6 +11,7 @@ from vllm_layershard.models.blueprint import Blueprint
 from vllm_layershard.models.families.defaults import completed
 from vllm_layershard.models.model import Model
 from vllm_layershard.models.quantization import cache_dtype_of, quantization_of, stated_section
+from vllm_layershard.models.sources.config_file import ConfigFile
 from vllm_layershard.models.sources.source import FoundModel, find
 
 _FAMILIES: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
@@ -42,6 +43,13 @@ _FAMILIES: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
 }
 """Architecture -> the module whose `build(architecture, config)` reads it, imported only when it
 is asked for, and the model types that go with it."""
+
+_LISTS: Final = (
+    *("ignored_layers", "modules_to_not_convert", "ignore", "exclude", "config_groups"),
+    *("quantized_layers", "layer_quant_config", "dynamic", "modules_in_block_to_quantize"),
+    "quantization",
+)
+"""Keys of a section that may name modules."""
 
 _LATENT: Final = frozenset({"mla", "longcat"})
 """Families whose attention is MLA."""
@@ -90,5 +98,26 @@ def model_of(found: FoundModel) -> Model:
     section = stated_section(config, found.beside)
     quantization = quantization_of(section, architecture)
     blueprint = replace(blueprint, quantization=quantization)
+    if section is not None:
+        blueprint = _matched(section, architecture, blueprint)
     asked = cache_dtype_of(section, latent=family in _LATENT)
     return Model(found.name, found.source, architecture, blueprint, asked)
+
+
+def _matched(section: ConfigFile, architecture: str, blueprint: Blueprint) -> Blueprint:
+    """With a note for each list of a section in which a name is of no module.
+
+    Raises:
+        ModelError: nothing of the model is quantised by it.
+    """
+    quantised = blueprint.is_quantised
+    if quantised and not any(map(section.get, _LISTS)):
+        return blueprint
+    from vllm_layershard.models.quantization.names import names_of
+    from vllm_layershard.models.unmatched import refuse_unquantised, unmatched_notes
+
+    names = names_of(architecture)
+    if not quantised:
+        refuse_unquantised(section, names, blueprint)
+    found = unmatched_notes(section, names, blueprint)
+    return replace(blueprint, notes=(*blueprint.notes, *found)) if found else blueprint

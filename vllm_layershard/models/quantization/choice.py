@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final, Protocol
 
+from vllm_layershard.errors import ModelError
 from vllm_layershard.models.operation import Precision
 from vllm_layershard.models.quantization.formats.format import (
     Format,
@@ -124,6 +125,24 @@ class Quantization:
         """The rate at which the products of a layer's routed experts run."""
         found = self._of_experts(prefix)
         return "bf16" if found is None else found.precision
+
+    def quantises(self, prefix: str, shape: Shape | None = None) -> bool:
+        """Whether a linear, or without a shape a layer's routed experts, has a format.
+
+        True also where the choice is not for modules at all, and where it is faulty: it is refused
+        when the tensors are asked for.
+        """
+        if isinstance(self._choice, Nothing):
+            return True
+        try:
+            found = self._of_experts(prefix) if shape is None else self._of_linear(prefix, shape)
+        except ModelError:
+            return True
+        return found is not None
+
+    def quantises_head(self, prefix: str) -> bool:
+        """Whether the output head has a format."""
+        return self._choice.head(prefix) is not None
 
     def _of_linear(self, prefix: str, shape: Shape) -> Format | None:
         if not shape.quantisable:
