@@ -368,7 +368,7 @@ def test_each_refusal_says_what_and_the_remedy(tmp_path):
         "container": "layer 1 holds no tensor itself; register the module that holds the weight",
         "start before finish": unloaded,
         "wait before finish": unloaded,
-        "wait before start": "layer 1 of series 'linear' is waited for and was not started; call",
+        "wait before start": "layer 1 of series 'linear' is waited for and was not started; start",
         "finish twice": twice,
         "add after finish": "series 'linear': layer 2 comes after finish; add it before, or to",
         "unknown layer": unloaded,

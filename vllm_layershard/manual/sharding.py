@@ -175,8 +175,8 @@ class LayerSharding:
         series, position = place.series, place.position
         if not series.has_started(position):
             raise PlanError(
-                f"{series.plan.layer_name(position)} is waited for and was not started; call start "
-                "(or reach_layer) for every layer of the series, in order, in every forward"
+                f"{series.plan.layer_name(position)} is waited for and was not started; start "
+                "(reach, trigger) every layer of the series, in order, in every forward"
             )
         check_in_place(layer, series, position)
         series.wait(position)
