@@ -111,19 +111,26 @@ class Blueprint:
 
     @property
     def is_quantised(self) -> bool:
-        """Whether any linear, any layer's routed experts or the head has a format of its own."""
-        layers = range(len(self.layers))
+        """Whether any layer's routed experts, any linear or the head has a format of its own."""
         quantises = self.quantization.quantises
+        routed = filter(self.is_routed, range(len(self.layers)))
         return (
-            any(quantises(self.experts_prefix(i)) for i in layers if self.is_routed(i))
-            or any(
-                quantises(f"{self.stem}.{i}.{shape.suffix}", shape)
-                for i in layers
-                for segment in self.layers[i]
-                for shape in segment.shapes(self.hidden, _WHOLE)
-            )
+            any(quantises(self.experts_prefix(layer_id)) for layer_id in routed)
+            or any(quantises(prefix, shape) for prefix, shape in self._shapes())
             or self.quantization.quantises_head(self.head)
         )
+
+    def modules(self) -> Iterator[str]:
+        """vLLM's names of all linears, of each layer's routed experts, and of the head."""
+        yield from (prefix for prefix, _ in self._shapes())
+        yield from map(self.experts_prefix, filter(self.is_routed, range(len(self.layers))))
+        yield self.head
+
+    def _shapes(self) -> Iterator[tuple[str, Shape]]:
+        for layer_id, layer in enumerate(self.layers):
+            for segment in layer:
+                for shape in segment.shapes(self.hidden, _WHOLE):
+                    yield f"{self.stem}.{layer_id}.{shape.suffix}", shape
 
     def vectors(self, layer_id: int, tp: int) -> Iterator[Vector]:
         """All parameters of one layer that are no linear's and no routed expert's."""

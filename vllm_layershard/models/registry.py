@@ -114,10 +114,13 @@ def _matched(section: ConfigFile, architecture: str, blueprint: Blueprint) -> Bl
     if quantised and not any(map(section.get, _LISTS)):
         return blueprint
     from vllm_layershard.models.quantization.names import names_of
-    from vllm_layershard.models.unmatched import refuse_unquantised, unmatched_notes
+    from vllm_layershard.models.quantization.unmatched import (
+        refuse_unquantised,
+        unmatched_notes,
+    )
 
     names = names_of(architecture)
     if not quantised:
-        refuse_unquantised(section, names, blueprint)
-    found = unmatched_notes(section, names, blueprint)
+        refuse_unquantised(section, names, blueprint.modules())
+    found = unmatched_notes(section, names, blueprint.modules(), len(blueprint.layers))
     return replace(blueprint, notes=(*blueprint.notes, *found)) if found else blueprint

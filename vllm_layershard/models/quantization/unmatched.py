@@ -11,17 +11,14 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Final, Literal, NamedTuple, NoReturn
 
-from vllm_layershard.models.blueprint import Blueprint
-from vllm_layershard.models.deployment import Deployment
 from vllm_layershard.models.quantization.names import Names
+from vllm_layershard.models.quantization.read import method_of
 from vllm_layershard.models.sources.config_file import ConfigFile, shown
-from vllm_layershard.plan import ParallelLayout
 
 Rule = Literal["equal", "inside", "contains", "pattern", "wildcard", "tree"]
 """How a name is compared with a module's: the same; part of it; what has it as a part; the same, or
 an expression after `re:`; part of it, or a wildcard; the same, or above or below it."""
 
-_WHOLE: Final = Deployment(ParallelLayout())
 _MAX_SHOWN: Final = 3
 _MAX_TRIED: Final = 64
 """Names that are compared with every module; of those real lists have a few dozen."""
@@ -53,8 +50,8 @@ class Entry(NamedTuple):
     rule: Rule
 
 
-def refuse_unquantised(section: ConfigFile, names: Names, blueprint: Blueprint) -> NoReturn:
-    """Refuse a section that quantises no linear, no routed expert and no head of the model.
+def refuse_unquantised(section: ConfigFile, names: Names, modules: Iterable[str]) -> NoReturn:
+    """Refuse a section that quantises no linear, no routed expert and no head of these modules.
 
     Raises:
         ModelError: says what it names, what the model's modules are called, and the remedy.
@@ -63,7 +60,7 @@ def refuse_unquantised(section: ConfigFile, names: Names, blueprint: Blueprint) 
     for entry in _entries(section, names):
         by_key.setdefault(entry.key, []).append(entry.text)
     stated = "; ".join(f"{key}: {_listed(texts)}" for key, texts in by_key.items())
-    known = [name for name in islice(_modules(names, blueprint), 1 << 10) if "_proj" in name]
+    known = [name for name in islice(_with_parts(names, modules), 1 << 10) if "_proj" in name]
     section.fail(
         next(iter(by_key), "quant_method"),
         "every linear, every routed expert and the head of this model stay unquantised with it "
@@ -73,21 +70,23 @@ def refuse_unquantised(section: ConfigFile, names: Names, blueprint: Blueprint) 
     )
 
 
-def unmatched_notes(section: ConfigFile, names: Names, blueprint: Blueprint) -> tuple[str, ...]:
-    """A note for each list in which a name matches no module of the model."""
+def unmatched_notes(
+    section: ConfigFile, names: Names, modules: Iterable[str], num_layers: int
+) -> tuple[str, ...]:
+    """A note for each list in which a name matches none of these modules of so many layers."""
     odd: dict[str, list[str]] = {}
-    modules: Modules | None = None
+    known: Modules | None = None
     tried = 0
     for entry in _entries(section, names):
-        if _is_elsewhere(entry.text, len(blueprint.layers)):
+        if _is_elsewhere(entry.text, num_layers):
             continue
-        modules = modules or Modules.of(_modules(names, blueprint))
-        if modules.has(entry):
+        known = known or Modules.of(_with_parts(names, modules))
+        if known.has(entry):
             continue
         tried += entry.rule not in ("equal", "tree")
         if tried > _MAX_TRIED:
             break
-        if not _matches(entry, modules.names):
+        if not _matches(entry, known.names):
             odd.setdefault(entry.key, []).append(entry.text)
     return tuple(
         f"{section.where}: {key}: {_listed(texts)}: no linear and no routed expert of this model "
@@ -144,25 +143,17 @@ def _is_elsewhere(text: str, num_layers: int) -> bool:
     return _ELSEWHERE.search(plain) is not None or any(int(n) >= num_layers for n in numbers)
 
 
-def _modules(names: Names, blueprint: Blueprint) -> Iterator[str]:
-    """vLLM's names of the linears and experts, and a checkpoint's of their parts."""
-    for layer_id, layer in enumerate(blueprint.layers):
-        for segment in layer:
-            for shape in segment.shapes(blueprint.hidden, _WHOLE):
-                prefix = f"{blueprint.stem}.{layer_id}.{shape.suffix}"
-                yield prefix
-                yield from names.parts(prefix)
-        if blueprint.experts is not None and blueprint.is_routed(layer_id):
-            prefix = blueprint.experts_prefix(layer_id)
-            yield prefix
+def _with_parts(names: Names, modules: Iterable[str]) -> Iterator[str]:
+    """vLLM's names of linears and experts, and a checkpoint's of their parts."""
+    for prefix in modules:
+        yield prefix
+        yield from names.parts(prefix)
+        if prefix.endswith(".experts"):
             yield from names.first_expert(prefix)
-    yield blueprint.head
 
 
 def _entries(section: ConfigFile, names: Names) -> Iterator[Entry]:
     """Every name in the lists that vLLM's class of the method reads."""
-    from vllm_layershard.models.quantization.read import method_of
-
     method = method_of(section)
     inner = section.section("quantization") or section
     lists: dict[str, tuple[ConfigFile, tuple[tuple[str, Rule], ...]]] = {
