@@ -7,8 +7,9 @@ Exit codes: 0 fine; 1 only under `--check`: the plan does not pay; 2 usage, conf
 from __future__ import annotations
 
 import io
+import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 from typing import Annotated, Any, Final
 
@@ -22,8 +23,19 @@ from vllm_layershard.version import __version__
 _USAGE_ERROR: Any = typer.BadParameter.__base__
 """click's UsageError: newer versions of typer carry click within them."""
 
-COMMANDS: Final = ("plan", "map", "check", "models", "hardware", "calibrate", "compare", "sweep")
-"""Each is the function `NAME_command` of the module `layershard_cli.commands.NAME`."""
+COMMANDS: Final = {
+    "plan": "What sharding saves on each rank, and whether the movement hides.",
+    "map": "Which rank stores which layer.",
+    "check": "Check an additional-config against a model and a layout before launching it.",
+    "models": "The models that come with the planner, and the architectures that it knows.",
+    "hardware": "The devices that the planner knows, or every number of one with its source.",
+    "calibrate": "Measure this machine: products, copies and broadcasts. Writes a profile for "
+    "--hardware.",
+    "compare": "Which layout of a model holds the most KV-cache tokens.",
+    "sweep": "Remove the shared memory that dead servers of yours left on this node.",
+}
+"""What the help lists. Each is the function `NAME_command` of the module
+`layershard_cli.commands.NAME`, with the same first line."""
 
 
 def _print_version(wanted: bool) -> None:
@@ -46,8 +58,11 @@ def main(
     """
 
 
-def application(commands: Iterable[str] = COMMANDS) -> typer.Typer:
-    """The Typer application with these commands; only their modules are imported."""
+def application(commands: Iterable[str] = tuple(COMMANDS)) -> typer.Typer:
+    """The Typer application with these commands; only their modules are imported.
+
+    Without any it lists all of them, and runs none.
+    """
     app = typer.Typer(
         name="layershard",
         help="Plan layer sharding for vLLM: what it saves, whether it hides, which rank owns what.",
@@ -55,17 +70,31 @@ def application(commands: Iterable[str] = COMMANDS) -> typer.Typer:
         pretty_exceptions_enable=False,
     )
     app.callback()(main)
-    for name in commands:
+    named = list(commands)
+    for name in named:
         module = import_module(f"layershard_cli.commands.{name}")
         app.command(name)(getattr(module, f"{name}_command"))
+    for name in () if named else COMMANDS:
+        app.command(name, help=COMMANDS[name])(_listed)
     return app
 
 
-def _asked(first: list[str]) -> Iterable[str]:
-    """The commands that the first word needs: one, none for the version, all for help or a slip."""
-    if first == ["--version"]:
-        return ()
-    return [word for word in first if word in COMMANDS] or COMMANDS
+def _listed() -> None:
+    """Stands in the help for a command that was not asked for."""
+    raise AssertionError("a command that runs is imported")
+
+
+def _asked(words: Sequence[str], environment: Iterable[str]) -> Iterable[str]:
+    """The commands that the words need: the first of them, none for help, version or a slip.
+
+    Behind `--` any may follow; a shell that completes has its words in the environment.
+    """
+    first = [word for word in words[:1] if word in COMMANDS]
+    if first:
+        return first
+    if "--" in words or any(name.endswith("_COMPLETE") for name in environment):
+        return COMMANDS
+    return ()
 
 
 def run() -> None:
@@ -80,7 +109,7 @@ def run() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        command = command_of(application(_asked(sys.argv[1:2])))
+        command = command_of(application(_asked(sys.argv[1:], os.environ)))
         code = command(sys.argv[1:] or ["--help"], standalone_mode=False) or 0
     except SystemExit as ended:
         if not isinstance(ended.__context__, BrokenPipeError):

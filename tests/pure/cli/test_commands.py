@@ -5,11 +5,13 @@ import os
 import shlex
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from console import layershard, said
+from layershard_cli.main import COMMANDS
 from vllm_layershard import __version__
 
 
@@ -78,10 +80,9 @@ def test_version() -> None:
     [
         (["--version"], []),
         (["models"], ["models"]),
-        (
-            ["--help"],
-            ["calibrate", "check", "compare", "hardware", "map", "models", "plan", "sweep"],
-        ),
+        (["--", "models"], sorted(COMMANDS)),
+        (["--help"], []),
+        ([], []),
     ],
 )
 def test_only_the_commands_that_are_asked_for_are_imported(
@@ -98,6 +99,19 @@ def test_only_the_commands_that_are_asked_for_are_imported(
     prefix = "layershard_cli.commands."
     found = [name for name in result.stderr.split() if name.startswith(prefix)]
     assert sorted(name.removeprefix(prefix) for name in found) == commands
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_lists_a_command_by_the_first_line_of_its_own(name: str) -> None:
+    module = import_module(f"layershard_cli.commands.{name}")
+    first = (getattr(module, f"{name}_command").__doc__ or "").partition("\n")[0]
+    assert COMMANDS[name] == first
+
+
+def test_a_slip_of_a_command_is_told_the_nearest() -> None:
+    slip = layershard("plam", "--model", "DeepSeek-V3")
+    assert slip.code == 2
+    assert "No such command 'plam'. Did you mean 'plan'" in slip.stderr
 
 
 def test_runs_where_torch_and_vllm_cannot_be_imported() -> None:
