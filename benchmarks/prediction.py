@@ -21,6 +21,7 @@ from torch import nn
 from torch.multiprocessing.spawn import spawn
 
 from vllm_layershard.estimate.broadcast import broadcast_seconds
+from vllm_layershard.estimate.devices.profile_file import read_profile
 from vllm_layershard.estimate.hardware import Hardware
 from vllm_layershard.estimate.nodes import Spread
 from vllm_layershard.estimate.overlap import (
@@ -30,7 +31,6 @@ from vllm_layershard.estimate.overlap import (
     movements,
     simulate,
 )
-from vllm_layershard.estimate.profile_file import read_profile
 from vllm_layershard.estimate.roofline import Roofline
 from vllm_layershard.manual import finish_loading, reach_layer, register_layer, wait_layer
 from vllm_layershard.models import Operation

@@ -1,6 +1,7 @@
 """Estimate: whether the movement hides behind the compute, on a stated device."""
 
 from vllm_layershard.estimate.devices.bundled import DEFAULT, profile_names
+from vllm_layershard.estimate.devices.named import profile
 from vllm_layershard.estimate.forecast import forecast
 from vllm_layershard.estimate.hardware import Hardware
 from vllm_layershard.estimate.outcome import (
@@ -17,7 +18,6 @@ from vllm_layershard.estimate.phases.batches import (
     DECODE_SEQUENCES,
     PREFILL_TOKENS,
 )
-from vllm_layershard.estimate.profile_file import profile
 
 __all__ = [
     "DECODE_CONTEXT",

@@ -47,6 +47,6 @@ def map_command(
     if as_json:
         emit_json(result.document())
         return
-    from layershard_cli.render.tables import print_map
+    from layershard_cli.render.owners import print_map
 
     print_map(result)

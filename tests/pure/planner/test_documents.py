@@ -14,7 +14,8 @@ import pytest
 
 from checkpoints import deepseek, small_config, write
 from console import layershard
-from layershard_cli.render.tables import print_map, print_plan
+from layershard_cli.render.owners import print_map
+from layershard_cli.render.tables import print_plan
 from vllm_layershard import (
     HardwareError,
     LayerShardConfig,

@@ -12,7 +12,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -25,7 +24,6 @@ from vllm_layershard.errors import HardwareError
 from vllm_layershard.estimate.devices.bundled import (
     bundled_profile,
     profile_names,
-    unknown_hardware,
 )
 from vllm_layershard.estimate.figure import (
     LABELS,
@@ -51,25 +49,6 @@ _MAX_TEXT: Final = 200
 
 _LEAST_SECONDS: Final = 1e-9
 """Less than this is a slip of the unit in a table of times."""
-
-
-def looks_like_a_file(text: str) -> bool:
-    """Whether `--hardware` means a file rather than a name."""
-    return text.lower().endswith(".json") or os.sep in text
-
-
-def profile(name: str) -> Hardware:
-    """The bundled profile of a device, in any case, or the one in a file of that name.
-
-    Raises:
-        HardwareError: none of that name; lists the known ones. Or a file that cannot be used.
-    """
-    found = bundled_profile(name)
-    if found is not None:
-        return found
-    if looks_like_a_file(name):
-        return read_profile(name)
-    raise unknown_hardware(name)
 
 
 def read_profile(path: str) -> Hardware:
