@@ -9,7 +9,10 @@ def run() -> None:
     gc.set_threshold(200_000, 20, 20)
     from layershard_cli import main
 
-    main.run()
+    try:
+        main.run()
+    finally:
+        gc.freeze()  # the end of a process takes as long: nobody needs what it would find
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from vllm_layershard.models.deployment import Deployment
 from vllm_layershard.models.parts.attention import Attention
-from vllm_layershard.models.parts.delta_net import DeltaNet
 from vllm_layershard.models.parts.experts import Experts
 from vllm_layershard.models.parts.feed_forward import FeedForward, Router
 from vllm_layershard.models.quantization import UNREAD, Quantization
@@ -146,5 +145,4 @@ class Blueprint:
         if drafted and self.drafts is not None and len(self.layers) - 1 in layers:
             found += self.drafts.layers
         for segment in (segment for layer in found for segment in layer):
-            attention = segment.attention
-            yield attention.drafting(drafted) if isinstance(attention, DeltaNet) else attention
+            yield segment.attention.drafting(drafted)

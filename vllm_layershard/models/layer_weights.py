@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from vllm_layershard.models.blueprint import Blueprint
+from vllm_layershard.models.blueprint import Blueprint, Segment
 from vllm_layershard.models.deployment import Deployment
 from vllm_layershard.models.shape import Shape
 from vllm_layershard.plan import Linear, TensorSpec
+
+
+@lru_cache(maxsize=1 << 10)  # most layers of a model are alike
+def _shapes(segment: Segment, hidden: int, deployment: Deployment) -> tuple[Shape, ...]:
+    """The linears of a segment."""
+    return tuple(segment.shapes(hidden, deployment))
 
 
 @lru_cache(maxsize=1 << 13)  # a forecast asks for the same layers again and again
@@ -23,7 +29,7 @@ def layer_linears(
     found = []
     for segment in b.layers[layer_id]:
         pairs = []
-        for shape in segment.shapes(b.hidden, deployment):
+        for shape in _shapes(segment, b.hidden, deployment):
             prefix = f"{b.stem}.{layer_id}.{shape.suffix}"
             if deployment.exchange and _is_exchanged(prefix, shape, deployment):
                 shape = shape.exchanged(tp)

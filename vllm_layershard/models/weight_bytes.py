@@ -71,7 +71,7 @@ def held_bytes(
     return WeightBytes(
         embedding=vocab if stage == 0 or (b.tied and stage == last) else 0,
         head=_head_bytes(b, layout.tp) if stage == last and not b.tied else 0,
-        linears=sum(x.large_bytes + x.small_bytes for _, x in held),
+        linears=sum(x.nbytes for _, x in held),
         experts=sum(
             tensor.nbytes for i in layers for tensor in layer_experts(b, i, deployment, rank)
         ),

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from vllm_layershard.plan.placement import EVERY_RANK, Stripe
 from vllm_layershard.plan.series import Series
 
 
-@dataclass(frozen=True, slots=True)
-class Ledger:
+class Ledger(NamedTuple):
     """What moves, in bytes; small tensors stay on every rank and are not in here.
 
     `replicated_bytes` without sharding, `resident_bytes[r]` what rank r owns, `slot_bytes` all

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
+from typing import NamedTuple
 
 from vllm_layershard.config import refusal_of
 from vllm_layershard.errors import PlanError
@@ -15,8 +15,7 @@ _SMALL_SHARE = 10
 of the weight) do, the packed weight and its group scales of int4 (1/8 at group size 32) do not."""
 
 
-@dataclass(frozen=True, slots=True)
-class TensorSpec:
+class TensorSpec(NamedTuple):
     """A tensor without its data. `dtype` is torch's name without the module (`bfloat16`)."""
 
     name: str
@@ -25,9 +24,6 @@ class TensorSpec:
     nbytes: int
     stride: tuple[int, ...] = ()
 
-    def __post_init__(self) -> None:
-        assert self.nbytes >= 0, f"{self.name}: negative nbytes"
-
     @property
     def layout(self) -> str:
         """Shape, stride and dtype: what must be equal for two tensors to share a slot."""
@@ -35,8 +31,7 @@ class TensorSpec:
         return f"{self.dtype}[{'x'.join(map(str, self.shape))}{stride}]"
 
 
-@dataclass(frozen=True, slots=True)
-class Linear:
+class Linear(NamedTuple):
     """One linear layer on one rank.
 
     `prefix` is its dotted name in the model, `layer_id` the absolute index of its decoder layer.
@@ -48,24 +43,26 @@ class Linear:
     tp_replicated: bool
     tensors: tuple[TensorSpec, ...]
 
-    def __post_init__(self) -> None:
-        assert self.layer_id >= 0, f"{self.prefix}: negative layer index"
-
     @property
     def large(self) -> tuple[TensorSpec, ...]:
         """The tensors that move."""
-        most = max((tensor.nbytes for tensor in self.tensors), default=0)
-        return tuple(t for t in self.tensors if t.nbytes and t.nbytes * _SMALL_SHARE >= most)
+        most = max([tensor.nbytes for tensor in self.tensors], default=0)
+        return tuple([t for t in self.tensors if t.nbytes and t.nbytes * _SMALL_SHARE >= most])
 
     @property
     def large_bytes(self) -> int:
         """Bytes of this linear that one rank of a group stores for all."""
-        return sum(tensor.nbytes for tensor in self.large)
+        return sum([tensor.nbytes for tensor in self.large])
 
     @property
     def small_bytes(self) -> int:
         """Bytes that stay on every rank: scales, biases."""
-        return sum(tensor.nbytes for tensor in self.tensors) - self.large_bytes
+        return self.nbytes - self.large_bytes
+
+    @property
+    def nbytes(self) -> int:
+        """All bytes."""
+        return sum([tensor.nbytes for tensor in self.tensors])
 
     def lost_weight_of(self, loaded: Linear) -> bool:
         """Whether nothing is left here that is large against `loaded`, the same linear before.

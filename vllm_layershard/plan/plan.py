@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import fields, is_dataclass
+from typing import Any, NamedTuple
 
 from vllm_layershard.config import Placement
 from vllm_layershard.errors import PlanError
@@ -16,8 +16,7 @@ from vllm_layershard.plan.series import Series
 from vllm_layershard.version import __version__
 
 
-@dataclass(frozen=True, slots=True)
-class SeriesPlan:
+class SeriesPlan(NamedTuple):
     """The decisions for one series. Tuples are indexed by position, `stripes` by group rank.
 
     `owner[p]` is a group rank, EVERY_RANK or NO_RANK; `loader[p]` the rank that reads the layer
@@ -72,8 +71,7 @@ class SeriesPlan:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(NamedTuple):
     """The decisions for the series that one group of `group_size` ranks shares."""
 
     group_size: int
@@ -107,12 +105,12 @@ class Plan:
         """
         if prefetch_step == self.prefetch_step:
             return self
-        other = replace(self, prefetch_step=prefetch_step)
+        other = self._replace(prefetch_step=prefetch_step)
         return other.with_series([series_plan.series for series_plan in self.series])
 
     def document(self) -> dict[str, Any]:
         """The whole plan as plain data, with the version that made it."""
-        return {"version": __version__, **json.loads(json.dumps(_fields(self), default=_fields))}
+        return {"version": __version__, **_plain(self)}
 
     def digest(self) -> str:
         """SHA-256 of the document: equal digests mean equal starts on every rank."""
@@ -122,9 +120,13 @@ class Plan:
         return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def _fields(record: Any) -> dict[str, Any]:
-    """The fields of a dataclass, not copied: asdict copies every number, one after another."""
-    return {field.name: getattr(record, field.name) for field in fields(record)}
+def _plain(value: Any) -> Any:
+    """A record as an object by the names of its fields, a tuple as a list."""
+    if is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    if hasattr(value, "_fields"):
+        return {name: _plain(part) for name, part in value._asdict().items()}
+    return [_plain(part) for part in value] if isinstance(value, tuple) else value
 
 
 def build_plan(

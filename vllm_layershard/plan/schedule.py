@@ -13,14 +13,13 @@ position to slot is the same in every forward, which is what a captured graph ne
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from vllm_layershard.errors import PlanError
 from vllm_layershard.plan.series import Series
 
 
-@dataclass(frozen=True, slots=True)
-class Schedule:
+class Schedule(NamedTuple):
     """For each position p: `slot[p]`, and `launch_at[p]`, the position at whose boundary it starts.
 
     `launches[p]` is the same the other way round: the positions that start at the boundary of p.

@@ -104,6 +104,35 @@ def test_an_entry_module_brings_nothing_else_of_the_package():
     assert own == ["vllm_layershard", "vllm_layershard.plugin"]
 
 
+START = """
+import json, sys
+from layershard_cli.main import run
+own = ("layershard_cli", "vllm_layershard")
+sys.argv[1:] = {words!r}
+stdout, sys.stdout = sys.stdout, sys.stderr
+try:
+    run()
+except SystemExit as ended:
+    assert not ended.code
+found = sorted(name for name in sys.modules if name.partition(".")[0] in own)
+print(json.dumps(found), file=stdout)
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "most"),
+    [
+        (["--help"], 8),
+        (["plan", "--model", "DeepSeek-V3"], 118),
+        (["plan", "--model", "DeepSeek-V3", "--json"], 118),
+    ],
+)
+def test_a_start_imports_so_many_modules_of_ours_at_most(words, most):
+    """What a start takes follows from it. Raise the number only with what a plan really needs."""
+    found = run(START.format(words=words))
+    assert len(found) <= most, found
+
+
 def test_every_package_and_module_stands_in_a_layers_contract():
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
     layers = [c["layers"] for c in contracts["contracts"] if c["type"] == "layers"]

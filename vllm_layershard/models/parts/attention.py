@@ -33,6 +33,9 @@ class Attention(Protocol):
     def vectors(self, dtype: str, tp: int) -> Iterator[Vector]:
         """Its other parameters."""
 
+    def drafting(self, tokens: int) -> Attention:
+        """As it keeps its cache where so many tokens are drafted in a step."""
+
     def cache(self, dtype: str, tp: int) -> AttentionCache:
         """What it keeps of each token and of each sequence."""
 

@@ -68,6 +68,10 @@ class GroupedAttention(NamedTuple):
         if self.sinks:
             yield Vector("sinks", per_rank(heads.query, tp), dtype)
 
+    def drafting(self, tokens: int) -> GroupedAttention:
+        """As it is: what it keeps of a token is the same."""
+        return self
+
     def cache(self, dtype: str, tp: int) -> HeadsCache:
         """Keys and values of the heads on this rank."""
         return HeadsCache(self.heads.key_value_heads(tp), self.heads.dim, self.heads.dim)

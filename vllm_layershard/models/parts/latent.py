@@ -76,6 +76,10 @@ class LatentAttention(NamedTuple):
         if self.indexer is not None:
             yield Vector(f"{self.name}.indexer.k_norm", 2 * self.indexer.dim, "float32")
 
+    def drafting(self, tokens: int) -> LatentAttention:
+        """As it is: what it keeps of a token is the same."""
+        return self
+
     def cache(self, dtype: str, tp: int) -> LatentCache:
         """The latent; in sparse models also the indexer's key where the layer has one."""
         indexer_dim = self.indexer.dim if self.indexer is not None else 0

@@ -68,16 +68,17 @@ class Quantization:
     """One checkpoint's method; all shapes and bytes are those of one rank.
 
     `name` is `none`, or the method with what tells it from its kin. Formats are chosen once a
-    module.
+    module, and tensors made once for all linears that are alike.
     """
 
-    __slots__ = ("_choice", "_experts", "_linears", "name")
+    __slots__ = ("_choice", "_experts", "_linears", "_tensors", "name")
 
     def __init__(self, name: str, choice: Choice) -> None:
         self.name = name
         self._choice = choice
         self._linears: dict[str, Format | None] = {}
         self._experts: dict[str, Format | None] = {}
+        self._tensors: dict[tuple[Format | None, Shape, str, int], tuple[TensorSpec, ...]] = {}
 
     def tensors(self, prefix: str, shape: Shape, dtype: str, tp: int) -> tuple[TensorSpec, ...]:
         """The tensors of a linear after vLLM created it, in the order weight, scales, bias.
@@ -87,9 +88,14 @@ class Quantization:
             ModelError: the config quantises only some of a fused linear's parts.
         """
         found = self._of_linear(prefix, shape)
-        return (
-            plain_linear(shape, dtype) if found is None else found.linear(prefix, shape, dtype, tp)
-        )
+        alike = (found, shape, dtype, tp)
+        if alike not in self._tensors:
+            self._tensors[alike] = (
+                plain_linear(shape, dtype)
+                if found is None
+                else found.linear(prefix, shape, dtype, tp)
+            )
+        return self._tensors[alike]
 
     def experts(
         self, prefix: str, count: int, hidden: int, intermediate: int, bias: bool, dtype: str
