@@ -120,6 +120,9 @@ def _matched(section: ConfigFile, architecture: str, blueprint: Blueprint) -> Bl
     )
 
     names = names_of(architecture)
+    if not quantised and section.get("quant_method") == "ascend":  # it states every module
+        note = f"{section.where}: states FLOAT for every linear and expert: nothing is quantised"
+        return replace(blueprint, notes=(*blueprint.notes, note))
     if not quantised:
         refuse_unquantised(section, names, blueprint.modules())
     found = unmatched_notes(section, names, blueprint.modules(), len(blueprint.layers))

@@ -13,10 +13,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from vllm_layershard.errors import LayerShardError, ModelError
-from vllm_layershard.models import FoundModel, find, model_of, read_model
+from vllm_layershard.models import Deployment, FoundModel, find, model_of, read_model
 from vllm_layershard.models.sources.beside import BY_HAND, DESCRIPTION, HF_QUANT, Contents
 from vllm_layershard.models.sources.config_file import ConfigFile
 from vllm_layershard.models.sources.source import _BUNDLED
+from vllm_layershard.plan import ParallelLayout
 
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False, "sym": True}
 AWQ = {"quant_method": "awq", "bits": 4, "group_size": 128}
@@ -127,6 +128,72 @@ def test_a_file_that_vllm_does_not_open_by_itself_is_refused(file: str, tmp_path
     with pytest.raises(ModelError, match=f"{file} states a quantisation"):
         quantization(tmp_path, DENSE, **{file: GPTQ})
     assert quantization(tmp_path, DENSE | {"quantization_config": GPTQ}) == "gptq_int4_g128"
+
+
+BESIDE = {
+    "quant_model_description_w8a8_dynamic.json": "vllm-ascend reads under the name quant",
+    "quant_model_description_w4a8.json": "give it that name",
+    "HF_QUANT_CONFIG.JSON": "reads under the name hf_quant_config.json alone",
+    "my_hf_quant_config.json": "give it that name",
+    "recipe.yaml": "vLLM 0.32 does not read; state it in config.json",
+    "recipe_w4a16.yaml": "vLLM 0.32 does not read",
+    "Quantize_Config.json": "vLLM 0.32 does not read",
+    "quant_config.yaml": "vLLM 0.32 does not read",
+    "gptq_config.json": "vLLM 0.32 does not read",
+    "autoround_config.json": "vLLM 0.32 does not read",
+    "quant_model_weights.safetensors.index.json": "vLLM 0.32 does not read",
+}
+RECIPE = "quant_stage:\n  quant_modifiers:\n    GPTQModifier: {scheme: W4A16, ignore: [lm_head]}\n"
+
+
+@pytest.mark.parametrize("file", BESIDE)
+def test_a_file_of_any_other_name_is_refused(file: str, tmp_path: Path) -> None:
+    (tmp_path / file).write_text(RECIPE if file.endswith("yaml") else json.dumps(GPTQ))
+    with pytest.raises(ModelError) as error:
+        quantization(tmp_path, DENSE)
+    assert file in str(error.value)
+    assert BESIDE[file] in str(error.value)
+    assert "states a quantisation that" in str(error.value)
+    assert quantization(tmp_path, DENSE | {"quantization_config": GPTQ}) == "gptq_int4_g128"
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        *("generation_config.json", "tokenizer_config.json", "model.safetensors.index.json"),
+        *("quantum.json", "README-quant.md", "quantize.py", "recipe.yaml", "chat_template.json"),
+    ],
+)
+def test_files_that_state_none_change_nothing(file: str, tmp_path: Path) -> None:
+    (tmp_path / file).write_text("finetune:\n  optimizer: adamw\n  lr: 1.0e-5\n")
+    assert quantization(tmp_path, DENSE) == "none"
+
+
+def test_layers_that_modelopt_states_beside_are_read_there(tmp_path: Path) -> None:
+    stated = {"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION"}
+    layers = {"model.layers.0.mlp.down_proj": {"quant_algo": "FP8"}}
+    inner = {"quant_algo": "MIXED_PRECISION", "quantized_layers": layers}
+    config = DENSE | {"quantization_config": stated}
+    file = {"producer": {"name": "modelopt"}, "quantization": inner}
+    assert quantization(tmp_path, config, **{HF_QUANT: file}) == "modelopt_mixed"
+    linears = read_model(str(tmp_path)).linears(Deployment(ParallelLayout()))
+    low = [x.prefix for x in linears if x.tensors[0].dtype == "float8_e4m3fn"]
+    assert low == ["model.layers.0.mlp.down_proj"]
+    with pytest.raises(ModelError, match="producer: is not named 'modelopt'"):
+        quantization(tmp_path, config, **{HF_QUANT: file | {"producer": {"name": "other"}}})
+    (tmp_path / HF_QUANT).unlink()
+    with pytest.raises(ModelError, match="quantized_layers: is missing"):
+        read_model(str(tmp_path))
+
+
+@pytest.mark.parametrize("producer", [{"name": "ModelOpt"}, {"name": "nvidia"}, {}, None, "x"])
+@pytest.mark.parametrize("place", ["top", "beside"])
+def test_another_producer_is_named(producer: Any, place: str, tmp_path: Path) -> None:
+    section = NESTED | {"producer": producer}
+    changes = {"quantization_config": section} if place == "top" else {}
+    beside = {HF_QUANT: section} if place == "beside" else {}
+    with pytest.raises(ModelError, match=r"producer: .* is not 'modelopt', and vLLM 0\.32 reads"):
+        quantization(tmp_path, DENSE | changes, **beside)
 
 
 def test_a_description_is_read_of_a_wrapper_too(tmp_path: Path) -> None:
@@ -244,6 +311,26 @@ def test_a_file_of_any_contents_is_never_lost(
 ) -> None:
     contents = section if file else {key: section}
     never_unquantised(BARE[name], contents)
+
+
+FILES = st.sampled_from(
+    [
+        *(HF_QUANT, DESCRIPTION, *BY_HAND, *BESIDE, "Recipe.YML", "awq.json", "model_quant.toml"),
+        *("quant-config.json", "modelopt_state.json", "int4.quantised.json", "bnb_config.json"),
+    ]
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(name=st.sampled_from(sorted(BARE)), section=SECTIONS, key=KEYS, file=FILES)
+def test_a_file_beside_of_any_name_is_never_lost(
+    name: str, section: Any, key: str, file: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    directory = tmp_path_factory.mktemp("beside")
+    (directory / "config.json").write_text(json.dumps(BARE[name]))
+    (directory / file).write_text(json.dumps({key: section, "num_bits": 8}))
+    with suppress(LayerShardError):
+        assert read_model(str(directory)).quantization != "none"
 
 
 def never_unquantised(config: dict[str, Any], file: Any = None) -> None:

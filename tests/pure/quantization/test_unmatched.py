@@ -131,6 +131,20 @@ def test_a_cache_alone_is_intended() -> None:
     assert model(DENSE, section).quantization == "compressed_tensors_cache"
 
 
+def test_a_description_of_plain_weights_alone_is_a_note(tmp_path: Path) -> None:
+    """vllm-ascend reads it, and it leaves nothing open."""
+    config = json.loads((_BUNDLED / f"{DENSE}.json").read_text()) | {"num_hidden_layers": 1}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    parts = ("self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o", "mlp.gate", "mlp.up")
+    kinds = {f"model.layers.0.{part}_proj.weight": "FLOAT" for part in (*parts, "mlp.down")}
+    (tmp_path / "quant_model_description.json").write_text(json.dumps(kinds))
+    found = read_model(str(tmp_path))
+    assert any("states FLOAT for every linear and expert" in note for note in found.notes)
+    kinds["model.layers.0.mlp.down_proj.weight"] = "W8A8"
+    (tmp_path / "quant_model_description.json").write_text(json.dumps(kinds))
+    assert not any("FLOAT" in note for note in read_model(str(tmp_path)).notes)
+
+
 NOTED: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "a misspelt linear": (
         DENSE,

@@ -6,7 +6,14 @@ import re
 from collections.abc import Iterator
 from typing import Any, Final
 
-from vllm_layershard.models.sources.beside import BY_HAND, Beside
+from vllm_layershard.models.sources.beside import (
+    BY_HAND,
+    DESCRIPTION,
+    HF_QUANT,
+    READ_WITH_A_FLAG,
+    Beside,
+    names_in,
+)
 from vllm_layershard.models.sources.config_file import MAX_FILE_BYTES, ConfigFile, shown
 
 _KEY: Final = re.compile(
@@ -23,6 +30,18 @@ _HARMLESS: Final = frozenset({"numquantizers"})
 """Keys that name codebooks of sound."""
 
 
+_FILE: Final = re.compile(r"quant(?!um)|gptq|awq|modelopt|auto.?round|compressed.?tensors|bnb|hqq")
+"""A name of a file that states a quantisation, or holds quantised weights."""
+
+_WEIGHTS: Final = (".safetensors", ".safetensors.index.json")
+_KINDS: Final = (".json", ".yaml", ".yml", ".toml", *_WEIGHTS)
+_RECIPE: Final = re.compile(r"recipe[^/]*\.(?:yaml|yml|json)")
+_STEPS: Final = re.compile(
+    rb"quant|gptq|awq|autoround|sparsegpt|num_bits|config_groups|(?:nv|mx)fp[48]|w[1-8]a(?:4|8|16)"
+)
+"""What a recipe of llm-compressor says of a quantisation; recipes of a training say nothing."""
+
+
 def require_none(config: ConfigFile, beside: Beside) -> None:
     """Refuse a model of which anything says that it is quantised.
 
@@ -37,14 +56,44 @@ def require_none(config: ConfigFile, beside: Beside) -> None:
             "states the bytes of its weights; move it to quantization_config, or take it out if "
             "they are not quantised",
         )
-    for file in BY_HAND:
+    listed = [file for file in names_in(beside) if _is_suspect(file)]
+    for file in (*BY_HAND, *sorted({*listed} - {*BY_HAND})):
+        _require_silent(config, beside, file)
+
+
+def _is_suspect(file: str) -> bool:
+    """Whether a name speaks of a quantisation, or is that of a recipe."""
+    name = file.lower()
+    return name.endswith(_KINDS) and (
+        _FILE.search(name) is not None or _RECIPE.fullmatch(name) is not None
+    )
+
+
+def _require_silent(config: ConfigFile, beside: Beside, file: str) -> None:
+    """Refuse a file that is there, unless it is a recipe that says nothing of a quantisation."""
+    name = file.lower()
+    if name.endswith(_WEIGHTS):
+        where = shown(file)
+    else:
         contents = beside(file, MAX_FILE_BYTES)
-        if contents is not None:
-            config.fail(
-                "quantization_config",
-                f"is missing, and {contents.where} states a quantisation that vLLM 0.32 reads only "
-                "with --quantization; copy it into config.json",
-            )
+        if contents is None or (
+            _RECIPE.fullmatch(name) and not _STEPS.search(contents.raw.lower())
+        ):
+            return
+        where = contents.where
+    if name.startswith(DESCRIPTION.removesuffix(".json")):
+        read = f"vllm-ascend reads under the name {DESCRIPTION} alone; give it that name"
+    elif name.endswith(HF_QUANT):
+        read = f"vLLM 0.32 reads under the name {HF_QUANT} alone; give it that name"
+    elif file in READ_WITH_A_FLAG:
+        read = "vLLM 0.32 reads only with --quantization; copy it into config.json"
+    else:
+        read = "vLLM 0.32 does not read; state it in config.json"
+    config.fail(
+        "quantization_config",
+        f"is missing, and {where} states a quantisation that {read}, or take the file away if the "
+        "weights are not quantised",
+    )
 
 
 def _statements(values: Any) -> Iterator[tuple[str, Any]]:

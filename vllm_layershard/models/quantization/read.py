@@ -71,6 +71,7 @@ def quantization_of(section: ConfigFile | None, architecture: str) -> Quantizati
         return Quantization("none", Nothing())
     method = method_of(section)
     if not method:
+        _require_producer(section)
         section.fail(
             "quant_method",
             "is missing, so no source states how the weights are stored, and vLLM 0.32 would take "
@@ -93,6 +94,18 @@ def quantization_of(section: ConfigFile | None, architecture: str) -> Quantizati
     reader: Any = getattr(import_module(f"{__package__}.methods.{module}"), function)
     read: Quantization = reader(section, names_of(architecture))
     return read
+
+
+def _require_producer(section: ConfigFile) -> None:
+    """Say why a section of Model Optimizer's older form, which states no method, is not read."""
+    producer, inner = section.get("producer"), section.get("quantization")
+    name = producer.get("name") if isinstance(producer, Mapping) else producer
+    if isinstance(inner, Mapping) and inner.get("quant_algo") and name != "modelopt":
+        section.fail(
+            "producer",
+            f"{shown(name)} is not 'modelopt', and vLLM 0.32 reads this older form of Model "
+            "Optimizer's by that name alone; correct it, or state quant_method",
+        )
 
 
 def method_of(section: ConfigFile) -> str:

@@ -28,6 +28,8 @@ def stated_section(config: ConfigFile, beside: Beside) -> ConfigFile | None:
         UnknownModelError: the Hub was asked for a file beside config.json and cannot be reached.
     """
     section = config.section("quantization_config") or _beside(beside, HF_QUANT)
+    if section is not None and _lacks_layers(section):
+        section = _with_layers(section, beside)
     if section is None:
         section = config.section("compression_config") or _of_language_model(config)
     method = section.get("quant_method") if section is not None else None
@@ -42,6 +44,35 @@ def stated_section(config: ConfigFile, beside: Beside) -> ConfigFile | None:
 
         require_none(config, beside)
     return section
+
+
+def _lacks_layers(section: ConfigFile) -> bool:
+    """Whether modelopt states a precision for each layer, and states the layers elsewhere."""
+    method, algorithm = section.get("quant_method"), section.get("quant_algo")
+    return (
+        isinstance(method, str)
+        and method.lower().startswith("modelopt")
+        and isinstance(algorithm, str)
+        and algorithm.upper() == "MIXED_PRECISION"
+        and "quantized_layers" not in section.values
+    )
+
+
+def _with_layers(section: ConfigFile, beside: Beside) -> ConfigFile:
+    """With what hf_quant_config.json states of the layers.
+
+    Source: vLLM 0.32, model_loader/weight_utils.py, `get_quant_config`.
+
+    Raises:
+        ModelError: the file is of another producer, or says nothing of them.
+    """
+    file = _beside(beside, HF_QUANT)
+    if file is None:
+        return section
+    producer, inner = file.section("producer"), file.section("quantization")
+    if producer is None or producer.get("name") != "modelopt" or inner is None:
+        file.fail("producer", "is not named 'modelopt', and vLLM 0.32 reads no other's layers here")
+    return ConfigFile(file.where, {**section.values, "quantization": inner.values})
 
 
 def _of_language_model(config: ConfigFile) -> ConfigFile | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,8 +20,27 @@ DESCRIPTION: Final = "quant_model_description.json"
 MAX_DESCRIPTION_BYTES: Final = 24 << 20
 """DeepSeek-V3's 58 layers of 256 experts make some 12 MB."""
 
-BY_HAND: Final = ("quantize_config.json", "quant_config.json", "quantization_config.json")
-"""Where older tools state a quantisation: vLLM reads it only where `--quantization` names one."""
+READ_WITH_A_FLAG: Final = (
+    "quantize_config.json",
+    "quant_config.json",
+    "quantization_config.json",
+)
+"""Where older tools state a quantisation: vLLM reads it only where `--quantization` names one.
+Source: vLLM 0.32, `get_config_filenames` of auto_gptq.py, auto_awq.py and inc.py."""
+
+BY_HAND: Final = (
+    *READ_WITH_A_FLAG,
+    "quant_model_description_w8a8.json",
+    "quant_model_description_w8a8_dynamic.json",
+    "recipe.yaml",
+)
+"""Files that state a quantisation which no server reads by itself; others of a directory are found
+by their names. ModelSlim's carry the kind at times; vllm-ascend 02f6f8f reads the name without
+(quantization/modelslim_config.py). llm-compressor leaves its recipe."""
+
+
+_MAX_NAMES: Final = 1 << 14
+"""More files than any model's directory holds."""
 
 
 class Contents(NamedTuple):
@@ -44,19 +64,47 @@ def nothing_beside(file: str, limit: int) -> Contents | None:
     return None
 
 
+class Directory:
+    """What lies in a directory."""
+
+    __slots__ = ("path",)
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __call__(self, file: str, limit: int) -> Contents | None:
+        """As `Beside`."""
+        path = self.path / file
+        try:
+            return Contents(read_bounded(path, limit), str(path))
+        except AbsentError:
+            return None
+        except UnreadableError as error:
+            raise ModelError(f"{path}: {error}") from None
+
+    def names(self) -> list[str]:
+        """What lies there, in the order of the names; of very many the first it is told of.
+
+        Raises:
+            ModelError: the directory cannot be read.
+        """
+        try:
+            with os.scandir(self.path) as entries:
+                return sorted(
+                    entry.name for entry, _ in zip(entries, range(_MAX_NAMES), strict=False)
+                )
+        except OSError as error:
+            raise ModelError(f"{self.path}: cannot be read: {error.strerror or error}") from None
+
+
 def beside_in(directory: Path) -> Beside:
     """What lies in a directory."""
-    return partial(_read, directory)
+    return Directory(directory)
 
 
-def _read(directory: Path, file: str, limit: int) -> Contents | None:
-    path = directory / file
-    try:
-        return Contents(read_bounded(path, limit), str(path))
-    except AbsentError:
-        return None
-    except UnreadableError as error:
-        raise ModelError(f"{path}: {error}") from None
+def names_in(beside: Beside) -> list[str]:
+    """The names of the files there, where they can be listed; the Hub is asked for known ones."""
+    return beside.names() if isinstance(beside, Directory) else []
 
 
 def beside_on_hub(name: str, revision: str) -> Beside:
