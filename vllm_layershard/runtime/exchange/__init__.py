@@ -1,0 +1,1 @@
+"""Tensor-parallel ranks exchange tokens around a linear that is whole on each of them."""
