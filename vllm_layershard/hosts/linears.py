@@ -35,7 +35,7 @@ def collecting(
         # Aliases are registered again: the MLA wrapper takes in its parent's linears.
         if not isinstance(child, LinearBase) or id(child) in found:
             return
-        layer_id = _layer_id(child.prefix)
+        layer_id = layer_of(child.prefix)
         if layer_id is None or layer_id >= num_layers:
             return
         linear = describe_linear(child, layer_id)
@@ -67,7 +67,7 @@ def leave_towers(
         materialise(module, device)
 
 
-def _layer_id(prefix: str) -> int | None:
+def layer_of(prefix: str) -> int | None:
     """The absolute layer index in a linear's name; None outside the layers."""
     return next((int(part) for part in prefix.split(".") if part.isdigit()), None)
 

@@ -28,9 +28,11 @@ from torch import nn
 from vllm.logger import init_logger
 
 from vllm_layershard.config import KEY, LayerShardConfig
-from vllm_layershard.errors import HostError
 from vllm_layershard.hosts.boundary import boundary_of, check_boundary, install_boundary
 from vllm_layershard.hosts.decision import Decision, decide
+from vllm_layershard.hosts.exchange.construction import building
+from vllm_layershard.hosts.exchange.exchanged_linear import exchange_before
+from vllm_layershard.hosts.exchange.whole_linears import WholeLinears
 from vllm_layershard.hosts.groups import Groups, form_groups
 from vllm_layershard.hosts.identity import checkpoint_of, read_as
 from vllm_layershard.hosts.linears import check_matched, check_untied, collecting, leave_towers
@@ -46,6 +48,7 @@ from vllm_layershard.runtime.reload.act import Act
 from vllm_layershard.runtime.report import Report
 from vllm_layershard.runtime.report_file import ReportFile
 from vllm_layershard.runtime.series import ShardedSeries
+from vllm_layershard.runtime.stats import Counters
 from vllm_layershard.runtime.tensors import materialise
 from vllm_layershard.version import __version__
 
@@ -68,8 +71,6 @@ def build(
         NodeError: the node has not the memory that the ranks are going to share.
         ConfigError: another server writes its reports where this rank would.
     """
-    if config.token_exchange:
-        raise HostError(f"{KEY}: token_exchange is not served yet; leave it out")
     guard_reloads()
     device = device_of(torch.device(vllm_config.device_config.device_type))
     layout = layout_of(vllm_config, config)
@@ -84,7 +85,10 @@ def build(
     try:
         if config.report_dir is not None:
             ReportFile(config.report_dir, groups.rank).prepare()
-        with collecting(config, num_layers) as found:
+        whole = WholeLinears(
+            config.token_exchange, num_layers, vllm_config.parallel_config.tensor_parallel_size
+        )
+        with collecting(config, num_layers) as found, building(whole):
             model = construct()
         leave_towers(model, found, device.torch_device)
         selected = select([linear for linear, _ in found.values()], config.layers)
@@ -92,6 +96,9 @@ def build(
         modules = {linear.prefix: module for linear, module in found.values()}
         named = [linear.prefix for members in selected.values() for linear in members]
         check_untied(model, [modules[prefix] for prefix in named])
+        exchanged = whole.checked(
+            model, [selected[name] for name in config.token_exchange], modules
+        )
         paths = _paths(model, modules)
         unbind({boundary_of(path) for path in paths.values()})
 
@@ -101,6 +108,7 @@ def build(
 
         def attach_and_serve(loaded: Sequence[LoadedGroup]) -> None:
             attach(model, modules, decisions, loaded)
+            exchange_before(exchanged, _counters(decisions, loaded))
             groups.have_stored()
             every_series = [series for group in loaded for series in group.series]
             reload_together(model, Reloads(Act(groups.board()), every_series, device))
@@ -164,6 +172,16 @@ def attach(
                 serve_through(modules[linear.prefix], place)
     for path in _boundaries(decisions):
         install_boundary(model.get_submodule(path), path)
+
+
+def _counters(decisions: Sequence[Decision], loaded: Sequence[LoadedGroup]) -> dict[str, Counters]:
+    """Of the series that each linear belongs to, by prefix."""
+    return {
+        linear.prefix: series.counters
+        for decision, group in zip(decisions, loaded, strict=True)
+        for series, linears in zip(group.series, decision.group_plan.linears, strict=True)
+        for linear in linears
+    }
 
 
 def serve(loaded: Sequence[LoadedGroup], config: LayerShardConfig, groups: Groups) -> None:

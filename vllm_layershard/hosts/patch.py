@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import importlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,11 +49,34 @@ class Patch:
             HostError: this version of the host has no such symbol.
         """
         owner, original = self._owner(), self.original()
-        if is_replaced(original):
-            return
+        if not is_replaced(original):
+            setattr(owner, self.attribute, self._replacement(original))
+
+    @contextmanager
+    def in_force(self, owner: Any) -> Iterator[None]:
+        """Replace the symbol while entered, of `owner`: a class that stands for the patch's own.
+
+        Afterwards the owner is as it was, also where it inherits the symbol.
+
+        Raises:
+            HostError: this version of the host has no such symbol.
+        """
+        self.original()
+        original = getattr(owner, self.attribute)
+        is_its_own = self.attribute in vars(owner)
+        setattr(owner, self.attribute, self._replacement(original))
+        try:
+            yield
+        finally:
+            if is_its_own:
+                setattr(owner, self.attribute, original)
+            else:
+                delattr(owner, self.attribute)
+
+    def _replacement(self, original: Callable[..., Any]) -> Callable[..., Any]:
         replacement = functools.wraps(original)(self.wrap(original))
         setattr(replacement, _ORIGINAL, original)
-        setattr(owner, self.attribute, replacement)
+        return replacement
 
     def original(self) -> Callable[..., Any]:
         """What stands under the symbol now.

@@ -1,7 +1,8 @@
 """What layer sharding replaces in vLLM: two symbols, each inert for a config without the key.
 
-Two more are replaced in a worker whose model is sharded (reload_guard.py), three for data
-parallelism on a CPU (cpu_dp.py). docs/patches.md has all of them.
+Two more are replaced in a worker whose model is sharded (reload_guard.py), one while a model with
+a token exchange is built (exchange/construction.py), three for data parallelism on a CPU
+(cpu_dp.py). docs/patches.md has all of them.
 """
 
 from __future__ import annotations

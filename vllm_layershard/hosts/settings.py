@@ -92,7 +92,7 @@ def check(vllm_config: VllmConfig) -> None:
     _check_split(vllm_config, config)
     if layout.one_sided:
         _check_pulls(vllm_config)
-    if vllm_config.device_config.device_type == "cpu" and layout.dp > 1 and layout.in_lockstep:
+    if vllm_config.device_config.device_type == "cpu" and layout.dp > 1 and layout.dp_lockstep:
         cpu_dp.require()
     if config.report_dir is not None:  # last: it makes the directory
         make_writable(config.report_dir)

@@ -16,7 +16,7 @@ from vllm_layershard.runtime.loading import LoadingSeries
 from vllm_layershard.runtime.ops import Place
 
 
-class _InFront(LinearMethodBase):  # type: ignore[misc]
+class InFront(LinearMethodBase):  # type: ignore[misc]
     """Stands in front of one linear's own quant method, `inner`.
 
     It is no subclass of the wrapped method. Fast paths that read `weight` on their own test for the
@@ -37,7 +37,7 @@ class _InFront(LinearMethodBase):  # type: ignore[misc]
         return getattr(self._inner, name)
 
 
-class LoadingLinearMethod(_InFront):
+class LoadingLinearMethod(InFront):
     """The quant method of a linear that is being loaded.
 
     `adopting` is entered around the adoption, and counts it: see LoadingModel.
@@ -87,7 +87,7 @@ class LoadingLinearMethod(_InFront):
         raise AssertionError(f"{self._prefix} runs before it is loaded")
 
 
-class ShardedLinearMethod(_InFront):
+class ShardedLinearMethod(InFront):
     """The quant method of a loaded linear: waits for the weight before it applies."""
 
     def __init__(self, inner: Any, prefix: str, place: Place) -> None:
@@ -139,15 +139,16 @@ def put_in_front(module: Any, method: LoadingLinearMethod) -> None:
         # vLLM's CPU backend packs the weight into an opaque handle unless this is set (0.32, 0.33).
         # Quantised kernels read it, too, and would choose another path: they are left as they are.
         module._cpu_skip_gemm_dispatch = True
-    _set_method(module, method)
+    set_method(module, method)
 
 
 def serve_through(module: Any, place: Place) -> None:
     """From now on the module's linear waits for its weight at this place."""
-    _set_method(module, ShardedLinearMethod(module.quant_method._inner, module.prefix, place))
+    set_method(module, ShardedLinearMethod(module.quant_method._inner, module.prefix, place))
 
 
-def _set_method(module: Any, method: LinearMethodBase) -> None:
+def set_method(module: Any, method: LinearMethodBase) -> None:
+    """Give the module this quant method."""
     module.quant_method = method
     custom_op = getattr(module, "custom_op", None)
     if custom_op is not None and hasattr(custom_op, "update_attrs"):

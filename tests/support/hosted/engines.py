@@ -1,10 +1,12 @@
-"""Two data-parallel ranks that build and load the real vLLM model, without a server.
+"""Two ranks that build and load the real vLLM model, without a server.
 
-Ranks of a model with experts are one world; replicas of a dense one are engines of their own.
+They are data-parallel, unless tensor parallelism is asked for. Data-parallel ranks of a model with
+experts are one world; replicas of a dense one are engines of their own.
 """
 
 from __future__ import annotations
 
+import os
 import socket
 import tempfile
 import traceback
@@ -20,26 +22,32 @@ RANKS = 2
 
 
 def _one_rank(
-    rank: int, port: int, model: str, sharding: Any, inspect: Any, results: Any, end: Any
+    rank: int, port: int, model: str, sharding: Any, tp: int, inspect: Any, results: Any, end: Any
 ) -> None:
     torch.set_num_threads(1)
     try:
-        results.put((rank, inspect(rank, _config(rank, port, model, sharding)), None))
+        results.put((rank, inspect(rank, _config(rank, port, model, sharding, tp)), None))
     except BaseException as error:
         results.put((rank, None, f"{type(error).__name__}: {error}\n{traceback.format_exc()}"))
     end.wait()  # what a rank keeps for others is theirs to look at until all have looked
 
 
-def _config(rank: int, port: int, model: str, sharding: Any) -> Any:
+def _config(rank: int, port: int, model: str, sharding: Any, tp: int) -> Any:
     from vllm.engine.arg_utils import EngineArgs
 
     config = EngineArgs(
         model=model,
-        data_parallel_size=RANKS,
+        data_parallel_size=RANKS // tp,
+        tensor_parallel_size=tp,
         enforce_eager=True,
         additional_config={} if sharding is None else {"layer_sharding": sharding},
     ).create_engine_config()
     parallel = config.parallel_config
+    if tp > 1:
+        parallel.rank = rank
+        parallel._test_meeting = f"tcp://127.0.0.1:{port}"
+        os.environ["VLLM_DIST_IDENT"] = str(port)  # as vLLM's CPU worker does
+        return config
     parallel.data_parallel_index = rank
     parallel.data_parallel_master_ip = "127.0.0.1"
     if config.model_config.is_moe:
@@ -72,14 +80,19 @@ def load(config: Any, between: Callable[[torch.nn.Module], None]) -> torch.nn.Mo
 
 def join() -> None:
     """Meet the other ranks in vLLM's world, as a worker does; in a configuration's context."""
+    from vllm.config import get_current_vllm_config
     from vllm.distributed import ensure_model_parallel_initialized, init_distributed_environment
 
-    alone = f"file://{tempfile.mkdtemp()}/store"
-    init_distributed_environment(1, 0, alone, 0, "gloo")
-    ensure_model_parallel_initialized(1, 1)
+    parallel = get_current_vllm_config().parallel_config
+    tp, alone = parallel.tensor_parallel_size, f"file://{tempfile.mkdtemp()}/store"
+    meeting = getattr(parallel, "_test_meeting", alone)
+    init_distributed_environment(tp, parallel.rank, meeting, parallel.rank, "gloo")
+    ensure_model_parallel_initialized(tp, 1)
 
 
-def run_engines(model: Path, sharding: Any, inspect: Callable[[int, Any], Any]) -> list[Any]:
+def run_engines(
+    model: Path, sharding: Any, inspect: Callable[[int, Any], Any], *, tp: int = 1
+) -> list[Any]:
     """What `inspect(rank, config)` returns on each rank; a rank's error as its text."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -87,7 +100,7 @@ def run_engines(model: Path, sharding: Any, inspect: Callable[[int, Any], Any]) 
     results = CONTEXT.SimpleQueue()
     end = CONTEXT.Barrier(RANKS)
     processes = [
-        forked(_one_rank, rank, port, str(model), sharding, inspect, results, end)
+        forked(_one_rank, rank, port, str(model), sharding, tp, inspect, results, end)
         for rank in range(RANKS)
     ]
     for process in processes:

@@ -7,6 +7,7 @@ from pathlib import Path
 from hosted.child import run_child
 from vllm_layershard.hosts import cpu_dp, reload_guard
 from vllm_layershard.hosts import patches as install
+from vllm_layershard.hosts.exchange import construction
 
 DOCS = Path(__file__).parents[3] / "docs" / "patches.md"
 
@@ -20,7 +21,7 @@ def test_the_table_in_the_docs_is_the_patches():
     expected = [
         (f"`{patch.symbol}`", patch.versions, f"`{entry}`", patch.reason, patch.removal)
         for entry, patches in (
-            ("layershard", (*install.PATCHES, *reload_guard.PATCHES)),
+            ("layershard", (*install.PATCHES, *reload_guard.PATCHES, *construction.PATCHES)),
             ("layershard_cpu_dp", cpu_dp.PATCHES),
         )
         for patch in patches
@@ -74,3 +75,37 @@ result = {
         "model": "a model",
         "sharding_imported": False,
     }
+
+
+def test_a_class_is_as_it_was_after_a_patch_in_force_whoever_has_the_symbol():
+    assert (
+        run_child(
+            """
+import inspect
+from vllm.model_executor.layers.linear import RowParallelLinear
+from vllm_layershard.hosts.patch import Patch, is_replaced
+class Inherits(RowParallelLinear):
+    pass
+class HasItsOwn(RowParallelLinear):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+patch = Patch("vllm.model_executor.layers.linear", "RowParallelLinear", "__init__", "", "", "",
+              lambda original: lambda self, *args, **kwargs: None)
+result = []
+for owner in (RowParallelLinear, Inherits, HasItsOwn):
+    before = dict(vars(owner))
+    seen = inspect.signature(owner.__init__)
+    try:
+        with patch.in_force(owner):
+            there = is_replaced(owner.__init__)
+            same = inspect.signature(owner.__init__) == seen
+            others = [is_replaced(c.__init__) for c in (RowParallelLinear, HasItsOwn)
+                      if c is not owner]
+            raise KeyError
+    except KeyError:
+        pass
+    result.append([there, same, any(others), dict(vars(owner)) == before])
+"""
+        )
+        == [[True, True, False, True]] * 3
+    )

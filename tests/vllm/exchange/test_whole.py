@@ -1,0 +1,105 @@
+"""A real vLLM model on two tensor-parallel ranks, whose o_proj is whole behind a token exchange."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hosted.engines import RANKS, load, run_engines
+from recital import model_path
+
+COUNTS = (1, 2, 3, 7, 64)
+"""T - 1, T, T + 1, a prime, and many."""
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "as it comes": {},
+    "striped": {"placement": "striped"},
+    "pulled": {"transport": "pull"},
+    "control": {"placement": "replicated"},
+    "first kept": {"keep_first": True},
+    "every second": {"layer_stride": 2},
+    "two ahead": {"prefetch_step": 2},
+}
+
+
+def o_proj(model: torch.nn.Module, layer: int) -> torch.nn.Module:
+    return model.get_submodule(f"model.layers.{layer}.self_attn.o_proj")
+
+
+def started(config: Any, options: dict[str, Any]) -> torch.nn.Module:
+    config.compilation_config.static_forward_context.clear()
+    asked = {"layers": ["o_proj"], "token_exchange": ["o_proj"], "verify": True}
+    config.additional_config = {"layer_sharding": asked | options}
+    return load(config, lambda model: None)
+
+
+@torch.inference_mode()
+def every_option(rank: int, config: Any) -> dict[str, dict]:
+    checkpoint = load_file(f"{config.model_config.model}/model.safetensors")
+    layers = range(config.model_config.hf_text_config.num_hidden_layers)
+    found = {}
+    for name, options in OPTIONS.items():
+        model = started(config, options)
+        from vllm_layershard.runtime.ops import _boundaries, bound_series
+
+        (series,) = (s for s in bound_series() if s.name == "o_proj")
+        right, shares = [], []
+        for count in COUNTS:
+            series.slots.poison()
+            rows_before = series.counters.exchanged_rows
+            for layer in layers:
+                if f"model.layers.{layer}" in _boundaries:
+                    x = torch.zeros(1)
+                    torch.ops.layershard.reach(x, f"model.layers.{layer}")
+                linear = o_proj(model, layer)
+                rows = rows_of(count, linear.input_size, layer)
+                weight = checkpoint[f"model.layers.{layer}.self_attn.o_proj.weight"]
+                expected = chunk_by_chunk(rows, weight)
+                result, bias = linear(rows.chunk(RANKS, dim=1)[rank].contiguous())
+                right.append(torch.equal(result, expected) and bias is None)
+            shares.append(series.counters.exchanged_rows - rows_before)
+        plan = series.plan
+        found[name] = {
+            "right": all(right),
+            "moved layers": plan.series.layer_ids,
+            "shares": shares,
+            "exchanges": series.counters.exchanges,
+            "group": series.group.ranks,
+            "owned": plan.owned_layers(rank),
+            "resident": series.resident_bytes() - plan.ledger.resident_bytes[rank],
+            "slots": series.slots.nbytes() - plan.ledger.slot_bytes,
+            "methods": sorted({type(o_proj(model, i).quant_method).__name__ for i in layers}),
+        }
+    return found
+
+
+def rows_of(count: int, columns: int, seed: int) -> torch.Tensor:
+    return torch.randn(count, columns, generator=torch.Generator().manual_seed(seed)).bfloat16()
+
+
+def chunk_by_chunk(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    share = math.ceil(len(rows) / RANKS)
+    padded = torch.cat([rows, rows.new_zeros(share * RANKS - len(rows), rows.shape[1])])
+    products = [torch.nn.functional.linear(chunk, weight) for chunk in padded.split(share)]
+    return torch.cat(products)[: len(rows)]
+
+
+@pytest.mark.parametrize("kind", ["experts", "dense"])
+def test_every_placement_computes_the_whole_product(kind):
+    """MLA and GQA: each rank's share of rows, chunk with chunk to the bit, and the plan's bytes."""
+    for seen in run_engines(model_path(kind), {"layers": ["o_proj"]}, every_option, tp=2):
+        assert not isinstance(seen, str), seen
+        for name, one in seen.items():
+            layers = one["moved layers"]
+            assert one["right"], name
+            assert one["group"] == (0, 1)
+            assert one["shares"] == [len(layers) * math.ceil(count / RANKS) for count in COUNTS]
+            assert one["exchanges"] == len(layers) * len(COUNTS)
+            assert (one["resident"], one["slots"]) == (0, 0), name
+            assert one["methods"] == ["ExchangedLinearMethod"]
+        assert seen["every second"]["moved layers"] == seen["as it comes"]["moved layers"][::2]
+        assert seen["first kept"]["moved layers"] == seen["as it comes"]["moved layers"][1:]
