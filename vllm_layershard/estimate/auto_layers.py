@@ -90,16 +90,21 @@ def _saved(sharding: Sharding) -> int:
 def candidates(model: Model, deployment: Deployment, template: LayerShardConfig) -> list[str]:
     """Names of linears that save something alone, those that save most first.
 
-    `template` holds the options; its names are replaced.
+    `template` holds the options; its names are replaced. What it exchanges is no candidate, and is
+    sharded beside each of them.
     """
     saved: dict[str, int] = {}
-    linears = model.linears(deployment)
+    linears, exchanged = model.linears(deployment), template.token_exchange
     outside = set(short_names([linear for linear in linears if is_min_latency(linear)]))
+    whole = [linear for linear in linears if any(map(linear.is_named, exchanged))]
     for name in short_names(linears):
         if refusal_of(name) is not None or name in outside:
             continue
+        if any(linear.is_named(name) for linear in whole):
+            continue
         try:
-            saved[name] = _saved(shard_model(model, deployment, replace(template, layers=(name,))))
+            config = replace(template, layers=(*exchanged, name))
+            saved[name] = _saved(shard_model(model, deployment, config))
         except PlanError:
             continue  # too short a series for the step, no layer of it at this stride
     return sorted((name for name in saved if saved[name] > 0), key=lambda name: -saved[name])

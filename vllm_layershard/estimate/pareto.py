@@ -37,19 +37,21 @@ def pareto(
 ) -> tuple[Point, ...]:
     """Points for the linears that save most, one after the other, at a few strides.
 
-    Empty where the hardware lacks a number. `template` holds all other options.
+    Empty where the hardware lacks a number. `template` holds all other options; what it exchanges
+    is sharded at every point.
     """
     points: list[Point] = []
     for stride in _STRIDES:
-        names: tuple[str, ...] = ()
+        names = template.token_exchange
         strided = replace(template, layer_stride=stride)
-        for name in candidates(model, deployment, strided)[:_MOST_NAMES]:
+        further = [(name,) for name in candidates(model, deployment, strided)[:_MOST_NAMES]]
+        for more in [(), *further] if names else further:
             try:
-                config = replace(strided, layers=(*names, name))
+                config = replace(strided, layers=(*names, *more))
                 sharding = shard_model(model, deployment, config)
             except PlanError:
                 continue  # two names of one linear
-            names = (*names, name)
+            names = config.layers
             if lacking_for(sharding, hardware):
                 return ()
             forwards = Forwards(sharding, hardware)

@@ -116,6 +116,19 @@ def test_the_launch_line_and_the_json_say_it() -> None:
     assert without["sharding"]["token_exchange"] == []
 
 
+@pytest.mark.parametrize("name", ["o_proj", "self_attn.o_proj"])
+def test_every_alternative_exchanges_it_too(name: str, tmp_path: Path) -> None:
+    layout = Layout(tp=4, dp=2)
+    result = plan_model("DeepSeek-V3", [name], layout, token_exchange=name)
+    points = result.alternatives()
+    assert points[0].layers == (name,)
+    assert points[0].saved_bytes == result.memory.saved_bytes_min
+    assert all(point.layers[0] == name for point in points)
+    assert any("q_b_proj" in point.layers for point in points)
+    words = ["--tp", "4", "--dp", "2", "--layers", name, "--token-exchange", name]
+    said("plan", "--model", "DeepSeek-V3", *words, "--html", str(tmp_path / "plan.html"))
+
+
 def test_check_takes_it_from_the_configuration_and_from_the_flag() -> None:
     words = ["--model", "DeepSeek-V3", "--tp", "8"]
     stated = '{"layer_sharding": {"layers": ["o_proj"], "token_exchange": ["o_proj"]}}'
