@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Final
+from typing import Final, NamedTuple
 
 from vllm_layershard.config import KEY
 from vllm_layershard.errors import PlanError
@@ -20,11 +20,25 @@ _HOW: Final[dict[str, str]] = {
 }
 
 
-def row_parallel(model: Model, deployment: Deployment, name: str) -> Iterator[tuple[Shape, Linear]]:
-    """The linears of this name that tensor parallelism splits by input, as it splits them."""
-    for shape, linear in _named(model, replace(deployment, exchange=()), name):
-        if shape.split == "in":
-            yield shape, linear
+def without_exchange(deployment: Deployment) -> Deployment:
+    """The same ranks, of plain tensor parallelism."""
+    return replace(deployment, exchange=())
+
+
+class Exchanged(NamedTuple):
+    """A linear that is exchanged: as a rank of plain tensor parallelism holds it, and whole."""
+
+    split_shape: Shape
+    split: Linear
+    whole_shape: Shape
+    whole: Linear
+
+
+def exchanged_linears(model: Model, deployment: Deployment, name: str) -> Iterator[Exchanged]:
+    """Those of this name, in layer order; `deployment` exchanges them."""
+    plain = _named(model, without_exchange(deployment), name)
+    for split, whole in zip(plain, _named(model, deployment, name), strict=True):
+        yield Exchanged(*split, *whole)
 
 
 def require_exchange(model: Model, deployment: Deployment, names: tuple[str, ...]) -> None:
@@ -36,7 +50,7 @@ def require_exchange(model: Model, deployment: Deployment, names: tuple[str, ...
     Raises:
         PlanError: names the linear, the reason and the remedy.
     """
-    plain = replace(deployment, exchange=())
+    plain = without_exchange(deployment)
     if plain.layout.tp == 1:
         raise PlanError(
             f"{KEY}.token_exchange: without tensor parallelism every rank has all heads, and there "

@@ -28,7 +28,7 @@ def layer_operations(
         for shape, linear in linears:
             if not shape.absorbed:
                 tokens = -(-batch.tokens // tp) if shape.shared_out else batch.tokens
-                operations.append(_product(b, shape, linear, tokens))
+                operations.append(product(b, shape, linear, tokens))
             if shape.after == "attention":
                 work = segment.attention.work(b.dtype, tp, batch)
                 absorbed = [pair for pair in linears if pair[0].absorbed]
@@ -38,7 +38,7 @@ def layer_operations(
     return tuple(operations)
 
 
-def _product(blueprint: Blueprint, shape: Shape, linear: Linear, tokens: float) -> Operation:
+def product(blueprint: Blueprint, shape: Shape, linear: Linear, tokens: float) -> Operation:
     """The matrix product of a linear: 2 x tokens x out x in."""
     return Operation(
         linear=linear.prefix,

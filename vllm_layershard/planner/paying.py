@@ -34,7 +34,8 @@ def failures_of(
 ) -> tuple[str, ...]:
     """Why a plan does not pay; empty where it does.
 
-    It pays where the weights fit, every rank saves something, and each of the phases hides.
+    It pays where the weights fit, every rank saves something, and each of the phases hides. A
+    phase must not lose by an exchange of tokens either.
     """
     failures = []
     if not may_fit(forecast.fit):
@@ -47,4 +48,12 @@ def failures_of(
             failures += [f"{name} does not hide" for name in shown if name in phases]
         case Abstention():
             failures += [f"{name} is not estimated" for name in forecast.batches if name in phases]
+    if sharding.deployment.exchange:
+        from vllm_layershard.estimate.exchange.judge import judge  # seldom asked for
+
+        times = judge(sharding, forecast.hardware, forecast.batches).phases
+        losing = [name for name in phases if name in times and not times[name].wins]
+        failures += [f"{name} loses by the exchange" for name in losing]
+        if not times and isinstance(forecast, Estimate):
+            failures.append("the exchange is not estimated")
     return tuple(failures)

@@ -25,6 +25,7 @@ def warnings_on(sharding: Sharding, hardware: Hardware | None) -> tuple[str, ...
         *_on_context(sharding),
         *_on_kernels(sharding),
         *_on_drafts(sharding),
+        *_on_exchange(sharding),
     )
 
 
@@ -137,6 +138,23 @@ def _on_drafts(sharding: Sharding) -> Iterator[str]:
         f"{held:,} bytes of weights, and what the cache keeps; they are not sharded, and their "
         "time is not counted"
     )
+
+
+def _on_exchange(sharding: Sharding) -> Iterator[str]:
+    if not sharding.deployment.exchange:
+        return
+    from vllm_layershard.estimate.exchange.linears import alike, held
+    from vllm_layershard.estimate.exchange.verdict import more_bytes
+
+    linears = alike(sharding)
+    plain, whole, planned = (f"{nbytes / 2**30:,.2f} GiB" for nbytes in held(sharding, linears))
+    names = ", ".join(sharding.deployment.exchange)
+    yield (
+        f"a rank holds at most {planned} of {names}: plain tensor parallelism has {plain}, and "
+        f"whole on every rank it is {whole}, from which all that is saved is counted"
+    )
+    if more := more_bytes(linears):
+        yield f"token_exchange moves more than it spares: {more}"
 
 
 def _on_kernels(sharding: Sharding) -> Iterator[str]:

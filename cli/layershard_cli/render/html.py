@@ -77,6 +77,7 @@ def page(result: PlanResult, points: Sequence[Point]) -> str:
         *(f"<div><b>{escape(k)}</b><small>{escape(v)}</small></div>" for k, v in figures.items()),
         "</div>",
         *launch,
+        *_exchange(result),
         "<h2>One forward</h2>",
         *(map(_timeline, phases) if phases else ["<p>No estimate.</p>"]),
         "<h2>Memory saved against time exposed</h2>",
@@ -100,6 +101,12 @@ def page(result: PlanResult, points: Sequence[Point]) -> str:
         f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n"
         f"<body>\n{chr(10).join(body)}\n</body></html>\n"
     )
+
+
+def _exchange(result: PlanResult) -> list[str]:
+    if not result.planned.deployment.exchange or result.exchange is None:
+        return []
+    return [f"<p>Exchange of tokens: {escape(result.exchange.verdict)}</p>"]
 
 
 def _timeline(phase: Phase) -> str:

@@ -58,6 +58,10 @@ def print_plan(result: PlanResult, *, timeline: bool = False, ledger: bool = Fal
             ("verdict", f"{forecast.verdict}{estimated.source}"),
         ]
     )
+    if sharding.deployment.exchange:
+        from layershard_cli.render.exchange import print_exchange
+
+        print_exchange(sheet, result)
     if timeline and isinstance(forecast, Estimate):
         _print_timelines(sheet, forecast)
     if ledger:

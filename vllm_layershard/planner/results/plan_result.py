@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from vllm_layershard.estimate.pareto import Point
     from vllm_layershard.planner.layout import Layout
     from vllm_layershard.planner.results.checkpoint import StoredCheckpoint
+    from vllm_layershard.planner.results.exchange import Exchange
     from vllm_layershard.planner.results.facts import GroupFacts, ModelFacts, ShardingFacts
     from vllm_layershard.planner.results.memory import KvCache, Memory, SeriesBytes
     from vllm_layershard.planner.results.prefetch import Prefetch
@@ -29,6 +30,7 @@ _SECTIONS: Final = (
     "memory",
     "kv_cache",
     "prefetch",
+    "exchange",
     "basis",
     "groups",
     "launch",
@@ -112,6 +114,15 @@ class PlanResult(NamedTuple):
         from vllm_layershard.planner.results.prefetch import prefetch_of
 
         return prefetch_of(self.forecast)
+
+    @property
+    def exchange(self) -> Exchange | None:
+        """What the exchange of tokens costs and gains; None where none is planned."""
+        if not self.planned.deployment.exchange:
+            return None
+        from vllm_layershard.planner.results.exchange import exchange_of
+
+        return exchange_of(self.planned, self.forecast, self.kv_cache_dtype)
 
     @property
     def basis(self) -> Mapping[str, str]:
