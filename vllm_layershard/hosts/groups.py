@@ -37,9 +37,9 @@ class Groups(ABC):
         self._mine = mine
         self._room: Room | None = None
 
-    def of(self, tp_replicated: bool) -> Group:
+    def of(self, tp_replicated: bool, tp_copies: int) -> Group:
         """The group that holds the same copies of a linear as this rank."""
-        size = self._layout.group_size(tp_replicated)
+        size = self._layout.group_size(tp_replicated, tp_copies)
         return next(group for group in self._mine if group.size == size)
 
     @abstractmethod
@@ -214,9 +214,9 @@ _built = 0
 
 
 def _groups_of(layout: ParallelLayout) -> Iterator[Ranks]:
-    """The ranks of every group, each once: the two kinds are one where nothing is split."""
-    both = [ranks for tp_replicated in (False, True) for ranks in layout.groups(tp_replicated)]
-    yield from dict.fromkeys(both)
+    """The ranks of every group, each once: some kinds are one, where nothing is split."""
+    every = [ranks for kind in layout.kinds for ranks in layout.groups(*kind)]
+    yield from dict.fromkeys(every)
 
 
 def _timeout(parallel_config: Any, setting: str) -> timedelta | None:

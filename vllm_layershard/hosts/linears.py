@@ -76,7 +76,17 @@ def describe_linear(module: Any, layer_id: int) -> Linear:
     """A vLLM linear as the plan knows it, with the tensors that it holds now."""
     # A ReplicatedLinear carries the world's tp_size, though it is whole on every rank (vLLM 0.32).
     whole = module.tp_size == 1 or isinstance(module, ReplicatedLinear)
-    return Linear(module.prefix, layer_id, whole, describe(module))
+    copies = 1 if whole else _tp_copies(module)
+    return Linear(module.prefix, layer_id, whole, describe(module), copies)
+
+
+def _tp_copies(module: Any) -> int:
+    """How many neighbouring tensor-parallel ranks hold the same part of a split linear.
+
+    Under `dcp_q_replicate` those of a decode-context group do: each computes the queries of all.
+    Source: vLLM 0.32, linear.py, `DCPGroupColumnParallelLinear`.
+    """
+    return int(module.group_size) if getattr(module, "qrep_active", False) else 1
 
 
 def method_name(module: Any) -> str:

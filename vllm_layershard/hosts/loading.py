@@ -72,7 +72,8 @@ class LoadingModel:
         )
 
     def _group_of(self, decision: Decision) -> Group:
-        return self._groups.of(decision.group_plan.tp_replicated)
+        plan = decision.group_plan
+        return self._groups.of(plan.tp_replicated, plan.tp_copies)
 
     def begin(self, config: LayerShardConfig, layout: ParallelLayout) -> None:
         """Give memory to what this rank loads, and wrap the quant methods.

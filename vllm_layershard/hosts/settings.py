@@ -60,6 +60,7 @@ def _asked_layout(vllm_config: VllmConfig, config: LayerShardConfig) -> Parallel
         dp=launched_as(vllm_config).size,
         pcp=parallel.prefill_context_parallel_size,
         pp=parallel.pipeline_parallel_size,
+        dcp=parallel.decode_context_parallel_size,
         is_moe=vllm_config.model_config.is_moe,
         config=config,
     )

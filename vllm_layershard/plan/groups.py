@@ -16,7 +16,7 @@ class GroupPlan(NamedTuple):
     """The plan that every group of one kind in one pipeline stage obeys.
 
     `ranks[g]` are the global ranks of group g in group-rank order. `linears[s][p]` is the linear
-    at position p of the plan's series s.
+    at position p of the plan's series s; `tp_replicated` and `tp_copies` are theirs.
     """
 
     pp_stage: int
@@ -24,6 +24,7 @@ class GroupPlan(NamedTuple):
     ranks: tuple[tuple[int, ...], ...]
     plan: Plan
     linears: tuple[tuple[Linear, ...], ...]
+    tp_copies: int = 1
 
     @property
     def prefixes(self) -> tuple[tuple[str, ...], ...]:
@@ -82,17 +83,18 @@ def group_plans(
             tp_replicated=tp_replicated,
             ranks=tuple(
                 ranks
-                for ranks in layout.groups(tp_replicated)
+                for ranks in layout.groups(tp_replicated, tp_copies)
                 if layout.stage_of(ranks[0]) == pp_stage
             ),
             plan=build_plan(
                 tuple(members),
-                layout.group_size(tp_replicated),
+                layout.group_size(tp_replicated, tp_copies),
                 config.prefetch_step,
                 config.placement,
                 config.layer_stride,
             ),
             linears=tuple(members.values()),
+            tp_copies=tp_copies,
         )
-        for tp_replicated, members in by_group(grouped)
+        for tp_replicated, tp_copies, members in by_group(grouped)
     )

@@ -16,6 +16,8 @@ class ParallelLayout:
     routed experts; replicas of a dense model are engines that never wait for each other, and share
     only where `one_sided` says that ranks fetch by themselves what they need. With `engines_apart`
     they share nothing with each other even then: only the ranks of one engine share.
+    `dcp`: decode-context parallelism, which adds no rank: without PCP its groups are neighbouring
+    tensor-parallel ranks, which may hold the same part of a query projection.
     Source: vLLM 0.32, distributed/parallel_state.py, `initialize_model_parallel`.
     """
 
@@ -26,9 +28,10 @@ class ParallelLayout:
     dp_lockstep: bool = True
     one_sided: bool = False
     engines_apart: bool = False
+    dcp: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("tp", "dp", "pcp", "pp"):
+        for name in ("tp", "dp", "pcp", "pp", "dcp"):
             size = getattr(self, name)
             if size < 1:
                 raise PlanError(f"{name} = {size}: a parallel size is at least 1")
@@ -53,10 +56,19 @@ class ParallelLayout:
         """Whether data-parallel ranks share with each other."""
         return self.dp_lockstep or (self.one_sided and not self.engines_apart)
 
-    def group_size(self, tp_replicated: bool) -> int:
+    @property
+    def kinds(self) -> tuple[tuple[bool, int], ...]:
+        """How linears may lie over tensor-parallel ranks: `tp_replicated` and `tp_copies` of each.
+
+        Those that are split come first, whole ones last.
+        """
+        by_dcp = self.pcp == 1 and self.dcp > 1 and self.tp % self.dcp == 0
+        return ((False, 1), *([(False, self.dcp)] if by_dcp else []), (True, 1))
+
+    def group_size(self, tp_replicated: bool, tp_copies: int = 1) -> int:
         """How many ranks that share hold the same copy of a linear."""
         together = self.dp if self.dp_shares else 1
-        return together * self.pcp * (self.tp if tp_replicated else 1)
+        return together * self.pcp * (self.tp if tp_replicated else tp_copies)
 
     def require_peers(self) -> None:
         """Refuse a layout in which no rank has another to share with.
@@ -81,19 +93,21 @@ class ParallelLayout:
         """The pipeline stage of a global rank."""
         return rank // (self.pcp * self.tp) % self.pp
 
-    def groups(self, tp_replicated: bool) -> tuple[tuple[int, ...], ...]:
+    def groups(self, tp_replicated: bool, tp_copies: int = 1) -> tuple[tuple[int, ...], ...]:
         """The global ranks of every group of equal copies; a rank's place in it is its group rank.
 
-        A linear split by tensor parallelism has its copies over DP x PCP, one that is not over
-        DP x PCP x TP; pipeline stages never share.
+        A linear split by tensor parallelism has its copies over DP x PCP, and over `tp_copies`
+        neighbours; one that is not over DP x PCP x TP. Pipeline stages never share.
         """
+        neighbours = self.tp if tp_replicated else tp_copies
+        assert self.tp % neighbours == 0, f"{neighbours} copies over {self.tp} ranks"
 
         def rank(dp: int, pp: int, pcp: int, tp: int) -> int:
             return ((dp * self.pp + pp) * self.pcp + pcp) * self.tp + tp
 
-        every_dp, every_tp = range(self.dp), range(self.tp)
+        every_dp = range(self.dp)
         together = [every_dp] if self.dp_shares else [range(dp, dp + 1) for dp in every_dp]
-        alike = [every_tp] if tp_replicated else [range(tp, tp + 1) for tp in every_tp]
+        alike = [range(tp, tp + neighbours) for tp in range(0, self.tp, neighbours)]
         return tuple(
             tuple(rank(dp, pp, pcp, tp) for dp in dps for pcp in range(self.pcp) for tp in tps)
             for dps in together

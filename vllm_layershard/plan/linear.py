@@ -35,13 +35,15 @@ class Linear(NamedTuple):
     """One linear layer on one rank.
 
     `prefix` is its dotted name in the model, `layer_id` the absolute index of its decoder layer.
-    `tp_replicated`: every tensor-parallel rank holds the same copy (`tp_size == 1`).
+    `tp_replicated`: every tensor-parallel rank holds the same copy (`tp_size == 1`). `tp_copies`:
+    so many neighbouring ones hold the same part of a linear that is split.
     """
 
     prefix: str
     layer_id: int
     tp_replicated: bool
     tensors: tuple[TensorSpec, ...]
+    tp_copies: int = 1
 
     @property
     def large(self) -> tuple[TensorSpec, ...]:

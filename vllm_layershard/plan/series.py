@@ -62,12 +62,14 @@ def series_of(
     """
     grouped: dict[Series, tuple[Linear, ...]] = {}
     for name, linears in selected.items():
-        alike: dict[tuple[bool, str], list[Linear]] = {}
+        alike: dict[tuple[bool, int, str], list[Linear]] = {}
         for linear in linears:
             if in_stride(linear.layer_id, layer_stride):
                 layout = " ".join(f"{t.name}:{t.layout}" for t in linear.large)
-                alike.setdefault((linear.tp_replicated, layout), []).append(linear)
-        for (tp_replicated, layout), members in alike.items():
+                alike.setdefault((linear.tp_replicated, linear.tp_copies, layout), []).append(
+                    linear
+                )
+        for (tp_replicated, _, layout), members in alike.items():
             members.sort(key=lambda linear: linear.layer_id)
             first = members[0].layer_id
             kept = members.pop(0) if keep_first and len(members) > 1 else None
@@ -93,9 +95,14 @@ def as_processed(series: Series, members: Sequence[Linear]) -> Series:
 
 def by_group(
     grouped: Mapping[Series, tuple[Linear, ...]],
-) -> Iterator[tuple[bool, dict[Series, tuple[Linear, ...]]]]:
-    """The series of each kind of group: split by tensor parallelism first, whole ones second."""
-    for tp_replicated in (False, True):
-        alike = {s: members for s, members in grouped.items() if s.tp_replicated is tp_replicated}
-        if alike:
-            yield tp_replicated, alike
+) -> Iterator[tuple[bool, int, dict[Series, tuple[Linear, ...]]]]:
+    """The series of each kind of group, with its `tp_replicated` and `tp_copies`.
+
+    Those split by tensor parallelism come first, whole ones last.
+    """
+    kinds: dict[tuple[bool, int], dict[Series, tuple[Linear, ...]]] = {}
+    for series, members in grouped.items():
+        kind = (members[0].tp_replicated, members[0].tp_copies)
+        kinds.setdefault(kind, {})[series] = members
+    for tp_replicated, tp_copies in sorted(kinds):
+        yield tp_replicated, tp_copies, kinds[tp_replicated, tp_copies]

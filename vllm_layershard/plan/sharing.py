@@ -9,7 +9,7 @@ from vllm_layershard.plan.layout import ParallelLayout, run_in_lockstep
 
 
 def sharing_layout(
-    *, tp: int, dp: int, pcp: int, pp: int, is_moe: bool, config: LayerShardConfig
+    *, tp: int, dp: int, pcp: int, pp: int, is_moe: bool, config: LayerShardConfig, dcp: int = 1
 ) -> ParallelLayout:
     """The layout of a deployment of these sizes, with its lockstep and its movement decided.
 
@@ -31,6 +31,7 @@ def sharing_layout(
         dp_lockstep=is_moe,
         one_sided=transport_name == "pull",
         engines_apart=apart,
+        dcp=dcp,
     )
 
 

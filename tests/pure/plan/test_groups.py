@@ -46,6 +46,30 @@ def test_each_kind_of_group_has_one_plan_for_all_its_series():
     assert whole.plan.series[0].series.kept_layer == 4
 
 
+def test_what_a_decode_context_group_holds_alike_has_a_plan_of_its_own():
+    """TP 4 and DCP 2: a query projection in two parts, an output in four, a latent one whole."""
+    spec = TensorSpec("weight", (8,), "uint8", 8)
+    linears = [
+        Linear(f"model.layers.{i}.{name}", i, whole, (spec,), copies)
+        for i in range(3)
+        for name, whole, copies in (("o_proj", False, 1), ("q_b_proj", False, 2), ("a", True, 1))
+    ]
+    config = LayerShardConfig(("o_proj", "q_b_proj", "a"))
+    layout = ParallelLayout(tp=4, dp=2, dcp=2)
+    plans = group_plans(select(linears, config.layers), config, layout)
+    assert [(p.tp_replicated, p.tp_copies, p.plan.group_size) for p in plans] == [
+        (False, 1, 2),
+        (False, 2, 4),
+        (True, 1, 8),
+    ]
+    assert plans[1].ranks == ((0, 1, 4, 5), (2, 3, 6, 7))
+    assert [s.series.name for p in plans for s in p.plan.series] == ["o_proj", "q_b_proj", "a"]
+    without = Linear("model.layers.0.q_b_proj", 0, False, (spec,))
+    others = [without._replace(prefix=x.prefix, layer_id=x.layer_id) for x in linears[1::3]]
+    (parted,) = group_plans({"q_b_proj": others}, config, ParallelLayout(tp=4, dp=4))
+    assert parted.plan.digest() == plans[1].plan.digest()  # a plan knows K, not over what
+
+
 def test_a_stage_without_the_named_linears_has_no_plan():
     config = LayerShardConfig(("nowhere",))
     selected = select(SECOND_STAGE, config.layers)

@@ -25,22 +25,24 @@ LAYOUTS = st.builds(
     pp=SIZES,
     dp_lockstep=st.booleans(),
     one_sided=st.booleans(),
+    dcp=SIZES,
 )
 
 
-@given(LAYOUTS, st.booleans())
-def test_groups_are_the_ranks_that_differ_only_where_copies_are_equal(layout, tp_replicated):
+@given(LAYOUTS, st.data())
+def test_groups_are_the_ranks_that_differ_only_where_copies_are_equal(layout, data):
     """Against coordinates counted out in vLLM's order, DP x PP x PCP x TP."""
     axes = (range(layout.dp), range(layout.pp), range(layout.pcp), range(layout.tp))
     expected: dict[tuple[int | None, ...], list[int]] = {}
+    kind = tp_replicated, tp_copies = data.draw(st.sampled_from(layout.kinds))
     for rank, (dp, pp, _, tp) in enumerate(itertools.product(*axes)):
         shared = layout.dp_lockstep or layout.one_sided
-        apart = (pp, None if shared else dp, None if tp_replicated else tp)
+        apart = (pp, None if shared else dp, None if tp_replicated else tp // tp_copies)
         expected.setdefault(apart, []).append(rank)
         assert layout.stage_of(rank) == pp
-    groups = layout.groups(tp_replicated)
+    groups = layout.groups(*kind)
     assert sorted(groups) == sorted(map(tuple, expected.values()))
-    assert {len(group) for group in groups} == {layout.group_size(tp_replicated)}
+    assert {len(group) for group in groups} == {layout.group_size(*kind)}
     assert sorted(rank for group in groups for rank in group) == list(range(layout.world_size))
 
 
@@ -50,6 +52,40 @@ def test_two_stages_of_two_by_two_ranks():
     assert layout.groups(tp_replicated=False) == ((0, 4), (1, 5), (2, 6), (3, 7))
     assert layout.groups(tp_replicated=True) == ((0, 1, 4, 5), (2, 3, 6, 7))
     assert [layout.stage_of(rank) for rank in range(8)] == [0, 0, 1, 1, 0, 0, 1, 1]
+
+
+def test_two_of_each_dimension():
+    """Written out: DP x PP x PCP x TP of two each. Elsewhere the stages were left out of it."""
+    layout = ParallelLayout(tp=2, dp=2, pcp=2, pp=2)
+    assert layout.kinds == ((False, 1), (True, 1))
+    assert layout.groups(tp_replicated=False) == (
+        *((0, 2, 8, 10), (1, 3, 9, 11)),
+        *((4, 6, 12, 14), (5, 7, 13, 15)),
+    )
+    assert layout.groups(tp_replicated=True) == (
+        (0, 1, 2, 3, 8, 9, 10, 11),
+        (4, 5, 6, 7, 12, 13, 14, 15),
+    )
+    assert [layout.stage_of(rank) for rank in range(16)] == [*[0] * 4, *[1] * 4] * 2
+
+
+def test_neighbours_of_a_decode_context_group_hold_the_same_queries():
+    """Written out: DP 2 x PP 2 x TP 4, of which DCP takes two neighbours."""
+    layout = ParallelLayout(tp=4, dp=2, pp=2, dcp=2)
+    assert layout.world_size == 16
+    assert layout.kinds == ((False, 1), (False, 2), (True, 1))
+    assert layout.groups(False, 2) == ((0, 1, 8, 9), (2, 3, 10, 11), (4, 5, 12, 13), (6, 7, 14, 15))
+    assert layout.groups(False) == tuple((rank, rank + 8) for rank in range(8))
+    assert layout.groups(True) == ((0, 1, 2, 3, 8, 9, 10, 11), (4, 5, 6, 7, 12, 13, 14, 15))
+    assert [layout.group_size(*kind) for kind in layout.kinds] == [2, 4, 8]
+
+
+@pytest.mark.parametrize("sizes", [{"pcp": 2, "tp": 2, "dcp": 2}, {"pcp": 2, "tp": 2, "dcp": 4}])
+def test_decode_context_over_prefill_context_makes_no_kind_of_its_own(sizes):
+    """It spans PCP first, over which all copies are equal, and vLLM builds no such linear then."""
+    layout = ParallelLayout(**sizes)
+    assert layout.kinds == ((False, 1), (True, 1))
+    assert layout.groups(False) == ((0, 2), (1, 3))
 
 
 def test_replicas_of_a_dense_model_share_within_themselves_only():
@@ -82,7 +118,7 @@ def test_ranks_are_in_lockstep_unless_replicas_of_a_dense_model(layout):
             assert layout.groups(tp_replicated) == other.groups(tp_replicated)
 
 
-@pytest.mark.parametrize("name", ["tp", "dp", "pcp", "pp"])
+@pytest.mark.parametrize("name", ["tp", "dp", "pcp", "pp", "dcp"])
 @pytest.mark.parametrize("size", [0, -1])
 def test_a_parallel_size_below_one_is_refused(name, size):
     with pytest.raises(PlanError) as error:
