@@ -50,8 +50,8 @@ def table() -> str:
     return "\n".join([BEGIN + parts[0], *parts[1:], _HELD, "".join(_held()) + END])
 
 
-_SCATTERED: Final = """With sequence parallelism, which is not served yet, the exchange would take the
-place of a reduce-scatter, with input / (T output) of its bytes:
+_SCATTERED: Final = """With sequence parallelism, which is not served yet, the exchange would
+take the place of a reduce-scatter, with input / (T output) of its bytes:
 """
 
 _HELD: Final = """What the fullest rank holds of `o_proj` of DeepSeek-V3 in fp8, with two slots:
