@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -131,6 +132,21 @@ def check_linear(module: Any) -> None:
             f"{KEY}: {module.prefix} is quantised while it is loaded ({method_name(module)}), on "
             "every rank; serve a checkpoint that is quantised already"
         )
+    if module.prefix.rpartition(".")[2] == "o_proj" and _gathers_o_proj():
+        raise HostError(
+            f"{KEY}: {module.prefix} is gathered by vllm-ascend itself (DSA-CP), from the weight "
+            "as it was loaded, and would be gathered from another layer's; leave o_proj out "
+            "(q_b_proj is whole there and can be shared)"
+        )
+
+
+def _gathers_o_proj() -> bool:
+    """Whether vllm-ascend splits sparse attention over tokens. It has asked itself by now.
+
+    Source: vllm-ascend 0.23 to 0.30, utils.py, `enable_dsa_cp`; attention/sfa_v1.py.
+    """
+    own = getattr(sys.modules.get("vllm_ascend.utils"), "enable_dsa_cp", None)
+    return own is not None and bool(own())
 
 
 def put_in_front(module: Any, method: LoadingLinearMethod) -> None:

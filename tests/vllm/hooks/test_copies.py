@@ -38,7 +38,9 @@ def told(module):
 """
 
 QUERIES = f"""{WORLD}
-from vllm.model_executor.layers.linear import ColumnParallelLinear, DCPGroupColumnParallelLinear
+from vllm.model_executor.layers.linear import (
+    ColumnParallelLinear, DCPGroupColumnParallelLinear, ReplicatedLinear
+)
 
 def build(kind):
     return kind(8, 64, bias=False, prefix="model.layers.0.self_attn.q_b_proj")
@@ -51,13 +53,24 @@ for dcp in (1, 2, 4):
                          decode_context_parallel_size=dcp)
         found.append([*told(module), module.tp_rank])
     result.append(found)
-result.append(told(seen_by(4, 1, lambda: build(ColumnParallelLinear))))
+def dsa_cp():
+    return ColumnParallelLinear(
+        8, 64, bias=False, tp_rank=0, tp_size=1, prefix="model.layers.0.self_attn.q_b_proj"
+    )
+
+def without_a_size():
+    linear = ReplicatedLinear(8, 64, bias=False, prefix="model.layers.0.self_attn.q_b_proj")
+    linear.tp_size = None  # as vllm-ascend's with disable_tp
+    return linear
+
+builds = (lambda: build(ColumnParallelLinear), dsa_cp, without_a_size)
+result += [told(seen_by(4, 1, each)) for each in builds]
 """
 
 
 def test_the_queries_of_a_decode_context_group_are_copies_over_its_ranks():
     """`dcp_q_replicate`: TP 4 and DCP 1, 2, 4. The ranks that load the same part are one group."""
-    *by_dcp, plain = run_child(QUERIES)
+    *by_dcp, plain, dsa_cp, without_a_size = run_child(QUERIES)
     for dcp, found in zip((1, 2, 4), by_dcp, strict=True):
         whole, copies = dcp == 4, 2 if dcp == 2 else 1
         assert [seen[:3] for seen in found] == [[whole, copies, [64 * dcp // 4, 8]]] * 4
@@ -67,6 +80,7 @@ def test_the_queries_of_a_decode_context_group_are_copies_over_its_ranks():
         groups = ParallelLayout(tp=4, dcp=dcp).groups(whole, copies)
         assert groups == tuple(map(tuple, parts.values()))
     assert plain == [False, 1, [16, 8]]
+    assert dsa_cp == without_a_size == [True, 1, [64, 8]]  # as vllm-ascend's DSA-CP builds them
 
 
 WHOLE = f"""{WORLD}

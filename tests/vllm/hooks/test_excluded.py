@@ -119,5 +119,47 @@ except HostError as error:
 """
 
 
+DSA_CP = """
+import sys, tempfile
+from types import ModuleType
+from vllm.config import VllmConfig, set_current_vllm_config
+from vllm.distributed import init_distributed_environment, initialize_model_parallel
+from vllm.model_executor.layers.linear import ColumnParallelLinear, RowParallelLinear
+from vllm_layershard.errors import HostError
+from vllm_layershard.hosts.sharded_linear import check_linear
+with set_current_vllm_config(VllmConfig()), tempfile.TemporaryDirectory() as scratch:
+    init_distributed_environment(1, 0, f"file://{scratch}/rendezvous", 0, "gloo")
+    initialize_model_parallel()
+    prefix = "model.layers.3.self_attn"
+    linears = [
+        RowParallelLinear(8, 8, prefix=f"{prefix}.o_proj"),
+        ColumnParallelLinear(8, 8, tp_rank=0, tp_size=1, prefix=f"{prefix}.q_b_proj"),
+    ]
+ascend = ModuleType("vllm_ascend.utils")  # as a host that has it on, off, or not at all
+result = []
+for on in (None, False, True):
+    if on is not None:
+        ascend.enable_dsa_cp = lambda: on
+    sys.modules["vllm_ascend.utils"] = ascend
+    for linear in linears:
+        try:
+            result.append(check_linear(linear))
+        except HostError as error:
+            result.append(str(error))
+"""
+
+
+def test_the_o_proj_that_vllm_ascend_gathers_is_refused_and_its_q_b_proj_is_not():
+    """DSA-CP keeps the weight from when it was loaded, when a slot held nothing yet."""
+    *taken, refused, queries = run_child(DSA_CP)
+    assert taken == [None] * 4
+    assert queries is None
+    assert refused == (
+        "layer_sharding: model.layers.3.self_attn.o_proj is gathered by vllm-ascend itself "
+        "(DSA-CP), from the weight as it was loaded, and would be gathered from another layer's; "
+        "leave o_proj out (q_b_proj is whole there and can be shared)"
+    )
+
+
 def test_a_linear_with_the_min_latency_gemm_is_refused_by_name():
     assert "fused_qkv_a_proj uses vLLM's min-latency GEMM" in run_child(MIN_LATENCY)
