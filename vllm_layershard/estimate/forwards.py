@@ -79,9 +79,8 @@ class Forwards:
 
         If none does, the smallest whose forward is within TOLERANCE of the fastest one.
         """
-        most = min(
-            len(series.series) for group in self._sharding.groups for series in group.plan.series
-        )
+        every = [series for group in self._sharding.groups for series in group.plan.series]
+        most = min((len(series.series) for series in every if series.moves), default=1)
         totals: dict[int, float] = {}
         for step in (step for step in _STEPS if step < most):
             forward = self.run(batch, step)

@@ -9,7 +9,8 @@ from vllm_layershard.config import LayerShardConfig
 from vllm_layershard.plan.layout import ParallelLayout
 from vllm_layershard.plan.linear import Linear, no_match, none_left
 from vllm_layershard.plan.plan import Plan, build_plan
-from vllm_layershard.plan.series import as_processed, by_group, in_stride, series_of
+from vllm_layershard.plan.schedule import schedule_of
+from vllm_layershard.plan.series import Series, as_processed, by_group, in_stride, series_of
 
 
 class GroupPlan(NamedTuple):
@@ -77,6 +78,7 @@ def group_plans(
         PlanError: a group of one rank, or a prefetch_step too large for a series.
     """
     grouped = series_of(selected, config.layer_stride, keep_first=config.keep_first)
+    _require_likes(grouped, config)
     return tuple(
         GroupPlan(
             pp_stage=pp_stage,
@@ -98,3 +100,19 @@ def group_plans(
         )
         for tp_replicated, tp_copies, members in by_group(grouped)
     )
+
+
+def _require_likes(grouped: Iterable[Series], config: LayerShardConfig) -> None:
+    """Refuse a name of which every series is one odd layer: all would stay, and none be shared.
+
+    Raises:
+        PlanError: the prefetch_step is too large for the first of them.
+    """
+    if config.placement == "replicated":
+        return
+    named: dict[str, list[Series]] = {}
+    for series in grouped:
+        named.setdefault(series.configured, []).append(series)
+    for alike in named.values():
+        if all(series.is_odd for series in alike):
+            schedule_of(alike[0], config.prefetch_step, config.layer_stride)

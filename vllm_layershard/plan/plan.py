@@ -138,6 +138,8 @@ def build_plan(
 ) -> Plan:
     """Decide owners, slots, starts and bytes for the series of one group.
 
+    An odd series stays whole on every rank, unless the step asks for no slot beside its own.
+
     Raises:
         PlanError: a group of one rank, or a prefetch_step too large for a series.
     """
@@ -146,9 +148,11 @@ def build_plan(
     assert prefetch_step >= 0, "config checks it"
     assert layer_stride >= 1, "config checks it"
     assert group_size >= 1, "a layout checks it"
-    if group_size == 1 and placement != "replicated":
+    placements = [_placement_of(s, prefetch_step, placement) for s in series]
+    moved = [name for name, its in zip(names, placements, strict=True) if its != "replicated"]
+    if group_size == 1 and moved:
         raise PlanError(
-            f"series {', '.join(map(repr, names))}: a group of one rank has nobody to share with; "
+            f"series {', '.join(map(repr, moved))}: a group of one rank has nobody to share with; "
             "layer sharding needs at least two ranks that hold the same copy (data or context "
             "parallel ranks, or tensor-parallel ranks for a linear that is not split)"
         )
@@ -158,9 +162,15 @@ def build_plan(
         layer_stride=layer_stride,
         placement=placement,
         series=tuple(
-            _plan_series(s, group_size, prefetch_step, placement, layer_stride) for s in series
+            _plan_series(s, group_size, prefetch_step, its, layer_stride)
+            for s, its in zip(series, placements, strict=True)
         ),
     )
+
+
+def _placement_of(series: Series, prefetch_step: int, placement: Placement) -> Placement:
+    """Where the layers of one series are stored (docs/adr/0003)."""
+    return "replicated" if series.is_odd and prefetch_step > 0 else placement
 
 
 def _plan_series(

@@ -50,7 +50,7 @@ def schedule_of(series: Series, prefetch_step: int, layer_stride: int = 1) -> Sc
         raise PlanError(
             f"series {series.name!r} has {layers}{left}; prefetch_step {prefetch_step} needs at "
             f"least {prefetch_step + 1}: {lower} to at most {n - 1}{without} or leave "
-            f"{series.name!r} out"
+            f"{series.configured!r} out"
         )
     num_slots = prefetch_step + 1
     launch_at = tuple(max(0, p - prefetch_step) for p in range(n))

@@ -39,6 +39,16 @@ class Series:
     def __len__(self) -> int:
         return len(self.layer_ids)
 
+    @property
+    def configured(self) -> str:
+        """The configured name of its linears: without what tells it from others of that name."""
+        return self.name.removesuffix(f"@{self.boundary(0)}")
+
+    @property
+    def is_odd(self) -> bool:
+        """Whether it is one layer, and the others of its name have another layout."""
+        return len(self) == 1 and self.kept_layer is None and self.configured != self.name
+
     def boundary(self, position: int) -> int:
         """The layer at whose boundary a position stands: its own, or for the first the kept one."""
         if position == 0 and self.kept_layer is not None:

@@ -37,6 +37,9 @@ def _on_series(sharding: Sharding) -> Iterator[str]:
             name = series_plan.series.name
             if sharding.deployment.layout.pp > 1:
                 name = f"{name} (pipeline stage {group.pp_stage})"
+            if not series_plan.moves:
+                yield _on_odd(name, series_plan)
+                continue
             least = min(series_plan.ledger.saved_bytes)
             if least <= 0:
                 yield (
@@ -48,13 +51,24 @@ def _on_series(sharding: Sharding) -> Iterator[str]:
                 yield from _on_balance(name, series_plan, group.plan.group_size)
 
 
+def _on_odd(name: str, series_plan: SeriesPlan) -> str:
+    (layer_id,) = series_plan.series.layer_ids
+    return (
+        f"series {name}: layer {layer_id} has another precision or shape than the others of "
+        f"{series_plan.series.configured}, so it shares no slot with them and stays whole on every "
+        "rank"
+    )
+
+
 def _remedy(plan: Plan, series_plan: SeriesPlan) -> str:
     lower = [
         *(["lower prefetch_step"] if plan.prefetch_step else []),
         *(["lower layer_stride"] if plan.layer_stride > 1 else []),
         *(["do without keep_first"] if series_plan.series.kept_layer is not None else []),
     ]
-    return " or ".join([*lower, "leave it out"])
+    named = series_plan.series.configured
+    whole = "it" if named == series_plan.series.name else named
+    return " or ".join([*lower, f"leave {whole} out"])
 
 
 def _on_balance(name: str, series_plan: SeriesPlan, group_size: int) -> Iterator[str]:

@@ -7,6 +7,7 @@ import pytest
 from vllm_layershard.config import LayerShardConfig
 from vllm_layershard.errors import PlanError
 from vllm_layershard.plan import (
+    EVERY_RANK,
     Linear,
     ParallelLayout,
     TensorSpec,
@@ -16,6 +17,8 @@ from vllm_layershard.plan import (
     require_layers,
     select,
 )
+from vllm_layershard.plan.ledger import Ledger
+from vllm_layershard.plan.schedule import Schedule
 
 PP2_DP2_TP2 = ParallelLayout(tp=2, dp=2, pp=2)
 
@@ -68,6 +71,83 @@ def test_what_a_decode_context_group_holds_alike_has_a_plan_of_its_own():
     others = [without._replace(prefix=x.prefix, layer_id=x.layer_id) for x in linears[1::3]]
     (parted,) = group_plans({"q_b_proj": others}, config, ParallelLayout(tp=4, dp=4))
     assert parted.plan.digest() == plans[1].plan.digest()  # a plan knows K, not over what
+
+
+def odd(layers: dict[int, int], config: LayerShardConfig, dp: int = 2):
+    """The plan of `b`, by the bytes of its layers."""
+    linears = [linear("attn.b", layer_id, nbytes) for layer_id, nbytes in layers.items()]
+    return group_plans(select(linears, config.layers), config, ParallelLayout(dp=dp))
+
+
+@pytest.mark.parametrize("placement", ["round_robin", "striped"])
+@pytest.mark.parametrize("at", [0, 3, 7])
+def test_one_layer_of_another_layout_stays_whole_on_every_rank(at, placement):
+    """Whatever its place. It moves nothing, and the plan says so."""
+    config = LayerShardConfig(("b",), prefetch_step=3, placement=placement)
+    (group,) = odd(dict.fromkeys(range(8), 20) | {at: 40}, config)
+    one, others = sorted(group.plan.series, key=lambda s: len(s.series))
+    assert (one.series.name, one.series.layer_ids) == (f"b@{at}", (at,))
+    assert not one.moves
+    assert one.owner == (EVERY_RANK,)
+    assert one.owner_of_layer == {at: EVERY_RANK}
+    assert one.schedule == Schedule(0, (), (), ((),))
+    assert one.ledger == Ledger(40, (40, 40), 0, (0, 0))
+    assert [one.owned_layers(rank) for rank in range(2)] == [(at,), (at,)]
+    assert others.moves
+    assert others == build_plan([others.series], 2, 3, placement).series[0]
+    assert group.linears[group.plan.series.index(one)][0].layer_id == at
+    processed = group.as_processed(
+        [[linear("attn.b", at, 36)], group.linears[1]]
+        if not at
+        else [group.linears[0], [linear("attn.b", at, 36)]]
+    )
+    assert [s.moves for s in processed.plan.series] == [s.moves for s in group.plan.series]
+
+
+def test_several_odd_layers_each_stay_whole():
+    (group,) = odd(dict.fromkeys(range(8), 20) | {0: 40, 7: 60}, LayerShardConfig(("b",)))
+    assert [(s.series.name, s.moves) for s in group.plan.series] == [
+        ("b@0", False),
+        ("b@1", True),
+        ("b@7", False),
+    ]
+
+
+def test_an_odd_layer_in_a_group_of_its_own_needs_nobody_to_share_with():
+    """It is not split, and no other rank holds a copy of it: there is nothing to refuse."""
+    linears = [linear("attn.b", i, 20, whole=i > 0) for i in range(4)]
+    config = LayerShardConfig(("b",))
+    split, whole = group_plans(select(linears, ["b"]), config, ParallelLayout(tp=2))
+    assert [s.moves for s in split.plan.series] == [False]
+    assert [s.moves for s in whole.plan.series] == [True]
+
+
+def test_a_step_of_none_moves_an_odd_layer_as_ever():
+    config = LayerShardConfig(("b",), prefetch_step=0)
+    (group,) = odd(dict.fromkeys(range(8), 20) | {0: 40}, config)
+    assert [s.moves for s in group.plan.series] == [True, True]
+    assert [s.moves for s in group.plan.with_prefetch_step(1).series] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("layers", "given", "said"),
+    [
+        ({0: 40, 1: 40} | dict.fromkeys(range(2, 8), 20), {"prefetch_step": 2}, "lower it to at"),
+        (
+            {0: 40, 1: 40} | dict.fromkeys(range(2, 8), 20),
+            {"keep_first": True},
+            "do without keep_first",
+        ),
+        ({0: 40, 1: 20}, {}, "has 1 layer"),
+        ({0: 40, 4: 20, 5: 60}, {}, "has 1 layer"),
+    ],
+)
+def test_odd_layers_are_refused_where_that_can_be_helped(layers, given, said):
+    """Two of them may be moved with a lower step; where every one is odd nothing would be."""
+    with pytest.raises(PlanError, match=said) as refused:
+        odd(layers, LayerShardConfig(("b",), **given))
+    assert "series 'b@0' has" in str(refused.value)
+    assert str(refused.value).endswith("or leave 'b' out")
 
 
 def test_a_stage_without_the_named_linears_has_no_plan():

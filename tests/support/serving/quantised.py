@@ -158,22 +158,26 @@ METHODS = {
 }
 
 
-def quantised(model: Path, directory: Path, name: str) -> Path:
-    """A copy of `model` in `directory`, its `LINEARS` quantised by the method of that name."""
+def quantised(model: Path, directory: Path, name: str, left: tuple[str, ...] = ()) -> Path:
+    """A copy of `model` in `directory`, its `LINEARS` quantised by the method of that name.
+
+    But for those that are `left` as they were, by their names; the method has a list for them.
+    """
     method = METHODS[name]
     shutil.copytree(model, directory)
     tensors: Tensors = {}
     for key, tensor in load_file(model / FILE).items():
         linear = key.removesuffix(".weight")
-        if linear.endswith(LINEARS):
+        if linear.endswith(LINEARS) and linear not in left:
             tensors |= {f"{linear}.{k}": t for k, t in method.quantise(tensor).items()}
         else:
             tensors[key] = tensor
     save_file(tensors, directory / FILE, metadata={"format": "pt"})
     config = json.loads((model / "config.json").read_text())
-    (directory / "config.json").write_text(
-        json.dumps(config | {"quantization_config": method.config})
-    )
+    section = method.config
+    if left:
+        section = section | {"ignore": [*section["ignore"], *left]}
+    (directory / "config.json").write_text(json.dumps(config | {"quantization_config": section}))
     return directory
 
 

@@ -168,6 +168,81 @@ def test_every_rank_computes_what_the_unsharded_model_does(method, seen, models)
                 assert series["slot_bytes"] == planned[name]["slot_bytes"]
 
 
+ODD = {"first": 0, "last": 8}
+"""The layer whose o_proj is not quantised."""
+
+
+@torch.inference_mode()
+def odd_one(rank: int, config: Any, model: str) -> dict[str, Any]:
+    """The whole layer beside the moved ones, of one checkpoint."""
+    from vllm_layershard.runtime.ops import bound_series
+
+    mine = with_model(config, model)
+    sharded = load(mine, lambda _: None)
+    plain = load(with_model(config, model, sharded=False), lambda _: None)
+    expected = outputs(plain, rank, sharded=False)
+    equal = []
+    for _ in range(2):
+        for series in bound_series():
+            series.slots.poison()
+        pairs = zip(outputs(sharded, rank, sharded=True), expected, strict=True)
+        equal += [torch.equal(one, other) for one, other in pairs]
+    return {
+        "equal": equal,
+        "meta": [name for name, p in sharded.named_parameters() if p.is_meta],
+        "series": {
+            series.name: {
+                "layer_ids": list(series.plan.series.layer_ids),
+                "owner": list(series.plan.owner),
+                "dtype": str(series.weights(0)["weight"].dtype),
+                "replicated_bytes": series.plan.ledger.replicated_bytes,
+                "resident_bytes": series.resident_bytes(),
+                "slot_bytes": series.slots.nbytes(),
+                "launches": series.counters.launches,
+                "placement": series.placement,
+            }
+            for series in bound_series()
+        },
+    }
+
+
+def odd_ones(rank: int, config: Any, models: dict[str, str]) -> dict[str, Any]:
+    return {name: odd_one(rank, config, model) for name, model in models.items()}
+
+
+def test_one_layer_that_is_not_quantised_stays_whole_on_every_rank(tmp_path):
+    """It is loaded and never released for good, and the plan, the planner and the ranks agree."""
+    models = {
+        name: quantised(
+            model_path(), tmp_path / name, "fp8", (f"model.layers.{layer}.self_attn.o_proj",)
+        )
+        for name, layer in ODD.items()
+    }
+    inspect = functools.partial(odd_ones, models={name: str(m) for name, m in models.items()})
+    found = run_engines(models["first"], SHARDING, inspect)
+    for name, layer in ODD.items():
+        planned = planned_series(models[name], list(LINEARS), 1)
+        assert [s for s in planned if s.startswith("o_proj@")] == sorted(
+            {f"o_proj@{layer}", f"o_proj@{0 if layer else 1}"}
+        )
+        for rank, of in enumerate(found):
+            assert not isinstance(of, str), of
+            seen = of[name]
+            assert len(seen["equal"]) == 2 * len(LINEARS) * len(LAYERS)
+            assert all(seen["equal"])
+            assert not [parameter for parameter in seen["meta"] if "o_proj" in parameter]
+            assert len(seen["series"]) == 3
+            assert set(seen["series"]) == set(planned)
+            for series, held in seen["series"].items():
+                for key in ("layer_ids", "owner", "replicated_bytes", "slot_bytes"):
+                    assert held[key] == planned[series][key], (series, key)
+                assert held["resident_bytes"] == planned[series]["resident_bytes"][rank]
+            odd = seen["series"][f"o_proj@{layer}"]
+            assert (odd["owner"], odd["slot_bytes"], odd["launches"]) == ([-1], 0, 0)
+            assert odd["resident_bytes"] == odd["replicated_bytes"] > 0
+            assert (odd["dtype"], odd["placement"]) == ("torch.bfloat16", "replicated")
+
+
 def loaded(rank: int, config: Any) -> str:
     load(config, lambda _: None)
     return "loaded"
