@@ -12,25 +12,26 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from vllm_layershard.runtime.device import NpuDevice
 
 ND, FRACTAL_NZ = 2, 29
 
-_formats: dict[int, tuple[int, torch.UntypedStorage]] = {}
-"""By address; the storage is kept, so that no other comes to its address."""
+_formats: dict[int, tuple[int, StorageWeakRef]] = {}
+"""By address; a storage that is gone has left it to another, which is plain."""
 
 
 def cast(tensor: torch.Tensor, number: int) -> torch.Tensor:
     """As npu_format_cast: the storage is in that format from now on."""
     storage = tensor.untyped_storage()
-    _formats[storage.data_ptr()] = (number, storage)
+    _formats[storage.data_ptr()] = (number, StorageWeakRef(storage))
     return tensor
 
 
 def _get_npu_format(tensor: torch.Tensor) -> int:
-    number, _ = _formats.get(tensor.untyped_storage().data_ptr(), (ND, None))
-    return number
+    number, storage = _formats.get(tensor.untyped_storage().data_ptr(), (ND, None))
+    return ND if storage is None or storage.expired() else number
 
 
 class _Stream:

@@ -131,6 +131,10 @@ def _check_execution(vllm_config: VllmConfig) -> None:
     excluded = {
         "dual batch overlap (--enable-dbo)": parallel.use_ubatching,
         "elastic expert parallelism": parallel.enable_elastic_ep,
+        # Ranks leave, and the others go on.
+        "fault tolerance (--enable-fault-tolerance)": (
+            getattr(parallel, "enable_fault_tolerance", False)  # vLLM 0.31 and later
+        ),
         "weight offloading (--cpu-offload-gb)": offload.uva.cpu_offload_gb > 0,
         "weight offloading (--offload-group-size)": offload.prefetch.offload_group_size > 0,
         # They write on each rank by itself, and the others would not be told.
@@ -165,9 +169,15 @@ def _check_pulls(vllm_config: VllmConfig) -> None:
             "only; put all data-parallel ranks on one, or, for a model with routed experts, use "
             "transport 'broadcast'"
         )
-    if vllm_config.model_config.enable_sleep_mode:
-        raise HostError(
-            f"{KEY}: with --enable-sleep-mode weights are in memory that no other process can map, "
-            "so they cannot be pulled; leave it out, or, for a model with routed experts, use "
-            "transport 'broadcast'"
-        )
+    model = vllm_config.model_config
+    allocators = {
+        "--enable-sleep-mode": model.enable_sleep_mode,
+        "--enable-cumem-allocator": getattr(model, "enable_cumem_allocator", False),
+    }
+    for setting, present in allocators.items():
+        if present:
+            raise HostError(
+                f"{KEY}: with {setting} weights are in memory that no other process can map, so "
+                "they cannot be pulled; leave it out, or, for a model with routed experts, use "
+                "transport 'broadcast'"
+            )

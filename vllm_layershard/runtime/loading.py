@@ -7,6 +7,7 @@ from torch import nn
 from vllm_layershard.plan import SeriesPlan
 from vllm_layershard.runtime.device import Device
 from vllm_layershard.runtime.formats import check_formats
+from vllm_layershard.runtime.former import Former, memory_of
 from vllm_layershard.runtime.ranks.first_arrivals import FirstArrivals
 from vllm_layershard.runtime.ranks.group import Group, RankGroup
 from vllm_layershard.runtime.ranks.small_tensors import SmallTensors
@@ -39,6 +40,7 @@ class LoadingSeries:
         self._weights = Weights(plan, group, transport, device)
         self._small_tensors = SmallTensors(group, plan)
         self._first_arrivals = FirstArrivals(group, plan) if verify and plan.moves else None
+        self._former = Former()
         self._adopted: set[int] = set()
         self._each_loads = not plan.moves or (plan.is_striped and not group.lockstep)
 
@@ -85,8 +87,8 @@ class LoadingSeries:
         """Take over the module's large tensors `names`, in their final form: see Weights.take.
 
         Raises:
-            HostError: one is in a format of the device's own, or the transport has no memory for
-                them.
+            HostError: one is in a format of the device's own, or has gaps; or the transport has no
+                memory for them.
         """
         assert position not in self._adopted, f"{self._plan.layer_name(position)} is adopted twice"
         large = {name: held(module)[name] for name in names}
@@ -94,7 +96,9 @@ class LoadingSeries:
         self._small_tensors.note(position, module, names)
         if self._first_arrivals is not None and self.loads(position):
             self._first_arrivals.note(position, tuple(large.values()))
+        before = memory_of(large)
         self._weights.take(position, module, names)
+        self._former.watch(self._plan.layer_name(position), before, module)
         self._adopted.add(position)
 
     def finish(self, plan: SeriesPlan) -> ShardedSeries:
@@ -104,10 +108,12 @@ class LoadingSeries:
 
         Raises:
             MismatchError: the ranks differ in what they store beside the large tensors.
+            HostError: a kernel keeps a weight's memory.
             HostError, TransportError: a rank's memory cannot be reached.
         """
         missing = len(plan.series) - len(self._adopted)
         assert missing == 0, f"series {plan.series.name!r}: {missing} layers are missing"
+        self._former.require_let_go()
         self._weights.end_loading(plan)
         self._small_tensors.compare()
         self._transport.open(plan, self._weights.slots)

@@ -1,7 +1,7 @@
 """The tensors that a module holds directly: describe them, release them, point them elsewhere.
 
 Quant methods keep weights as parameters, buffers or plain attributes; all three count. Bytes are
-taken to lie in rows: `check_formats` refuses others before they come here.
+taken to lie in rows without gaps: `check_formats` refuses others before they come here.
 """
 
 from __future__ import annotations
@@ -111,12 +111,14 @@ def empty_like(tensors: Iterable[torch.Tensor], device: torch.device) -> tuple[t
 def flat(tensor: torch.Tensor) -> torch.Tensor:
     """A one-dimensional alias over all bytes of a dense tensor, whatever its strides.
 
-    A collective wants contiguous memory, and gloo knows no fp8: on the CPU the alias is uint8.
+    A collective wants contiguous memory. Of bytes on the CPU and CUDA: neither gloo nor NCCL knows
+    all dtypes of weights. An NPU's collectives are given the tensor itself where they can be.
     """
-    if tensor.device.type != "cpu" and tensor.is_contiguous():
+    if tensor.device.type in ("cpu", "cuda"):
+        return byte_line(tensor)
+    if tensor.is_contiguous():
         return tensor.detach()
-    line = tensor.detach().as_strided((tensor.numel(),), (1,))
-    return line.view(torch.uint8) if tensor.device.type == "cpu" else line
+    return tensor.detach().as_strided((tensor.numel(),), (1,))
 
 
 def storage_bytes(tensors: Iterable[torch.Tensor]) -> int:

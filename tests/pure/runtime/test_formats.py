@@ -1,8 +1,9 @@
-"""Formats of a device's own are refused where a series takes tensors, whatever moves them."""
+"""What a series cannot move is refused where it takes it: formats, gaps, tensors kept elsewhere."""
 
 from __future__ import annotations
 
 import sys
+from threading import Timer
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from npu import FRACTAL_NZ, cast, stand_in
 from vllm_layershard.errors import HostError
 from vllm_layershard.plan import Series, SeriesPlan, build_plan
 from vllm_layershard.runtime.device import CpuDevice, Device
+from vllm_layershard.runtime.formats import is_dense
+from vllm_layershard.runtime.former import Former
 from vllm_layershard.runtime.loading import LoadingSeries
 from vllm_layershard.runtime.ranks.group import RankGroup
 from vllm_layershard.runtime.transport import transport_of
@@ -89,3 +92,83 @@ def test_a_reload_that_brings_them_is_refused_and_the_old_ones_stay(npu):
     with pytest.raises(HostError, match=r"layer 0 of series 'o_proj'.*FRACTAL_NZ"):
         series.reload(0, linear(FRACTAL_NZ))
     assert torch.equal(series.weights(0)["weight"], served)
+
+
+def gappy() -> torch.nn.Module:
+    """As vLLM pads some weights: rows of eight columns, of which six are the weight's."""
+    module = torch.nn.Module()
+    module.weight = torch.nn.Parameter(torch.zeros(4, 8)[:, :6])
+    return module
+
+
+@pytest.mark.parametrize("placement", ["round_robin", "striped"])
+def test_rows_with_gaps_are_refused_where_they_would_move(placement):
+    device = CpuDevice(CPU)
+    refusal = r"layer 0 of series 'o_proj': its tensor 'weight' has gaps .*stride \(8, 1\)"
+    with pytest.raises(HostError, match=refusal):
+        series_on(device, placement, "pull").adopt(0, gappy(), ("weight",))
+    series_on(device, "replicated").adopt(0, gappy(), ("weight",))
+
+
+@pytest.mark.parametrize(
+    ("tensor", "dense"),
+    [
+        (torch.zeros(4, 6), True),
+        (torch.zeros(4, 6).t(), True),
+        (torch.zeros(2, 3, 4).permute(2, 0, 1), True),
+        (torch.zeros(4, 1, 6)[:, :, :], True),
+        (torch.zeros(4, 8)[:1], True),
+        (torch.zeros(()), True),
+        (torch.zeros(0, 6), True),
+        (torch.zeros(4, 8)[:, :6], False),
+        (torch.zeros(4, 8)[::2], False),
+        (torch.zeros(1, 6).expand(4, 6), False),
+        (torch.zeros(12).as_strided((2, 2), (0, 3)), False),
+        (torch.zeros(12).as_strided((3, 3), (1, 1)), False),
+    ],
+)
+def test_dense_is_what_fills_one_stretch_of_memory_once(tensor, dense):
+    assert is_dense(tensor) is dense
+
+
+class Packed:
+    """A kernel's weight of its own, as vLLM's b12x kernels keep one beside the module's."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        self._weight = weight.view(torch.uint8)
+
+
+def watched(position: int, module: torch.nn.Module) -> Former:
+    """As a series loads a position; its other rank owns position 1, and this one reads a slot."""
+    series = series_on(CpuDevice(CPU))
+    series.adopt(position, module, ("weight",))
+    return series._former
+
+
+def test_a_tensor_that_a_kernel_keeps_is_refused_where_it_becomes_an_alias(monkeypatch):
+    monkeypatch.setattr("vllm_layershard.runtime.former.PATIENCE_S", 0.05)
+    packing = linear()
+    packing.packed = Packed(packing.weight.detach())  # type: ignore[assignment]
+    watched(0, packing).require_let_go()  # its owner reads where it did before
+    refusal = "layer 1 of series 'o_proj': its quant method keeps the tensor 'weight' for a kernel"
+    with pytest.raises(HostError, match=refusal):
+        watched(1, packing).require_let_go()
+    watched(1, linear()).require_let_go()
+
+
+def test_a_cycle_that_a_loader_leaves_behind_keeps_nothing():
+    module = linear()
+    loop: list[object] = [module.weight.detach()]
+    loop.append(loop)
+    del loop
+    watched(1, module).require_let_go()
+
+
+def test_a_thread_of_a_collective_may_let_go_a_moment_later():
+    module = linear()
+    kept = [module.weight.detach()]
+    former = watched(1, module)
+    timer = Timer(0.1, kept.clear)
+    timer.start()
+    former.require_let_go()
+    assert kept == []

@@ -46,6 +46,7 @@ result = {
     "nothing": verdict(parallel, "enable_dbo", False),
     "dual batch overlap (--enable-dbo)": verdict(parallel, "enable_dbo", True),
     "elastic expert parallelism": verdict(parallel, "enable_elastic_ep", True),
+    "fault tolerance (--enable-fault-tolerance)": verdict(parallel, "enable_fault_tolerance", True),
     "weight offloading (--cpu-offload-gb)": verdict(offload.uva, "cpu_offload_gb", 1.0),
     "weight offloading (--offload-group-size)": verdict(
         offload.prefetch, "offload_group_size", 4
@@ -54,6 +55,7 @@ result = {
         config, "weight_transfer_config", WeightTransferConfig()
     ),
     "sleep": pulling(model, "enable_sleep_mode", True),
+    "allocator": pulling(model, "enable_cumem_allocator", True),
     "other nodes": pulling(parallel, "data_parallel_size_local", 1),
     "formats": {name: verdict(load, "load_format", name) for name in get_args(LoadFormats)},
 }
@@ -69,8 +71,8 @@ def verdicts(tmp_path_factory) -> dict:
 
 def test_settings_that_break_the_lockstep_or_move_the_weights_themselves(verdicts):
     assert verdicts["nothing"] == "accepted"
-    excluded = verdicts.keys() - {"nothing", "sleep", "other nodes", "formats"}
-    assert len(excluded) == 5
+    excluded = verdicts.keys() - {"nothing", "sleep", "allocator", "other nodes", "formats"}
+    assert len(excluded) == 6
     for setting in excluded:
         said = verdicts[setting]
         expected = f"layer_sharding: cannot be combined with {setting}; use one of the two"
@@ -80,6 +82,7 @@ def test_settings_that_break_the_lockstep_or_move_the_weights_themselves(verdict
 def test_what_a_pull_cannot_reach(verdicts):
     for case, reason in (
         ("sleep", "with --enable-sleep-mode weights are in memory that no other process can map"),
+        ("allocator", "with --enable-cumem-allocator weights are in memory that no other process"),
         ("other nodes", "its ranks would be on several nodes"),
     ):
         without, said = verdicts[case]
