@@ -112,7 +112,9 @@ class ShardedLinearMethod(InFront):
         self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Wait for the weight, then do what the wrapped method does."""
-        torch.ops.layershard.wait(x, self._key)
+        # CUDA kernels that quantise as they activate hand over a QuantizedActivation.
+        data = x if isinstance(x, torch.Tensor) else x.data
+        torch.ops.layershard.wait(data, self._key)
         return self._inner.apply(layer, x, bias)
 
 

@@ -53,4 +53,5 @@ def exchange_before(linears: Sequence[Any], counters: Mapping[str, Counters]) ->
         count = counters.get(module.prefix, Counters())
         exchange = TokenExchange(group, module.prefix, module.input_size, count)
         bind_exchange(module.prefix, exchange)
+        module.requires_unquantized_input = True  # vLLM's own switch: what is exchanged is a tensor
         set_method(module, ExchangedLinearMethod(module.quant_method, module.prefix, group.size))
