@@ -6,8 +6,12 @@ its groups are shown here.
 
 from __future__ import annotations
 
+import re
 from itertools import chain
+from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
@@ -29,6 +33,7 @@ LAYOUTS = [
     ParallelLayout(pcp=2, pp=2),
     ParallelLayout(dp=2, tp=2),
     ParallelLayout(dp=2, pp=2),
+    ParallelLayout(tp=4, dcp=2),
 ]
 
 
@@ -38,9 +43,10 @@ class Weight(nn.Module):
         self.weight = nn.Parameter(torch.full((ELEMENTS,), value), requires_grad=False)
 
 
-def value_of(layer: int, tp_rank: int, whole: bool) -> float:
-    """What a rank must read; a split linear's weight differs from one tensor rank to the next."""
-    return 10.0 * layer + (9 if whole else tp_rank)
+def value_of(layer: int, tp_rank: int, kind: tuple[bool, int]) -> float:
+    """What a rank must read; a split linear's weight differs from one part to the next."""
+    whole, copies = kind
+    return 10.0 * layer + (9 if whole else tp_rank // copies)
 
 
 @torch.inference_mode()
@@ -51,19 +57,19 @@ def read_all(rank: int) -> list[tuple[str, list[bool]]]:
 
 
 def read(rank: int, layout: ParallelLayout, transport: str) -> list[bool]:
-    kinds = [whole for whole in (False, True) if layout.group_size(whole) > 1]
-    wanted = [layout.groups(whole) for whole in kinds]
+    kinds = [kind for kind in layout.kinds if layout.group_size(*kind) > 1]
+    wanted = [layout.groups(*kind) for kind in kinds]
     groups = create_groups(list(dict.fromkeys(chain(*wanted))), "gloo")
     tp_rank = rank % layout.tp
     layers = stage_layers(LAYERS, layout.pp)[layout.stage_of(rank)]
     right = []
-    for whole, of_kind in zip(kinds, wanted, strict=True):
+    for kind, of_kind in zip(kinds, wanted, strict=True):
         (group,) = (group for group in groups.values() if group.ranks in of_kind)
         series = Series("linear", tuple(layers), ELEMENTS * 4)
         (plan,) = build_plan([series], group.size, prefetch_step=1).series
         device = device_of(torch.device("cpu"))
         loading = LoadingSeries(plan, group, device, transport_of(plan, group, device, transport))
-        modules = [Weight(value_of(layer, tp_rank, whole)) for layer in layers]
+        modules = [Weight(value_of(layer, tp_rank, kind)) for layer in layers]
         for position, module in enumerate(modules):
             if not plan.is_resident(position, group.group_rank):
                 module.weight.fill_(torch.nan)  # what it must get from its owner
@@ -74,7 +80,7 @@ def read(rank: int, layout: ParallelLayout, transport: str) -> list[bool]:
             for position, (module, layer) in enumerate(zip(modules, layers, strict=True)):
                 sharded.reach(position)
                 sharded.wait(position)
-                right.append(bool((module.weight == value_of(layer, tp_rank, whole)).all()))
+                right.append(bool((module.weight == value_of(layer, tp_rank, kind)).all()))
         group.gather(None)  # nobody leaves while another still reads its memory
     return right
 
@@ -86,3 +92,49 @@ def test_every_rank_reads_its_own_copies(tmp_path):
         for name, right in cases:
             assert right, name
             assert all(right), name
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "manual-api.md").read_text()
+
+
+def shown() -> dict[str, Any]:
+    """The names of the page's example of tokens that are split over ranks."""
+    _, _, section = PAGE.partition("## Split the tokens over the ranks\n")
+    names: dict[str, Any] = {}
+    exec(re.findall(r"```python\n(.*?)```", section, re.DOTALL)[0], names)
+    return names
+
+
+def split_tokens(rank: int) -> list[list[float]]:
+    return shown()["main"](rank).tolist()
+
+
+@torch.inference_mode()
+def in_one_process(rank: int, ranks: int) -> list[list[list[float]]]:
+    """The layers whole: row chunk by row chunk, as that many ranks have them, and all at once."""
+    names = shown()
+    torch.manual_seed(0)
+    layers = [names["Attention"]() for _ in range(names["LAYERS"])]
+    tokens = torch.randn(names["TOKENS"], names["WIDTH"])
+    found = []
+    for chunks in (ranks, 1):
+        rows = [*tokens.chunk(chunks)]
+        for layer in layers:
+            keys, values = torch.cat([layer.kv_proj(x) for x in rows]).chunk(2, dim=-1)
+            first = 0
+            for i, x in enumerate(rows):
+                seen = torch.ones(len(x), len(tokens), dtype=torch.bool).tril(first)
+                first += len(x)
+                scores = (layer.q_b_proj(x) @ keys.mT).masked_fill(~seen, -torch.inf)
+                rows[i] = x + layer.o_proj(torch.softmax(scores, dim=-1) @ values)
+        found.append(torch.cat(rows).tolist())
+    return found
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+def test_tokens_split_over_ranks_are_computed_as_in_one_process(ranks, tmp_path):
+    """Bit for bit as the same row chunks, and to rounding as all rows at once."""
+    ((by_chunk, at_once),) = run_ranks(1, in_one_process, tmp_path, ranks)
+    for output in run_ranks(ranks, split_tokens, tmp_path):
+        assert output == by_chunk
+        torch.testing.assert_close(torch.tensor(output), torch.tensor(at_once))
