@@ -150,15 +150,17 @@ def test_draft_layers_stay_whole_and_trigger_nothing(tmp_path):
     assert run_ranks(2, drafts, tmp_path) == [expected] * 2
 
 
-def as_the_original_is_called(rank: int) -> bool:
-    """The manager of the process, over the world."""
+def as_the_original_is_called(rank: int) -> list[bool]:
+    """The manager of the process, over the world; the last layer is a draft's."""
+    flashcomm2_oshard_manager.num_hidden_layers = 4
     with torch.inference_mode():
-        model = Model(flashcomm2_oshard_manager, range(4))
-        return torch.equal(model(inputs(0)), Model(None, range(4))(inputs(0)))
+        model = Model(flashcomm2_oshard_manager, range(5))
+        equal = torch.equal(model(inputs(0)), Model(None, range(5))(inputs(0)))
+    return [equal, *(flashcomm2_oshard_manager.get_layer(i) is None for i in (3, 4))]
 
 
 def test_one_manager_is_there_from_the_start(tmp_path):
-    assert run_ranks(2, as_the_original_is_called, tmp_path) == [True, True]
+    assert run_ranks(2, as_the_original_is_called, tmp_path) == [[True, False, True]] * 2
 
 
 def enabled(rank: int) -> list[bool]:
@@ -262,14 +264,13 @@ ORDERS: dict[str, tuple[list[str], str | None]] = {
 
 
 @torch.inference_mode()
-def in_an_order(rank: int, name: str) -> list[Any]:
+def in_an_order(acts: list[str]) -> list[Any]:
     """After a right forward, so that slots hold a layer; each run is compared with the whole."""
     manager = Flashcomm2OShardManager()
     model, whole = Model(manager, range(5)), Model(None, range(5))
     poison(manager)
     x = torch.ones(2, HEADS)
     equal = [torch.equal(model(inputs(0)), whole(inputs(0)))]
-    acts, _ = ORDERS[name]
     for act in " ".join(acts).split():
         index = int(act[1])
         if act[0] == "t":
@@ -283,14 +284,19 @@ def in_an_order(rank: int, name: str) -> list[Any]:
     return [*equal, None]
 
 
-@pytest.mark.parametrize("name", ORDERS)
-def test_an_order_that_is_not_the_plans_is_right_or_named(name, tmp_path):
-    acts, named = ORDERS[name]
-    for *equal, error in run_ranks(2, in_an_order, tmp_path, name):
-        assert all(equal)
-        assert error == named
-        if named is None:
-            assert len(equal) == 1 + sum(act[0] == "r" for act in " ".join(acts).split())
+def in_every_order(rank: int) -> dict[str, list[Any]]:
+    return {name: in_an_order(acts) for name, (acts, _) in ORDERS.items()}
+
+
+def test_an_order_that_is_not_the_plans_is_right_or_named(tmp_path):
+    for found in run_ranks(2, in_every_order, tmp_path):
+        assert found.keys() == ORDERS.keys()
+        for name, (*equal, error) in found.items():
+            acts, named = ORDERS[name]
+            assert all(equal), name
+            assert error == named, name
+            if named is None:
+                assert len(equal) == 1 + " ".join(acts).count("r"), name
 
 
 @torch.inference_mode()

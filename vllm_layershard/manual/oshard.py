@@ -31,14 +31,15 @@ class Flashcomm2OShardManager:
     """The shared o_proj of one model, known by their prefixes (`model.layers.3.self_attn.o_proj`).
 
     `group` is the process group that shares (None: the world). A layer whose index is
-    `num_hidden_layers` or more belongs to a draft model, and stays whole on every rank.
+    `num_hidden_layers` or more belongs to a draft model, and stays whole on every rank. It may be
+    set until the first layer is registered.
     """
 
     def __init__(
         self, group: dist.ProcessGroup | None = None, *, num_hidden_layers: int | None = None
     ) -> None:
         self._group = group
-        self._num_hidden_layers = num_hidden_layers
+        self.num_hidden_layers = num_hidden_layers
         self._sharding: LayerSharding | None = None
         self._layers: WeakValueDictionary[int, nn.Module] = WeakValueDictionary()
         self._loaded = False
@@ -134,7 +135,7 @@ class Flashcomm2OShardManager:
         return self._sharding
 
     def _is_draft(self, index: int) -> bool:
-        return self._num_hidden_layers is not None and index >= self._num_hidden_layers
+        return self.num_hidden_layers is not None and index >= self.num_hidden_layers
 
     def _in_order(self) -> list[nn.Module]:
         return [layer for _, layer in sorted(self._layers.items())]

@@ -35,6 +35,7 @@ CONTRACT: dict[str, dict[str, tuple[str, ...] | None]] = {
         "ParallelConfig.tensor_parallel_size": None,
         "ParallelConfig.data_parallel_size": None,
         "ParallelConfig.prefill_context_parallel_size": None,
+        "ParallelConfig.decode_context_parallel_size": None,
         "ParallelConfig.pipeline_parallel_size": None,
         "ParallelConfig.data_parallel_size_local": None,
         "ParallelConfig.data_parallel_index": None,
