@@ -1,1 +1,1 @@
-"""The token exchange on a host: how it is asked for, and what it cannot stand beside."""
+"""The token exchange on a host: how it is asked for, what it excludes, what is built for it."""
