@@ -28,9 +28,14 @@ if TYPE_CHECKING:
 
 
 class Groups(ABC):
-    """This rank's groups of equal copies, and its word to the other ranks. `rank` is global."""
+    """This rank's groups of equal copies, and its word to the other ranks. `rank` is global.
+
+    Engines that share nothing count their ranks each from 0. `first_rank` is what their own rank 0
+    is in the whole deployment; where ranks are counted over all engines it is 0.
+    """
 
     rank: int
+    first_rank: int = 0
 
     def __init__(self, layout: ParallelLayout, mine: list[Group]) -> None:
         self._layout = layout
@@ -125,6 +130,8 @@ class _WorldGroups(Groups):
             for ranks in _groups_of(layout)
         ]
         parallel_config = vllm_config.parallel_config
+        if parallel_config.data_parallel_size == 1:  # or told that it is alone: deployment.py
+            self.first_rank = parallel_config.data_parallel_index * world_size
         groups = create_groups(
             wanted,
             backend,

@@ -84,7 +84,7 @@ def build(
     groups = form_groups(layout, device.backend, vllm_config, started, checkpoint)
     try:
         if config.report_dir is not None:
-            ReportFile(config.report_dir, groups.rank).prepare()
+            ReportFile(config.report_dir, groups.first_rank + groups.rank).prepare()
         whole = WholeLinears(
             config.token_exchange, num_layers, vllm_config.parallel_config.tensor_parallel_size
         )
@@ -196,7 +196,8 @@ def serve(loaded: Sequence[LoadedGroup], config: LayerShardConfig, groups: Group
     if config.report_dir is None:
         return
     digests = {series.name: group.plan.digest() for group in loaded for series in group.series}
-    report = Report(config.report_dir, groups.rank, every_series, digests)
+    rank, first = groups.first_rank + groups.rank, groups.first_rank
+    report = Report(config.report_dir, rank, every_series, digests, first_rank=first)
     report.write()
     for series in every_series:
         series.on_forward_end = report.refresh

@@ -21,7 +21,10 @@ logger = logging.getLogger(f"vllm.{__name__}")  # below vLLM's own: with its for
 
 
 class Report:
-    """Writes `layershard-rank{rank}.json`; `digests` maps a series' name to its plan's digest."""
+    """Writes `layershard-rank{rank}.json`; `digests` maps a series' name to its plan's digest.
+
+    `first_rank` is the global number of the world's rank 0.
+    """
 
     def __init__(
         self,
@@ -29,8 +32,11 @@ class Report:
         rank: int,
         series: Sequence[ShardedSeries],
         digests: Mapping[str, str],
+        *,
+        first_rank: int = 0,
     ) -> None:
         self._file = ReportFile(directory, rank)
+        self._first_rank = first_rank
         self._series = series
         self._digests = digests
         self._timer: threading.Timer | None = None
@@ -46,7 +52,7 @@ class Report:
             "series": [
                 {
                     "name": s.name,
-                    "group_ranks": list(s.group.ranks),
+                    "group_ranks": [self._first_rank + rank for rank in s.group.ranks],
                     "group_rank": s.group.group_rank,
                     "plan_digest": self._digests[s.name],
                     "placement": s.placement,
