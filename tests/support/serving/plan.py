@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ def planned(
     placement: str = "round_robin",
     *,
     keep_first: bool = False,
+    token_exchange: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The document of `layershard plan --json` for the layout that a server has."""
     command = [
@@ -26,6 +28,7 @@ def planned(
         *layout.planning, "--layers", ",".join(layers),
         "--prefetch-step", str(prefetch_step), "--placement", placement, "--json",
         *(["--keep-first"] if keep_first else []),
+        *(["--token-exchange", ",".join(token_exchange)] if token_exchange else []),
     ]  # fmt: skip
     finished = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(finished.stdout)

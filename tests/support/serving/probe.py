@@ -28,6 +28,19 @@ class Probe:
             series.slots.poison()
         return len(bound_series())
 
+    def poison_padding(self) -> None:
+        """From now on the rows that a token exchange adds are NaN instead of zeros."""
+        from vllm_layershard.runtime.exchange import tokens
+
+        padded = tokens.padded
+
+        def poisoned(x: Any, rows: int) -> Any:
+            filled = padded(x, rows)
+            filled[x.shape[0] :] = float("nan")
+            return filled
+
+        tokens.padded = poisoned
+
     def negate_owned(self, owner: int, layer_id: int) -> list[str]:
         """On global rank `owner`, change the sign of its weights of that layer; their series."""
         from vllm_layershard.runtime.ops import bound_series

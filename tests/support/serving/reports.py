@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,21 @@ def check_reports(
     placement: str = "round_robin",
     *,
     keep_first: bool = False,
+    token_exchange: Sequence[str] = (),
 ) -> None:
-    """Owners and bytes measured by each rank equal, to the byte, those that the planner says."""
-    document = planned(model, layers, prefetch_step, layout, placement, keep_first=keep_first)
+    """Owners and bytes measured by each rank equal, to the byte, those that the planner says.
+
+    Tokens were exchanged before each product of a series of `token_exchange`, before others not.
+    """
+    document = planned(
+        model,
+        layers,
+        prefetch_step,
+        layout,
+        placement,
+        keep_first=keep_first,
+        token_exchange=token_exchange,
+    )
     plan = document["series"]
     for rank, report in enumerate(reports(directory, layout)):
         mine = {s["name"]: s for s in plan if s["pp_stage"] == layout.stage_of(rank)}
@@ -59,3 +72,6 @@ def check_reports(
             assert series["forwards"] > 0
             moved = series["forwards"] * len(says["layer_ids"])
             assert series["launches"] == series["waits"] == moved
+            exchanged = moved if series["name"] in token_exchange else 0
+            assert series["exchanges"] == exchanged
+            assert series["exchanged_rows"] >= exchanged
