@@ -8,6 +8,7 @@ What the user names himself may be a pipe too, `<(command)` for example, for a b
 from __future__ import annotations
 
 import errno
+import json
 import os
 import stat
 import time
@@ -28,6 +29,16 @@ _KINDS: Final = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
+
+
+def json_fault(error: ValueError) -> str:
+    """What follows the name of a file that JSON cannot be read from.
+
+    Of a number of thousands of digits Python says how a program reads it; a user cannot.
+    """
+    known = isinstance(error, json.JSONDecodeError)
+    what = str(error) if known else "it holds a number of more digits than are read"
+    return f"is not valid JSON: {what}"
 
 
 class UnreadableError(Exception):

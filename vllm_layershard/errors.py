@@ -16,9 +16,25 @@ The message always says what is wrong, where, and the remedy. Bugs are `assert`s
 is a ValueError: pydantic would wrap one that is raised while vLLM builds its configuration.
 """
 
+import re
+from typing import Final
+
+_USER: Final = re.compile(
+    r"((?:\b[a-z][a-z0-9+.-]*://|\b(?:https?|ftps?|ssh|git|s3|gs|hf):/))[^\s'\"]*@", re.IGNORECASE
+)
+"""A URL as far as it names a user, with two slashes or with the one that a path leaves of them."""
+
+
+def without_users(text: str) -> str:
+    """The text without the user and the password of any URL in it."""
+    return _USER.sub(r"\1", text) if ":/" in text else text
+
 
 class LayerShardError(Exception):
-    """Base of all errors that a user can cause and mend."""
+    """Base of all errors that a user can cause and mend. No message holds a URL's password."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(without_users(message))
 
 
 class ConfigError(LayerShardError):

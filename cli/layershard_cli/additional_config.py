@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from vllm_layershard.bounded_file import UnreadableError, read_named
+from vllm_layershard.bounded_file import UnreadableError, json_fault, read_named
 from vllm_layershard.config import KEY, OPTIONS, LayerShardConfig
 from vllm_layershard.errors import ConfigError
 from vllm_layershard.planner.options import names_of
@@ -70,8 +70,9 @@ def _parsed(text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        what = str(error) if isinstance(error, ValueError) else "it is nested too deeply"
+        deep = "is not valid JSON: it is nested too deeply"
+        what = json_fault(error) if isinstance(error, ValueError) else deep
         raise ConfigError(
-            f"the additional config is not valid JSON: {what}; write for example "
+            f"the additional config {what}; write for example "
             f'\'{{"{KEY}": ["o_proj", "q_b_proj"]}}\''
         ) from None

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from layershard_cli.completion import complete_hardware, complete_model
-from vllm_layershard.planner.load import MAX_SEQUENCES, MAX_TOKENS
+from vllm_layershard.planner.load import MAX_DRAFTED, MAX_SEQUENCES, MAX_TOKENS
 
 _SUFFIXES = {
     "k": 10**3,
@@ -82,7 +82,9 @@ LayersNamed = Annotated[
 ]
 PrefetchStep = Annotated[
     int | None,
-    typer.Option("--prefetch-step", help="How many positions ahead a weight moves.  [default: 1]"),
+    typer.Option(
+        "--prefetch-step", help="How many positions ahead a weight moves, 0 to 64.  [default: 1]"
+    ),
 ]
 LayerStride = Annotated[
     int | None, typer.Option("--layer-stride", help="Shard every n-th layer only.  [default: 1]")
@@ -193,6 +195,7 @@ Mtp = Annotated[
     typer.Option(
         "--mtp",
         min=1,
+        max=MAX_DRAFTED,
         help="Count the weights and the cache of the model's own draft (MTP) layers, which then "
         "draft so many tokens a step.",
         show_default=False,

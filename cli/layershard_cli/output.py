@@ -10,6 +10,8 @@ import os
 import sys
 from typing import Any, TextIO
 
+from vllm_layershard.errors import without_users
+
 _LONGEST = 4000
 
 
@@ -47,7 +49,11 @@ def emit_json(document: dict[str, Any]) -> None:
 
 
 def printable(text: str) -> str:
-    """The text with every character escaped that a terminal would act on rather than show."""
+    """The text with every character escaped that a terminal would act on rather than show.
+
+    Without the password of a URL, too, which a message may quote.
+    """
+    text = without_users(text)
     if text.isprintable():
         return text
     return "".join(

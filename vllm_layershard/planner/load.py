@@ -10,6 +10,9 @@ from vllm_layershard.errors import ConfigError
 MAX_TOKENS: Final = 1 << 26
 MAX_SEQUENCES: Final = 1 << 20
 
+MAX_DRAFTED: Final = 64
+"""More tokens than anybody drafts in a step."""
+
 
 def sizes_of(
     tokens: int | None,

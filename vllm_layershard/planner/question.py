@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from inspect import Parameter, signature
-from typing import Any, Final
+from typing import Any
 
 from vllm_layershard.config import OPTIONS, LayerShardConfig, short
 from vllm_layershard.errors import ConfigError
@@ -13,6 +13,7 @@ from vllm_layershard.estimate import Hardware
 from vllm_layershard.estimate.capacity import cache_device_of
 from vllm_layershard.models import Sharding, shard_model
 from vllm_layershard.planner.layout import Layout, deployment_of
+from vllm_layershard.planner.load import MAX_DRAFTED
 from vllm_layershard.planner.loaded_model import LoadedModel, load_model
 from vllm_layershard.planner.options import Options, config_for
 
@@ -29,10 +30,6 @@ def on_device(found: LoadedModel, device: Hardware) -> LoadedModel:
     """The model with its cache in the form that it has on this device."""
     model = found.model._replace(cache_device=cache_device_of(device))
     return found._replace(model=model)
-
-
-MAX_DRAFTED: Final = 64
-"""More tokens than anybody drafts in a step."""
 
 
 def drafting(found: LoadedModel, mtp: int | None) -> LoadedModel:

@@ -107,7 +107,7 @@ def test_a_name_as_a_tool_prints_it_finds_its_profile(
         ("NVIDIA H100 NVL", "H100"),
         ("NVIDIA H200 NVL", "H200"),
         ("NVIDIA A100-SXM4-40GB", "A100"),
-        ("NVIDIA RTX PRO 6000 Blackwell Workstation Edition", "RTX-PRO-6000"),
+        ("NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition", "RTX-PRO-6000"),
         ("H21", "H20"),
         ("V100", "A100"),
         ("MI308X", "MI300X"),
@@ -120,6 +120,43 @@ def test_of_an_unknown_name_the_nearest_is_named_and_not_taken(name: str, neares
     with pytest.raises(HardwareError) as error:
         profile(name)
     assert f"its numbers are not guessed; nearest: {nearest}; known are A100, " in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["", " ", "XYZ", "TPU v5e", "Gaudi 3", "x" * 300, "?"])
+def test_of_a_name_that_is_like_none_no_profile_is_called_near(name: str) -> None:
+    with pytest.raises(HardwareError) as error:
+        profile(name)
+    assert "nearest" not in str(error.value)
+    assert "its numbers are not guessed; known are A100, " in str(error.value)
+
+
+@pytest.mark.parametrize("blackwell", ["", "Blackwell "])
+@pytest.mark.parametrize("edition", ["Server Edition", "Workstation Edition"])
+@pytest.mark.parametrize("vendor", ["", "NVIDIA "])
+def test_each_edition_that_nvidia_smi_prints_finds_its_profile(
+    vendor: str, blackwell: str, edition: str
+) -> None:
+    assert profile(f"{vendor}RTX PRO 6000 {blackwell}{edition}").name == "RTX-PRO-6000"
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {},
+        {"name": "ours"},
+        {"figures": {}},
+        {"name": "ours", "topology": "mesh", "low_bit_format": "int8"},
+        {"memory_bytes": None},
+        {"bus": []},
+        {"hardware": {}},
+    ],
+    ids=str,
+)
+def test_a_file_without_a_number_is_no_profile(document: dict, tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(document))
+    with pytest.raises(HardwareError, match="states no number of a device; give a base"):
+        profile(str(path))
 
 
 @pytest.mark.parametrize("key", LABELS)

@@ -138,6 +138,30 @@ def test_renamed_experts_never_make_a_dense_model(name: str, renamed: str | None
         read(changed(config, **{field: ...}, **others))
 
 
+COUNTS = {
+    "n_shared_experts": ("deepseek-ai--DeepSeek-V3", "zai-org--GLM-4.7", "zai-org--GLM-5"),
+    "first_k_dense_replace": (
+        *("deepseek-ai--DeepSeek-V2-Lite", "deepseek-ai--DeepSeek-V3", "zai-org--GLM-4.7"),
+        "moonshotai--Kimi-K2.5",
+    ),
+    "moe_layer_freq": ("deepseek-ai--DeepSeek-V2-Lite", "moonshotai--Kimi-K2-Instruct"),
+    "decoder_sparse_step": (NEXT, "Qwen--Qwen3-235B-A22B"),
+    "shared_expert_intermediate_size": (NEXT, QWEN35),
+    "zero_expert_num": ("meituan-longcat--LongCat-Flash-Chat",),
+}
+"""What else tells dense layers from mixtures of experts, or shared experts from none."""
+
+
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [*EXPERTS.items(), *((name, field) for field in COUNTS for name in COUNTS[field])],
+)
+def test_a_count_of_experts_that_is_null_is_refused(name: str, field: str) -> None:
+    """To the config class, or to the model of vLLM, it is no number: nothing is loaded."""
+    with pytest.raises(ModelError, match=f": {field}: is (null|missing)"):
+        read(changed(bundled(name), **{field: None}))
+
+
 OTHER_NAMES = {
     "deepseek-ai--DeepSeek-V2-Lite": "num_experts",
     "deepseek-ai--DeepSeek-V3": "num_local_experts",

@@ -1,7 +1,8 @@
 """A field that is left out has the value that the model's own config class gives it.
 
 Of every config that is planned, each field that its class knows is taken out in turn. The plan is
-then that of the config with the class's value written into it, or the field is named.
+then that of the config with the class's value written into it, or the field is named. And the
+counts of experts that may not be null are those that the classes refuse.
 """
 
 from __future__ import annotations
@@ -12,14 +13,18 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoConfig
 
 from truth import stated
 from truth.compare import CONFIGS, ENVIRONMENT
 from vllm_layershard.errors import LayerShardError
 from vllm_layershard.models import Deployment, FoundModel, Model, model_of
+from vllm_layershard.models.families.defaults import _CLASSES
 from vllm_layershard.models.sources.config_file import ConfigFile
 from vllm_layershard.plan import ParallelLayout
 
@@ -217,3 +222,35 @@ def test_without_a_class_a_field_is_named(model_type: str) -> None:
     before = planned(read(config))
     for field in config.keys() - NO_SIZES:
         assert outcome(without(config, field, False), field) in (before, field), field
+
+
+BY_THE_MODEL = {"first_k_dense_replace", "moe_layer_freq"}
+"""Some classes take a null for these. vLLM's model compares it with a layer, and divides by it."""
+
+SAME = {"kimi_k2": "deepseek_v3", "deepseek_v32": "deepseek_v3"}
+"""Model types that transformers has no class of, and the one whose class vLLM takes."""
+
+FIELDS = [(kind, field) for kind, known in _CLASSES.items() for field in known.never_null]
+
+
+def class_refuses(kind: str, field: str) -> bool:
+    try:
+        AutoConfig.for_model(SAME.get(kind, kind), **{field: None})
+    except Exception as error:
+        return field in str(error)
+    return False
+
+
+@pytest.mark.parametrize(("kind", "field"), FIELDS)
+def test_the_class_refuses_a_null(kind: str, field: str) -> None:
+    assert class_refuses(kind, field) or field in BY_THE_MODEL
+    AutoConfig.for_model(SAME.get(kind, kind))
+
+
+def test_the_model_of_vllm_reads_the_others_as_numbers() -> None:
+    vllm = find_spec("vllm")
+    assert vllm is not None
+    (root,) = vllm.submodule_search_locations or ()
+    source = Path(root, "model_executor", "models", "deepseek_v2.py").read_text()
+    assert "layer_idx >= config.first_k_dense_replace" in source
+    assert "layer_idx % moe_layer_freq == 0" in source

@@ -27,12 +27,18 @@ _VENDORS: Final = {
 }
 """Profile -> the file of its vendor, which is read when one of its profiles is asked for."""
 
+_NEAR: Final = 0.65
+"""Two names of which so much is alike are of one family, or differ by a slip of the pen."""
+
 PRINTED: Final = {
     "NVIDIA A100-SXM4-80GB": "A100",
     "NVIDIA H20-3e": "H20-141",
     "NVIDIA H100 80GB HBM3": "H100",
     "NVIDIA B300 SXM6 AC": "B300",
     "NVIDIA RTX PRO 6000 Blackwell Server Edition": "RTX-PRO-6000",
+    "NVIDIA RTX PRO 6000 Blackwell Workstation Edition": "RTX-PRO-6000",
+    "NVIDIA RTX PRO 6000 Server Edition": "RTX-PRO-6000",
+    "NVIDIA RTX PRO 6000 Workstation Edition": "RTX-PRO-6000",
     "AMD Instinct MI300X OAM": "MI300X",
     "AMD Instinct MI325X OAM": "MI325X",
     "AMD Instinct MI355X OAM": "MI355X",
@@ -63,10 +69,12 @@ def bundled_profile(name: str) -> Hardware | None:
 
 
 def unknown_hardware(name: str) -> HardwareError:
-    """The error for a device without a profile: the nearest one, and all that there are."""
+    """The error for a device without a profile: the nearest one, if any is near, and all."""
+    near = _nearest(name)
+    nearest = "" if near is None else f"nearest: {near}; "
     return HardwareError(
-        f"--hardware {name}: there is no profile of that name, and its numbers are not guessed; "
-        f"nearest: {_nearest(name)}; known are {', '.join(_VENDORS)}; or give a profile FILE.json "
+        f"--hardware {name or 'is empty'}: there is no profile of that name, and its numbers are "
+        f"not guessed; {nearest}known are {', '.join(_VENDORS)}; or give a profile FILE.json "
         "(layershard calibrate writes one)"
     )
 
@@ -83,8 +91,8 @@ def _plain(name: str) -> str:
     return "-".join(re.findall(r"[a-z0-9]+", text))
 
 
-def _nearest(name: str) -> str:
-    """The profile that its name begins with, or else the one that is spelled most alike."""
+def _nearest(name: str) -> str | None:
+    """The profile that its name begins with, or else one that is spelled nearly like it."""
     from difflib import SequenceMatcher  # takes milliseconds that no other command needs
 
     key = _plain(name)
@@ -92,4 +100,6 @@ def _nearest(name: str) -> str:
     if begins:
         return max(begins, key=len)
     names = _names()
-    return names[max(names, key=lambda one: SequenceMatcher(None, key, one).ratio())]
+    alike = {one: SequenceMatcher(None, key, one).ratio() for one in names}
+    best = max(alike, key=lambda one: alike[one])
+    return names[best] if alike[best] >= _NEAR else None

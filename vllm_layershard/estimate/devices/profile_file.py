@@ -19,7 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, NoReturn, get_args
 
-from vllm_layershard.bounded_file import UnreadableError, read_named
+from vllm_layershard.bounded_file import UnreadableError, json_fault, read_named
 from vllm_layershard.errors import HardwareError
 from vllm_layershard.estimate.devices.bundled import (
     bundled_profile,
@@ -74,7 +74,7 @@ def _parsed(path: str) -> Any:
     except RecursionError:
         raise HardwareError(f"--hardware {path}: is not a profile: nested too deeply") from None
     except ValueError as error:
-        raise HardwareError(f"--hardware {path}: is not valid JSON: {error}") from None
+        raise HardwareError(f"--hardware {path}: {json_fault(error)}") from None
 
 
 class _Reader:
@@ -90,6 +90,9 @@ class _Reader:
         unknown = [key for key in document if key not in known]
         if unknown:
             self._refuse(f"{shown(unknown[0])}: no such key; known are {', '.join(sorted(known))}")
+        stated = [key for key in document if key not in ("name", "topology", "low_bit_format")]
+        if not any(document[key] for key in stated):
+            self._refuse("states no number of a device; give a base (as H200) or figures")
         base = Hardware(name=Path(self._path).stem)
         if "base" in document:
             base = self._base(document["base"])

@@ -10,6 +10,13 @@ from vllm_layershard.models.dtypes import DTYPE_BYTES
 FP8: Final = ("fp8", "fp8_e4m3")
 WIDE: Final = ("bfloat16", "float16")
 
+_SPELLINGS: Final = {
+    **dict.fromkeys(("bf16", "torch.bfloat16"), "bfloat16"),
+    **dict.fromkeys(("fp16", "half", "torch.float16"), "float16"),
+    **dict.fromkeys(("e4m3", "float8", "float8_e4m3", "float8_e4m3fn", "fp8_e4m3fn"), "fp8_e4m3"),
+}
+"""What elsewhere is written for a dtype -> vLLM's spelling of it, which is in small letters."""
+
 _DS_MLA: Final = {"fp8_ds_mla": 656, "nvfp4_ds_mla": 352}
 """One token in the packed forms. `fp8_ds_mla`: 512 fp8, four float32 scales, 64 bf16.
 Source: vLLM 0.32, layers/attention/mla_attention.py, `get_kv_cache_spec`."""
@@ -140,8 +147,10 @@ def _element_bytes(kv_cache_dtype: str, dtype: str, fp8: tuple[str, ...]) -> int
         return DTYPE_BYTES[kv_cache_dtype]
     if kv_cache_dtype in fp8:
         return 1
-    known = ", ".join(("auto", *WIDE, *(fp8 or ("fp8_ds_mla",))))
+    known = ("auto", *WIDE, *(fp8 or ("fp8_ds_mla",)))
+    meant = _SPELLINGS.get(kv_cache_dtype.lower(), kv_cache_dtype.lower())
+    said = f"; did you mean {meant}?" if meant in known else ""
     raise ConfigError(
         f"--kv-cache-dtype {kv_cache_dtype!r}: its bytes are not known for this model; "
-        f"known are {known}"
+        f"known are {', '.join(known)}{said}"
     )

@@ -2,7 +2,7 @@
 
 Source: transformers 5, the class of each model_type (`XConfig` in models/x/configuration_x.py), and
 vLLM 0.32, transformers_utils/configs/, for kimi_k2 and kimi_k25. A test compares with the classes.
-A field that is null is not left out: it is None to the class.
+A field that is null is not left out: it is None to the class, which may refuse it.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ class Class(NamedTuple):
 
     `defaults`: of those that change a plan and that a family may find missing. `aliases`: another
     name of a field, which the class takes as well -> the field. `stated`: fields without which the
-    bytes would be a guess.
+    bytes would be a guess. `never_null`: those that tell a dense model from a mixture of experts,
+    where a null is no number to the class, or to vLLM's model: neither would load it.
     """
 
     defaults: Mapping[str, Any] = {}
     aliases: Mapping[str, str] = {}
     stated: tuple[str, ...] = ()
+    never_null: tuple[str, ...] = ()
 
 
 _USUAL: Final[Mapping[str, Any]] = {"hidden_act": "silu", "tie_word_embeddings": False}
@@ -32,11 +34,24 @@ _ROUTED: Final = ("n_routed_experts",)
 _ROUTED_TOO: Final = {"num_local_experts": "n_routed_experts"}
 _LOCAL: Final = {"num_experts": "num_local_experts"}
 
+_DEEPSEEK_COUNTS: Final = (
+    *("n_routed_experts", "n_shared_experts", "first_k_dense_replace", "moe_layer_freq"),
+)
+_GLM_COUNTS: Final = ("n_routed_experts", "n_shared_experts", "first_k_dense_replace")
+_QWEN_COUNTS: Final = ("num_experts", "decoder_sparse_step")
+_LOCAL_COUNTS: Final = ("num_local_experts",)
+
 _DEEPSEEK_V3: Final = Class(
-    {**_USUAL, "n_shared_experts": 1, "q_lora_rank": 1536}, _ROUTED_TOO, _ROUTED
+    {**_USUAL, "n_shared_experts": 1, "q_lora_rank": 1536},
+    _ROUTED_TOO,
+    _ROUTED,
+    _DEEPSEEK_COUNTS,
 )
 _QWEN3_5_TEXT: Final = Class({**_BIAS, "num_key_value_heads": 4, "head_dim": 256})
-_QWEN3_5_MOE_TEXT: Final = Class({**_BIAS, "num_key_value_heads": 2, "head_dim": 256})
+_QWEN3_5_MOE_TEXT: Final = Class(
+    {**_BIAS, "num_key_value_heads": 2, "head_dim": 256},
+    never_null=("num_experts", "shared_expert_intermediate_size"),
+)
 _BAILING: Final = Class(
     stated=(
         "num_key_value_heads",
@@ -59,6 +74,7 @@ _CLASSES: Final[Mapping[str, Class]] = {
         {**_USUAL, "n_shared_experts": 2, "q_lora_rank": 1536, "topk_method": "greedy"},
         {"num_experts": "n_routed_experts"},
         _ROUTED,
+        _DEEPSEEK_COUNTS,
     ),
     "deepseek_v3": _DEEPSEEK_V3,
     "deepseek_v32": _DEEPSEEK_V3,
@@ -74,16 +90,23 @@ _CLASSES: Final[Mapping[str, Class]] = {
         },
         {**_ROUTED_TOO, "num_experts": "n_routed_experts"},
         _ROUTED,
+        _GLM_COUNTS,
     ),
     "glm4_moe_lite": Class(
-        {**_USUAL, "n_shared_experts": 1, "q_lora_rank": 768}, _ROUTED_TOO, _ROUTED
+        {**_USUAL, "n_shared_experts": 1, "q_lora_rank": 768},
+        _ROUTED_TOO,
+        _ROUTED,
+        _GLM_COUNTS,
     ),
     "glm4_moe": Class(
         {**_BIAS, "num_key_value_heads": 8, "n_shared_experts": 1, "use_qk_norm": False},
         _ROUTED_TOO,
+        never_null=_GLM_COUNTS,
     ),
     "gpt_oss": Class(
-        {"num_key_value_heads": 8, "head_dim": 64, "tie_word_embeddings": False}, _LOCAL
+        {"num_key_value_heads": 8, "head_dim": 64, "tie_word_embeddings": False},
+        _LOCAL,
+        never_null=_LOCAL_COUNTS,
     ),
     "llama": Class({**_BIAS, "mlp_bias": False}),
     "longcat_flash": Class(
@@ -94,16 +117,21 @@ _CLASSES: Final[Mapping[str, Class]] = {
             "intermediate_size": "ffn_hidden_size",
             "moe_intermediate_size": "expert_ffn_hidden_size",
         },
+        never_null=("n_routed_experts", "zero_expert_num"),
     ),
     "minimax_m2": Class(
-        {"num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": False}, _LOCAL
+        {"num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": False},
+        _LOCAL,
+        never_null=_LOCAL_COUNTS,
     ),
     "ministral3": Class(
         {**_USUAL, "num_key_value_heads": 8, "head_dim": 128, "sliding_window": None}
     ),
     "mistral": Class({**_USUAL, "num_key_value_heads": 8, "sliding_window": 4096}),
     "mixtral": Class(
-        {"num_key_value_heads": 8, "tie_word_embeddings": False, "sliding_window": None}, _LOCAL
+        {"num_key_value_heads": 8, "tie_word_embeddings": False, "sliding_window": None},
+        _LOCAL,
+        never_null=_LOCAL_COUNTS,
     ),
     "qwen2": Class({**_USUAL, "num_key_value_heads": 32, "use_sliding_window": False}),
     "qwen3": Class(
@@ -112,6 +140,7 @@ _CLASSES: Final[Mapping[str, Class]] = {
     "qwen3_moe": Class(
         {**_BIAS, "num_key_value_heads": 4, "decoder_sparse_step": 1, "mlp_only_layers": []},
         {"num_local_experts": "num_experts"},
+        never_null=_QWEN_COUNTS,
     ),
     "qwen3_next": Class(
         {
@@ -121,7 +150,8 @@ _CLASSES: Final[Mapping[str, Class]] = {
             "decoder_sparse_step": 1,
             "mlp_only_layers": [],
             "intermediate_size": 5632,
-        }
+        },
+        never_null=(*_QWEN_COUNTS, "shared_expert_intermediate_size"),
     ),
     "qwen3_5_text": _QWEN3_5_TEXT,
     "qwen3_5_moe_text": _QWEN3_5_MOE_TEXT,
@@ -146,6 +176,7 @@ _WRAPPERS: Final[Mapping[str, Class]] = {
             "mlp_only_layers": [],
         },
         {"num_local_experts": "num_experts"},
+        never_null=_QWEN_COUNTS,
     ),
     "qwen3_5": _QWEN3_5_TEXT,
     "qwen3_5_moe": _QWEN3_5_MOE_TEXT,
@@ -175,9 +206,17 @@ def _completed(config: ConfigFile, known: Class) -> dict[str, Any]:
             values[field] = values[other]
     for field in known.stated:
         if field not in values:
+            none = "" if field in known.never_null else " (null where it has none)"
             config.fail(
                 field,
                 "is missing, and what the model's own class would take for it may not be what its "
-                "checkpoint holds; write it into config.json (null where it has none)",
+                f"checkpoint holds; write it into config.json{none}",
+            )
+    for field in known.never_null:
+        if field in values and values[field] is None:
+            config.fail(
+                field,
+                "is null, and says neither that there are experts nor that there are none: vLLM "
+                "does not load such a config; write the number",
             )
     return {**known.defaults, **values}

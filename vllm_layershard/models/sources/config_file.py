@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple, NoReturn
 
-from vllm_layershard.bounded_file import AbsentError, UnreadableError, read_bounded
+from vllm_layershard.bounded_file import AbsentError, UnreadableError, json_fault, read_bounded
 from vllm_layershard.errors import ModelError, UnknownModelError
 
 MAX_FILE_BYTES: Final = 8 << 20
@@ -130,8 +130,9 @@ def parse_config(raw: bytes, where: str) -> ConfigFile:
     except UnicodeDecodeError as error:
         raise ModelError(f"{where}: is not UTF-8 text (byte {error.start})") from None
     except (ValueError, RecursionError) as error:
-        what = str(error) if isinstance(error, ValueError) else "it is nested too deeply"
-        raise ModelError(f"{where}: is not valid JSON: {what}") from None
+        deep = "is not valid JSON: it is nested too deeply"
+        what = json_fault(error) if isinstance(error, ValueError) else deep
+        raise ModelError(f"{where}: {what}") from None
     if not isinstance(values, dict):
         raise ModelError(f"{where}: holds {shown(values)} where a JSON object was expected")
     return ConfigFile(where=where, values=values)

@@ -26,6 +26,11 @@ _BUNDLED = Path(__file__).parents[1] / "configs"
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 
 
+_URL: Final = re.compile(r"\s*[A-Za-z][A-Za-z0-9+.-]*://")
+
+_NEAR: Final = 0.8
+"""Two names of which so much is alike differ by a slip of the pen."""
+
 _CONFIG_ALONE: Final = (
     "the cache holds config.json alone: a quantisation that a file beside it states is not seen"
 )
@@ -61,17 +66,48 @@ def find(name: str, *, offline: bool = False) -> FoundModel:
         UnknownModelError: nothing of that name anywhere; says where it was looked for.
         ModelError: it was found, but its config.json cannot be read.
     """
+    if _URL.match(name):
+        raise UnknownModelError(
+            "--model is a URL, and none is read; give a model directory, a config.json, a bundled "
+            "name (DeepSeek-V3) or a Hub name such as 'organisation/model'"
+        )
     if _is_path(name):
         return _local(name)
     full = _bundled_name(name)
     if full is None and not _REPOSITORY.fullmatch(name):
         raise UnknownModelError(
             f"{name!r} is neither a path, nor a bundled model ({', '.join(bundled_names())}), nor "
-            "a Hub name such as 'organisation/model'"
+            f"a Hub name such as 'organisation/model'{_near(name)}"
         )
-    return _cached(full or name) or (
-        _bundled(full) if full is not None else _fetched(name, offline)
-    )
+    cached = _cached(full or name)
+    if cached is not None:
+        return cached
+    if full is not None:
+        return _bundled(full)
+    try:
+        return _fetched(name, offline)
+    except UnknownModelError as error:
+        raise UnknownModelError(f"{error}{_near(name)}") from error.__cause__
+
+
+def _near(name: str) -> str:
+    """What a slip of the pen may have meant; empty where no bundled name is near."""
+    from difflib import get_close_matches  # takes milliseconds that no other command needs
+
+    full = {known.lower(): known for known in bundled_names()}
+    short = {known.partition("/")[2]: each for known, each in full.items()}
+    digits = _digits(name)  # another number is another model
+    names = {
+        known: each
+        for known, each in (full if "/" in name else short).items()
+        if digits in ("", _digits(known))
+    }
+    found = get_close_matches(name.lower(), names, n=1, cutoff=_NEAR)
+    return f"; did you mean {names[found[0]]}?" if found else ""
+
+
+def _digits(name: str) -> str:
+    return "".join(filter(str.isdigit, name))
 
 
 def _is_path(name: str) -> bool:

@@ -1,0 +1,153 @@
+"""Slips of the pen: what a message suggests, and what it never repeats."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from console import complaint, layershard, said
+from vllm_layershard.errors import ConfigError, ModelError, without_users
+from vllm_layershard.models import bundled_names
+
+PASSWORD = "CanaryPassword"
+USERS = [
+    f"https://bob:{PASSWORD}@host/model",
+    f"https:/bob:{PASSWORD}@host/model",
+    f"HTTPS://bob:{PASSWORD}@host:80/model",
+    f"https://{PASSWORD}@host/model",
+    f"https://bob:a@b/{PASSWORD}@host/model",
+    f"ssh://bob:{PASSWORD}@host/model",
+    f"s3://bob:{PASSWORD}@host/model.json",
+]
+SAYS = [
+    ["plan", "--model", "{}"],
+    ["map", "--model", "{}"],
+    ["check", '["o_proj"]', "--model", "{}"],
+    ["check", "@{}", "--model", "DeepSeek-V3"],
+    ["check", "{}", "--model", "DeepSeek-V3"],
+    ["compare", "--model", "{}"],
+    ["hardware", "{}"],
+    ["plan", "--model", "DeepSeek-V3", "--hardware", "{}"],
+    ["plan", "--model", "DeepSeek-V3", "--layers", "{}"],
+    ["plan", "--model", "DeepSeek-V3", "--placement", "{}"],
+    ["plan", "--model", "DeepSeek-V3", "--kv-cache-dtype", "{}"],
+    ["plan", "--model", "DeepSeek-V3", "--tokens", "{}"],
+    ["plan", "--model", "DeepSeek-V3", "--tp", "{}"],
+    ["plan", "--model", "DeepSeek-V3", "--html", "{}"],
+    ["{}"],
+]
+
+
+@pytest.mark.parametrize("command", SAYS, ids=" ".join)
+def test_no_url_is_repeated_with_its_password(command: list[str]) -> None:
+    for url in USERS:
+        ended = layershard(*(word.format(url) if "{}" in word else word for word in command))
+        assert ended.code in (2, 3), url
+        assert PASSWORD not in ended.stdout + ended.stderr, url
+
+
+@pytest.mark.parametrize("url", USERS)
+def test_no_error_of_the_library_holds_a_password(url: str) -> None:
+    assert PASSWORD not in str(ModelError(f"{url}: no such file; give {url!r}"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "local:/home/a@b/config.json: no such file",
+        "hub:organisation/model@main",
+        "https://huggingface.co/a/b has organisation/model@main",
+        "@/home/x.json: is a pipe",
+        "",
+    ],
+)
+def test_what_names_no_user_is_left_as_it_is(text: str) -> None:
+    assert without_users(text) == text
+    assert str(ConfigError(text)) == text
+
+
+def test_a_url_is_no_model_and_says_what_is() -> None:
+    code, message = complaint("plan", "--model", "https://huggingface.co/deepseek-ai/DeepSeek-V3")
+    assert code == 3
+    assert "--model is a URL, and none is read; give a model directory" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("DeepSek-V3", "deepseek-ai/DeepSeek-V3"),
+        ("DeepSeekV3", "deepseek-ai/DeepSeek-V3"),
+        ("deepseek-ai/DeepSek-V3.2", "deepseek-ai/DeepSeek-V3.2"),
+        ("Mixtral-8x22B-v01", "mistralai/Mixtral-8x22B-v0.1"),
+        ("GLM-52-FP8", "zai-org/GLM-5.2-FP8"),
+        ("gpt-os-120b", "openai/gpt-oss-120b"),
+        ("Kimi-K2-Instuct", "moonshotai/Kimi-K2-Instruct"),
+    ],
+)
+def test_a_misspelt_model_is_told_the_one_that_is_near(
+    name: str, meant: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert meant in bundled_names()
+    code, message = complaint("plan", "--model", name)
+    assert (code, message.rpartition("; ")[2]) == (3, f"did you mean {meant}?")
+
+
+@pytest.mark.parametrize("name", ["DeepSeek-V9", "deepseek-ai/DeepSeek-V5", "Phi-3", "x"])
+def test_a_model_with_another_number_is_no_slip(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    code, message = complaint("plan", "--model", name)
+    assert code == 3
+    assert "did you mean" not in message
+
+
+@pytest.mark.parametrize(
+    ("dtype", "meant"),
+    [("FP8", "fp8"), ("BFloat16", "bfloat16"), ("bf16", "bfloat16"), ("fp16", "float16"),
+     ("AUTO", "auto"), ("float8_e4m3fn", "fp8_e4m3")],
+)  # fmt: skip
+def test_a_cache_dtype_is_spelled_as_vllm_does(dtype: str, meant: str) -> None:
+    flags = ["--model", "DeepSeek-V3", "--kv-cache-dtype"]
+    code, message = complaint("plan", *flags, dtype)
+    assert code == 2
+    assert message.endswith(f"; did you mean {meant}?")
+    said("plan", *flags, meant)
+    assert "did you mean" not in complaint("plan", *flags, "int4")[1]
+
+
+def test_the_help_says_the_bounds_of_a_number() -> None:
+    shown = " ".join(said("plan", "--help", COLUMNS="200").split())
+    assert "1<=x<=64" in shown
+    assert "0 to 64" in shown
+    assert layershard("plan", "--model", "DeepSeek-V3", "--mtp", "65").code == 2
+
+
+@pytest.mark.parametrize("where", ["config", "hardware", "additional", "index"])
+def test_a_number_of_many_digits_is_no_riddle(where: str, tmp_path: Path) -> None:
+    """Python's own message tells a programmer which function to call."""
+    number = "1" * 100_000
+    path = tmp_path / "config.json"
+    path.write_text(f'{{"hidden_size": {number}}}')
+    model = ["--model", "DeepSeek-V3"]
+    commands = {
+        "config": ["plan", "--model", str(path)],
+        "hardware": ["plan", *model, "--hardware", str(path)],
+        "additional": ["check", f"@{path}", *model],
+        "index": ["plan", "--model", str(tmp_path)],
+    }
+    code, message = complaint(*commands[where])
+    assert code in (2, 3)
+    assert "is not valid JSON: it holds a number of more digits than are read" in message
+    assert "set_int_max_str_digits" not in message
+    assert len(message) < 400
+
+
+def test_a_broken_file_still_says_where() -> None:
+    code, message = complaint("check", '{"layer_sharding": }', "--model", "DeepSeek-V3")
+    assert code == 2
+    assert "is not valid JSON: Expecting value: line 1 column 20" in message
