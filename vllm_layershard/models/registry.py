@@ -47,9 +47,14 @@ is asked for, and the model types that go with it."""
 _LISTS: Final = (
     *("ignored_layers", "modules_to_not_convert", "ignore", "exclude", "config_groups"),
     *("quantized_layers", "layer_quant_config", "dynamic", "modules_in_block_to_quantize"),
-    "quantization",
+    *("quantization", "extra_config"),
 )
 """Keys of a section that may name modules."""
+
+_TRANSFORMS: Final = (
+    "transform_config: its matrices are counted among the linears; layer sharding of a linear with "
+    "one has never been tried"
+)
 
 _LATENT: Final = frozenset({"mla", "longcat"})
 """Families whose attention is MLA."""
@@ -111,6 +116,8 @@ def _matched(section: ConfigFile, architecture: str, blueprint: Blueprint) -> Bl
         ModelError: nothing of the model is quantised by it.
     """
     quantised = blueprint.is_quantised
+    if blueprint.quantization.transforms is not None:
+        blueprint = replace(blueprint, notes=(*blueprint.notes, f"{section.where}: {_TRANSFORMS}"))
     if quantised and not any(map(section.get, _LISTS)):
         return blueprint
     from vllm_layershard.models.quantization.names import names_of

@@ -63,6 +63,10 @@ def held_bytes(
         for pair in segment
     ]
     absorbed = [(s, x) for s, x in held if s.absorbed and len(x.tensors) > 1]
+    transforms = b.quantization.transforms
+    beside = 0
+    if transforms is not None:
+        beside = transforms.nbytes(((x.prefix, s) for s, x in held), b.dtype, layout.tp)
     drafts = of_drafts = 0
     if drafting:
         from vllm_layershard.models.draft_bytes import draft_bytes  # seldom asked for
@@ -71,7 +75,7 @@ def held_bytes(
     return WeightBytes(
         embedding=vocab if stage == 0 or (b.tied and stage == last) else 0,
         head=_head_bytes(b, layout.tp) if stage == last and not b.tied else 0,
-        linears=sum(x.nbytes for _, x in held),
+        linears=sum(x.nbytes for _, x in held) + beside,
         experts=sum(
             tensor.nbytes for i in layers for tensor in layer_experts(b, i, deployment, rank)
         ),

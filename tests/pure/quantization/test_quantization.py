@@ -49,7 +49,39 @@ REFUSED = {
         {"quant_method": "TorchAO"},
         '"TorchAO" is not supported: vLLM 0.32 has a class for it, and the planner does not',
     ),
-    "mxfp4 elsewhere": ({"quant_method": "mxfp4"}, "and gpt-oss's mxfp4"),
+    "mxfp4 of a dense model": ({"quant_method": "mxfp4"}, "every linear, every routed expert and"),
+    "inc in three bits": (
+        {"quant_method": "inc", "bits": 3, "group_size": 128},
+        "bits: 3: vLLM 0.32 has a class for it (humming), and the planner does not read it yet",
+    ),
+    "inc, not symmetric": (
+        {"quant_method": "auto-round", "bits": 4, "group_size": 128, "sym": False},
+        "sym: vLLM 0.32 has a class for gptq's packing with symmetric 4 and 8",
+    ),
+    "inc of another type": (
+        {"quant_method": "auto-round", "bits": 4, "group_size": 16, "data_type": "nv_fp"},
+        'data_type: "nv_fp": vLLM 0.32 has no class for it',
+    ),
+    "inc with half a fused linear": (
+        {"quant_method": "inc", "bits": 4, "group_size": 128}
+        | {"extra_config": {"model.layers.0.self_attn.q_proj": {"bits": 16}}},
+        "qkv_proj: extra_config states several formats for its parts (q_proj, k_proj, v_proj)",
+    ),
+    "inc with a broken pattern": (
+        {"quant_method": "inc", "bits": 4, "group_size": 128, "extra_config": {"(": {"bits": 8}}},
+        "extra_config: (: the pattern",
+    ),
+    "quark with asymmetric int8": (
+        {
+            "quant_method": "quark",
+            "export": {},
+            "global_quant_config": {
+                "weight": {"dtype": "int8", "qscheme": "per_tensor", "symmetric": False},
+                "input_tensors": {"dtype": "int8", "qscheme": "per_tensor"},
+            },
+        },
+        "qscheme: vLLM 0.32 has a class for symmetric int8 tensors and rows only",
+    ),
     "fp8 without a scheme": ({"quant_method": "fp8"}, "activation_scheme: null is neither"),
     "fp8 stored as mxfp4": ({"quant_method": "fp8", "store_dtype": "mxfp4"}, "store_dtype"),
     "fp8 block": (
@@ -106,7 +138,7 @@ REFUSED = {
             "export": {},
             "global_quant_config": {"weight": {"dtype": "fp6_e2m3", "qscheme": "per_group"}},
         },
-        'dtype: "fp6_e2m3" "per_group" is not supported: of what vLLM 0.32 has classes for',
+        'dtype: "fp6_e2m3" "per_group" is not supported: vLLM 0.32 has no class for it with',
     ),
     "quark in several scales": (
         {
@@ -297,3 +329,22 @@ def test_a_broken_description_is_one_message(raw: bytes, tmp_path: Path) -> None
 def test_a_description_beside_a_stated_method_is_not_looked_at(tmp_path: Path) -> None:
     (tmp_path / DESCRIPTION).write_bytes(b"broken")
     assert read_model(write(tmp_path, GPTQ)).quantization == "gptq_int4_g128"
+
+
+def test_static_int8_is_for_linears_alone(tmp_path: Path) -> None:
+    """vLLM 0.32 raises where it would be asked for such experts."""
+    weights = {"num_bits": 8, "type": "int", "strategy": "channel", "symmetric": True}
+    static = {"num_bits": 8, "type": "int", "strategy": "tensor", "dynamic": False}
+    section = compressed("int-quantized", weights, static)
+    (linear, *_) = read_model(write(tmp_path, section)).linears(Deployment(ParallelLayout()))
+    scales = [(t.name, t.shape, t.dtype) for t in linear.tensors[1:]]
+    assert scales == [
+        ("weight_scale", (10240, 1), "float32"),
+        ("input_scale", (1,), "float32"),
+    ]
+    model = read_model(write(tmp_path, section, "Qwen--Qwen3-235B-A22B"))
+    with pytest.raises(ModelError, match="no class for routed experts in int8 with static"):
+        model.weight_bytes(Deployment(ParallelLayout()), rank=0)
+    token = static | {"strategy": "token"}
+    with pytest.raises(ModelError, match=r'strategy: "token": vLLM 0\.32 has a class for int8'):
+        read_model(write(tmp_path, compressed("int-quantized", weights, token)))

@@ -211,7 +211,7 @@ def test_a_description_is_read_of_a_wrapper_too(tmp_path: Path) -> None:
         ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "vLLM 0.32 has no class for it"),
         ({"quant_method": "gguf"}, "vLLM 0.32 has no class for it"),
         ({"quant_method": "torchao"}, "has a class for it, and the planner does not read it yet"),
-        ({"quant_method": "mxfp4"}, "vLLM 0.32 has a class for it"),
+        ({"quant_method": "humming"}, "vLLM 0.32 has a class for it, and the planner does not"),
         (NESTED | {"quantization": {"quant_algo": "INT4_AWQ"}}, "vLLM 0.32 has no class for it"),
         ({}, "no source states how the weights are stored"),
     ],

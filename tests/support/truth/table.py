@@ -19,6 +19,7 @@ from tests.vllm.truth import (
     test_truth_real,
     test_truth_wider,
 )
+from tests.vllm.truth.formats import test_truth_formats
 from truth.compare import CONFIGS, Case
 from vllm_layershard.models import read_model
 from vllm_layershard.models.vllm_classes import said_of
@@ -66,6 +67,7 @@ SMALL = (
     test_truth_hybrids.CASES,
     test_truth_quantized.CASES,
     test_truth_mixed.CASES,
+    test_truth_formats.CASES,
     test_truth_wider.CASES,
 )
 
@@ -91,7 +93,8 @@ def _families() -> Iterator[str]:
 def _methods() -> Iterator[str]:
     yield "| quantisation | compared in |\n| --- | --- |\n"
     methods: dict[str, set[str]] = {}
-    for name, case in (test_truth_quantized.CASES | test_truth_mixed.CASES).items():
+    cases = test_truth_quantized.CASES | test_truth_mixed.CASES | test_truth_formats.CASES
+    for name, case in cases.items():
         methods.setdefault(name.partition(" ")[2], set()).add(_architecture(case))
     for method, architectures in methods.items():
         yield f"| {method} | {_listed(architectures)} |\n"

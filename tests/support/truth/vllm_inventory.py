@@ -57,8 +57,16 @@ METHODS = (
     "auto_awq",
     "auto_gptq",
     "quark.quark_moe",
+    "inc.schemes.inc_mxfp4_linear",
+    "inc.schemes.inc_mxfp4_moe",
+    "inc.schemes.inc_mxfp8_linear",
+    "inc.schemes.inc_mxfp8_moe",
+    "utils.marlin_utils",
     f"{QUARK}_w8a8_fp8",
     f"{QUARK}_ocp_mx",
+    f"{QUARK}_w8a8_int8",
+    f"{QUARK}_w4a16_int4",
+    f"{QUARK}_nvfp4",
     f"{SCHEMES}_w8a8_fp8",
     f"{SCHEMES}_w8a8_int8",
     f"{SCHEMES}_w8a16_fp8",
@@ -91,6 +99,7 @@ CHOICES = {
     "init_nvfp4_linear_kernel": lambda **_: Kernel(),
     "init_mxfp4_linear_kernel": lambda **_: Kernel(),
     "init_mxfp8_linear_kernel": lambda **_: Kernel(),
+    "init_mxfp6_linear_kernel": lambda *_, **__: Kernel(),
     "init_wfp8_a16_linear_kernel": lambda **_: Kernel(),
     "choose_mp_linear_kernel": lambda _: Kernel,
     "verify_marlin_supported": lambda **_: None,
@@ -99,6 +108,7 @@ CHOICES = {
     "select_mxfp8_moe_backend": lambda **_: (Fp8MoeBackend.TRITON, Kernel),
     "select_nvfp4_moe_backend": lambda **_: (NvFp4MoeBackend.MARLIN, Kernel),
     "select_mxfp4_moe_backend": lambda *_, **__: (Mxfp4MoeBackend.MARLIN, Kernel),
+    "select_deepseek_v4_mxfp4_moe_backend": lambda *_, **__: (Mxfp4MoeBackend.MARLIN, Kernel),
     "select_wna16_moe_backend": lambda *_, **__: (WNA16MoEBackend.MARLIN, Kernel),
     "check_moe_marlin_supports_config": lambda *_, **__: True,
     "check_moe_marlin_supports_layer": lambda *_, **__: True,
@@ -108,10 +118,15 @@ DROPPED = {
     "AutoGPTQLinearMethod": {"qzeros"},
     "AutoGPTQMoEMethod": {"w13_qzeros", "w2_qzeros", "w13_bias", "w2_bias"},
     "_DropInputScale": {"input_scale"},
+    "QuarkW8A8Int8": {"weight_zero_point"},
+    "QuarkW8A8Int8MoEMethod": {
+        *("w13_input_zero_point", "w2_input_zero_point"),
+        *("w13_weight_zero_point", "w2_weight_zero_point"),
+    },
 }
 """What a method creates and drops after loading: zero points of symmetric weights, biases that no
 checkpoint had, and scales of activations that stay wide (auto_gptq.py;
-kernels/linear/mixed_precision/marlin.py; modelopt.py)."""
+kernels/linear/mixed_precision/marlin.py; modelopt.py; quark_w8a8_int8.py; quark_moe.py)."""
 
 ROUTER_BIASES = ("e_score_correction_bias", "expert_bias")
 """Kept on the router's module, but no part of its product."""
@@ -193,6 +208,11 @@ def stand_in_for_kernels() -> None:
         for choice, stand_in in CHOICES.items():
             if hasattr(module, choice):
                 setattr(module, choice, stand_in)
+    import_module(f"{QUANTIZATION}.inc.schemes.inc_wna16_scheme").current_platform = Cuda
+    linear = import_module(f"{QUANTIZATION}.inc.schemes.inc_wna16_linear")
+    linear.check_marlin_supported = lambda *_, **__: True
+    quark = import_module(f"{QUANTIZATION}.quark.quark")
+    quark.QuarkConfig._check_scheme_supported = lambda *_, **__: True
     config = import_module(f"{QUANTIZATION}.compressed_tensors.compressed_tensors")
     config.CompressedTensorsConfig._check_scheme_supported = staticmethod(lambda *_, **__: True)
     choose = current_platform.get_attn_backend_cls
@@ -223,8 +243,12 @@ def linears_of(model: torch.nn.Module) -> dict[str, object]:
 def kept(module: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
     """The parameters that a module still has after loading."""
     method = getattr(module, "quant_method", None)
-    format_scheme = type(getattr(method, "fmt", None)).__name__
-    dropped = DROPPED.get(type(method).__name__, set()) | DROPPED.get(format_scheme, set())
+    scheme = getattr(module, "scheme", None)
+    inner = getattr(getattr(method, "scheme", None), "linear_method", None)
+    kinds = (method, getattr(method, "fmt", None), scheme, inner)
+    dropped = set().union(*(DROPPED.get(type(kind).__name__, set()) for kind in kinds))
+    if type(scheme).__name__ == "QuarkW8A8Int8" and scheme.input_symmetric:
+        dropped.add("input_zero_point")
     return [
         (name, p)
         for name, p in module.named_parameters(recurse=False)
@@ -235,6 +259,8 @@ def kept(module: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
 def sums_of(models: list[torch.nn.Module], config: object) -> dict[str, int]:
     modules = [module for model in models for module in model.modules()]
     parameters = {id(p): p for module in modules for name, p in kept(module)}.values()
+    turning = [m.weight for m in modules if type(m).__name__ == "HadamardTransform"]
+    shared = {id(tensor): tensor for weight in turning for tensor in weight.local_tensors}.values()
     specs = [
         layer.get_kv_cache_spec(config)
         for layer in config.compilation_config.static_forward_context.values()
@@ -243,7 +269,7 @@ def sums_of(models: list[torch.nn.Module], config: object) -> dict[str, int]:
     states = [spec for spec in specs if isinstance(spec, MambaSpec)]
     caches = [spec for spec in specs if not isinstance(spec, MambaSpec)]
     return {
-        "total_bytes": sum(p.numel() * p.element_size() for p in parameters),
+        "total_bytes": sum(p.numel() * p.element_size() for p in (*parameters, *shared)),
         "kv_bytes_per_token": sum(s.page_size_bytes // s.block_size for s in caches),
         "state_bytes": sum(
             math.prod(shape) * dtype.itemsize
@@ -252,6 +278,12 @@ def sums_of(models: list[torch.nn.Module], config: object) -> dict[str, int]:
         ),
         "engine_tokens": engine_tokens(config) if states else None,
     }
+
+
+class Cuda:
+    """Stands in for a platform with the kernels that vLLM's CPU backend has not."""
+
+    is_cuda, is_cpu, is_xpu, is_rocm = (staticmethod(lambda is_it=i: is_it) for i in (1, 0, 0, 0))
 
 
 class Attention:

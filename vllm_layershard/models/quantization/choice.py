@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final, Protocol
 
 from vllm_layershard.errors import ModelError
@@ -30,6 +31,18 @@ class Choice(Protocol):
 
     def head(self, prefix: str) -> Format | None:
         """Of the output head."""
+
+
+class Beside(Protocol):
+    """What lies beside the linears of a checkpoint."""
+
+    def nbytes(self, linears: Iterable[tuple[str, Shape]], dtype: str, tp: int) -> int:
+        """Its bytes on one rank that has these linears, each by vLLM's name of it.
+
+        Raises:
+            PlanError: vLLM refuses it under this tensor parallelism.
+            ModelError: vLLM refuses it for one of the linears.
+        """
 
 
 class Nothing:
@@ -68,13 +81,15 @@ class Quantization:
     """One checkpoint's method; all shapes and bytes are those of one rank.
 
     `name` is `none`, or the method with what tells it from its kin. Formats are chosen once a
-    module, and tensors made once for all linears that are alike.
+    module, and tensors made once for all linears that are alike. `transforms`: what a server keeps
+    beside the linears, None of nearly all checkpoints.
     """
 
-    __slots__ = ("_choice", "_experts", "_linears", "_tensors", "name")
+    __slots__ = ("_choice", "_experts", "_linears", "_tensors", "name", "transforms")
 
-    def __init__(self, name: str, choice: Choice) -> None:
+    def __init__(self, name: str, choice: Choice, transforms: Beside | None = None) -> None:
         self.name = name
+        self.transforms = transforms
         self._choice = choice
         self._linears: dict[str, Format | None] = {}
         self._experts: dict[str, Format | None] = {}

@@ -19,6 +19,7 @@ _READERS: Final[dict[str, tuple[str, str]]] = {
     "mxfp4": ("mxfp4", "read_mxfp4"),
     "mxfp8": ("modelopt", "read_mxfp8"),
     "quark": ("quark", "read_quark"),
+    "auto-round": ("inc", "read_inc"),
     "ascend": ("ascend", "read_ascend"),
 }
 """Method -> the module and the function that read it, imported only when it is asked for."""
@@ -32,6 +33,7 @@ _SAME: Final = {
     "auto_gptq": "gptq",
     "gptq_marlin": "gptq",
     "gpt_oss_mxfp4": "mxfp4",
+    "inc": "auto-round",
 }
 """Methods of one reader: vLLM chooses among modelopt's by the algorithm, not by this name."""
 
@@ -42,8 +44,6 @@ UNREAD_METHODS: Final = (
     "experts_int8",
     "moe_wna16",
     "torchao",
-    "inc",
-    "auto-round",
     "deepseek_v4_fp8",
     "online",
     "fp8_per_tensor",
@@ -53,7 +53,7 @@ UNREAD_METHODS: Final = (
     "nvfp4_per_token",
 )
 """Methods that vLLM 0.32 has a class for, and the planner does not read yet.
-Source: vLLM 0.32, quantization/__init__.py, `QUANTIZATION_METHODS`; inc.py for auto-round."""
+Source: vLLM 0.32, quantization/__init__.py, `QUANTIZATION_METHODS`."""
 
 
 def known_methods() -> frozenset[str]:
@@ -78,8 +78,8 @@ def quantization_of(section: ConfigFile | None, architecture: str) -> Quantizati
             "them for unquantised; name the method",
         )
     known = _SAME.get(method, method)
-    if known not in _READERS or (known == "mxfp4" and architecture != "GptOssForCausalLM"):
-        has = method in UNREAD_METHODS or known in _READERS
+    if known not in _READERS:
+        has = method in UNREAD_METHODS
         why = (
             "vLLM 0.32 has a class for it, and the planner does not read it yet"
             if has
@@ -88,7 +88,7 @@ def quantization_of(section: ConfigFile | None, architecture: str) -> Quantizati
         section.fail(
             "quant_method",
             f"{shown(section.get('quant_method'))} is not supported: {why}; supported are "
-            f"{', '.join(name for name in _READERS if name != 'mxfp4')}, and gpt-oss's mxfp4",
+            f"{', '.join(_READERS)}",
         )
     module, function = _READERS[known]
     reader: Any = getattr(import_module(f"{__package__}.methods.{module}"), function)

@@ -15,9 +15,10 @@ from vllm_layershard.models.quantization.names import Names
 from vllm_layershard.models.quantization.read import method_of
 from vllm_layershard.models.sources.config_file import ConfigFile, shown
 
-Rule = Literal["equal", "inside", "contains", "pattern", "wildcard", "tree"]
+Rule = Literal["equal", "inside", "contains", "pattern", "wildcard", "tree", "ends"]
 """How a name is compared with a module's: the same; part of it; what has it as a part; the same, or
-an expression after `re:`; part of it, or a wildcard; the same, or above or below it."""
+an expression after `re:`; part of it, or a wildcard; the same, or above or below it; the same, its
+end, or an expression of a part of it."""
 
 _MAX_SHOWN: Final = 3
 _MAX_TRIED: Final = 64
@@ -111,7 +112,7 @@ class Modules(NamedTuple):
         """Whether it is one of them or, where that counts, above or below one."""
         if entry.mapped in self.names:
             return True
-        if entry.rule == "equal":
+        if entry.rule in ("equal", "ends"):
             return any(above in self.names for above in _above(entry.mapped, "experts"))
         if entry.rule != "tree":
             return False
@@ -165,6 +166,8 @@ def _entries(section: ConfigFile, names: Names) -> Iterator[Entry]:
             (("ignore", "wildcard"), ("exclude_modules", "wildcard"), ("quantized_layers", "tree")),
         ),
         "mxfp8": (section, (("ignored_layers", "wildcard"),)),
+        "auto-round": (section, (("extra_config", "ends"),)),
+        "inc": (section, (("extra_config", "ends"),)),
         "awq": (section, (("modules_to_not_convert", "inside"),)),
         "gptq": (section, (("dynamic", "pattern"), ("modules_in_block_to_quantize", "inside"))),
     }
@@ -208,11 +211,16 @@ def _matches(entry: Entry, known: Iterable[str]) -> bool:
         return False
     if rule in ("equal", "tree"):
         return False
+    if rule == "ends" and not set(text) & set("*+?^$()[]{}|\\"):
+        return any(name.endswith(f".{text}") for name in known)
 
     from vllm_layershard.models.matching.expression import read_expression, read_wildcard
     from vllm_layershard.models.matching.patterns import Patterns
 
-    read = read_expression(text[3:]) if rule == "pattern" else read_wildcard(text)
+    if rule == "ends":
+        read = read_expression(text[1:] if text.startswith("^") else f".*{text}")
+    else:
+        read = read_expression(text[3:]) if rule == "pattern" else read_wildcard(text)
     return any(map(Patterns([read]).match, known))
 
 

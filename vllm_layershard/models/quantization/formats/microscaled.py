@@ -1,4 +1,4 @@
-"""Microscaled: floats of four or eight bits with one eight-bit exponent for 32 of them (OCP MX)."""
+"""Microscaled: floats of 4, 6 or 8 bits with one eight-bit exponent for 32 of them (OCP MX)."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ _BLOCK: Final = 32
 
 
 class Microscaled(NamedTuple):
-    """`bits`: 4, two of them in a byte, or 8. `weight` is what the tensor is called.
+    """`bits`: 4, two of them in a byte, 6, four in three bytes, or 8.
 
+    `weight` is what the tensor is called.
     `low_bit`: activations are quantised, too.
 
     Source: vLLM 0.32, quantization/modelopt.py, `KMxfp8Static` and `ModelOptMxFp8FusedMoE`;
@@ -63,6 +64,6 @@ class Microscaled(NamedTuple):
         check_groups(prefix, columns, _BLOCK)
         packed = (*stack, columns * self.bits // 8)
         return (
-            tensor(f"{which}{self.weight}", packed, "uint8" if self.bits == 4 else "float8_e4m3fn"),
+            tensor(f"{which}{self.weight}", packed, "float8_e4m3fn" if self.bits == 8 else "uint8"),
             tensor(f"{which}weight_scale", (*stack, columns // _BLOCK), "uint8"),
         )

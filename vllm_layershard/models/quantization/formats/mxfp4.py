@@ -20,7 +20,8 @@ Source: vLLM 0.32, fused_moe/oracle/mxfp4.py, `mxfp4_round_up_hidden_size_and_in
 
 
 class Mxfp4(NamedTuple):
-    """Source: vLLM 0.32, layers/quantization/mxfp4.py, `GptOssMxfp4MoEMethod.create_weights`."""
+    """Source: vLLM 0.32, layers/quantization/mxfp4.py, `create_weights` of `GptOssMxfp4MoEMethod`
+    and `Mxfp4MoEMethod`."""
 
     name: str = "mxfp4"
 

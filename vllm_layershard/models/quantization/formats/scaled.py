@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
+from vllm_layershard.errors import ModelError
 from vllm_layershard.models.operation import Precision
 from vllm_layershard.models.quantization.formats.format import (
     bias_of,
@@ -18,11 +19,13 @@ class Scaled(NamedTuple):
     """`by_row`: a scale for each output row, else one for each part of a fused linear.
 
     `static`: activations have scales too, which the checkpoint stores. `column`: scales of rows
-    are a column. `routed`: how experts are, where that is otherwise.
+    are a column. `routed`: how experts are, where that is otherwise. `once`: all parts of a fused
+    linear share the scale of a static activation, `shifted`: and it has a zero point.
+    `unrouted`: why vLLM has no experts of this kind.
 
     Source: vLLM 0.32, quantization/fp8.py, `Fp8LinearMethod` and `Fp8MoEMethod`; modelopt.py,
     `KFp8StaticTensor` and `ModelOptFp8MoEMethod`; compressed_tensors/schemes and
-    compressed_tensors_moe, w8a8_fp8 and w8a8_int8.
+    compressed_tensors_moe, w8a8_fp8 and w8a8_int8; quark/schemes/quark_w8a8_int8.py.
     """
 
     name: str
@@ -31,6 +34,9 @@ class Scaled(NamedTuple):
     static: bool
     column: bool = True
     routed: Scaled | None = None
+    once: bool = False
+    shifted: bool = False
+    unrouted: str = ""
 
     def linear(self, prefix: str, shape: Shape, dtype: str, tp: int) -> tuple[TensorSpec, ...]:
         """The weight, its scales, the activation's, and the bias if there is one."""
@@ -40,14 +46,20 @@ class Scaled(NamedTuple):
         return (
             tensor("weight", (shape.rows, shape.inner), self.dtype),
             tensor("weight_scale", scale, "float32"),
-            *((tensor("input_scale", (parts,), "float32"),) if self.static else ()),
+            *self._inputs(1 if self.once else parts),
             *bias_of(shape, dtype),
         )
 
     def experts(
         self, prefix: str, count: int, hidden: int, intermediate: int, bias: bool, dtype: str
     ) -> tuple[TensorSpec, ...]:
-        """The stacked weights and scales, and one scale an expert for static activations."""
+        """The stacked weights and scales, and one scale an expert for static activations.
+
+        Raises:
+            ModelError: vLLM has no experts of this kind.
+        """
+        if self.unrouted:
+            raise ModelError(f"{prefix}: {self.unrouted}")
         if self.routed is not None:
             return self.routed.experts(prefix, count, hidden, intermediate, bias, dtype)
         rows = 2 * intermediate
@@ -61,6 +73,12 @@ class Scaled(NamedTuple):
             *(tensor(f"{n}_input_scale", (count,), "float32") for n in names if self.static),
             *expert_biases(count, hidden, intermediate, bias, dtype),
         )
+
+    def _inputs(self, scales: int) -> tuple[TensorSpec, ...]:
+        if not self.static:
+            return ()
+        scale = tensor("input_scale", (scales,), "float32")
+        return (scale, tensor("input_zero_point", (1,), "int8")) if self.shifted else (scale,)
 
     @property
     def precision(self) -> Precision:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from vllm_layershard.models.quantization.choice import Nothing, Quantization
 from vllm_layershard.models.quantization.formats.format import Format
@@ -17,9 +17,17 @@ from vllm_layershard.models.quantization.methods.fp8 import read_block
 from vllm_layershard.models.quantization.names import Names
 from vllm_layershard.models.sources.config_file import ConfigFile, shown
 
+if TYPE_CHECKING:
+    from vllm_layershard.models.quantization.transforms import Transforms
+
 _MAX_TARGETS: Final = 1 << 16
 _MAX_PATTERNS: Final = 256
 """Of the targets. Each is matched with the names of vLLM's classes; real configs have a few."""
+
+_STATIC_EXPERTS: Final = (
+    "vLLM 0.32 has no class for routed experts in int8 with static activations; it takes dynamic "
+    "ones of tokens"
+)
 
 _ACTIVATIONS = ("naive-quantized", "int-quantized", "float-quantized", "nvfp4-pack-quantized")
 """Formats whose activations are quantised, too.
@@ -59,7 +67,15 @@ def read_compressed_tensors(section: ConfigFile, names: Names) -> Quantization:
             section.fail("config_groups", _unread("quantised embeddings"))
     known = {found.name for _, found in targets}
     name = known.pop() if len(known) == 1 else "compressed_tensors_mixed"
-    return Quantization(name, groups)
+    return Quantization(name, groups, _transforms(section, names))
+
+
+def _transforms(section: ConfigFile, names: Names) -> Transforms | None:
+    if section.get("transform_config") is None:
+        return None
+    from vllm_layershard.models.quantization.transforms import read_transforms  # few have any
+
+    return read_transforms(section, names)
 
 
 def _groups(section: ConfigFile) -> list[ConfigFile]:
@@ -189,11 +205,19 @@ def _int8(weights: ConfigFile, inputs: ConfigFile | None, strategy: str | None) 
         weights.fail(
             "strategy", "supported are int8 rows and tensors ('channel', 'tensor') with activations"
         )
-    if not inputs.get("dynamic"):
-        inputs.fail("dynamic", _unread("int8 weights with static activations"))
+    kind, static = inputs.string("strategy"), not inputs.get("dynamic")
+    if kind != ("tensor" if static else "token") and not (kind is None and not static):
+        inputs.fail(
+            "strategy",
+            f"{shown(kind)}: vLLM 0.32 has a class for int8 activations with one static scale a "
+            "tensor ('tensor'), or dynamic ones of tokens ('token')",
+        )
     return Scaled(
         name=f"compressed_tensors_int8_{strategy}",
         dtype="int8",
         by_row=strategy == "channel",
-        static=False,
+        static=static,
+        once=True,
+        shifted=inputs.get("symmetric") is False,
+        unrouted=_STATIC_EXPERTS if static else "",
     )
