@@ -25,7 +25,7 @@ from vllm.model_executor.layers.fused_moe.oracle.int8 import Int8MoeBackend
 from vllm.model_executor.layers.fused_moe.oracle.int_wna16 import WNA16MoEBackend
 from vllm.model_executor.layers.fused_moe.oracle.mxfp4 import Mxfp4MoeBackend
 from vllm.model_executor.layers.fused_moe.oracle.nvfp4 import NvFp4MoeBackend
-from vllm.model_executor.layers.linear import LinearBase, ReplicatedLinear
+from vllm.model_executor.layers.linear import LinearBase, ReplicatedLinear, RowParallelLinear
 from vllm.model_executor.model_loader.utils import initialize_model
 from vllm.platforms import current_platform
 from vllm.utils.torch_utils import set_default_torch_dtype
@@ -181,7 +181,11 @@ def inventory(config: object, tp: int, dp: int, ep: bool) -> dict[str, object]:
         drafts = drafts_of(config)
     if hasattr(model, "get_language_model"):
         model = model.get_language_model()
-    return {"linears": linears_of(model), **sums_of([model, *drafts], config)}
+    return {
+        "linears": linears_of(model),
+        "partial": partial_sums_of(model),
+        **sums_of([model, *drafts], config),
+    }
 
 
 SHARED = ("embed_tokens", "lm_head", "head")
@@ -238,6 +242,17 @@ def linears_of(model: torch.nn.Module) -> dict[str, object]:
         for module in model.modules()
         if isinstance(module, LinearBase)
     }
+
+
+def partial_sums_of(model: torch.nn.Module) -> list[str]:
+    """The linears of which each tensor-parallel rank leaves a partial sum to what follows."""
+    return [
+        module.prefix
+        for module in model.modules()
+        if isinstance(module, RowParallelLinear)
+        and module.tp_size > 1
+        and not module.reduce_results
+    ]
 
 
 def kept(module: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
