@@ -110,6 +110,24 @@ def test_stages_are_counted_by_the_fullest() -> None:
     assert exchange.sharded_bytes == (1 + owned + 1 + 2) * layer, "one kept, and two slots"
 
 
+@pytest.mark.parametrize("options", [{}, {"placement": "striped"}, {"keep_first": True}])
+def test_kinds_of_layers_are_told_apart(options: dict[str, object]) -> None:
+    """A delta net's output is exchanged as an attention's is: 36 and 12 of 48 layers."""
+    names = ["o_proj", "out_proj"]
+    layout = Layout(tp=4, ep=True)
+    model = "Qwen3-Next-80B-A3B-Instruct"
+    found = plan_model(model, names, layout, token_exchange=names, **options)
+    assert found.exchange is not None
+    kinds = {one.name: one for one in found.exchange.linears}
+    assert [len(kinds[name].layer_ids) for name in names] == [12, 36]
+    held = found.exchange
+    assert held.replicated_bytes == 48 * 2048 * 4096 * 2
+    assert held.plain_bytes == held.replicated_bytes // 4
+    saved = min(found.memory.saved_bytes)
+    assert held.sharded_bytes == held.replicated_bytes - saved
+    assert held.wins_from_tokens is not None
+
+
 def test_tokens_are_counted_beside_plain_tensor_parallelism() -> None:
     """As `compare` counts the two layouts."""
     flags = ["--layout", "tp8+ep", "--layout", "tp8+ep+exchange+shard", "--hardware", "H200"]

@@ -127,6 +127,7 @@ def test_every_alternative_exchanges_it_too(name: str, tmp_path: Path) -> None:
     assert any("q_b_proj" in point.layers for point in points)
     words = ["--tp", "4", "--dp", "2", "--layers", name, "--token-exchange", name]
     said("plan", "--model", "DeepSeek-V3", *words, "--html", str(tmp_path / "plan.html"))
+    assert "Exchange of tokens: wins from" in (tmp_path / "plan.html").read_text()
 
 
 def test_check_takes_it_from_the_configuration_and_from_the_flag() -> None:
