@@ -7,7 +7,7 @@ OLDEST := .venv-oldest/bin
 OLDEST_READY := .venv-oldest/.ready
 
 .PHONY: help setup models model-experts model-dense demo test test-fast test-matrix fuzz soak lint \
-	format bench bench-against bench-cli bench-gpu bench-servers outputs clean
+	format bench bench-against bench-cli bench-exchange bench-gpu bench-servers outputs clean
 
 help:
 	@echo "make demo       plan, serve unsharded and sharded, compare the answers and the bytes"
@@ -22,6 +22,7 @@ help:
 	@echo "make outputs REV=COMMIT  what the planner prints now and at the commit: the differences"
 	@echo "make bench      benchmarks (make bench-cli: the planner's start alone)"
 	@echo "make bench-against REV=COMMIT  ops, planner and forwards, over what they take there"
+	@echo "make bench-exchange  bytes and times of a token exchange beside an all-reduce"
 	@echo "make bench-gpu  pulls on a GPU: bandwidth, overlap, graphs"
 	@echo "make bench-servers  start-up and serving beside the replicated server (half an hour)"
 
@@ -135,6 +136,9 @@ bench-against: $(READY)
 	git worktree add --force --detach .cache/against $(REV)
 	$(BIN)/python benchmarks/against.py .cache/against . --check; status=$$?; \
 		git worktree remove --force .cache/against; exit $$status
+
+bench-exchange: $(READY)
+	$(BIN)/python benchmarks/exchange.py --check
 
 bench-gpu: $(READY)
 	$(BIN)/python benchmarks/pull_gpu.py

@@ -18,6 +18,8 @@ ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "benchmarks"))
 
 import against  # noqa: E402
+from exchange import WITHIN  # noqa: E402
+from exchange import misses as exchange_misses  # noqa: E402
 from link import LinkError, paced  # noqa: E402
 from overlap import RACES, misses, planned  # noqa: E402
 
@@ -97,6 +99,31 @@ def test_overlap_runs_over_a_paced_link(tmp_path):
     rows = smoke("overlap", tmp_path, "--link-gbit", "4")["rows"]
     correct = ["FSDP2", "first version", "keep_first", "layer sharding"]
     assert [row["correct"] for row in rows] == [correct] * 2
+
+
+@SMOKE
+def test_an_exchange_sends_the_bytes_that_the_planner_says(tmp_path):
+    try:
+        with paced(4):
+            pass
+    except LinkError as error:
+        pytest.skip(str(error))
+    rows = smoke("exchange", tmp_path, "--check")["rows"]
+    assert [row["ranks"] for row in rows] == [2, 4]
+    for row in rows:
+        for name in ("all-reduce", "exchange"):
+            assert row[f"{name} / formula"] == pytest.approx(1, abs=WITHIN)
+            assert 0 < row[f"{name} ms low"] <= row[f"{name} ms high"]
+        assert row["bytes ratio"] == pytest.approx(row["planned ratio"], rel=2 * WITHIN)
+
+
+def test_an_exchange_of_other_bytes_is_a_miss():
+    row = {"ranks": 2, "input / output": "4096 / 1792", "tokens": 255}
+    row |= {"all-reduce / formula": 1.029, "exchange / formula": 0.971}
+    assert exchange_misses([row]) == []
+    assert exchange_misses([row | {"exchange / formula": 1.04}]) == [
+        "2 ranks, 4096 / 1792, 255 tokens: the exchange sent 1.04 of the formula's bytes"
+    ]
 
 
 @SMOKE
