@@ -33,7 +33,7 @@ def equal_outputs(rank: int, num_layers: int, step: int, *options: Any) -> dict[
         stack, step, verify=True, placement=placement, transport=transport, slice_bytes=slice_bytes
     )
     seen = forwards(rank, series, stack, 3 + rank)  # nobody waits for the others
-    return seen | {"transport": series.transport_name, "names": list(shared_memory._mine)}
+    return seen | {"transport": series.transport_name, "names": list(shared_memory.mine)}
 
 
 def every_option(rank: int, num_layers: int, step: int) -> list[dict]:

@@ -14,11 +14,12 @@ from forked import CONTEXT, forked
 from gloo.meetings import DEADLINE_S, Guest
 from vllm_layershard.errors import MismatchError, TransportError
 from vllm_layershard.runtime import shared_memory
+from vllm_layershard.runtime.piece import Piece
 from vllm_layershard.runtime.ranks import rendezvous as module
 from vllm_layershard.runtime.ranks.agreement import agree_on
 from vllm_layershard.runtime.ranks.rendezvous import Rendezvous
 from vllm_layershard.runtime.ranks.replicas import ReplicaGroup
-from vllm_layershard.runtime.shared_memory import PREFIX, Piece
+from vllm_layershard.runtime.shared_memory import PREFIX
 
 SHORT_S = 1.0
 RANKS = (0, 1)

@@ -17,13 +17,15 @@ import torch
 
 from elsewhere import Clock, Elsewhere
 from vllm_layershard.errors import ConfigError, MismatchError, NodeError, TransportError
+from vllm_layershard.runtime import piece as pieces
 from vllm_layershard.runtime import report, shared_memory
 from vllm_layershard.runtime.peer_memory import posix
 from vllm_layershard.runtime.peer_memory.posix import PosixExports
+from vllm_layershard.runtime.piece import Piece
 from vllm_layershard.runtime.ranks import rendezvous
 from vllm_layershard.runtime.ranks.rendezvous import Rendezvous
 from vllm_layershard.runtime.report import Report
-from vllm_layershard.runtime.shared_memory import PREFIX, Piece
+from vllm_layershard.runtime.shared_memory import PREFIX
 
 NAME = f"{PREFIX}branches"
 SIZES = {3: (24,)}
@@ -36,7 +38,7 @@ def alone(monkeypatch) -> Iterator[None]:
     with TemporaryDirectory(prefix="branches-", dir=shared_memory.DIRECTORY) as directory:
         monkeypatch.setattr(shared_memory, "DIRECTORY", Path(directory))
         yield
-        shared_memory._remove_all()
+        pieces._remove_all()
         assert not list(Path(directory).iterdir())
 
 
@@ -82,7 +84,7 @@ def test_a_name_that_is_given_anew_is_not_taken_away(monkeypatch):
         return name == NAME or has(name, fd)
 
     os.unlink(shared_memory.path_of(NAME))
-    shared_memory._link(newer.fd, shared_memory.path_of(NAME))
+    pieces._link(newer.fd, shared_memory.path_of(NAME))
     with monkeypatch.context() as patch:
         patch.setattr(shared_memory, "has", at_first)
         former.unname()
@@ -94,7 +96,7 @@ def test_a_name_that_is_given_anew_is_not_taken_away(monkeypatch):
 
 def test_at_the_end_of_a_process_its_names_go():
     Piece.of(NAME, b"weights")
-    shared_memory._remove_all()
+    pieces._remove_all()
     assert shared_memory.names() == []
 
 
@@ -159,7 +161,7 @@ class Stored:
         self.exports = PosixExports("branches", 0)
         self.exports.store(3, [torch.arange(6.0)])
         self.handles = self.exports.handles()
-        shared_memory._mine.clear()  # as a peer sees them, in a process of its own
+        shared_memory.mine.clear()  # as a peer sees them, in a process of its own
 
     def remove(self) -> None:
         self.exports._end()

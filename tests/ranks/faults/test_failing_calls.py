@@ -18,14 +18,16 @@ import torch
 from elsewhere import Clock, Elsewhere
 from failing import Outcome, each_fault
 from vllm_layershard.errors import MismatchError, NodeError, TransportError
+from vllm_layershard.runtime import piece as pieces
 from vllm_layershard.runtime import shared_memory, window
 from vllm_layershard.runtime.peer_memory import posix
 from vllm_layershard.runtime.peer_memory.posix import PosixExports
+from vllm_layershard.runtime.piece import Piece
 from vllm_layershard.runtime.ranks import rendezvous
 from vllm_layershard.runtime.ranks.rendezvous import Rendezvous
-from vllm_layershard.runtime.shared_memory import PREFIX, Piece
+from vllm_layershard.runtime.shared_memory import PREFIX
 
-MODULES = (shared_memory, rendezvous, posix, window)
+MODULES = (pieces, shared_memory, rendezvous, posix, window)
 REMOVAL = {"unlink", "rename", "link", "lstat", "fstat"}
 """Where one of these fails a name may stay until the next sweep."""
 
@@ -204,12 +206,12 @@ def test_weights_are_stored_handed_over_and_seen(name, for_good):
             assert torch.equal(stored, weight)
             handles = mine.handles()
             # Of this process's own pieces the peer must not open any: it would drop their locks.
-            names = dict(shared_memory._mine)
-            shared_memory._mine.clear()
+            names = dict(shared_memory.mine)
+            shared_memory.mine.clear()
             try:
                 (seen,) = peer.open(0, handles, {3: (24,)})[3]
             finally:
-                shared_memory._mine.update(names)
+                shared_memory.mine.update(names)
             assert torch.equal(seen.view(torch.float), weight)
             mine.settle()
         finally:

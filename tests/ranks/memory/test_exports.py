@@ -18,8 +18,8 @@ from vllm_layershard.errors import MismatchError, NodeError, TransportError
 from vllm_layershard.runtime import shared_memory
 from vllm_layershard.runtime.peer_memory.ipc import IpcExports, Shared
 from vllm_layershard.runtime.peer_memory.posix import PosixExports
+from vllm_layershard.runtime.piece import Piece
 from vllm_layershard.runtime.ranks.group import RankGroup
-from vllm_layershard.runtime.shared_memory import Piece
 from vllm_layershard.runtime.window import Window
 
 FORK = multiprocessing.get_context("fork")

@@ -16,8 +16,10 @@ from typing import Any
 import pytest
 
 from vllm_layershard.errors import NodeError
+from vllm_layershard.runtime import piece as pieces
 from vllm_layershard.runtime import shared_memory
-from vllm_layershard.runtime.shared_memory import PREFIX, Piece
+from vllm_layershard.runtime.piece import Piece
+from vllm_layershard.runtime.shared_memory import PREFIX
 from vllm_layershard.runtime.window import Window
 
 FORK = multiprocessing.get_context("fork")
@@ -92,7 +94,7 @@ def test_an_address_stays_when_another_piece_is_shown():
 
 LEFT = """
 import os, sys
-from vllm_layershard.runtime.shared_memory import Piece
+from vllm_layershard.runtime.piece import Piece
 Piece.of(sys.argv[1], b"weights")
 print("ready", flush=True)
 os.read(0, 1)
@@ -138,7 +140,7 @@ def test_a_name_that_is_taken_over_while_it_is_taken_away_stays(name, monkeypatc
     def taken_over_just_before(source, target):
         monkeypatch.setattr(os, "rename", rename)
         os.unlink(source)
-        shared_memory._link(newer.fd, source)
+        pieces._link(newer.fd, source)
         rename(source, target)
 
     monkeypatch.setattr(os, "rename", taken_over_just_before)
@@ -154,12 +156,12 @@ def test_a_sweep_puts_back_no_name_that_was_given_anew(name, monkeypatch):
     """What it set aside turned out to live, and meanwhile a newer piece has taken the name."""
     living, newest = Piece(8), Piece(8)
     path = shared_memory.path_of(name)
-    shared_memory._link(living.fd, path)
+    pieces._link(living.fd, path)
     rename = os.rename
 
     def named_anew_just_after(source, target):
         rename(source, target)
-        shared_memory._link(newest.fd, source)
+        pieces._link(newest.fd, source)
 
     def seems_left_over_at_first(asked):
         return asked == name
@@ -176,7 +178,7 @@ def test_a_sweep_puts_back_no_name_that_was_given_anew(name, monkeypatch):
 
 
 def in_a_forked_child(name: str) -> list[bool]:
-    shared_memory._remove_all()
+    pieces._remove_all()
     return [shared_memory.is_left_over(name), name in shared_memory.sweep()]
 
 
@@ -189,7 +191,7 @@ def test_a_forked_child_neither_owns_nor_removes_its_parents(name):
 
 def with_its_grandparents_number(name: str, number: int) -> None:
     """As the code under test sees it; multiprocessing's own exit goes by the real one."""
-    real, ours = os.getpid, shared_memory.__name__
+    real, ours = os.getpid, pieces.__name__
     os.getpid = lambda: number if sys._getframe(1).f_globals["__name__"] == ours else real()
     Piece.of(f"{name}-grandchild", b"weights")
 

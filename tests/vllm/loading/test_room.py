@@ -19,18 +19,18 @@ NAMES = {"dense": ["qkv_proj", "o_proj"], "experts": ["o_proj", "q_b_proj"]}
 
 def with_room_for(free: int, files: int, rank: int, config: Any) -> dict[str, Any]:
     """What two starts come to: with so much memory and so many files, and with a byte less."""
-    from vllm_layershard.runtime import shared_memory
     from vllm_layershard.runtime.peer_memory import room
     from vllm_layershard.runtime.peer_memory.limits import Limit
+    from vllm_layershard.runtime.piece import Piece
 
     pieces: list[int] = []
-    make = shared_memory.Piece.__init__
+    make = Piece.__init__
 
     def counted(piece: Any, nbytes: int) -> None:
         pieces.append(nbytes)
         make(piece, nbytes)
 
-    shared_memory.Piece.__init__ = counted
+    Piece.__init__ = counted
     found: dict[str, Any] = {"said": []}
     for left, open_files in ((free - 1, files), (free, files - 1), (free, files)):
         limits = [Limit("/dev/shm", "this node's", left, "enlarge it")]

@@ -1,6 +1,6 @@
 """PosixExports: weights in POSIX shared memory, which the other ranks map read-only (CPU).
 
-Each position that a rank stores is a piece of its own: see the notes in shared_memory.py. A peer
+Each position that a rank stores is a piece of its own: see the notes in piece.py. A peer
 that dies takes nothing along: its pages stay for as long as they are mapped. One that is started
 again stores the same bytes in other pages, which its peers see from the next reload on.
 """
@@ -29,7 +29,7 @@ from vllm_layershard.runtime.peer_memory.base import (
     strange_handles,
 )
 from vllm_layershard.runtime.peer_memory.boot import boot_id
-from vllm_layershard.runtime.shared_memory import Piece
+from vllm_layershard.runtime.piece import Piece
 from vllm_layershard.runtime.tensors import byte_line, placed_like
 from vllm_layershard.runtime.window import Window
 

@@ -17,8 +17,9 @@ from typing import Any
 
 from vllm_layershard.errors import ConfigError, MismatchError, TransportError
 from vllm_layershard.runtime import shared_memory
+from vllm_layershard.runtime.piece import Piece
 from vllm_layershard.runtime.ranks.messages import decoded
-from vllm_layershard.runtime.shared_memory import PREFIX, Piece
+from vllm_layershard.runtime.shared_memory import PREFIX
 
 
 def patience_of(environment: Mapping[str, str]) -> float:
