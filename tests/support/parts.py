@@ -16,7 +16,7 @@ PARTS = {
     "replicas": "replicas of a dense model: placements, steps, nodes",
     "ends": "servers that end: killed replicas, failing ranks, nodes that disagree",
     "cache": "the bytes of the KV cache, for each family and layout",
-    "truth": "families as published that no bundled config has, beside vLLM's own classes",
+    "truth": "families that no bundled config has, and further formats, beside vLLM's own classes",
     "reloads": "a thousand reloads of which something fails",
     "faults": "generated faults and interleavings, killed replicas without a server",
     "tools": "calibrate, the benchmarks, the wheel, other releases of vLLM",
