@@ -78,8 +78,17 @@ def unmatched_notes(
     odd: dict[str, list[str]] = {}
     known: Modules | None = None
     tried = 0
+    alike: dict[str, bool] = {}  # lists say the same of each layer
     for entry in _entries(section, names):
-        if _is_elsewhere(entry.text, num_layers):
+        stem, _, rest = entry.text.partition("layers.")
+        number, _, rest = rest.partition(".")
+        plain = number.isdecimal() and len(number) < 10
+        if plain and int(number) >= num_layers:
+            continue
+        kind = f"{stem}layers.0.{rest}" if plain else entry.text
+        if kind not in alike:
+            alike[kind] = _is_elsewhere(kind, num_layers)
+        if alike[kind]:
             continue
         known = known or Modules.of(_with_parts(names, modules))
         if known.has(entry):
