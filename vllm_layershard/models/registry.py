@@ -56,6 +56,11 @@ _TRANSFORMS: Final = (
     "one has never been tried"
 )
 
+_DEPRECATED: Final = (
+    "quant_method: fbgemm_fp8 is deprecated; vLLM 0.32 serves it with the flag "
+    "--allow-deprecated-quantization only"
+)
+
 _LATENT: Final = frozenset({"mla", "longcat"})
 """Families whose attention is MLA."""
 
@@ -118,6 +123,8 @@ def _matched(section: ConfigFile, architecture: str, blueprint: Blueprint) -> Bl
     quantised = blueprint.is_quantised
     if blueprint.quantization.transforms is not None:
         blueprint = replace(blueprint, notes=(*blueprint.notes, f"{section.where}: {_TRANSFORMS}"))
+    if blueprint.quantization.name == "fbgemm_fp8":
+        blueprint = replace(blueprint, notes=(*blueprint.notes, f"{section.where}: {_DEPRECATED}"))
     if quantised and not any(map(section.get, _LISTS)):
         return blueprint
     from vllm_layershard.models.quantization.names import names_of

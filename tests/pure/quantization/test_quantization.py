@@ -159,9 +159,17 @@ REFUSED = {
     ),
     "no weights": (compressed("int-quantized", None), "weights: is missing"),
     "static int8": (compressed("int-quantized", INT8), "strategy: supported are int8 rows"),
-    "int8 that is packed": (
-        compressed("pack-quantized", INT8, TOKENS),
-        "type: packed weights with activations in integers are not supported",
+    "packed int8 with static activations": (
+        compressed("pack-quantized", INT8, TOKENS | {"dynamic": False}),
+        "strategy: vLLM 0.32 has a class for dynamic activations by token and group only here",
+    ),
+    "packed int8 with activations that are shifted": (
+        compressed("pack-quantized", INT8, TOKENS | {"symmetric": False}),
+        "symmetric: vLLM 0.32 has no class for such activations here",
+    ),
+    "fbgemm without its bound": (
+        {"quant_method": "fbgemm_fp8", "modules_to_not_convert": []},
+        "activation_scale_ub: is missing, and vLLM 0.32 asks for it",
     ),
     "fp8 by group": (
         compressed("float-quantized", FP8 | {"strategy": "group"}),

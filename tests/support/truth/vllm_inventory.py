@@ -51,6 +51,7 @@ MOE = "compressed_tensors.compressed_tensors_moe.compressed_tensors_moe"
 QUARK = "quark.schemes.quark"
 SCHEMES = "compressed_tensors.schemes.compressed_tensors"
 METHODS = (
+    "fbgemm_fp8",
     "fp8",
     "mxfp4",
     "modelopt",
@@ -74,6 +75,8 @@ METHODS = (
     f"{SCHEMES}_w8a8_mxfp8",
     f"{SCHEMES}_w4a4_nvfp4",
     f"{SCHEMES}_wNa16",
+    f"{SCHEMES}_wNa8",
+    f"{SCHEMES}_wNa4",
     f"{MOE}_w8a8_fp8",
     f"{MOE}_w8a8_int8",
     f"{MOE}_w4a4_mxfp4",
@@ -151,6 +154,7 @@ def main() -> None:
                 skip_tokenizer_init=True,
                 enforce_eager=True,
                 speculative_config=speculation(case["drafted"]),
+                allow_deprecated_quantization=True,
             ).create_engine_config()
             with set_current_vllm_config(config):
                 if not inventories:

@@ -20,6 +20,7 @@ _READERS: Final[dict[str, tuple[str, str]]] = {
     "mxfp8": ("modelopt", "read_mxfp8"),
     "quark": ("quark", "read_quark"),
     "auto-round": ("inc", "read_inc"),
+    "fbgemm_fp8": ("fbgemm_fp8", "read_fbgemm_fp8"),
     "ascend": ("ascend", "read_ascend"),
 }
 """Method -> the module and the function that read it, imported only when it is asked for."""
@@ -38,7 +39,6 @@ _SAME: Final = {
 """Methods of one reader: vLLM chooses among modelopt's by the algorithm, not by this name."""
 
 UNREAD_METHODS: Final = (
-    "fbgemm_fp8",
     "fp_quant",
     "humming",
     "experts_int8",

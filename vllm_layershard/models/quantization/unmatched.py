@@ -174,6 +174,7 @@ def _entries(section: ConfigFile, names: Names) -> Iterator[Entry]:
             inner,
             (("ignore", "wildcard"), ("exclude_modules", "wildcard"), ("quantized_layers", "tree")),
         ),
+        "fbgemm_fp8": (section, (("modules_to_not_convert", "equal"),)),
         "mxfp8": (section, (("ignored_layers", "wildcard"),)),
         "auto-round": (section, (("extra_config", "ends"),)),
         "inc": (section, (("extra_config", "ends"),)),

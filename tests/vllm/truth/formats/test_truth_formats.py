@@ -46,6 +46,14 @@ ROUNDED = {
     "block_name_to_quantize": "model.layers",
 }
 BOTH: dict[str, dict[str, object]] = {
+    "fbgemm-fp8": {
+        "quant_method": "fbgemm_fp8",
+        "activation_scale_ub": 1200.0,
+        "modules_to_not_convert": [
+            *("lm_head", "model.layers.0.mlp.down_proj"),
+            *(f"model.layers.1.self_attn.{part}_proj" for part in "qkv"),
+        ],
+    },
     "quark-int8-rows": _quark(_of_quark("int8", "per_channel", ROWS)),
     "quark-int8-tensor": _quark(_of_quark("int8", "per_tensor", INT)),
     "quark-int4": _quark(_of_quark("int4", "per_group", None, **FOUR)),
@@ -73,6 +81,14 @@ METHODS: dict[str, dict[str, dict[str, object]]] = {
             "int-quantized",
             _tensors(8, "tensor", "int"),
             _tensors(8, "tensor", "int", symmetric=False),
+        ),
+        "ct-int4-int8": _compressed(
+            "pack-quantized", _tensors(4, "group", "int", group_size=128), TOKENS | {"type": "int"}
+        ),
+        "ct-int8-int4": _compressed(
+            "pack-quantized",
+            _tensors(8, "channel", "int", symmetric=False),
+            TOKENS | {"type": "int", "num_bits": 4},
         ),
         "ct-transforms": _turned(
             None,

@@ -43,6 +43,8 @@ class Format(Protocol):
 @lru_cache(maxsize=1 << 12)  # layers are alike, and each asks for the same few
 def tensor(name: str, shape: tuple[int, ...], dtype: str) -> TensorSpec:
     """A contiguous tensor."""
+    if not shape:
+        return TensorSpec(name, shape, dtype, DTYPE_BYTES[dtype], ())
     strides = [1]
     for size in reversed(shape[1:]):
         strides.append(strides[-1] * size)

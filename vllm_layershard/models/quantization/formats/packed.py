@@ -5,8 +5,9 @@ The `pack-quantized` format of compressed-tensors, as Kimi-K2.5's experts have i
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
+from vllm_layershard.errors import ModelError
 from vllm_layershard.models.operation import Precision
 from vllm_layershard.models.quantization.formats.format import (
     bias_of,
@@ -22,23 +23,25 @@ from vllm_layershard.plan import TensorSpec
 class Packed(NamedTuple):
     """Without activation order. `group` is None where a row has one scale.
 
-    `symmetric`: no zero points are stored. `low_bit`: activations are quantised, too.
+    `symmetric`: no zero points are stored. `inputs`: what activations are quantised to, if they
+    are. `unrouted`: why there are no experts of this kind.
 
     Source: vLLM 0.32, quantization/compressed_tensors/, `CompressedTensorsWNA16.create_weights`
-    and `CompressedTensorsWNA16MoEMethod.create_weights`; w4a8_fp8, which stores the same.
+    and `CompressedTensorsWNA16MoEMethod.create_weights`; w4a8_fp8, wNa8 and wNa4 store the same.
     """
 
     bits: int
     group: int | None
     symmetric: bool = True
-    low_bit: bool = False
+    inputs: Literal["", "a8", "int8", "int4"] = ""
+    unrouted: str = ""
 
     @property
     def name(self) -> str:
         """For example `compressed_tensors_int4_g32`."""
         return (
             f"compressed_tensors_int{self.bits}_{f'g{self.group}' if self.group else 'channel'}"
-            f"{'_a8' if self.low_bit else ''}{'' if self.symmetric else '_zp'}"
+            f"{f'_{self.inputs}' if self.inputs else ''}{'' if self.symmetric else '_zp'}"
         )
 
     def linear(self, prefix: str, shape: Shape, dtype: str, tp: int) -> tuple[TensorSpec, ...]:
@@ -64,7 +67,10 @@ class Packed(NamedTuple):
 
         Raises:
             PlanError: a group, or the elements of an int32, would be split over two ranks.
+            ModelError: there are no experts of this kind.
         """
+        if self.unrouted:
+            raise ModelError(f"{prefix}: {self.unrouted}")
         sizes = (("w13", 2 * intermediate, hidden), ("w2", hidden, intermediate))
         tensors = []
         for name, rows, inner in sizes:
@@ -84,7 +90,7 @@ class Packed(NamedTuple):
     @property
     def precision(self) -> Precision:
         """Products are computed in the model's dtype, or at the low-bit rate."""
-        return "fp8" if self.low_bit else "bf16"
+        return "fp8" if self.inputs else "bf16"
 
     def _groups(self, prefix: str, inner: int) -> int:
         if self.group is None:

@@ -174,11 +174,32 @@ def _packed(
     symmetric = weights.get("symmetric") is not False
     if inputs is None:
         return Packed(bits, group, symmetric)
-    if (inputs.string("type"), inputs.integer("num_bits", high=64)) != ("float", 8):
-        inputs.fail("type", _unread("packed weights with activations in integers"))
+    of_inputs = (inputs.string("type"), inputs.integer("num_bits", high=64))
+    if of_inputs in (("int", 8), ("int", 4)):
+        return _packed_integers(inputs, Packed(bits, group, symmetric), of_inputs[1])
+    if of_inputs != ("float", 8):
+        inputs.fail("type", "vLLM 0.32 has a class for activations in int8, int4 and fp8 only here")
     if bits != 4 or group is None or not symmetric:
         weights.fail("num_bits", "vLLM 0.32 has a class for four symmetric bits by group only here")
-    return Packed(bits, group, symmetric, low_bit=True)
+    return Packed(bits, group, symmetric, inputs="a8")
+
+
+def _packed_integers(inputs: ConfigFile, packed: Packed, bits: int) -> Packed:
+    """Source: vLLM 0.32, `CompressedTensorsConfig._is_wNaM_int`; of experts, `get_moe_method`."""
+    kind = inputs.string("strategy")
+    if not inputs.get("dynamic") or kind not in ("token", "group"):
+        inputs.fail(
+            "strategy", "vLLM 0.32 has a class for dynamic activations by token and group only here"
+        )
+    if inputs.get("symmetric") is False:
+        inputs.fail("symmetric", "vLLM 0.32 has no class for such activations here")
+    routed = (packed.bits, bits, kind, packed.symmetric) == (4, 8, "token", True)
+    why = (
+        _unread("routed experts of int4 weights with int8 activations")
+        if routed
+        else "vLLM 0.32 has no class for routed experts of packed weights with such activations"
+    )
+    return packed._replace(inputs="int8" if bits == 8 else "int4", unrouted=why)
 
 
 def _float8(weights: ConfigFile, inputs: ConfigFile | None, strategy: str | None) -> Format:
