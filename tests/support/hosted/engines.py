@@ -1,7 +1,8 @@
-"""Two ranks that build and load the real vLLM model, without a server.
+"""Two ranks, or four, that build and load the real vLLM model, without a server.
 
 They are data-parallel, unless tensor parallelism is asked for. Data-parallel ranks of a model with
-experts are one world; replicas of a dense one are engines of their own.
+experts are one world; replicas of a dense one are engines of their own. Four are tensor-parallel,
+two and two in a decode-context group.
 """
 
 from __future__ import annotations
@@ -22,23 +23,32 @@ RANKS = 2
 
 
 def _one_rank(
-    rank: int, port: int, model: str, sharding: Any, tp: int, inspect: Any, results: Any, end: Any
+    rank: int,
+    port: int,
+    model: str,
+    sharding: Any,
+    sizes: tuple[int, int],
+    inspect: Any,
+    results: Any,
+    end: Any,
 ) -> None:
     torch.set_num_threads(1)
     try:
-        results.put((rank, inspect(rank, _config(rank, port, model, sharding, tp)), None))
+        results.put((rank, inspect(rank, _config(rank, port, model, sharding, *sizes)), None))
     except BaseException as error:
         results.put((rank, None, f"{type(error).__name__}: {error}\n{traceback.format_exc()}"))
     end.wait()  # what a rank keeps for others is theirs to look at until all have looked
 
 
-def _config(rank: int, port: int, model: str, sharding: Any, tp: int) -> Any:
+def _config(rank: int, port: int, model: str, sharding: Any, tp: int, dcp: int) -> Any:
     from vllm.engine.arg_utils import EngineArgs
 
     config = EngineArgs(
         model=model,
-        data_parallel_size=RANKS // tp,
+        data_parallel_size=max(1, RANKS // tp),
         tensor_parallel_size=tp,
+        decode_context_parallel_size=dcp,
+        **({"dcp_q_replicate": True} if dcp > 1 else {}),
         enforce_eager=True,
         additional_config={} if sharding is None else {"layer_sharding": sharding},
     ).create_engine_config()
@@ -87,21 +97,23 @@ def join() -> None:
     tp, alone = parallel.tensor_parallel_size, f"file://{tempfile.mkdtemp()}/store"
     meeting = getattr(parallel, "_test_meeting", alone)
     init_distributed_environment(tp, parallel.rank, meeting, parallel.rank, "gloo")
-    ensure_model_parallel_initialized(tp, 1)
+    dcp = parallel.decode_context_parallel_size
+    ensure_model_parallel_initialized(tp, 1, decode_context_model_parallel_size=dcp)
 
 
 def run_engines(
-    model: Path, sharding: Any, inspect: Callable[[int, Any], Any], *, tp: int = 1
+    model: Path, sharding: Any, inspect: Callable[[int, Any], Any], *, tp: int = 1, dcp: int = 1
 ) -> list[Any]:
     """What `inspect(rank, config)` returns on each rank; a rank's error as its text."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     results = CONTEXT.SimpleQueue()
-    end = CONTEXT.Barrier(RANKS)
+    ranks = max(RANKS, tp)
+    end = CONTEXT.Barrier(ranks)
     processes = [
-        forked(_one_rank, rank, port, str(model), sharding, tp, inspect, results, end)
-        for rank in range(RANKS)
+        forked(_one_rank, rank, port, str(model), sharding, (tp, dcp), inspect, results, end)
+        for rank in range(ranks)
     ]
     for process in processes:
         process.start()
