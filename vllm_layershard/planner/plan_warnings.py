@@ -161,11 +161,11 @@ def _on_exchange(sharding: Sharding) -> Iterator[str]:
     from vllm_layershard.estimate.exchange.verdict import more_bytes
 
     linears = alike(sharding)
-    plain, whole, planned = (f"{nbytes / 2**30:,.2f} GiB" for nbytes in held(sharding, linears))
+    plain, whole, planned = held(sharding, linears)
     names = ", ".join(sharding.deployment.exchange)
     yield (
-        f"a rank holds at most {planned} of {names}: plain tensor parallelism has {plain}, and "
-        f"whole on every rank it is {whole}, from which all that is saved is counted"
+        f"a rank holds at most {planned:,} bytes of {names}; with plain tensor parallelism it "
+        f"would hold {plain:,}. What is saved is counted from {whole:,}, whole on every rank"
     )
     if more := more_bytes(linears):
         yield f"token_exchange moves more than it spares: {more}"

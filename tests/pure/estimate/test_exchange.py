@@ -100,6 +100,16 @@ def test_memory_of_the_fullest_rank(dp: int, sharded: str) -> None:
     assert [f"{nbytes / GIB:.2f}" for nbytes in held] == ["0.83", "6.67", sharded]
 
 
+def test_a_note_tells_what_is_saved_from_what() -> None:
+    found = document("map", *DEEPSEEK, "--tp", "8")
+    assert (
+        "a rank holds at most 1,174,405,120 bytes of o_proj; with plain tensor parallelism it "
+        "would hold 895,483,904. What is saved is counted from 7,163,871,232, whole on every rank"
+    ) in found["warnings"]
+    plain = document("map", "--model", "DeepSeek-V3", "--tp", "8", "--layers", "fused_qkv_a_proj")
+    assert not any("whole on every rank" in note for note in plain["warnings"])
+
+
 def test_stages_are_counted_by_the_fullest() -> None:
     layout = Layout(tp=4, pp=2)
     found = plan_model("Qwen3-32B", ["o_proj"], layout, token_exchange="o_proj", keep_first=True)
