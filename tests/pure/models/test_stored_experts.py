@@ -54,6 +54,7 @@ def args(bits: int, kind: str, strategy: str, **more: Any) -> dict[str, Any]:
 PACKED = args(4, "int", "group", group_size=128)
 TOKENS = {"num_bits": 8, "dynamic": True, "strategy": "token"}
 OCP = {"dtype": "fp4", "qscheme": "per_group", "group_size": 32, "scale_format": "e8m0"}
+INTEGERS = {"dtype": "int8", "qscheme": "per_tensor", "symmetric": True}
 SECTIONS: dict[str, dict[str, Any] | None] = {
     "none": None,
     "fp8 blocks": {
@@ -74,6 +75,22 @@ SECTIONS: dict[str, dict[str, Any] | None] = {
         "quant_method": "quark",
         "export": {"kv_cache_group": []},
         "global_quant_config": {"weight": OCP, "input_tensors": OCP | {"is_dynamic": True}},
+    },
+    "quark int4": {
+        "quant_method": "quark",
+        "export": {"kv_cache_group": [], "pack_method": "reorder"},
+        "global_quant_config": {"weight": {"dtype": "int4", "group_size": 128}},
+    },
+    "quark int8": {
+        "quant_method": "quark",
+        "export": {"kv_cache_group": []},
+        "global_quant_config": {"weight": INTEGERS, "input_tensors": INTEGERS},
+    },
+    "auto-round mxfp4": {
+        "quant_method": "auto-round",
+        "bits": 4,
+        "group_size": 32,
+        "data_type": "mx_fp",
     },
     "mxfp8": {"quant_method": "modelopt", "quant_algo": "MXFP8"},
     "gptq": {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False, "sym": True},
@@ -118,6 +135,21 @@ def matrix(form: str, rows: int, inner: int) -> Tensors:
         },
         "mxfp4": {
             "weight": ("U8", [rows, inner // 2]),
+            "weight_scale": ("U8", [rows, inner // 32]),
+        },
+        "quark int4": {
+            "weight": ("I32", [inner, rows // 8]),
+            "weight_scale": ("BF16", [inner // 128, rows]),
+            "weight_zero_point": ("I32", [inner // 128, rows // 8]),
+        },
+        "quark int8": {
+            "weight": ("I8", [rows, inner]),
+            "weight_scale": ("F32", []),
+            "weight_zero_point": ("I8", []),
+            "input_scale": ("F32", []),
+        },
+        "auto-round mxfp4": {
+            "weight_packed": ("U8", [rows, inner // 2]),
             "weight_scale": ("U8", [rows, inner // 32]),
         },
         "mxfp8": {

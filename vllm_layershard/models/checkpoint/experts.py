@@ -32,13 +32,13 @@ _STACKED: Final = re.compile(
 """The same of a tensor that holds a matrix of all experts, or two matrices of one."""
 
 _SCALES: Final = re.compile(
-    r"(?!.*(?:input|global))(?:.*[._])?(?:(?:weight|proj)_scale|scale_inv|scales)"
+    r"(?!.*(?:input|global))(?:(?:.*[._])?(?:(?:weight|proj)_scale|scale_inv|scales)|(?:.*\.)?scale)"
 )
 """The scales of weights, by the whole name of a tensor."""
 
 _KINDS: Final[Mapping[str, frozenset[str]]] = {
     "float8_e4m3fn": frozenset({"F8_E4M3"}),
-    "uint8": frozenset({"U8", "F4"}),
+    "uint8": frozenset({"U8", "I8", "F4"}),
     "int8": frozenset({"I8"}),
     "int32": frozenset({"I32"}),
 }
@@ -77,12 +77,18 @@ class Planned(NamedTuple):
     def as_stored(self, weights: Sequence[Stored], scales: Sequence[Stored]) -> bool:
         """Whether these tensors hold the weights in the form that is planned."""
         dtype = self.main[0].dtype
-        kinds = _KINDS.get(dtype, _CONVERTED)
+        kinds = _KINDS.get(dtype, _CONVERTED) | ({"I32"} if self._is_repacked else set())
         if any(stored.dtype not in kinds for stored in weights):
             return False
         if not self._hold(weights) or not self._as_shaped(weights):
             return False
         return dtype not in _KINDS or self._scaled(scales)
+
+    @property
+    def _is_repacked(self) -> bool:
+        """Whether memory holds two integers in a byte, and files eight in an int32: Quark's."""
+        names = {tensor.name for tensor in self.tensors}
+        return self.main[0].dtype == "uint8" and "w13_weight_zero_point" in names
 
     def _hold(self, weights: Sequence[Stored]) -> bool:
         """Whether they are as many as are planned."""
@@ -102,7 +108,11 @@ class Planned(NamedTuple):
         for tensor in self.main:
             rows, columns = tensor.shape[1:]
             halves = [(rows // 2, columns), (rows, columns // 2)]
-            sides |= {*halves} if tensor.name.startswith("w13") else {(rows, columns)}
+            if self._is_repacked:
+                each = rows // 2 if tensor.name.startswith("w13") else rows
+                sides.add((2 * columns, each // 8))
+            else:
+                sides |= {*halves} if tensor.name.startswith("w13") else {(rows, columns)}
         leaf = self.main[0].name.removeprefix("w13_")
         return all(
             one.rpartition(".")[2] == leaf and tensor.shape in sides
