@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from vllm_layershard.errors import ModelError
 from vllm_layershard.models.operation import Precision
-from vllm_layershard.models.quantization.formats.format import bias_of, tensor
+from vllm_layershard.models.quantization.formats.format import bias_of, expert_matrices, tensor
 from vllm_layershard.models.shape import Shape
 from vllm_layershard.plan import TensorSpec
 
@@ -56,7 +56,7 @@ class Ascend(NamedTuple):
         if self.static:
             raise ModelError(f"{prefix}: vllm-ascend has no experts with precision W8A8")
         tensors = []
-        for name, rows, inner in (("w13", 2 * intermediate, hidden), ("w2", hidden, intermediate)):
+        for name, rows, inner in expert_matrices(hidden, intermediate):
             tensors += [
                 tensor(f"{name}_weight", (count, rows, inner), "int8"),
                 tensor(f"{name}_weight_scale", (count, rows), dtype),

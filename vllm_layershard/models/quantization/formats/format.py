@@ -80,6 +80,11 @@ def plain_experts(
     )
 
 
+def expert_matrices(hidden: int, intermediate: int) -> tuple[tuple[str, int, int], ...]:
+    """What vLLM stacks of each expert, with rows and columns: gate and up in one, and down."""
+    return (("w13", 2 * intermediate, hidden), ("w2", hidden, intermediate))
+
+
 def expert_biases(
     count: int, hidden: int, intermediate: int, bias: bool, dtype: str
 ) -> tuple[TensorSpec, ...]:

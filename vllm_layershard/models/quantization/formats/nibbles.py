@@ -9,6 +9,7 @@ from vllm_layershard.models.quantization.formats.format import (
     bias_of,
     check_groups,
     expert_biases,
+    expert_matrices,
     tensor,
 )
 from vllm_layershard.models.shape import Shape
@@ -56,7 +57,7 @@ class Nibbles(NamedTuple):
             PlanError: a group would be split over two ranks.
         """
         tensors = []
-        for name, rows, inner in (("w13", 2 * intermediate, hidden), ("w2", hidden, intermediate)):
+        for name, rows, inner in expert_matrices(hidden, intermediate):
             check_groups(prefix, inner, self.group)
             groups = inner // self.group
             tensors += [

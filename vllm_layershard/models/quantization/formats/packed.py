@@ -14,6 +14,7 @@ from vllm_layershard.models.quantization.formats.format import (
     check_groups,
     check_packing,
     expert_biases,
+    expert_matrices,
     tensor,
 )
 from vllm_layershard.models.shape import Shape
@@ -71,7 +72,7 @@ class Packed(NamedTuple):
         """
         if self.unrouted:
             raise ModelError(f"{prefix}: {self.unrouted}")
-        sizes = (("w13", 2 * intermediate, hidden), ("w2", hidden, intermediate))
+        sizes = expert_matrices(hidden, intermediate)
         tensors = []
         for name, rows, inner in sizes:
             groups = self._groups(prefix, inner)

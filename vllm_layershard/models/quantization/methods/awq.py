@@ -10,6 +10,7 @@ from vllm_layershard.models.quantization.formats.format import (
     bias_of,
     check_groups,
     check_packing,
+    expert_matrices,
     tensor,
 )
 from vllm_layershard.models.quantization.ignored import read_ignored
@@ -61,7 +62,7 @@ class Awq(NamedTuple):
             PlanError: a group would be split over two ranks.
         """
         tensors = []
-        for name, inner, rows in (("w13", hidden, 2 * intermediate), ("w2", intermediate, hidden)):
+        for name, rows, inner in expert_matrices(hidden, intermediate):
             check_groups(prefix, inner, self.group)
             groups = inner // self.group
             tensors += [

@@ -15,6 +15,7 @@ from vllm_layershard.models.quantization.formats.format import (
     check_groups,
     check_packing,
     expert_biases,
+    expert_matrices,
     tensor,
 )
 from vllm_layershard.models.quantization.names import Names
@@ -62,7 +63,7 @@ class Gptq(NamedTuple):
             PlanError: a group would be split over two ranks.
         """
         tensors = []
-        for name, inner, rows in (("w13", hidden, 2 * intermediate), ("w2", intermediate, hidden)):
+        for name, rows, inner in expert_matrices(hidden, intermediate):
             pack, groups = self._columns(prefix, inner)
             tensors += [
                 tensor(f"{name}_qweight", (count, inner // pack, rows), "int32"),
