@@ -1,4 +1,4 @@
-"""Reads the value of the `layer_sharding` key, whatever JSON it holds, with pydantic.
+"""Reads the values of our keys, whatever JSON they hold, with pydantic.
 
 Apart from config.py, because the planner's flags need no schema and pydantic takes a while to
 import. It judges keys and types only. Bounds stand in config.py alone: a value of good types gets
@@ -10,10 +10,11 @@ from __future__ import annotations
 from dataclasses import MISSING, fields
 from typing import Any, Final, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, create_model
 
 from vllm_layershard.config import KEY, NAME_LISTS, OPTIONS, REMEDIES, LayerShardConfig, few, short
 from vllm_layershard.errors import ConfigError
+from vllm_layershard.ffn_config import FfnConfig, fault
 
 _HINTS: Final = get_type_hints(LayerShardConfig)
 _FIELDS: Final[dict[str, Any]] = {
@@ -24,6 +25,8 @@ _Stated: Final[type[BaseModel]] = create_model(
     "_Stated", __config__=ConfigDict(strict=True, extra="forbid"), **_FIELDS
 )
 """The fields of LayerShardConfig, for values of any types."""
+
+_Size: Final = TypeAdapter(int, config=ConfigDict(strict=True))
 
 
 def validated(value: Any) -> LayerShardConfig:
@@ -47,6 +50,19 @@ def validated(value: Any) -> LayerShardConfig:
         faults = [_fault(detail, value) for detail in error.errors()]
         raise ConfigError("; ".join(few(faults))) from None
     return LayerShardConfig(**dict(stated))
+
+
+def validated_ffn(value: Any) -> FfnConfig:
+    """A whole number of ranks.
+
+    Raises:
+        ConfigError: names the key, the value and the remedy.
+    """
+    try:
+        return FfnConfig(_Size.validate_python(value))
+    except ValidationError as error:
+        what = str(error.errors()[0]["msg"]).removeprefix("Input ")
+        raise fault(value, what) from None
 
 
 def _fault(detail: Any, value: dict[str, Any]) -> str:

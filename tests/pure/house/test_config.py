@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from vllm_layershard.config import OPTIONS, LayerShardConfig
 from vllm_layershard.errors import ConfigError
-from vllm_layershard.schema import validated
+from vllm_layershard.ffn_config import FfnConfig
+from vllm_layershard.schema import validated, validated_ffn
 
 """How long an example takes says how busy the machine is."""
 
@@ -330,3 +331,34 @@ def test_a_list_of_names_becomes_a_tuple():
     assert hash(config) == hash(validated(["o_proj", "q_b_proj"]))
     exchanging = LayerShardConfig(layers=["o_proj"], token_exchange=["o_proj"])  # type: ignore[arg-type]
     assert exchanging == validated({"layers": ["o_proj"], "token_exchange": ["o_proj"]})
+
+
+@pytest.mark.parametrize("size", [1, 2, 8, 4096])
+def test_a_size_of_dense_mlps_is_a_whole_number(size):
+    config = validated_ffn(size)
+    assert config == FfnConfig(size)
+    assert config.splits is (size > 1)
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ("8", "'8': should be a valid integer"),
+        (8.0, "8.0: should be a valid integer"),
+        (True, "true: should be a valid integer"),
+        (None, "null: should be a valid integer"),
+        ([8], "[8]: should be a valid integer"),
+        ({"size": 8}, "{'size': 8}: should be a valid integer"),
+        (0, "0: should be greater than or equal to 1"),
+        (-(1 << 80), "-1208925819614629174706176: should be greater than or equal to 1"),
+    ],
+)
+def test_another_size_is_answered_in_one_line_by_schema_and_class_alike(value, problem):
+    expected = (
+        f"denseffn_tensor_parallel_size = {problem}; give how many data-parallel ranks split each "
+        "dense MLP, or 1 to split none"
+    )
+    for read in (validated_ffn, FfnConfig):
+        with pytest.raises(ConfigError) as error:
+            read(value)
+        assert str(error.value) == expected
