@@ -1,12 +1,13 @@
 """The entry point `layershard`: installs layer sharding in a process that was asked for it.
 
 vLLM calls `register` in every process, mostly before it has a configuration at hand. Off means
-off: nothing is imported or patched unless the key `layer_sharding` is found in what this process
-was given, which is looked for in this order:
+off: nothing is imported or patched unless one of our keys, `layer_sharding` or
+`denseffn_tensor_parallel_size`, is found in what this process was given, which is looked for in
+this order:
 
-1. `VLLM_PLUGINS` names `layershard` too: always install (each patch is inert without the key);
-2. the command line, or the YAML file that its `--config` names, speaks of the key;
-3. the engine arguments or the VllmConfig on behalf of which vLLM is loading plugins hold it.
+1. `VLLM_PLUGINS` names `layershard` too: always install (each patch is inert without a key);
+2. the command line, or the YAML file that its `--config` names, speaks of a key;
+3. the engine arguments or the VllmConfig on behalf of which vLLM is loading plugins hold one.
 
 A misspelt key there would serve unsharded without a word: it is warned of, once.
 
@@ -27,6 +28,13 @@ from typing import Any
 
 NAME = "layershard"
 KEY = "layer_sharding"
+FFN_KEY = "denseffn_tensor_parallel_size"
+
+_OFF = {
+    KEY: ("Layer sharding is off", '["o_proj"]'),
+    FFN_KEY: ("No dense MLP is split", "2"),
+}
+"""For each of our keys, what is so without it, and a value to write for example."""
 
 _FRAMES = 12
 """How far up the call stack the configuration is looked for: vLLM's own calls are 3 to 6 deep."""
@@ -46,9 +54,9 @@ def register() -> None:
     """Install layer sharding if this process was asked for it. Called by vLLM; re-entrant.
 
     Raises:
-        HostError: the key was given, and this version of vLLM lacks a symbol that it needs.
+        HostError: a key was given, and this version of vLLM lacks a symbol that it needs.
     """
-    if _is_in_hand() or KEY in _keys_on_command_line(sys.argv[1:]):
+    if _is_in_hand() or _OFF.keys() & _keys_on_command_line(sys.argv[1:]):
         from vllm_layershard.hosts.patches import install
 
         install()
@@ -75,25 +83,27 @@ def _warn_of_near_keys(arguments: list[str]) -> None:
         given = _keys_in_hand("self") - given
     else:
         given |= _keys_in_hand("self", "vllm_config")
-    near = sorted(filter(_is_near, given - {KEY})) if KEY not in given else []
-    if near:
-        import logging
+    for own, (off, example) in _OFF.items():
+        near = sorted(key for key in given - _OFF.keys() if _is_near(key, own))
+        if near and own not in given:
+            import logging
 
-        _warned = True
-        logging.getLogger(f"vllm.{__name__}").warning(  # in vLLM's format, once that is set up
-            "Layer sharding is off: additional_config has no key %r, but %s; if that is meant, "
-            'write {"%s": ["o_proj"]}',
-            KEY,
-            " and ".join(map(repr, near)),
-            KEY,
-        )
+            _warned = True
+            logging.getLogger(f"vllm.{__name__}").warning(  # in vLLM's format, once that is set up
+                '%s: additional_config has no key %r, but %s; if that is meant, write {"%s": %s}',
+                off,
+                own,
+                " and ".join(map(repr, near)),
+                own,
+                example,
+            )
 
 
-def _is_near(key: str) -> bool:
+def _is_near(key: str, own: str) -> bool:
     from difflib import get_close_matches
 
     plain = "".join(filter(str.isalnum, key)).lower()
-    return bool(get_close_matches(plain, [KEY.replace("_", "")], cutoff=_NEAR))
+    return bool(get_close_matches(plain, [own.replace("_", "")], cutoff=_NEAR))
 
 
 def _keys_on_command_line(arguments: list[str]) -> set[str]:
@@ -141,7 +151,7 @@ def _is_named() -> bool:
 
 def _is_on_command_line(arguments: list[str]) -> bool:
     texts = [_text_of(file) for file in _config_files(arguments)]
-    return any(map(_mentions_key, [*arguments, *texts]))
+    return any(map(_mentions_a_key, [*arguments, *texts]))
 
 
 def _config_files(arguments: list[str]) -> list[Path]:
@@ -152,8 +162,9 @@ def _config_files(arguments: list[str]) -> list[Path]:
     ]
 
 
-def _mentions_key(text: str) -> bool:
-    return KEY in text.replace("-", "_")
+def _mentions_a_key(text: str) -> bool:
+    plain = text.replace("-", "_")
+    return any(key in plain for key in _OFF)
 
 
 def _text_of(file: Path) -> str:
@@ -178,7 +189,8 @@ def _without_blocking(path: str, flags: int) -> int:
 
 
 def _is_in_hand() -> bool:
-    return any(KEY in config for config in _configs_in_hand("self", "vllm_config"))
+    configs = _configs_in_hand("self", "vllm_config")
+    return any(key in config for config in configs for key in _OFF)
 
 
 def _keys_in_hand(*names: str) -> set[str]:

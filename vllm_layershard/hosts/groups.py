@@ -135,8 +135,8 @@ class _WorldGroups(Groups):
         groups = create_groups(
             wanted,
             backend,
-            data_timeout=_timeout(parallel_config, "distributed_timeout_seconds"),
-            control_timeout=_timeout(parallel_config, "cpu_distributed_timeout_seconds"),
+            data_timeout=timeout(parallel_config, "distributed_timeout_seconds"),
+            control_timeout=timeout(parallel_config, "cpu_distributed_timeout_seconds"),
         )
         super().__init__(layout, list(groups.values()))
 
@@ -226,7 +226,7 @@ def _groups_of(layout: ParallelLayout) -> Iterator[Ranks]:
     yield from dict.fromkeys(every)
 
 
-def _timeout(parallel_config: Any, setting: str) -> timedelta | None:
+def timeout(parallel_config: Any, setting: str) -> timedelta | None:
     """How long vLLM's own groups wait; a release without the setting has torch's default."""
     seconds = getattr(parallel_config, setting, None)
     return None if seconds is None else timedelta(seconds=seconds)

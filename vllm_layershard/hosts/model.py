@@ -28,11 +28,15 @@ from torch import nn
 from vllm.logger import init_logger
 
 from vllm_layershard.config import KEY, LayerShardConfig
+from vllm_layershard.errors import PlanError
+from vllm_layershard.ffn_config import FfnConfig
 from vllm_layershard.hosts.boundary import boundary_of, check_boundary, install_boundary
 from vllm_layershard.hosts.decision import Decision, decide
 from vllm_layershard.hosts.exchange.construction import building
 from vllm_layershard.hosts.exchange.exchanged_linear import exchange_before
 from vllm_layershard.hosts.exchange.whole_linears import WholeLinears
+from vllm_layershard.hosts.ffn.model import ffn_started_with, split_model
+from vllm_layershard.hosts.ffn.part import leave_split
 from vllm_layershard.hosts.groups import Groups, form_groups
 from vllm_layershard.hosts.identity import checkpoint_of, read_as
 from vllm_layershard.hosts.linears import check_matched, check_untied, collecting, leave_towers
@@ -41,6 +45,7 @@ from vllm_layershard.hosts.reload_guard import guard_reloads, reload_together
 from vllm_layershard.hosts.settings import layout_of
 from vllm_layershard.hosts.sharded_linear import serve_through
 from vllm_layershard.plan import ParallelLayout, select
+from vllm_layershard.plan.ffn import beside_split
 from vllm_layershard.runtime.device import device_of
 from vllm_layershard.runtime.ops import Place, bind, unbind
 from vllm_layershard.runtime.reload import Reloads
@@ -48,6 +53,7 @@ from vllm_layershard.runtime.reload.act import Act
 from vllm_layershard.runtime.report import Report
 from vllm_layershard.runtime.report_file import ReportFile
 from vllm_layershard.runtime.series import ShardedSeries
+from vllm_layershard.runtime.split_mlp import SplitFfn
 from vllm_layershard.runtime.stats import Counters
 from vllm_layershard.runtime.tensors import materialise
 from vllm_layershard.version import __version__
@@ -59,9 +65,14 @@ logger = init_logger(f"vllm.{__name__}")
 
 
 def build(
-    config: LayerShardConfig, vllm_config: VllmConfig, construct: Callable[[], nn.Module]
+    config: LayerShardConfig,
+    vllm_config: VllmConfig,
+    construct: Callable[[], nn.Module],
+    ffn_config: FfnConfig | None = None,
 ) -> nn.Module:
     """Construct the model and shard the linears that `config` names. Collective over the world.
+
+    With `ffn_config` its dense MLPs are split, too, and none of their linears is sharded.
 
     Raises:
         PlanError: a name matches nothing, or a series cannot be planned.
@@ -77,6 +88,7 @@ def build(
     num_layers = vllm_config.model_config.hf_text_config.num_hidden_layers
     started = {
         **started_with(config, layout),
+        **ffn_started_with(ffn_config),
         "num_layers": num_layers,
         "model": read_as(vllm_config),
     }
@@ -89,10 +101,17 @@ def build(
             config.token_exchange, num_layers, vllm_config.parallel_config.tensor_parallel_size
         )
         with collecting(config, num_layers) as found, building(whole):
-            model = construct()
+            if ffn_config is None:
+                model, ffn = construct(), None
+            else:
+                model, ffn = split_model(ffn_config, vllm_config, construct)
+        leave_split(found)
         leave_towers(model, found, device.torch_device)
         selected = select([linear for linear, _ in found.values()], config.layers)
-        check_matched(config, selected, [linear for linear, _ in found.values()], vllm_config)
+        try:
+            check_matched(config, selected, [linear for linear, _ in found.values()], vllm_config)
+        except PlanError as error:
+            raise error if ffn is None else beside_split(error) from None
         modules = {linear.prefix: module for linear, module in found.values()}
         named = [linear.prefix for members in selected.values() for linear in members]
         check_untied(model, [modules[prefix] for prefix in named])
@@ -112,7 +131,7 @@ def build(
             groups.have_stored()
             every_series = [series for group in loaded for series in group.series]
             reload_together(model, Reloads(Act(groups.board()), every_series, device))
-            serve(loaded, config, groups)
+            serve(loaded, config, groups, ffn)
 
         loading = LoadingModel(decisions, groups, device, modules, attach_and_serve)
         loading.begin(config, layout)
@@ -184,7 +203,12 @@ def _counters(decisions: Sequence[Decision], loaded: Sequence[LoadedGroup]) -> d
     }
 
 
-def serve(loaded: Sequence[LoadedGroup], config: LayerShardConfig, groups: Groups) -> None:
+def serve(
+    loaded: Sequence[LoadedGroup],
+    config: LayerShardConfig,
+    groups: Groups,
+    ffn: SplitFfn | None = None,
+) -> None:
     """Say in the log what this rank holds, and begin its report, if one is asked for.
 
     Raises:
@@ -197,7 +221,7 @@ def serve(loaded: Sequence[LoadedGroup], config: LayerShardConfig, groups: Group
         return
     digests = {series.name: group.plan.digest() for group in loaded for series in group.series}
     rank, first = groups.first_rank + groups.rank, groups.first_rank
-    report = Report(config.report_dir, rank, every_series, digests, first_rank=first)
+    report = Report(config.report_dir, rank, every_series, digests, ffn, first_rank=first)
     report.write()
     for series in every_series:
         series.on_forward_end = report.refresh

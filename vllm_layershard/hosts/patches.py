@@ -1,4 +1,4 @@
-"""What layer sharding replaces in vLLM: two symbols, each inert for a config without the key.
+"""What layer sharding replaces in vLLM: two symbols, each inert for a config without our keys.
 
 Two more are replaced in a worker whose model is sharded (reload_guard.py), one while a model with
 a token exchange is built (exchange/construction.py), three for data parallelism on a CPU
@@ -11,16 +11,20 @@ from collections.abc import Callable
 from typing import Any
 
 from vllm_layershard.config import KEY
+from vllm_layershard.ffn_config import FFN_KEY
 from vllm_layershard.hosts.patch import Patch, install_or_warn
 
 
 def _checking_config(original: Callable[..., None]) -> Callable[..., None]:
     def __post_init__(self: Any) -> None:
         original(self)
-        if isinstance(self.additional_config, dict) and KEY in self.additional_config:
+        extra = self.additional_config
+        if isinstance(extra, dict) and (KEY in extra or FFN_KEY in extra):
             install()  # where only its name asked for it, a symbol may be lacking so far
+            from vllm_layershard.hosts.ffn.settings import check_ffn
             from vllm_layershard.hosts.settings import check
 
+            check_ffn(self)
             check(self)
 
     return __post_init__
@@ -28,19 +32,25 @@ def _checking_config(original: Callable[..., None]) -> Callable[..., None]:
 
 def _sharding_model(original: Callable[..., Any]) -> Callable[..., Any]:
     def initialize_model(vllm_config: Any, *, model_config: Any = None, **kwargs: Any) -> Any:
+        from vllm_layershard.hosts.ffn.settings import ffn_requested
         from vllm_layershard.hosts.settings import is_served_model, requested
 
-        config = requested(vllm_config)
-        is_main = model_config is vllm_config.model_config
-        if config is None or not is_main or not is_served_model(model_config):
+        def construct() -> Any:
             return original(vllm_config, model_config=model_config, **kwargs)
-        from vllm_layershard.hosts.model import build
 
-        return build(
-            config,
-            vllm_config,
-            lambda: original(vllm_config, model_config=model_config, **kwargs),
-        )
+        def is_other() -> bool:
+            return model_config is not vllm_config.model_config or not is_served_model(model_config)
+
+        config, ffn = requested(vllm_config), ffn_requested(vllm_config)
+        if config is not None and not is_other():
+            from vllm_layershard.hosts.model import build
+
+            return build(config, vllm_config, construct, ffn)
+        if ffn is not None and not is_other():
+            from vllm_layershard.hosts.ffn.model import build_split
+
+            return build_split(ffn, vllm_config, construct)
+        return construct()
 
     return initialize_model
 

@@ -17,7 +17,7 @@ from vllm_layershard.schema import validated
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
-_LOAD_FORMATS = frozenset({"auto", "hf", "safetensors", "pt", "npcache", "dummy", "mistral"})
+LOAD_FORMATS = frozenset({"auto", "hf", "safetensors", "pt", "npcache", "dummy", "mistral"})
 """They fill parameters through their weight loaders, layer by layer, on whatever device."""
 
 _FINE_GRAINED = {
@@ -104,10 +104,10 @@ def check(vllm_config: VllmConfig) -> None:
 
 def _check_loading(vllm_config: VllmConfig) -> None:
     load_format = str(vllm_config.load_config.load_format)
-    if load_format not in _LOAD_FORMATS:
+    if load_format not in LOAD_FORMATS:
         raise HostError(
             f"{KEY}: load format {load_format!r} does not load through the layers' own loaders; "
-            f"use one of {', '.join(sorted(_LOAD_FORMATS))}"
+            f"use one of {', '.join(sorted(LOAD_FORMATS))}"
         )
     if _quantises_while_loading(vllm_config):
         raise HostError(

@@ -13,6 +13,7 @@ from typing import Any
 from vllm_layershard.errors import ConfigError
 from vllm_layershard.runtime.report_file import ReportFile
 from vllm_layershard.runtime.series import ShardedSeries
+from vllm_layershard.runtime.split_mlp import SplitFfn
 from vllm_layershard.version import __version__
 
 _REFRESH_SECONDS = 1.0
@@ -23,7 +24,8 @@ logger = logging.getLogger(f"vllm.{__name__}")  # below vLLM's own: with its for
 class Report:
     """Writes `layershard-rank{rank}.json`; `digests` maps a series' name to its plan's digest.
 
-    `first_rank` is the global number of the world's rank 0.
+    `first_rank` is the global number of the world's rank 0. `ffn` are the dense MLPs that are split
+    beside; without them the report does not speak of any.
     """
 
     def __init__(
@@ -32,6 +34,7 @@ class Report:
         rank: int,
         series: Sequence[ShardedSeries],
         digests: Mapping[str, str],
+        ffn: SplitFfn | None = None,
         *,
         first_rank: int = 0,
     ) -> None:
@@ -39,6 +42,7 @@ class Report:
         self._first_rank = first_rank
         self._series = series
         self._digests = digests
+        self._ffn = ffn
         self._timer: threading.Timer | None = None
         self._failed = False
 
@@ -67,6 +71,7 @@ class Report:
                 }
                 for s in self._series
             ],
+            **({} if self._ffn is None else {"ffn": self._ffn.document()}),
         }
 
     def write(self) -> None:

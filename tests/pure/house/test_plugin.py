@@ -41,7 +41,13 @@ def test_a_caller_that_forwards_attributes_is_left_alone():
 
 @pytest.mark.parametrize(
     ("additional_config", "asked"),
-    [({"layer_sharding": []}, True), ({"other": 1}, False), (None, False), ("text", False)],
+    [
+        ({"layer_sharding": []}, True),
+        ({"denseffn_tensor_parallel_size": 2}, True),
+        ({"other": 1}, False),
+        (None, False),
+        ("text", False),
+    ],
 )
 def test_the_configuration_in_a_callers_hand(additional_config, asked):
     class Config:
@@ -65,6 +71,8 @@ def test_the_configuration_in_a_callers_hand(additional_config, asked):
         (["--additional-config", '{"layer_sharding": ["o_proj"]}'], True),
         (['--additional-config={"layer_sharding": ["o_proj"]}'], True),
         (["--additional-config.layer-sharding+", "o_proj"], True),
+        (["--additional-config", '{"denseffn_tensor_parallel_size": 8}'], True),
+        (["--additional-config.denseffn-tensor-parallel-size", "8"], True),
         (["--config"], False),
         (["--config", "/no/such/file"], False),
     ],
@@ -109,6 +117,10 @@ FOREIGN = [
     "finegrained_tp_config",
 ]
 FOREIGN += [
+    "lmhead_tensor_parallel_size",
+    "oproj_tensor_parallel_size",
+    "mlp_tensor_parallel_size",
+    "embedding_tensor_parallel_size",
     "layer_stride",
     "enable_pcp_o_proj_weight_sharding",
     "multistream_overlap_shared_expert",
@@ -137,6 +149,36 @@ def test_a_near_key_on_the_command_line_is_warned_of_once(monkeypatch, warnings,
     (said,) = warnings
     assert repr(key) in said
     assert '{"layer_sharding": ["o_proj"]}' in said
+
+
+NEAR_FFN = [
+    "dense_ffn_tensor_parallel_size",
+    "denseffn_tensor_parallel",
+    "denseFFN-tensor-parallel-size",
+    "densefn_tensor_parallel_size",
+    "ffn_tensor_parallel_size",
+]
+
+
+@pytest.mark.parametrize("key", NEAR_FFN)
+def test_a_key_near_the_other_one_is_warned_of_also_beside_layer_sharding(
+    monkeypatch, warnings, key
+):
+    value = {"layer_sharding": ["o_proj"], key: 8}
+    command_line(monkeypatch, "--additional-config", json.dumps(value))
+    plugin._warn_of_near_keys(sys.argv[1:])
+    (said,) = warnings
+    assert said == (
+        "No dense MLP is split: additional_config has no key 'denseffn_tensor_parallel_size', but "
+        f'{key!r}; if that is meant, write {{"denseffn_tensor_parallel_size": 2}}'
+    )
+
+
+@pytest.mark.parametrize("key", [*NEAR_FFN, "denseffn_tensor_parallel_size"])
+def test_a_key_of_one_kind_is_not_taken_for_the_other(monkeypatch, warnings, key):
+    command_line(monkeypatch, "--additional-config", json.dumps({key: 8}))
+    plugin._warn_of_near_keys(sys.argv[1:])
+    assert not any("layer_sharding" in said for said in warnings)
 
 
 @pytest.mark.parametrize("key", FOREIGN)

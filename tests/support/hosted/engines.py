@@ -26,7 +26,7 @@ def _one_rank(
     rank: int,
     port: int,
     model: str,
-    sharding: Any,
+    keys: Any,
     sizes: tuple[int, int],
     inspect: Any,
     results: Any,
@@ -34,13 +34,13 @@ def _one_rank(
 ) -> None:
     torch.set_num_threads(1)
     try:
-        results.put((rank, inspect(rank, _config(rank, port, model, sharding, *sizes)), None))
+        results.put((rank, inspect(rank, _config(rank, port, model, keys, *sizes)), None))
     except BaseException as error:
         results.put((rank, None, f"{type(error).__name__}: {error}\n{traceback.format_exc()}"))
     end.wait()  # what a rank keeps for others is theirs to look at until all have looked
 
 
-def _config(rank: int, port: int, model: str, sharding: Any, tp: int, dcp: int) -> Any:
+def _config(rank: int, port: int, model: str, keys: Any, tp: int, dcp: int) -> Any:
     from vllm.engine.arg_utils import EngineArgs
 
     config = EngineArgs(
@@ -50,7 +50,7 @@ def _config(rank: int, port: int, model: str, sharding: Any, tp: int, dcp: int) 
         decode_context_parallel_size=dcp,
         **({"dcp_q_replicate": True} if dcp > 1 else {}),
         enforce_eager=True,
-        additional_config={} if sharding is None else {"layer_sharding": sharding},
+        additional_config=keys,
     ).create_engine_config()
     parallel = config.parallel_config
     if tp > 1:
@@ -102,9 +102,19 @@ def join() -> None:
 
 
 def run_engines(
-    model: Path, sharding: Any, inspect: Callable[[int, Any], Any], *, tp: int = 1, dcp: int = 1
+    model: Path,
+    sharding: Any,
+    inspect: Callable[[int, Any], Any],
+    *,
+    tp: int = 1,
+    dcp: int = 1,
+    **beside: Any,
 ) -> list[Any]:
-    """What `inspect(rank, config)` returns on each rank; a rank's error as its text."""
+    """What `inspect(rank, config)` returns on each rank; a rank's error as its text.
+
+    `sharding` is the value of the key `layer_sharding`, or None; `beside` are keys beside it.
+    """
+    keys = beside if sharding is None else {"layer_sharding": sharding, **beside}
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -112,7 +122,7 @@ def run_engines(
     ranks = max(RANKS, tp)
     end = CONTEXT.Barrier(ranks)
     processes = [
-        forked(_one_rank, rank, port, str(model), sharding, (tp, dcp), inspect, results, end)
+        forked(_one_rank, rank, port, str(model), keys, (tp, dcp), inspect, results, end)
         for rank in range(ranks)
     ]
     for process in processes:

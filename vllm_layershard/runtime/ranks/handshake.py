@@ -43,14 +43,18 @@ class Handshake:
     """Comparisons between all ranks of a world, each under a name of its own.
 
     `store` is shared by exactly these ranks, and by nothing else. No call is a collective: a rank
-    that does not take part is named, not waited for without end.
+    that does not take part is named, not waited for without end. `key` is what all of them should
+    have been given.
     """
 
-    def __init__(self, store: Store, rank: int, world_size: int, patience_s: float) -> None:
+    def __init__(
+        self, store: Store, rank: int, world_size: int, patience_s: float, key: str = KEY
+    ) -> None:
         self._store = store
         self._rank = rank
         self.world = tuple(range(world_size))
         self._patience_s = patience_s
+        self._key = key
 
     def compare(self, subject: str, alike: Mapping[Ranks, Any]) -> None:
         """Return if, for each key, all ranks that it lists hold the same plain data for it.
@@ -151,8 +155,8 @@ class Handshake:
                 who = " and ".join(map(str, missing))
                 raise self._ended(
                     f"rank {who} of the world's {len(self.world)} did not come to compare the "
-                    f"{subject} within {self._patience_s:g} s: it runs without the key {KEY} or "
-                    "without the plugin, or it died or hangs; see its log, and give every node "
+                    f"{subject} within {self._patience_s:g} s: it runs without the key {self._key} "
+                    "or without the plugin, or it died or hangs; see its log, and give every node "
                     "the same --additional-config and the same vllm-layershard"
                 )
             time.sleep(_LOOK_S)
@@ -181,9 +185,9 @@ class Handshake:
         return MismatchError(why)
 
 
-def handshake(store: Store) -> Handshake:
-    """A handshake over what `shared_store` has made."""
-    return Handshake(store, dist.get_rank(), dist.get_world_size(), PATIENCE_S)
+def handshake(store: Store, key: str = KEY) -> Handshake:
+    """A handshake over what `shared_store` has made, among ranks that were given this key."""
+    return Handshake(store, dist.get_rank(), dist.get_world_size(), PATIENCE_S, key)
 
 
 def shared_store() -> Store:

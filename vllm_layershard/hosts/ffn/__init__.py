@@ -1,0 +1,1 @@
+"""Dense MLPs over data-parallel ranks on a host: asked for, found, split and computed."""

@@ -1,0 +1,116 @@
+"""What a VllmConfig asks of the dense MLPs, and what it may not ask at the same time."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from vllm_layershard.config import short
+from vllm_layershard.errors import HostError
+from vllm_layershard.ffn_config import FFN_KEY, FfnConfig
+from vllm_layershard.hosts import cpu_dp
+from vllm_layershard.hosts.settings import LOAD_FORMATS, is_served_model
+from vllm_layershard.plan import ParallelLayout
+from vllm_layershard.plan.ffn import FfnSplit
+from vllm_layershard.schema import validated_ffn
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+_OWN_KEY = "mlp_tensor_parallel_size"
+"""vllm-ascend's own, in `finegrained_tp_config`. Source: vllm-ascend 0.23, ops/linear_op.py."""
+
+_FLASHCOMM1 = "VLLM_ASCEND_ENABLE_FLASHCOMM1"
+
+
+def ffn_requested(vllm_config: VllmConfig) -> FfnConfig | None:
+    """The split of dense MLPs that the configuration asks for; None if nothing is split.
+
+    Raises:
+        ConfigError: the value of the key is not valid.
+    """
+    extra = vllm_config.additional_config
+    if not isinstance(extra, dict) or FFN_KEY not in extra:
+        return None
+    config = validated_ffn(extra[FFN_KEY])
+    return config if config.splits else None
+
+
+def split_of(vllm_config: VllmConfig, config: FfnConfig) -> FfnSplit:
+    """Which ranks split, and which part each holds.
+
+    Raises:
+        PlanError: no such groups can be formed.
+    """
+    parallel = vllm_config.parallel_config
+    layout = ParallelLayout(
+        tp=parallel.tensor_parallel_size,
+        dp=parallel.data_parallel_size,
+        pcp=parallel.prefill_context_parallel_size,
+        pp=parallel.pipeline_parallel_size,
+        dp_lockstep=vllm_config.model_config.is_moe,
+    )
+    return FfnSplit(layout, config.size)
+
+
+def check_ffn(vllm_config: VllmConfig) -> None:
+    """Refuse a configuration in which no dense MLP can be split; runs before any worker starts.
+
+    Raises:
+        ConfigError: the value of the key is not valid.
+        PlanError: no groups can be formed.
+        HostError: vLLM's other settings exclude it.
+    """
+    if vllm_config.model_config is None or not is_served_model(vllm_config.model_config):
+        return
+    config = ffn_requested(vllm_config)
+    if config is None:
+        return
+    split_of(vllm_config, config)
+    for setting, why in _excluded(vllm_config).items():
+        raise HostError(f"{FFN_KEY}: cannot be combined with {setting}: {why}; use one of the two")
+    load_format = str(vllm_config.load_config.load_format)
+    if load_format not in LOAD_FORMATS:
+        raise HostError(
+            f"{FFN_KEY}: load format {load_format!r} does not load through the layers' own "
+            f"loaders; use one of {', '.join(sorted(LOAD_FORMATS))}"
+        )
+    if vllm_config.device_config.device_type == "cpu":
+        cpu_dp.require()
+
+
+def _excluded(vllm_config: VllmConfig) -> dict[str, str]:
+    """The settings that are given and exclude a split, each with the reason."""
+    parallel, offload = vllm_config.parallel_config, vllm_config.offload_config
+    extra = vllm_config.additional_config
+    passes = vllm_config.compilation_config.pass_config
+    own = extra.get("finegrained_tp_config")
+    size = own.get(_OWN_KEY) if isinstance(own, dict) else None
+    shards = "tokens are on shards there, whose numbers the ranks do not tell each other"
+    twice = "the weights would move twice"
+    known = {
+        "sequence parallelism of routed experts (--enable-expert-parallel with tensor and data "
+        "parallelism)": (parallel.use_sequence_parallel_moe, shards),
+        "the compiler's enable_sp": (getattr(passes, "enable_sp", False), shards),
+        _FLASHCOMM1: (os.environ.get(_FLASHCOMM1, "0") not in ("", "0"), shards),
+        "enable_flashcomm1": (bool(extra.get("enable_flashcomm1")), shards),
+        f"finegrained_tp_config.{_OWN_KEY} = {short(size)}": (
+            bool(size),
+            "both would split the same MLPs",
+        ),
+        "LoRA (--enable-lora)": (
+            vllm_config.lora_config is not None,
+            "an adapter of a dense MLP would be split as tensor parallelism alone splits it",
+        ),
+        "dual batch overlap (--enable-dbo)": (
+            parallel.use_ubatching,
+            "two forwards at a time would meet in one collective",
+        ),
+        "elastic expert parallelism": (parallel.enable_elastic_ep, "its ranks come and go"),
+        "weight offloading (--cpu-offload-gb)": (offload.uva.cpu_offload_gb > 0, twice),
+        "weight offloading (--offload-group-size)": (
+            offload.prefetch.offload_group_size > 0,
+            twice,
+        ),
+    }
+    return {setting: why for setting, (present, why) in known.items() if present}
