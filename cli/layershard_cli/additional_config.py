@@ -5,28 +5,41 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from vllm_layershard.bounded_file import UnreadableError, json_fault, read_named
 from vllm_layershard.config import KEY, OPTIONS, LayerShardConfig
 from vllm_layershard.errors import ConfigError
+from vllm_layershard.ffn_config import FFN_KEY
 from vllm_layershard.planner.options import names_of
-from vllm_layershard.schema import validated
+from vllm_layershard.schema import validated, validated_ffn
 
 _MAX_BYTES = 1 << 20
 
 
-def read_additional(text: str) -> tuple[LayerShardConfig, tuple[str, ...]]:
-    """JSON, or `@file` that holds it: the whole object, or the value of `layer_sharding` alone.
+class Additional(NamedTuple):
+    """What an additional-config asks for: sharding, a split of dense MLPs, or both.
 
-    Returns the configuration, and a note where the value stands alone: vLLM would not see it.
+    `notes` has one where the value stands alone: vLLM would not see it.
+    """
+
+    config: LayerShardConfig | None
+    ffn_tp: int | None = None
+    notes: tuple[str, ...] = ()
+
+
+def read_additional(text: str) -> Additional:
+    """JSON, or `@file` that holds it: the whole object, or the value of `layer_sharding` alone.
 
     Raises:
         ConfigError: unreadable, not JSON, or not valid.
     """
     value = _parsed(_contents(text[1:]) if text.startswith("@") else text)
-    if isinstance(value, dict) and KEY in value:
-        return validated(value[KEY]), ()
+    if isinstance(value, dict) and (KEY in value or FFN_KEY in value):
+        return Additional(
+            validated(value[KEY]) if KEY in value else None,
+            validated_ffn(value[FFN_KEY]).size if FFN_KEY in value else None,
+        )
     if isinstance(value, dict) and not value.keys() & set(OPTIONS):
         raise ConfigError(
             f"the additional config has no key {KEY!r}, so nothing would be sharded; write for "
@@ -35,7 +48,21 @@ def read_additional(text: str) -> tuple[LayerShardConfig, tuple[str, ...]]:
     note = (
         f"this is the value of {KEY!r} alone; vLLM wants --additional-config '{{\"{KEY}\": ...}}'"
     )
-    return validated(value), (note,)
+    return Additional(validated(value), notes=(note,))
+
+
+def splitting(stated: int | None, ffn_tp: int) -> int:
+    """The size that `--ffn-tp` asks for, in place of none.
+
+    Raises:
+        ConfigError: the additional config says another itself.
+    """
+    if stated not in (None, ffn_tp):
+        raise ConfigError(
+            f"--ffn-tp {ffn_tp}: the additional config says {stated} itself; leave one of the two "
+            "out"
+        )
+    return ffn_tp
 
 
 def exchanging(config: LayerShardConfig, names: Sequence[str]) -> LayerShardConfig:

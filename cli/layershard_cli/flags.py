@@ -129,6 +129,15 @@ TokenExchange = Annotated[
         show_default=False,
     ),
 ]
+FfnTp = Annotated[
+    int | None,
+    typer.Option(
+        "--ffn-tp",
+        help="Data-parallel ranks that split each dense MLP of a model with routed experts "
+        "(denseffn_tensor_parallel_size).",
+        show_default=False,
+    ),
+]
 HardwareName = Annotated[
     str | None,
     typer.Option(

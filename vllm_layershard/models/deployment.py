@@ -16,7 +16,8 @@ class Deployment:
     """How a model is laid out over ranks. `ep` is `vllm serve --enable-expert-parallel`.
 
     `exchange` names row-parallel linears that every tensor-parallel rank holds whole: the ranks
-    exchange tokens before one, and each computes its share of them.
+    exchange tokens before one, and each computes its share of them. `ffn` data-parallel ranks split
+    each dense MLP of a model with routed experts; 1: none is split.
 
     Of a deployment that is asked for, only the sizes in `layout` count: `shard_model` decides
     lockstep and movement (plan/sharing.py), and its result has the complete layout.
@@ -25,6 +26,7 @@ class Deployment:
     layout: ParallelLayout
     ep: bool = False
     exchange: tuple[str, ...] = ()
+    ffn: int = 1
 
     def __post_init__(self) -> None:
         if self.layout.world_size > MAX_RANKS:

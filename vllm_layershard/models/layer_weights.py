@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 
 from vllm_layershard.models.blueprint import Blueprint, Segment
@@ -48,6 +49,20 @@ def _is_exchanged(prefix: str, shape: Shape, deployment: Deployment) -> bool:
     return shape.split == "in" and any(
         f".{prefix}".endswith(f".{name}") for name in deployment.exchange
     )
+
+
+def dense_linears(
+    blueprint: Blueprint, layer_id: int, deployment: Deployment
+) -> Iterator[tuple[Shape, Linear]]:
+    """Those of a layer's gated MLPs, unsplit, each with its shape; none beside routed experts."""
+    if blueprint.is_routed(layer_id):
+        return
+    segments = zip(
+        blueprint.layers[layer_id], layer_linears(blueprint, layer_id, deployment), strict=True
+    )
+    for segment, pairs in segments:
+        names = {s.suffix for mlp in segment.mlps for s in mlp.shapes(blueprint.hidden, deployment)}
+        yield from (pair for pair in pairs if pair[0].suffix in names)
 
 
 def layer_experts(

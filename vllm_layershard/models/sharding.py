@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from vllm_layershard.config import LayerShardConfig, TransportName
 from vllm_layershard.errors import PlanError
@@ -24,12 +24,16 @@ from vllm_layershard.plan import (
     stage_layers,
 )
 
+if TYPE_CHECKING:
+    from vllm_layershard.models.ffn.record import SplitMlps
+
 
 class Sharding(NamedTuple):
     """Everything that is decided before launch.
 
-    `weight_bytes` and `saved_bytes` are indexed by global rank; `groups` are in the order of the
-    pipeline stages.
+    `weight_bytes` and `saved_bytes` are indexed by global rank; `groups` and `split_mlps` are in
+    the order of the pipeline stages. What is saved counts what split MLPs save, too; without a
+    split `split_mlps` is empty.
     """
 
     model: Model
@@ -38,6 +42,7 @@ class Sharding(NamedTuple):
     groups: tuple[GroupPlan, ...]
     weight_bytes: tuple[WeightBytes, ...]
     saved_bytes: tuple[int, ...]
+    split_mlps: tuple[SplitMlps, ...] = ()
 
     @property
     def said(self) -> str:
@@ -145,6 +150,12 @@ def shard_model(model: Model, deployment: Deployment, config: LayerShardConfig) 
         require_exchange(model, deployment, config.token_exchange)
         deployment = replace(deployment, exchange=config.token_exchange)
     linears = model.linears(deployment)
+    split: tuple[SplitMlps, ...] = ()
+    if deployment.ffn > 1:
+        from vllm_layershard.models.ffn.split import others_than, split_mlps  # seldom asked for
+
+        split = split_mlps(model, deployment)
+        linears = others_than(split, linears, config)
     selected = select(linears, config.layers)
     require_layers([layers_of(selected)], linears, config.layer_stride)
     groups: list[GroupPlan] = []
@@ -160,6 +171,8 @@ def shard_model(model: Model, deployment: Deployment, config: LayerShardConfig) 
                 raise
             raise PlanError(f"pipeline stage {stage} of {layout.pp}: {error}") from None
     saved = [0] * layout.world_size
+    if split:
+        saved = [split[layout.stage_of(rank)].saved_bytes for rank in range(layout.world_size)]
     for group in groups:
         for ranks in group.ranks:
             for rank, saved_bytes in zip(ranks, group.plan.saved_bytes, strict=True):
@@ -171,6 +184,7 @@ def shard_model(model: Model, deployment: Deployment, config: LayerShardConfig) 
         groups=tuple(groups),
         weight_bytes=rank_weight_bytes(model, deployment),
         saved_bytes=tuple(saved),
+        split_mlps=split,
     )
 
 

@@ -27,6 +27,7 @@ def map_layers(
     layout: Layout | None = None,
     *,
     config: LayerShardConfig | None = None,
+    ffn_tp: int | None = None,
     mtp: int | None = None,
     exact: bool = False,
     progress: Progress | None = None,
@@ -44,6 +45,6 @@ def map_layers(
     require_known(options, map_layers)
     require_one_source(config, layers, options)
     found = drafting(loaded(model), mtp)
-    sharding, assumed = sharding_of(found, layout, config, layers, options)
+    sharding, assumed = sharding_of(found, layout, config, layers, options, ffn_tp)
     evidence, notes = evidence_of(found, exact=exact, progress=progress)
     return MapResult(sharding, evidence, (*assumed, *notes, *warnings_on(sharding, None)))

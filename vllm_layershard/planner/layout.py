@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 from vllm_layershard.config import short
@@ -23,13 +24,22 @@ class Layout(NamedTuple):
     ep: bool = False
 
 
-def deployment_of(layout: Layout | None, model: Model) -> tuple[Deployment, tuple[str, ...]]:
+def deployment_of(
+    layout: Layout | None, model: Model, ffn_tp: int | None = None
+) -> tuple[Deployment, tuple[str, ...]]:
     """The deployment, and what was assumed for it: experts are parallel where there are some.
 
+    `ffn_tp` data-parallel ranks split each dense MLP; None: none is split.
+
     Raises:
-        ConfigError: it is no Layout.
+        ConfigError: it is no Layout, or `ffn_tp` no whole number of at least 1.
         PlanError: a size is no whole number or below one, or there are too many ranks.
     """
+    if ffn_tp is not None:
+        from vllm_layershard.ffn_config import FfnConfig  # seldom asked for
+
+        deployment, assumed = deployment_of(layout, model)
+        return replace(deployment, ffn=FfnConfig(ffn_tp).size), assumed
     if layout is None:
         experts = " with expert parallelism" if model.is_moe else ""
         note = (

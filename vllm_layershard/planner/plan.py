@@ -44,6 +44,7 @@ def plan_model(
     cached: int | None = None,
     hide_in: str | Sequence[str] | None = None,
     kv_cache_dtype: str = "auto",
+    ffn_tp: int | None = None,
     mtp: int | None = None,
     exact: bool = False,
     progress: Progress | None = None,
@@ -62,7 +63,8 @@ def plan_model(
     tokens that are in the cache already. With `mtp` the model's own draft layers are loaded and
     draft so many tokens a step: their weights and their cache are counted, their time is not.
     `exact` asks the Hub for the checkpoint's safetensors headers where they are not at hand, and
-    calls `progress` with how many of how many files have been asked for.
+    calls `progress` with how many of how many files have been asked for. With `ffn_tp` so many
+    data-parallel ranks split each dense MLP of a model with routed experts.
 
     Raises:
         ConfigError: an argument's value is not valid.
@@ -77,11 +79,13 @@ def plan_model(
     device = device_of(hardware)
     found = drafting(on_device(loaded(model), device), mtp)
     if layers is not None and names_of(layers) == [AUTO]:
-        sharding, assumed = _chosen(found, layout, options, device, sizes, phases or PREFILL)
+        sharding, assumed = _chosen(
+            found, layout, options, device, sizes, phases or PREFILL, ffn_tp
+        )
     elif phases is not None:
         raise ConfigError("--hide-in goes with --layers auto or --check")
     else:
-        sharding, assumed = sharding_of(found, layout, config, layers, options)
+        sharding, assumed = sharding_of(found, layout, config, layers, options, ffn_tp)
     sharding.tokens_gained(kv_cache_dtype)  # refuses a dtype before anything is simulated
     if hardware is None:
         assumed = (*assumed, f"assumed {device.name} devices for the times; give --hardware")
@@ -104,11 +108,12 @@ def _chosen(
     device: Hardware,
     sizes: Mapping[str, int],
     phases: Sequence[PhaseName],
+    ffn_tp: int | None,
 ) -> tuple[Sharding, tuple[str, ...]]:
     """The plan of the layers that the planner chooses, and what was assumed for it and chosen."""
     from vllm_layershard.planner.auto import Conditions, chosen_sharding
 
-    deployment, assumed = deployment_of(layout, found.model)
+    deployment, assumed = deployment_of(layout, found.model, ffn_tp)
     conditions = Conditions(device, sizes, phases)
     sharding, note = chosen_sharding(found.model, deployment, options, conditions)
     return sharding, (*assumed, *found.notes, note)

@@ -26,7 +26,19 @@ def warnings_on(sharding: Sharding, hardware: Hardware | None) -> tuple[str, ...
         *_on_kernels(sharding),
         *_on_drafts(sharding),
         *_on_exchange(sharding),
+        *_on_dense_mlps(sharding),
     )
+
+
+def _on_dense_mlps(sharding: Sharding) -> Iterator[str]:
+    if sharding.split_mlps:
+        yield DENSE_MLPS
+
+
+DENSE_MLPS = (
+    "dense MLPs in parts: their tokens move in every forward, which no time here counts, and "
+    "answers are equal to rounding only"
+)
 
 
 def _on_series(sharding: Sharding) -> Iterator[str]:

@@ -101,6 +101,7 @@ def sharding_of(
     config: LayerShardConfig | None,
     layers: str | Sequence[str] | None,
     options: Options,
+    ffn_tp: int | None = None,
 ) -> tuple[Sharding, tuple[str, ...]]:
     """The plan, and what was assumed for it.
 
@@ -108,7 +109,7 @@ def sharding_of(
         ConfigError: an option's value is not valid.
         PlanError: the layout or the names do not fit the model.
     """
-    deployment, assumed = deployment_of(layout, found.model)
+    deployment, assumed = deployment_of(layout, found.model, ffn_tp)
     if config is None:
         config = config_for(found.model, deployment, layers, options)
     return shard_model(found.model, deployment, config), (*assumed, *found.notes)

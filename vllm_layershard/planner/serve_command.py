@@ -24,15 +24,22 @@ PLACEHOLDER = "MODEL"
 """Where nobody knows what to serve: a config under another name says nothing of its folder."""
 
 
-def additional_config(config: LayerShardConfig) -> str:
-    """The shortest `--additional-config` that means this configuration."""
+def additional_config(config: LayerShardConfig, ffn: int = 1) -> str:
+    """The shortest `--additional-config` that means this configuration.
+
+    `ffn` data-parallel ranks split each dense MLP; 1: none is split.
+    """
     said = {
         field.name: getattr(config, field.name)
         for field in fields(config)
         if getattr(config, field.name) != field.default
     }
     value = said["layers"] if list(said) == ["layers"] else said
-    return json.dumps({KEY: value})
+    if ffn == 1:
+        return json.dumps({KEY: value})
+    from vllm_layershard.ffn_config import FFN_KEY  # seldom asked for
+
+    return json.dumps({KEY: value, FFN_KEY: ffn})
 
 
 def launch_command(
@@ -63,7 +70,7 @@ def launch_command(
     if drafted := sharding.model.drafted:
         speculation = {"method": "mtp", "num_speculative_tokens": drafted}
         words += ["--speculative-config", json.dumps(speculation)]
-    words += ["--additional-config", additional_config(sharding.config)]
+    words += ["--additional-config", additional_config(sharding.config, sharding.deployment.ffn)]
     return shlex.join(words)
 
 

@@ -7,11 +7,14 @@ from typing import Annotated
 import typer
 
 from layershard_cli import flags as flag
-from layershard_cli.additional_config import exchanging, read_additional
+from layershard_cli.additional_config import exchanging, read_additional, splitting
 from layershard_cli.output import emit, emit_json, note, show_progress
 from layershard_cli.resolve import LayoutFlags
 from vllm_layershard.estimate.wording import layers, slots
+from vllm_layershard.planner.dense_mlps import split_dense_mlps
 from vllm_layershard.planner.layer_map import map_layers
+from vllm_layershard.planner.layout import Layout
+from vllm_layershard.planner.results.facts import FfnFacts
 
 
 def check_command(
@@ -28,6 +31,7 @@ def check_command(
     pp: flag.Pp = None,
     ep: flag.Ep = None,
     token_exchange: flag.TokenExchange = None,
+    ffn_tp: flag.FfnTp = None,
     mtp: flag.Mtp = None,
     exact: flag.Exact = False,
     as_json: flag.AsJson = False,
@@ -36,13 +40,20 @@ def check_command(
 
     Example: layershard check '{"layer_sharding": ["o_proj"]}' --model DeepSeek-V3 --dp 8 --ep
     """
-    config, alone = read_additional(additional_config)
+    config, stated, alone = read_additional(additional_config)
+    ffn_tp = stated if ffn_tp is None else splitting(stated, ffn_tp)
+    layout = LayoutFlags(tp, dp, pcp, pp, ep).layout
+    if config is None:
+        assert ffn_tp is not None, "one of the two keys is there"
+        _check_dense_mlps(model, layout, ffn_tp, as_json)
+        return
     if token_exchange:
         config = exchanging(config, token_exchange)
     result = map_layers(
         model,
-        layout=LayoutFlags(tp, dp, pcp, pp, ep).layout,
+        layout=layout,
         config=config,
+        ffn_tp=ffn_tp,
         mtp=mtp,
         exact=exact,
         progress=show_progress,
@@ -71,5 +82,30 @@ def check_command(
                 f"{group.plan.group_size} ranks{kept}, {slots(series_plan.schedule.num_slots)}, "
                 f"saves {min(series_plan.ledger.saved_bytes):,} bytes"
             )
+    if result.ffn is not None:
+        emit(f"  {_dense_mlps(result.ffn)}")
     for warning in result.warnings:
         note(warning)
+
+
+def _check_dense_mlps(model: str, layout: Layout | None, ffn_tp: int, as_json: bool) -> None:
+    """A split without sharding."""
+    result = split_dense_mlps(model, layout, ffn_tp)
+    if as_json:
+        emit_json(result.document())
+        return
+    ranks = result.parallel.tp * result.parallel.dp * result.parallel.pp
+    if result.ffn is None:
+        emit(f"ok: {result.model.name} on {ranks} ranks, whose dense MLPs stay whole")
+    else:
+        emit(f"ok: {result.model.name} on {ranks} ranks splits {_dense_mlps(result.ffn)}")
+    emit(f"  config: {result.model.source}")
+    for warning in result.warnings:
+        note(warning)
+
+
+def _dense_mlps(ffn: FfnFacts) -> str:
+    return (
+        f"dense MLPs: {sum(ffn.mlps)} over {ffn.size} data-parallel ranks each, saves "
+        f"{max(ffn.saved_bytes):,} bytes on a rank that has some"
+    )

@@ -54,6 +54,7 @@ def print_plan(result: PlanResult, *, timeline: bool = False, ledger: bool = Fal
             ),
             ("movement", _movement(sharding)),
             *_on_a_cpu(sharding),
+            *_on_dense_mlps(sharding),
             ("prefetch_step", f"{sharding.config.prefetch_step}{estimated.best_steps}"),
             ("verdict", f"{forecast.verdict}{estimated.source}"),
         ]
@@ -77,6 +78,18 @@ def print_plan(result: PlanResult, *, timeline: bool = False, ledger: bool = Fal
     if result.launch is not None:
         sheet.line("Launch:")
         emit(result.launch)
+
+
+def _on_dense_mlps(sharding: Sharding) -> Iterator[tuple[str, str]]:
+    """Of the pipeline stage whose dense MLPs are largest."""
+    if sharding.split_mlps:
+        most = max(sharding.split_mlps, key=lambda stage: stage.held_bytes)
+        whole = size(most.held_bytes + most.saved_bytes)
+        yield (
+            "dense MLPs",
+            f"{most.mlps} over {sharding.deployment.ffn} data-parallel ranks each: {whole} -> "
+            f"{size(most.held_bytes)}, saved {size(most.saved_bytes)} ({most.saved_bytes:,} bytes)",
+        )
 
 
 class _Estimated(NamedTuple):

@@ -110,7 +110,7 @@ def test_an_argument_that_cannot_be(
         (
             lambda: map_layers("DeepSeek-V3", hardware="H200"),
             ConfigError,
-            "^hardware: is no argument of map_layers; those are model, layers, layout, config, mtp",
+            "^hardware: is no argument of map_layers; those are model, layers, layout, config",
         ),
         (
             lambda: map_layers("DeepSeek-V3", layout=8),

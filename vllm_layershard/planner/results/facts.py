@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from vllm_layershard.config import Placement, TransportChoice, TransportName
-from vllm_layershard.models import Evidence, GroupPlan, Sharding
+from vllm_layershard.models import Deployment, Evidence, GroupPlan, Sharding
 from vllm_layershard.planner.layout import Layout
+
+if TYPE_CHECKING:
+    from vllm_layershard.models.ffn.record import SplitMlps
 
 
 class ModelFacts(NamedTuple):
@@ -36,6 +40,19 @@ class ShardingFacts(NamedTuple):
     movement: TransportName | None
     slice_bytes: int
     token_exchange: tuple[str, ...]
+
+
+class FfnFacts(NamedTuple):
+    """Dense MLPs that data-parallel ranks split, `size` ranks each: how many, and bytes of a rank.
+
+    Lists are by pipeline stage, and `ranks` are the global ranks of each group.
+    """
+
+    size: int
+    ranks: tuple[tuple[int, ...], ...]
+    mlps: tuple[int, ...]
+    held_bytes: tuple[int, ...]
+    saved_bytes: tuple[int, ...]
 
 
 class GroupFacts(NamedTuple):
@@ -80,6 +97,26 @@ def sharding_facts(sharding: Sharding) -> ShardingFacts:
         movement=sharding.transport_name,
         slice_bytes=config.slice_bytes,
         token_exchange=config.token_exchange,
+    )
+
+
+def ffn_facts(sharding: Sharding) -> FfnFacts | None:
+    """Which dense MLPs are split; None where none is."""
+    return facts_of_split(sharding.split_mlps, sharding.deployment)
+
+
+def facts_of_split(stages: Sequence[SplitMlps], deployment: Deployment) -> FfnFacts | None:
+    """The same of a split by pipeline stage."""
+    if not stages:
+        return None
+    from vllm_layershard.plan.ffn import FfnSplit  # seldom asked for
+
+    return FfnFacts(
+        size=deployment.ffn,
+        ranks=FfnSplit(deployment.layout, deployment.ffn).groups(),
+        mlps=tuple(stage.mlps for stage in stages),
+        held_bytes=tuple(stage.held_bytes for stage in stages),
+        saved_bytes=tuple(stage.saved_bytes for stage in stages),
     )
 
 

@@ -9,15 +9,17 @@ from vllm_layershard.plan import SeriesPlan, Stripe
 from vllm_layershard.planner.layout import Layout
 from vllm_layershard.planner.results.document import document_of
 from vllm_layershard.planner.results.facts import (
+    FfnFacts,
     ModelFacts,
     ShardingFacts,
+    ffn_facts,
     group_facts,
     layout_of,
     model_facts,
     sharding_facts,
 )
 
-_SECTIONS: Final = ("model", "parallel", "sharding", "groups", "warnings")
+_SECTIONS: Final = ("model", "parallel", "sharding", "ffn", "groups", "warnings")
 """The keys of the document, each an attribute of the result."""
 
 
@@ -75,6 +77,11 @@ class MapResult(NamedTuple):
     def sharding(self) -> ShardingFacts:
         """The configuration."""
         return sharding_facts(self.planned)
+
+    @property
+    def ffn(self) -> FfnFacts | None:
+        """The dense MLPs that are split; None where none is."""
+        return ffn_facts(self.planned)
 
     @property
     def groups(self) -> tuple[GroupMap, ...]:

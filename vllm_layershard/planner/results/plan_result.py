@@ -17,7 +17,12 @@ if TYPE_CHECKING:
     from vllm_layershard.planner.layout import Layout
     from vllm_layershard.planner.results.checkpoint import StoredCheckpoint
     from vllm_layershard.planner.results.exchange import Exchange
-    from vllm_layershard.planner.results.facts import GroupFacts, ModelFacts, ShardingFacts
+    from vllm_layershard.planner.results.facts import (
+        FfnFacts,
+        GroupFacts,
+        ModelFacts,
+        ShardingFacts,
+    )
     from vllm_layershard.planner.results.memory import KvCache, Memory, SeriesBytes
     from vllm_layershard.planner.results.prefetch import Prefetch
 
@@ -25,6 +30,7 @@ _SECTIONS: Final = (
     "model",
     "parallel",
     "sharding",
+    "ffn",
     "series",
     "checkpoint",
     "memory",
@@ -78,6 +84,13 @@ class PlanResult(NamedTuple):
         return sharding_facts(self.planned)
 
     @property
+    def ffn(self) -> FfnFacts | None:
+        """The dense MLPs that are split; None where none is."""
+        from vllm_layershard.planner.results.facts import ffn_facts
+
+        return ffn_facts(self.planned)
+
+    @property
     def series(self) -> tuple[SeriesBytes, ...]:
         """The bytes of every series."""
         from vllm_layershard.planner.results.memory import series_bytes
@@ -127,17 +140,7 @@ class PlanResult(NamedTuple):
     @property
     def basis(self) -> Mapping[str, str]:
         """What stands behind the numbers: exact, formula, measured or assumed."""
-        expected = self.forecast
-        return {
-            "series": "exact",
-            "memory.saved_bytes_min": "exact",
-            "memory.weight_bytes_replicated": "formula",
-            "kv_cache": "formula",
-            "prefetch": "assumed",
-            "prefetch.phases.fetch_us": (
-                expected.movement_basis if isinstance(expected, Estimate) else "assumed"
-            ),
-        }
+        return _basis_of(self.forecast)
 
     @property
     def groups(self) -> tuple[GroupFacts, ...]:
@@ -188,3 +191,16 @@ class PlanResult(NamedTuple):
     def document(self) -> dict[str, Any]:
         """`layershard plan --json`: plain data of JSON's types."""
         return document_of(self, _SECTIONS)
+
+
+def _basis_of(expected: Forecast) -> dict[str, str]:
+    return {
+        "series": "exact",
+        "memory.saved_bytes_min": "exact",
+        "memory.weight_bytes_replicated": "formula",
+        "kv_cache": "formula",
+        "prefetch": "assumed",
+        "prefetch.phases.fetch_us": (
+            expected.movement_basis if isinstance(expected, Estimate) else "assumed"
+        ),
+    }

@@ -1,0 +1,1 @@
+"""Dense MLPs that data-parallel ranks split, as far as the planner knows them."""
