@@ -63,11 +63,14 @@ def every_option(rank: int, config: Any) -> dict[str, dict]:
                 right.append(torch.equal(result, expected) and bias is None)
             shares.append(series.counters.exchanged_rows - rows_before)
         plan = series.plan
+        exchanges = series.counters.exchanges
+        batched = o_proj(model, layers[-1])(rows[None, :, : rows.shape[1] // RANKS])[0]
         found[name] = {
             "right": all(right),
             "moved layers": plan.series.layer_ids,
             "shares": shares,
-            "exchanges": series.counters.exchanges,
+            "exchanges": exchanges,
+            "batched": list(batched.shape) == [1, COUNTS[-1], linear.output_size],
             "group": series.group.ranks,
             "owned": plan.owned_layers(rank),
             "resident": series.resident_bytes() - plan.ledger.resident_bytes[rank],
@@ -96,6 +99,7 @@ def test_every_placement_computes_the_whole_product(kind):
         for name, one in seen.items():
             layers = one["moved layers"]
             assert one["right"], name
+            assert one["batched"], "as vLLM's Transformers backend calls it"
             assert one["group"] == (0, 1)
             assert one["shares"] == [len(layers) * math.ceil(count / RANKS) for count in COUNTS]
             assert one["exchanges"] == len(layers) * len(COUNTS)

@@ -34,10 +34,15 @@ class ExchangedLinearMethod(InFront):
     def apply(
         self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """From this rank's columns of all tokens to all results of all tokens. Collective."""
-        rows = torch.ops.layershard.exchange(x, self._size, self._key)
+        """From this rank's columns of all tokens to all results of all tokens. Collective.
+
+        vLLM's Transformers backend has a dimension more, in front of the tokens.
+        """
+        tokens = x.flatten(0, -2)
+        rows = torch.ops.layershard.exchange(tokens, self._size, self._key)
         found = self._inner.apply(layer, rows, bias)
-        return torch.ops.layershard.gather(found, x.shape[0], self._key)
+        gathered = torch.ops.layershard.gather(found, tokens.shape[0], self._key)
+        return gathered.unflatten(0, x.shape[:-1])
 
 
 def exchange_before(linears: Sequence[Any], counters: Mapping[str, Counters]) -> None:
