@@ -1,16 +1,38 @@
-"""What a call was given, judged before it has any effect: layers, layer indices, names of series.
+"""What a call was given, judged before it has any effect: layers, indices, names, options.
 
 Code that is not typed calls the manual API, too.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from torch import nn
 
-from vllm_layershard.config import short
-from vllm_layershard.errors import PlanError
+from vllm_layershard.config import LayerShardConfig, short
+from vllm_layershard.errors import ConfigError, PlanError
+
+_ANY_NAME = "linear"
+"""A series of this API may have any name; what a configuration refuses does not bind it."""
+
+
+def config_of(**options: Any) -> LayerShardConfig:
+    """The configuration with these options.
+
+    Good ones need no pydantic. Bad ones are told in the words that the key has, where it is there.
+
+    Raises:
+        ConfigError: a value is not valid.
+    """
+    try:
+        return LayerShardConfig(layers=(_ANY_NAME,), **options)
+    except ConfigError:
+        with suppress(ImportError):
+            from vllm_layershard.schema import validated
+
+            return validated({"layers": [_ANY_NAME], **options})
+        raise
 
 
 def check_layer(layer: Any, whose: str) -> None:

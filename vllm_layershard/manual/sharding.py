@@ -24,7 +24,7 @@ from torch import nn
 
 from vllm_layershard.config import Placement, TransportChoice
 from vllm_layershard.errors import PlanError
-from vllm_layershard.manual.arguments import check_layer, check_layer_id, check_series
+from vllm_layershard.manual.arguments import check_layer, check_layer_id, check_series, config_of
 from vllm_layershard.manual.claims import check_unclaimed, claim
 from vllm_layershard.manual.draft import Draft, agreed_plan, require_room_for
 from vllm_layershard.manual.in_place import check_in_place, check_no_gradient
@@ -34,10 +34,6 @@ from vllm_layershard.runtime.ops import Place
 from vllm_layershard.runtime.ranks.group import RankGroup, group_over
 from vllm_layershard.runtime.series import ShardedSeries
 from vllm_layershard.runtime.tensors import held, release
-from vllm_layershard.schema import validated
-
-_ANY_NAME = "linear"
-"""A series of this API may have any name; what a configuration refuses does not bind it."""
 
 
 class LayerSharding:
@@ -63,14 +59,11 @@ class LayerSharding:
         slice_bytes: int = 0,
         lane: Callable[[RankGroup], Lane] = Lane,
     ) -> None:
-        self.config = validated(
-            {
-                "layers": [_ANY_NAME],
-                "prefetch_step": prefetch_step,
-                "placement": placement,
-                "transport": transport,
-                "slice_bytes": slice_bytes,
-            }
+        self.config = config_of(
+            prefetch_step=prefetch_step,
+            placement=placement,
+            transport=transport,
+            slice_bytes=slice_bytes,
         )
         self.group = group_over(group)
         self._lane = lane(self.group)

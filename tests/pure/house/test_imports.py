@@ -80,6 +80,24 @@ def test_every_module_of_the_planner_imports_with_torch_and_vllm_blocked():
     assert "vllm_layershard.plan.schedule" in found
 
 
+def test_the_manual_api_and_the_runtime_need_torch_alone():
+    """On a machine with a GPU there may be torch and nothing else: `make test-gpu`."""
+    others = {"vllm", "vllm_ascend", "pydantic", "pytest", "rich", "typer"}
+    names = ["vllm_layershard.manual", "vllm_layershard.runtime"]
+    script = BLOCKED.format(blocked=others) + IMPORT_ALL.format(names=names)
+    assert "vllm_layershard.manual.functions" in run(script)
+    refused = (
+        "import vllm_layershard.manual.arguments as arguments, json\n"
+        "config = arguments.config_of(prefetch_step=2, placement='striped')\n"
+        "try:\n    arguments.config_of(placement='nowhere')\n"
+        "except arguments.ConfigError as error:\n    said = str(error)\n"
+        "print(json.dumps([config.placement, said]))"
+    )
+    placement, said = run(BLOCKED.format(blocked=others) + refused)
+    assert placement == "striped"
+    assert "placement = 'nowhere': is not known" in said
+
+
 def test_the_blocker_blocks():
     with pytest.raises(AssertionError, match="torch is blocked"):
         run(BLOCKED.format(blocked=HEAVY) + IMPORT.format(name="torch"))
