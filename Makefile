@@ -7,7 +7,8 @@ OLDEST := .venv-oldest/bin
 OLDEST_READY := .venv-oldest/.ready
 
 .PHONY: help setup models model-experts model-dense demo test test-fast test-matrix fuzz soak lint \
-	format bench bench-against bench-cli bench-exchange bench-gpu bench-servers outputs clean
+	format bench bench-against bench-cli bench-exchange bench-gpu bench-servers outputs clean \
+	test-gpu
 
 help:
 	@echo "make demo       plan, serve unsharded and sharded, compare the answers and the bytes"
@@ -15,6 +16,7 @@ help:
 	@echo "make test-fast  the main run without its servers (ten minutes)"
 	@echo "make test-matrix  all parts (three hours or more); PART=NAME runs one, of at most half an hour:"
 	@sed -n 's/^    "\([a-z]*\)": "\(.*\)",$$/                \1  \2/p' $(PARTS_FILE)
+	@echo "make test-gpu   streams, graphs, IPC and NCCL on a GPU; MACHINE_PYTHON=python3 has its torch"
 	@echo "make fuzz       atheris on every reader of untrusted bytes (FUZZ_SECONDS=60 each)"
 	@echo "make soak       a server under load for MINUTES=20: nothing may grow"
 	@echo "make soak FAULTS=1  with workers that stop and die, and reloads: no wrong token (MINUTES=30)"
@@ -93,6 +95,14 @@ $(filter-out %-oldest,$(PART_RUNS)): test-matrix-%: models
 
 test-matrix-oldest: models $(OLDEST_READY)
 	$(OLDEST)/python -m pytest -m serve tests/servers/test_baseline.py tests/servers/test_eager.py
+
+# Beside a GPU: the machine's own python, whose torch knows it. That of .venv is the CPU's.
+# Nothing else is needed, and nothing is installed. Rows: JSON lines on stdout, and in the file.
+MACHINE_PYTHON ?= python3
+ON_GPU := PYTHONPATH=.:tests/support $(MACHINE_PYTHON) -m gpu
+test-gpu:
+	@mkdir -p .cache
+	$(ON_GPU) tests --rows .cache/test-gpu.jsonl
 
 FUZZ_SECONDS ?= 60
 fuzz: $(READY)

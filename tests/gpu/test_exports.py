@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 
-import pytest
 import torch
 import torch.distributed as dist
 
@@ -15,8 +14,6 @@ from tests.gpu.test_pull import SHAPES, eager
 from vllm_layershard.errors import NodeError
 from vllm_layershard.runtime.peer_memory.cuda import CudaExports
 from vllm_layershard.runtime.ranks.group import group_over
-
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: IPC")
 
 
 def shared(rank: int) -> dict:
@@ -73,13 +70,27 @@ def test_memory_of_another_allocator_is_refused_by_its_name():
     assert "NodeError: rank 0: memory of torch's 'cudaMallocAsync' allocator" in last
 
 
-def test_expandable_segments_are_pulled_or_refused_by_name(tmp_path, monkeypatch):
+def in_expandable_segments(rank: int, *shape: object) -> dict:
+    """What `eager` sees, of memory in such segments: set before the first allocation.
+
+    A rank has the environment of the process that it was forked from, so that none is set there.
+    """
+    torch.cuda.memory._set_allocator_settings("expandable_segments:True")
+    segments = torch.empty(64 << 20, dtype=torch.uint8, device="cuda")
+    kinds = {s["is_expandable"] for s in torch.cuda.memory_snapshot() if s["total_size"] >= 1 << 26}
+    del segments
+    return eager(rank, "Gpu", "neither", *shape) | {"is_expandable": True in kinds}
+
+
+def test_expandable_segments_are_pulled_or_refused_by_name(tmp_path, rows):
     """It depends on whether the processes may trace each other."""
-    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     try:
-        ranks = run_ranks(2, eager, tmp_path, "Gpu", "neither", *SHAPES[0])
+        ranks = run_ranks(2, in_expandable_segments, tmp_path, *SHAPES[0])
     except RankError as error:
         if error.kind != "NodeError" or "expandable_segments" not in error.text:
             raise
+        rows({"expandable_segments": f"refused: {error.text}"})
     else:
+        assert all(seen["is_expandable"] for seen in ranks), "the setting had no effect"
         assert all(all(seen["right"]) for seen in ranks)
+        rows({"expandable_segments": "pulled"})

@@ -6,18 +6,14 @@ is the other's.
 
 from __future__ import annotations
 
-import pytest
 import torch
 import torch.distributed as dist
 from torch.profiler import ProfilerActivity, profile
 
 from gloo.ranks import run_ranks
+from gpu.cases import cases
 from one_gpu.pulled import DEVICES, Pulled
 from one_gpu.stack import batch
-
-pytestmark = pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="needs a CUDA device: IPC, streams, events and graphs"
-)
 
 LONG_CYCLES = 20_000_000
 """About ten milliseconds: far longer than a copy or a GEMM here."""
@@ -61,8 +57,8 @@ def eager(rank: int, device: str, slow: str, *shape: object) -> dict:
     }
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("slow", ["neither", "link", "compute"])
+@cases("shape", SHAPES)
+@cases("slow", ["neither", "link", "compute"])
 def test_what_is_pulled_are_the_owners_bytes(tmp_path, shape, slow):
     for rank, seen in enumerate(run_ranks(2, eager, tmp_path, "Gpu", slow, *shape)):
         assert seen["right"] == [True, True, True]
@@ -71,11 +67,7 @@ def test_what_is_pulled_are_the_owners_bytes(tmp_path, shape, slow):
         assert seen["slots"] == seen["ledger"].slot_bytes
 
 
-@pytest.mark.parametrize(
-    ("device", "slow"),
-    [("NoConsumed", "compute"), ("NoCopied", "link")],
-    ids=["consumed", "copied"],
-)
+@cases("device, slow", [("NoConsumed", "compute"), ("NoCopied", "link")])
 def test_without_either_event_a_weight_is_torn(tmp_path, device, slow):
     """The same delays that change nothing above find a race when one of the events is left out."""
     for seen in run_ranks(2, eager, tmp_path, device, slow, *SHAPES[0]):
@@ -105,8 +97,8 @@ def captured(rank: int, slow: str, *shape: object) -> dict:
     return {"right": all(right), "moved": stack.addresses() != addresses}
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("slow", ["neither", "link", "compute"])
+@cases("shape", SHAPES)
+@cases("slow", ["neither", "link", "compute"])
 def test_a_captured_forward_pulls_when_it_is_replayed(tmp_path, shape, slow):
     for seen in run_ranks(2, captured, tmp_path, slow, *shape):
         assert seen == {"right": True, "moved": False}
@@ -127,7 +119,7 @@ def activities(rank: int, *shape: object) -> list[str]:
     return sorted({event.name for event in profiled.events() if event.device_type.name == "CUDA"})
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@cases("shape", SHAPES)
 def test_a_pull_is_a_memcpy_and_no_kernel(tmp_path, shape):
     for names in run_ranks(2, activities, tmp_path, *shape):
         assert names, "the profiler saw nothing"

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 
+from gpu.cases import cases
 from one_gpu.copies import OneOfTwo
 from one_gpu.stack import batch
 from vllm_layershard.runtime.device import device_of
-
-pytestmark = pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="needs a CUDA device: streams, events and graphs"
-)
 
 LONG_CYCLES = 20_000_000
 """About ten milliseconds: far longer than a copy or a GEMM here."""
@@ -23,8 +19,8 @@ def one_of_two(num_layers: int, prefetch_step: int) -> OneOfTwo:
     return OneOfTwo(device_of(torch.device("cuda", 0)), num_layers, prefetch_step)
 
 
-@pytest.mark.parametrize(("num_layers", "prefetch_step"), SHAPES)
-@pytest.mark.parametrize("slow", ["neither", "link", "compute"])
+@cases("num_layers, prefetch_step", SHAPES)
+@cases("slow", ["neither", "link", "compute"])
 @torch.inference_mode()
 def test_a_delay_on_either_stream_changes_nothing(num_layers, prefetch_step, slow):
     stack = one_of_two(num_layers, prefetch_step)
@@ -46,8 +42,8 @@ def test_the_delays_find_a_race():
     torch.cuda.synchronize()
 
 
-@pytest.mark.parametrize(("num_layers", "prefetch_step"), SHAPES)
-@pytest.mark.parametrize("slow", ["neither", "link", "compute"])
+@cases("num_layers, prefetch_step", SHAPES)
+@cases("slow", ["neither", "link", "compute"])
 @torch.inference_mode()
 def test_a_captured_forward_replays_with_the_weights_of_the_day(num_layers, prefetch_step, slow):
     stack = one_of_two(num_layers, prefetch_step)

@@ -1,5 +1,7 @@
 """Forked: processes that begin with torch and vLLM imported, which takes ten seconds each time.
 
+Where vLLM or torch is not installed they begin without; pytest is not needed either.
+
 They are forked from one process that does nothing else: it has no threads, no plugin is loaded and
 no process group formed in it. What must begin without vLLM is started another way.
 """
@@ -7,15 +9,14 @@ no process group formed in it. What must begin without vLLM is started another w
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Callable
 from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-import pytest
-
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["vllm.v1.engine.llm_engine", "vllm.v1.worker.cpu_worker"])
+CONTEXT.set_forkserver_preload(["torch", "vllm.v1.engine.llm_engine", "vllm.v1.worker.cpu_worker"])
 
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
@@ -29,8 +30,14 @@ ENVIRONMENT = {
 
 def forked(work: Callable[..., Any], *args: Any, daemon: bool = False) -> BaseProcess:
     """A process that will call `work(*args)`; it has not been started."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in ENVIRONMENT.items():
-            patch.setenv(name, value)
+    before = {name: os.environ.get(name) for name in ENVIRONMENT}
+    os.environ.update(ENVIRONMENT)
+    try:
         forkserver.ensure_running()
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
     return CONTEXT.Process(target=work, args=args, daemon=daemon)

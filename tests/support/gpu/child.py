@@ -1,0 +1,58 @@
+"""Child: the process of one part. It calls the function, case after case, and reports each.
+
+It ends after the first case that fails: what a CUDA error leaves behind must not fail the others.
+Whoever started it starts another for the cases that are left.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+from typing import Any
+
+from forked import CONTEXT
+from gpu.cases import calls_of
+from gpu.report import Report
+
+
+def run(module: str, function: str, first: int, file: Path) -> int:
+    """The exit status: 1 if a case failed."""
+    CONTEXT.set_forkserver_preload(["torch", "torch.distributed"])
+    called = getattr(importlib.import_module(module), function)
+    report = Report(file)
+    for index, arguments in enumerate(calls_of(called)):
+        if index < first:
+            continue
+        report({"began": index})
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                called(**arguments, **_offered(called, Path(folder), Rows(file)))
+        except Exception as error:
+            why = "".join(traceback.format_exception(error))
+            said = f"{type(error).__name__}: {error}".splitlines()[0]
+            report({"ended": index, "failed": said, "trace": why})
+            return 1
+        report({"ended": index})
+    return 0
+
+
+class Rows(Report):
+    """What a part measures or wants to be known, beside whether it passed."""
+
+    def __call__(self, row: dict[str, Any]) -> None:
+        super().__call__({"row": row})
+
+
+def _offered(function: Any, folder: Path, rows: Rows) -> dict[str, Any]:
+    offers: dict[str, Any] = {"tmp_path": folder, "rows": rows}
+    wanted = inspect.signature(function).parameters
+    return {name: offer for name, offer in offers.items() if name in wanted}
+
+
+if __name__ == "__main__":
+    _, module, function, first, file = sys.argv
+    sys.exit(run(module, function, int(first), Path(file)))

@@ -1,0 +1,142 @@
+"""Runner: starts parts one after another, and survives whatever becomes of one."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+from gpu.cases import lacking
+from gpu.part import Part, Process, Unread
+
+LAST_START_S = 7 * 60.0
+"""No process starts later, counted from the start of the run."""
+END_S = 9 * 60.0
+"""What still runs then is ended: a machine that is lent for ten minutes has it all."""
+_LOOK_S = 0.05
+
+Row = dict[str, Any]
+
+
+class Clock(Protocol):
+    """What `time` offers; a test has its own."""
+
+    def monotonic(self) -> float:
+        """Seconds."""
+
+    def sleep(self, seconds: float, /) -> None:
+        """Return later."""
+
+
+class Runner:
+    """`write` gets each row at once: `part`, `case`, and either `outcome` or what it reports.
+
+    An outcome is passed, failed (`how`: raised, crashed, hung or cut off) or not run; the last two
+    say `why`. `tally` counts them.
+    """
+
+    def __init__(
+        self,
+        write: Callable[[Row], None],
+        gpus: int,
+        clock: Clock = time,
+        start: Callable[[Part, int], Process] = Process,
+    ) -> None:
+        self.tally: Counter[str] = Counter()
+        self.lacked_time = False
+        self._write = write
+        self._gpus = gpus
+        self._clock = clock
+        self._start = start
+        self._began = clock.monotonic()
+        self._heard_of = self._raised = False
+        """Of the process that runs: whether it came to a case, and whether the last one raised."""
+
+    def run(self, parts: Iterable[Part | Unread]) -> None:
+        """All of them, each until its cases have an outcome."""
+        for part in parts:
+            if isinstance(part, Unread):
+                self._say({"part": part.module}, "failed", part.why, how="not read")
+                continue
+            why = lacking(part.gpus, self._gpus)
+            if why is not None:
+                self._not_run(part, 0, why)
+                continue
+            self._run(part)
+
+    def _run(self, part: Part) -> None:
+        case = 0
+        while case < len(part.cases):
+            if self._now() >= LAST_START_S:
+                self.lacked_time = True
+                self._not_run(part, case, "minute 7 has passed, and nothing starts after it")
+                return
+            case = self._watch(part, case)
+
+    def _watch(self, part: Part, case: int) -> int:
+        """One process, from `case` on. Returns the first case that has no outcome yet."""
+        first, process = case, self._start(part, case)
+        heard = self._clock.monotonic()
+        self._heard_of = self._raised = False
+        how = None
+        while how is None:
+            over = process.ended()  # before its rows are read: then they are all there
+            for row in process.reader.rows():
+                heard = self._clock.monotonic()
+                case = self._hear(part, case, row)
+            if over:
+                how = "crashed"
+            elif self._clock.monotonic() - heard > part.limit_s:
+                how = "hung"
+            elif self._now() > END_S:
+                how = "cut off"
+            else:
+                self._clock.sleep(_LOOK_S)
+        status, said = process.end()
+        as_it_should = (1 if self._raised else 0, self._raised or case == len(part.cases))
+        if how == "crashed" and (status, True) == as_it_should:
+            return case
+        reasons = {
+            "crashed": said,
+            "hung": f"nothing was heard of it for {part.limit_s:g} s; {said}",
+            "cut off": f"it still ran after {END_S:g} s; {said}",
+        }
+        self._say(_of(part, case), "failed", reasons[how], how=how)
+        if not self._heard_of:
+            self._not_run(part, first + 1, "its process never came to a case")
+            return len(part.cases)
+        return case + 1
+
+    def _hear(self, part: Part, case: int, row: Row) -> int:
+        """What a process says of a case. Returns the case that comes next."""
+        if "row" in row:
+            self._write(_of(part, case) | row["row"])
+            return case
+        if "began" in row:
+            self._heard_of = True
+            self._raised = False
+            return int(row["began"])
+        self._raised = "failed" in row
+        if self._raised:
+            self._say(_of(part, case), "failed", row["failed"], how="raised", trace=row["trace"])
+        else:
+            self._say(_of(part, case), "passed")
+        return case + 1
+
+    def _not_run(self, part: Part, first: int, why: str) -> None:
+        for case in range(first, len(part.cases)):
+            self._say(_of(part, case), "not run", why)
+
+    def _say(self, what: Row, outcome: str, why: str = "", **more: str) -> None:
+        self.tally[outcome] += 1
+        reason = {"why": why} if why else {}
+        self._write(what | {"outcome": outcome, "at_s": round(self._now(), 1)} | more | reason)
+
+    def _now(self) -> float:
+        return self._clock.monotonic() - self._began
+
+
+def _of(part: Part, case: int) -> Row:
+    said = part.cases[case] if case < len(part.cases) else "its end"
+    return {"part": part.name} | ({"case": said} if said else {})

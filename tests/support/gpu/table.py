@@ -1,0 +1,16 @@
+"""The two tables: the modules whose functions are parts, and how their names begin."""
+
+from __future__ import annotations
+
+MODULES = {
+    "tests": (
+        (
+            "tests.gpu.test_torch_alone",
+            "tests.gpu.test_streams",
+            "tests.gpu.test_pull",
+            "tests.gpu.test_exports",
+        ),
+        "test_",
+    ),
+    "bench": ((), "bench_"),
+}
