@@ -36,6 +36,12 @@ def read_additional(text: str) -> Additional:
     """
     value = _parsed(_contents(text[1:]) if text.startswith("@") else text)
     if isinstance(value, dict) and (KEY in value or FFN_KEY in value):
+        lost = sorted(value.keys() & set(OPTIONS)) if KEY not in value else []
+        if lost:
+            raise ConfigError(
+                f"{', '.join(lost)}: stands beside {FFN_KEY}, where vLLM would not see it; write "
+                f'it into {{"{KEY}": {{...}}}}'
+            )
         return Additional(
             validated(value[KEY]) if KEY in value else None,
             validated_ffn(value[FFN_KEY]).size if FFN_KEY in value else None,
@@ -49,6 +55,20 @@ def read_additional(text: str) -> Additional:
         f"this is the value of {KEY!r} alone; vLLM wants --additional-config '{{\"{KEY}\": ...}}'"
     )
     return Additional(validated(value), notes=(note,))
+
+
+def require_sharding(**flags: Any) -> None:
+    """Refuse flags on sharding where only a split of dense MLPs is asked for.
+
+    Raises:
+        ConfigError: names those that are given.
+    """
+    given = [f"--{name.replace('_', '-')}" for name, value in flags.items() if value]
+    if given:
+        raise ConfigError(
+            f"{', '.join(given)}: goes with the key {KEY}, which the additional config has not; "
+            "leave it out"
+        )
 
 
 def splitting(stated: int | None, ffn_tp: int) -> int:

@@ -7,7 +7,12 @@ from typing import Annotated
 import typer
 
 from layershard_cli import flags as flag
-from layershard_cli.additional_config import exchanging, read_additional, splitting
+from layershard_cli.additional_config import (
+    exchanging,
+    read_additional,
+    require_sharding,
+    splitting,
+)
 from layershard_cli.output import emit, emit_json, note, show_progress
 from layershard_cli.resolve import LayoutFlags
 from vllm_layershard.estimate.wording import layers, slots
@@ -45,6 +50,7 @@ def check_command(
     layout = LayoutFlags(tp, dp, pcp, pp, ep).layout
     if config is None:
         assert ffn_tp is not None, "one of the two keys is there"
+        require_sharding(token_exchange=token_exchange, mtp=mtp, exact=exact)
         _check_dense_mlps(model, layout, ffn_tp, as_json)
         return
     if token_exchange:

@@ -143,6 +143,20 @@ def test_a_part_has_whole_blocks():
         plan_model("DeepSeek-V3", ["o_proj"], layout, ffn_tp=32)
 
 
+@pytest.mark.parametrize(
+    ("stated", "flags", "problem"),
+    [
+        ({}, ("--token-exchange", "o_proj"), "--token-exchange: goes with the key layer_sharding"),
+        ({}, ("--mtp", "1", "--exact"), "--mtp, --exact: goes with the key layer_sharding"),
+        ({"layers": ["o_proj"]}, (), f"layers: stands beside {KEY}, where vLLM would not see it"),
+    ],
+)
+def test_nothing_that_is_asked_beside_the_key_alone_is_lost(stated, flags, problem):
+    code, text = complaint("check", json.dumps({KEY: 4} | stated), *V3, *flags)
+    assert code == 2
+    assert problem in text
+
+
 def test_two_sizes_in_one_question_are_refused():
     _, text = complaint("check", json.dumps({KEY: 4}), *V3, "--ffn-tp", "8")
     assert "--ffn-tp 8: the additional config says 4 itself; leave one of the two out" in text
