@@ -2,7 +2,7 @@
 
 They are data-parallel, unless tensor parallelism is asked for. Data-parallel ranks of a model with
 experts are one world; replicas of a dense one are engines of their own. Four are tensor-parallel,
-two and two in a decode-context group.
+two and two in a decode-context group, or two engines of two.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import socket
 import tempfile
 import traceback
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,31 +22,35 @@ from forked import CONTEXT, forked
 
 RANKS = 2
 
+Ports = tuple[int, ...]
+"""Free ones of loopback: where all meet, and then each engine's own."""
+
 
 def _one_rank(
     rank: int,
-    port: int,
+    ports: Ports,
     model: str,
     keys: Any,
-    sizes: tuple[int, int],
+    sizes: tuple[int, int, int],
     inspect: Any,
     results: Any,
     end: Any,
 ) -> None:
     torch.set_num_threads(1)
     try:
-        results.put((rank, inspect(rank, _config(rank, port, model, keys, *sizes)), None))
+        results.put((rank, inspect(rank, _config(rank, ports, model, keys, sizes)), None))
     except BaseException as error:
         results.put((rank, None, f"{type(error).__name__}: {error}\n{traceback.format_exc()}"))
     end.wait()  # what a rank keeps for others is theirs to look at until all have looked
 
 
-def _config(rank: int, port: int, model: str, keys: Any, tp: int, dcp: int) -> Any:
+def _config(rank: int, ports: Ports, model: str, keys: Any, sizes: tuple[int, int, int]) -> Any:
     from vllm.engine.arg_utils import EngineArgs
 
+    tp, dcp, dp = sizes
     config = EngineArgs(
         model=model,
-        data_parallel_size=max(1, RANKS // tp),
+        data_parallel_size=dp,
         tensor_parallel_size=tp,
         decode_context_parallel_size=dcp,
         **({"dcp_q_replicate": True} if dcp > 1 else {}),
@@ -53,18 +58,19 @@ def _config(rank: int, port: int, model: str, keys: Any, tp: int, dcp: int) -> A
         additional_config=keys,
     ).create_engine_config()
     parallel = config.parallel_config
+    engine, parallel.rank = divmod(rank, tp)
     if tp > 1:
-        parallel.rank = rank
-        parallel._test_meeting = f"tcp://127.0.0.1:{port}"
-        os.environ["VLLM_DIST_IDENT"] = str(port)  # as vLLM's CPU worker does
+        parallel._test_meeting = f"tcp://127.0.0.1:{ports[1 + engine]}"
+        os.environ["VLLM_DIST_IDENT"] = str(ports[1 + engine])  # as vLLM's CPU worker does
+    if dp == 1:
         return config
-    parallel.data_parallel_index = rank
+    parallel.data_parallel_index = engine
     parallel.data_parallel_master_ip = "127.0.0.1"
     if config.model_config.is_moe:
-        parallel.data_parallel_rank = rank
-        parallel._data_parallel_master_port_list = [port]
+        parallel.data_parallel_rank = engine
+        parallel._data_parallel_master_port_list = [ports[0]]
     else:  # as vLLM's engine process does
-        parallel.data_parallel_master_port = port
+        parallel.data_parallel_master_port = ports[0]
         parallel.reconfigure_for_independent_dp_rank()
     return config
 
@@ -108,6 +114,7 @@ def run_engines(
     *,
     tp: int = 1,
     dcp: int = 1,
+    dp: int | None = None,
     **beside: Any,
 ) -> list[Any]:
     """What `inspect(rank, config)` returns on each rank; a rank's error as its text.
@@ -115,14 +122,17 @@ def run_engines(
     `sharding` is the value of the key `layer_sharding`, or None; `beside` are keys beside it.
     """
     keys = beside if sharding is None else {"layer_sharding": sharding, **beside}
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    dp = dp or max(1, RANKS // tp)
+    with ExitStack() as held:
+        probes = [held.enter_context(socket.socket()) for _ in range(1 + dp)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        ports = tuple(probe.getsockname()[1] for probe in probes)
     results = CONTEXT.SimpleQueue()
-    ranks = max(RANKS, tp)
+    ranks, sizes = dp * tp, (tp, dcp, dp)
     end = CONTEXT.Barrier(ranks)
     processes = [
-        forked(_one_rank, rank, port, str(model), keys, (tp, dcp), inspect, results, end)
+        forked(_one_rank, rank, ports, str(model), keys, sizes, inspect, results, end)
         for rank in range(ranks)
     ]
     for process in processes:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -107,3 +110,43 @@ def test_every_placement_computes_the_whole_product(kind):
             assert one["methods"] == ["ExchangedLinearMethod"]
         assert seen["every second"]["moved layers"] == seen["as it comes"]["moved layers"][::2]
         assert seen["first kept"]["moved layers"] == seen["as it comes"]["moved layers"][1:]
+
+
+@torch.inference_mode()
+def of_two_engines(rank: int, config: Any) -> dict[str, Any]:
+    model = load(config, lambda model: None)
+    from vllm_layershard.runtime.ops import bound_series
+
+    (series,) = bound_series()
+    checkpoint = load_file(f"{config.model_config.model}/model.safetensors")
+    linear = o_proj(model, 0)
+    torch.ops.layershard.reach(torch.zeros(1), "model.layers.0")
+    rows = rows_of(3 + rank // RANKS, linear.input_size, rank // RANKS)  # of its engine's own
+    result, _ = linear(rows.chunk(RANKS, dim=1)[rank % RANKS].contiguous())
+    expected = chunk_by_chunk(rows, checkpoint["model.layers.0.self_attn.o_proj.weight"])
+    directory = config.additional_config["layer_sharding"]["report_dir"]
+    report = json.loads(Path(directory, f"layershard-rank{rank}.json").read_text())
+    return {
+        "right": torch.equal(result, expected),
+        "moves by": series.transport_name,
+        "group": series.group.ranks,
+        "owned": list(series.plan.owned_layers(rank % RANKS)),
+        "reported": [report["rank"], report["series"][0]["group_ranks"]],
+        "pid": report["process"]["pid"] == os.getpid(),
+    }
+
+
+def test_engines_of_a_dense_model_share_each_within_itself(tmp_path):
+    """Each with other tokens, and each rank with a report of its own."""
+    asked = {"layers": ["o_proj"], "token_exchange": ["o_proj"], "report_dir": str(tmp_path)}
+    found = run_engines(model_path("dense"), asked, of_two_engines, tp=RANKS, dp=2)
+    for rank, seen in enumerate(found):
+        engine = rank // RANKS * RANKS
+        assert seen == {
+            "right": True,
+            "moves by": "broadcast",
+            "group": (0, 1),
+            "owned": [layer for layer in range(7) if layer % RANKS == rank % RANKS],
+            "reported": [rank, [engine, engine + 1]],
+            "pid": True,
+        }
