@@ -243,6 +243,20 @@ def test_one_layer_that_is_not_quantised_stays_whole_on_every_rank(tmp_path):
             assert (odd["dtype"], odd["placement"]) == ("torch.bfloat16", "replicated")
 
 
+@pytest.mark.parametrize("how", [{"transport": "pull"}, {"placement": "striped"}], ids=str)
+def test_the_layers_beside_an_odd_one_are_pulled(how, tmp_path):
+    """The name of their series tells them from it: o_proj@0, which is also that of a piece."""
+    left = "model.layers.8.self_attn.o_proj"
+    model = quantised(model_path(), tmp_path / "model", "fp8", (left,))
+    inspect = functools.partial(odd_one, model=str(model))
+    for of in run_engines(model, SHARDING | how, inspect):
+        assert not isinstance(of, str), of
+        assert all(of["equal"])
+        placed = {name: series["placement"] for name, series in of["series"].items()}
+        moved = how.get("placement", "round_robin")
+        assert placed == {"q_b_proj": moved, "o_proj@0": moved, "o_proj@8": "replicated"}
+
+
 def loaded(rank: int, config: Any) -> str:
     load(config, lambda _: None)
     return "loaded"

@@ -203,7 +203,7 @@ def _read(rank: int, handles: Any) -> _Where:
         where = _Where(handles)
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
         raise strange_handles(rank, "no handles of shared memory") from None
-    if not re.fullmatch(r"[A-Za-z0-9._-]{1,160}", where.name):
+    if not re.fullmatch(r"[A-Za-z0-9@._-]{1,160}", where.name):
         raise strange_handles(rank, "a name that no piece of shared memory can have")
     return where
 
