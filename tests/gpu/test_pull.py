@@ -27,8 +27,8 @@ SHAPES = [
 ]
 
 
-def built(device: str, slow: str, *shape: object) -> Pulled:
-    stack = Pulled(DEVICES[device](), *shape)  # type: ignore[arg-type]
+def built(device: str, slow: str, *shape: object, verify: bool = False) -> Pulled:
+    stack = Pulled(DEVICES[device](), *shape, verify=verify)  # type: ignore[arg-type]
     if slow == "link":
         stack.series.device.link_delay_cycles = LONG_CYCLES
     if slow == "compute":
@@ -75,9 +75,12 @@ def test_without_either_event_a_weight_is_torn(tmp_path, device, slow):
 
 
 @torch.inference_mode()
-def captured(rank: int, slow: str, *shape: object) -> dict:
-    """Whether three replays of a captured forward, with eager ones between them, are right."""
-    stack = built("Gpu", slow, *shape)
+def captured(rank: int, verify: bool, slow: str, *shape: object) -> dict:
+    """Whether three replays of a captured forward, with eager ones between them, are right.
+
+    With `verify` the first forward, outside the capture, looks at what has arrived.
+    """
+    stack = built("Gpu", slow, *shape, verify=verify)
     x = batch(0).clone()
     stack(x)  # outside: libraries set themselves up
     torch.cuda.synchronize()
@@ -100,8 +103,47 @@ def captured(rank: int, slow: str, *shape: object) -> dict:
 @cases("shape", SHAPES)
 @cases("slow", ["neither", "link", "compute"])
 def test_a_captured_forward_pulls_when_it_is_replayed(tmp_path, shape, slow):
-    for seen in run_ranks(2, captured, tmp_path, slow, *shape):
+    for seen in run_ranks(2, captured, tmp_path, False, slow, *shape):
         assert seen == {"right": True, "moved": False}
+
+
+@cases("shape", SHAPES)
+def test_a_forward_is_captured_after_what_arrived_first_was_verified(tmp_path, shape):
+    for seen in run_ranks(2, captured, tmp_path, True, "link", *shape):
+        assert seen == {"right": True, "moved": False}
+
+
+@torch.inference_mode()
+def reloaded(rank: int, *shape: object) -> dict:
+    """Whether a replay reads what both ranks have loaded since the last one."""
+    stack = built("Gpu", "neither", *shape)
+    x = batch(0).clone()
+    stack(x)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        said = stack(x)
+    right, addresses = [], {tuple(stack.addresses())}
+    for _ in range(3):
+        torch.cuda.synchronize()
+        dist.barrier()  # nobody reads while anybody loads
+        for position, weight in enumerate(stack.whole):
+            stack.reload(position, -weight.roll(1, 0))
+        torch.cuda.synchronize()
+        dist.barrier()
+        stack.series.slots.poison()
+        graph.replay()
+        right.append(torch.equal(said, stack.unsharded(x)))
+        addresses.add(tuple(stack.addresses()))
+    torch.cuda.synchronize()
+    dist.barrier()
+    return {"right": right, "addresses": len(addresses)}
+
+
+@cases("shape", SHAPES)
+def test_a_replay_pulls_what_was_reloaded(tmp_path, shape):
+    for seen in run_ranks(2, reloaded, tmp_path, *shape):
+        assert seen == {"right": [True] * 3, "addresses": 1}
 
 
 @torch.inference_mode()

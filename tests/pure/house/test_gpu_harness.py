@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[3]
 
 ODD = """
 import os, signal, time
-from gpu.cases import cases, needs
+from gpu.cases import apart, cases, needs
 
 @cases("n", [1, 2, 3])
 def test_second_raises(n, rows):
@@ -45,6 +45,14 @@ def test_first_hangs(n):
 def test_dies_at_its_end():
     import atexit
     atexit.register(os._exit, 7)
+
+@apart
+@cases("n", [1, 2])
+def test_apart(n, rows):
+    rows({"process": os.getpid()})
+
+def test_ends_early():
+    os._exit(0)
 
 def test_passes(tmp_path):
     assert tmp_path.is_dir()
@@ -144,6 +152,17 @@ def test_a_process_that_dies_at_its_end_has_failed(odd):
     _, rows = ran([odd["test_dies_at_its_end"]])
     assert outcomes(rows) == [("", "passed", ""), ("its end", "failed", "crashed")]
     assert rows[-1]["why"].startswith("exit code 7")
+
+
+def test_a_process_that_ends_within_a_case_has_failed_whatever_its_exit_code(odd):
+    _, rows = ran([odd["test_ends_early"]])
+    assert outcomes(rows) == [("", "failed", "crashed")]
+
+
+def test_cases_that_are_apart_have_a_process_each(odd):
+    _, rows = ran([odd["test_apart"]])
+    assert outcomes(rows) == [("n=1", "passed", ""), ("n=2", "passed", "")]
+    assert len({row["process"] for row in rows if "process" in row}) == 2
 
 
 def test_no_part_starts_after_minute_7(odd):

@@ -41,6 +41,17 @@ def needs(gpus: int) -> Callable[[_F], _F]:
     return mark
 
 
+def apart(function: _F) -> _F:
+    """Give each case a process of its own, also where the one before passed: it leaves a mess."""
+    function.apart = True  # type: ignore[attr-defined]
+    return function
+
+
+def is_apart(function: Callable[..., Any]) -> bool:
+    """What `apart` has said of it."""
+    return getattr(function, "apart", False)
+
+
 def axes_of(function: Callable[..., Any]) -> tuple[Axis, ...]:
     """What `cases` has said of it."""
     return getattr(function, "axes", ())

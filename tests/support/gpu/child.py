@@ -1,7 +1,7 @@
 """Child: the process of one part. It calls the function, case after case, and reports each.
 
-It ends after the first case that fails: what a CUDA error leaves behind must not fail the others.
-Whoever started it starts another for the cases that are left.
+It ends after the first case that fails, since what a CUDA error leaves behind must not fail the
+others; and after any case that is to be apart. Whoever started it starts another for the rest.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from forked import CONTEXT
-from gpu.cases import calls_of
+from gpu.cases import calls_of, is_apart
 from gpu.report import Report
 
 
@@ -37,6 +37,8 @@ def run(module: str, function: str, first: int, file: Path) -> int:
             report({"ended": index, "failed": said, "trace": why})
             return 1
         report({"ended": index})
+        if is_apart(called):
+            break
     return 0
 
 

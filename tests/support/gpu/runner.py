@@ -50,8 +50,8 @@ class Runner:
         self._clock = clock
         self._start = start
         self._began = clock.monotonic()
-        self._heard_of = self._raised = False
-        """Of the process that runs: whether it came to a case, and whether the last one raised."""
+        self._heard_of = self._in_case = self._raised = False
+        """Of the process: whether it came to a case, is in one, and the last one raised."""
 
     def run(self, parts: Iterable[Part | Unread]) -> None:
         """All of them, each until its cases have an outcome."""
@@ -78,7 +78,7 @@ class Runner:
         """One process, from `case` on. Returns the first case that has no outcome yet."""
         first, process = case, self._start(part, case)
         heard = self._clock.monotonic()
-        self._heard_of = self._raised = False
+        self._heard_of = self._in_case = self._raised = False
         how = None
         while how is None:
             over = process.ended()  # before its rows are read: then they are all there
@@ -94,9 +94,9 @@ class Runner:
             else:
                 self._clock.sleep(_LOOK_S)
         status, said = process.end()
-        as_it_should = (1 if self._raised else 0, self._raised or case == len(part.cases))
-        if how == "crashed" and (status, True) == as_it_should:
-            return case
+        between = self._heard_of and not self._in_case
+        if how == "crashed" and between and status == (1 if self._raised else 0):
+            return case  # it ended as it should, after one case or all
         reasons = {
             "crashed": said,
             "hung": f"nothing was heard of it for {part.limit_s:g} s; {said}",
@@ -114,9 +114,10 @@ class Runner:
             self._write(_of(part, case) | row["row"])
             return case
         if "began" in row:
-            self._heard_of = True
+            self._heard_of = self._in_case = True
             self._raised = False
             return int(row["began"])
+        self._in_case = False
         self._raised = "failed" in row
         if self._raised:
             self._say(_of(part, case), "failed", row["failed"], how="raised", trace=row["trace"])

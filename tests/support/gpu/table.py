@@ -7,6 +7,8 @@ MODULES = {
         (
             "tests.gpu.test_torch_alone",
             "tests.gpu.test_streams",
+            "tests.gpu.test_graph_modes",
+            "tests.gpu.test_nccl",
             "tests.gpu.test_pull",
             "tests.gpu.test_exports",
         ),

@@ -61,10 +61,12 @@ class Pulled(ShardedStack):
         prefetch_step: int,
         placement: Placement = "round_robin",
         slice_bytes: int = 0,
+        *,
+        verify: bool = False,
     ) -> None:
         def begin(plan: SeriesPlan, _: list[torch.Tensor]) -> LoadingSeries:
             group = group_over(None)
             transport = transport_of(plan, group, device, "pull", slice_bytes)
-            return LoadingSeries(plan, group, device, transport)
+            return LoadingSeries(plan, group, device, transport, verify=verify)
 
         super().__init__(device, num_layers, prefetch_step, begin, placement)

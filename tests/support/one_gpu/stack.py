@@ -63,6 +63,13 @@ class ShardedStack(nn.Module):
             x = torch.tanh(linear(x))
         return x
 
+    def reload(self, position: int, weight: torch.Tensor) -> None:
+        """Serve another weight from now on, as a host that has just loaded one does."""
+        self.whole[position].copy_(weight)
+        linear = self.linears[position]
+        linear.weight = nn.Parameter(weight.clone(), requires_grad=False)
+        self.series.reload(position, linear)
+
     def unsharded(self, x: torch.Tensor) -> torch.Tensor:
         """What every rank would say with all weights."""
         for weight in self.whole:
