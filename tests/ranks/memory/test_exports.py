@@ -16,6 +16,7 @@ import torch
 from forged import forged
 from vllm_layershard.errors import MismatchError, NodeError, TransportError
 from vllm_layershard.runtime import shared_memory
+from vllm_layershard.runtime.peer_memory import file_name_of
 from vllm_layershard.runtime.peer_memory.ipc import IpcExports, Shared
 from vllm_layershard.runtime.peer_memory.posix import PosixExports
 from vllm_layershard.runtime.piece import Piece
@@ -78,6 +79,17 @@ def exported(values: list[float]) -> tuple[PosixExports, torch.Tensor]:
 def told(exports: PosixExports) -> Any:
     """Its handles, as they come through JSON."""
     return json.loads(json.dumps(exports.handles()))
+
+
+@pytest.mark.parametrize(
+    "series", ["o_proj@0", "shared experts/up", "", "ü", "x" * 300, "\0", "../../x", "\ud800"]
+)
+def test_a_series_of_any_name_has_pieces_that_a_peer_finds(series, peer):
+    exports = PosixExports(f"exports-{os.getpid()}-{file_name_of(series)}", 0)
+    (kept,) = exports.store(LAYER, [torch.tensor([1.0, 2.0])])
+    seen = peer.reads("open", told(exports), SIZES)
+    assert seen == kept.tolist()
+    assert file_name_of(series) != file_name_of(f"{series}!")
 
 
 def test_a_peer_sees_what_is_written_at_the_same_address(peer):

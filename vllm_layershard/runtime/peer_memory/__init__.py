@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 import secrets
 
 from vllm_layershard.runtime.device import Device
@@ -30,4 +32,11 @@ def exports_of(device: Device, group: Group, series: str) -> Exports:
 
         return NpuExports(group, torch_device)
     name = secrets.token_hex(6) if group.lockstep else group.name
-    return PosixExports(f"{name}-{series}", group.ranks[group.group_rank])
+    return PosixExports(f"{name}-{file_name_of(series)}", group.ranks[group.group_rank])
+
+
+def file_name_of(series: str) -> str:
+    """What stands for a series in the names of its pieces: the manual API lets it have any name."""
+    if re.fullmatch(r"[A-Za-z0-9@._-]{1,60}", series):
+        return series
+    return hashlib.sha256(series.encode(errors="surrogatepass")).hexdigest()[:32]
