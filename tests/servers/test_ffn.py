@@ -62,7 +62,7 @@ def test_beside_layer_sharding_with_uneven_loads_and_an_idle_rank(
         }
 
 
-@pytest.mark.matrix(part="modes")
+@pytest.mark.matrix(part="mlps")
 @pytest.mark.parametrize("eager", [False, True])
 def test_without_layer_sharding(model, prompts, reference, tmp_path, eager):
     with Server(model, tmp_path / "log", eager=eager, arguments=asking(2)) as server:
@@ -76,7 +76,7 @@ def test_without_layer_sharding(model, prompts, reference, tmp_path, eager):
     assert "Layer sharding: series" not in log
 
 
-@pytest.mark.matrix(part="layouts")
+@pytest.mark.matrix(part="mlps")
 @pytest.mark.parametrize(
     ("layout", "eager", "groups", "whole"),
     [
