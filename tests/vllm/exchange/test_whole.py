@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -14,6 +15,8 @@ from safetensors.torch import load_file
 
 from hosted.engines import RANKS, load, run_engines
 from recital import model_path
+from serving.biased import biased_llama
+from serving.weights import with_other_weights
 
 COUNTS = (1, 2, 3, 7, 64)
 """T - 1, T, T + 1, a prime, and many."""
@@ -87,10 +90,12 @@ def rows_of(count: int, columns: int, seed: int) -> torch.Tensor:
     return torch.randn(count, columns, generator=torch.Generator().manual_seed(seed)).bfloat16()
 
 
-def chunk_by_chunk(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def chunk_by_chunk(
+    rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
     share = math.ceil(len(rows) / RANKS)
     padded = torch.cat([rows, rows.new_zeros(share * RANKS - len(rows), rows.shape[1])])
-    products = [torch.nn.functional.linear(chunk, weight) for chunk in padded.split(share)]
+    products = [torch.nn.functional.linear(chunk, weight, bias) for chunk in padded.split(share)]
     return torch.cat(products)[: len(rows)]
 
 
@@ -150,3 +155,55 @@ def test_engines_of_a_dense_model_share_each_within_itself(tmp_path):
             "reported": [rank, [engine, engine + 1]],
             "pid": True,
         }
+
+
+@torch.inference_mode()
+def reloaded(rank: int, config: Any, other: str) -> list[bool]:
+    model = load(config, lambda model: None)
+    from vllm.model_executor.model_loader.reload.inplace import reload_weights
+
+    with torch.device("cpu"):
+        reload_weights(config, model, None, other, is_checkpoint_format=True)
+    checkpoint = load_file(f"{other}/model.safetensors")
+    right = []
+    for layer in range(config.model_config.hf_text_config.num_hidden_layers):
+        torch.ops.layershard.reach(torch.zeros(1), f"model.layers.{layer}")
+        linear = o_proj(model, layer)
+        rows = rows_of(5, linear.input_size, layer)
+        result, _ = linear(rows.chunk(RANKS, dim=1)[rank].contiguous())
+        weight = checkpoint[f"model.layers.{layer}.self_attn.o_proj.weight"]
+        right.append(torch.equal(result, chunk_by_chunk(rows, weight)))
+    return right
+
+
+def test_a_reload_gives_whole_weights(tmp_path):
+    """A weight that is made anew is loaded whole again, on every rank."""
+    trained = model_path("dense")
+    other = with_other_weights(trained, tmp_path / "other", ("o_proj",))
+    asked = {"layers": ["o_proj"], "token_exchange": ["o_proj"]}
+    inspect = functools.partial(reloaded, other=str(other))
+    assert run_engines(trained, asked, inspect, tp=RANKS) == [[True] * 7] * RANKS
+
+
+@torch.inference_mode()
+def biased(rank: int, config: Any) -> list[bool]:
+    model = load(config, lambda model: None)
+    checkpoint = load_file(f"{config.model_config.model}/model.safetensors")
+    right = []
+    for layer in range(config.model_config.hf_text_config.num_hidden_layers):
+        torch.ops.layershard.reach(torch.zeros(1), f"model.layers.{layer}")
+        linear = o_proj(model, layer)
+        stored = f"model.layers.{layer}.self_attn.o_proj"
+        weight, bias = checkpoint[f"{stored}.weight"], checkpoint[f"{stored}.bias"]
+        rows = rows_of(5, linear.input_size, layer)
+        result, left = linear(rows.chunk(RANKS, dim=1)[rank].contiguous())
+        right.append(torch.equal(result, chunk_by_chunk(rows, weight, bias)) and left is None)
+        right.append(bool(bias.any()))
+    return right
+
+
+def test_a_bias_is_added_to_every_ranks_rows(tmp_path):
+    """8220: it was missing on the ranks above 0. Llama with `attention_bias`."""
+    model = biased_llama(model_path("dense"), tmp_path / "biased")
+    asked = {"layers": ["o_proj"], "token_exchange": ["o_proj"]}
+    assert run_engines(model, asked, biased, tp=RANKS) == [[True] * 10] * RANKS
