@@ -21,8 +21,8 @@ Source: vllm-ascend at 050dec9, quantization/method_adapters.py and methods/w8a8
 class WholeLinears:
     """Filled while a model is built: row-parallel linears of these names, of its numbered layers.
 
-    `size` tensor-parallel ranks exchange tokens before them. `faults` has those that were built as
-    they were asked for, and why they cannot be whole.
+    `size` tensor-parallel ranks exchange tokens before them. One that cannot be whole is built as
+    it was asked for, and refused once it is known to be the language model's.
     """
 
     def __init__(self, names: Sequence[str], num_layers: int, size: int) -> None:
@@ -76,7 +76,7 @@ class WholeLinears:
 
         Raises:
             HostError: one of them cannot be whole, or is read other than through its quant method,
-            or another part of the model has one.
+                or another part of the model has one.
         """
         mine = [modules[linear.prefix] for linears in named for linear in linears]
         for module in mine:
