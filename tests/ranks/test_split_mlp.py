@@ -116,6 +116,38 @@ def test_a_group_of_four_equals_it_to_the_order_of_three_sums(tmp_path):
         assert any(equal for equal, _ in seen)
 
 
+def over_tensor_parallel_ranks(rank: int) -> list[bool]:
+    """Two data-parallel ranks of two tensor-parallel ones: four parts, and the sums of both."""
+    from vllm_layershard.runtime.ranks.group import create_groups
+    from vllm_layershard.runtime.split_mlp import SplitMlp
+
+    split = FfnSplit(ParallelLayout(tp=2, dp=2), 2)
+    (group,) = create_groups(split.groups(), "gloo").values()
+    (engine,) = create_groups([(0, 1), (2, 3)], "gloo").values()
+    counts: list[tuple[int, ...]] = [()]
+
+    def summed(own: torch.Tensor) -> torch.Tensor:
+        dist.all_reduce(own, group=engine.data)
+        return own
+
+    compute = partial(part_of, split.part_of(rank), split.parts)
+    mlp = SplitMlp("layers.0.mlp", group, compute, lambda: counts[0], summed)
+    found = []
+    for number, (first, second, *_) in enumerate(LOADS):
+        counts[0] = (first, second)
+        both = [tokens_of(dp, number, count) for dp, count in enumerate(counts[0])]
+        x = torch.cat(both)
+        of_tp = [part_of(2 * tp, 4, x) + part_of(2 * tp + 1, 4, x) for tp in range(2)]
+        expected = (of_tp[0] + of_tp[1]).split([first, second])[rank // 2]
+        found.append(torch.equal(mlp(both[rank // 2]), expected))
+    return found
+
+
+def test_under_tensor_parallelism_each_rank_splits_its_own_part(tmp_path):
+    for seen in run_ranks(4, over_tensor_parallel_ranks, tmp_path):
+        assert seen == [True] * len(LOADS)
+
+
 def disagrees(rank: int, told: tuple[int, ...]) -> str:
     from vllm_layershard.errors import MismatchError
     from vllm_layershard.runtime.ranks.group import create_groups
