@@ -324,7 +324,7 @@ def test_ranks_with_other_layers_get_the_same_error(tmp_path):
     assert error.value.kind == "MismatchError"
 
 
-PAGE = (Path(__file__).parents[2] / "docs" / "oshard-manager.md").read_text()
+PAGE = (Path(__file__).parents[3] / "docs" / "oshard-manager.md").read_text()
 
 
 def example(rank: int) -> list[Any]:
