@@ -25,7 +25,7 @@ help:
 	@echo "make bench      benchmarks (make bench-cli: the planner's start alone)"
 	@echo "make bench-against REV=COMMIT  ops, planner and forwards, over what they take there"
 	@echo "make bench-exchange  bytes and times of a token exchange beside an all-reduce"
-	@echo "make bench-gpu  pulls on a GPU: bandwidth, overlap, graphs"
+	@echo "make bench-gpu  pulls on a GPU: bandwidth, overlap, graphs; broadcasts on two and more"
 	@echo "make bench-servers  start-up and serving beside the replicated server (half an hour)"
 
 setup: $(READY)
@@ -150,8 +150,9 @@ bench-against: $(READY)
 bench-exchange: $(READY)
 	$(BIN)/python benchmarks/exchange.py --check
 
-bench-gpu: $(READY)
-	$(BIN)/python benchmarks/pull_gpu.py
+bench-gpu:
+	@mkdir -p .cache
+	$(ON_GPU) bench --rows .cache/bench-gpu.jsonl
 
 bench-servers: $(READY)
 	PYTHONPATH=tests/support $(BIN)/python benchmarks/load.py

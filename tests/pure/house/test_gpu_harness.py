@@ -255,7 +255,7 @@ sys.meta_path.insert(0, Blocker())
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-@pytest.mark.parametrize("what", ["tests"])
+@pytest.mark.parametrize("what", ["tests", "bench"])
 def test_the_command_needs_torch_alone_and_says_what_was_not_run(what, tmp_path):
     """Every process of the run has the blocker: it is the `sitecustomize` of this interpreter."""
     (tmp_path / "sitecustomize.py").write_text(BLOCKED)

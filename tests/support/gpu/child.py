@@ -16,7 +16,7 @@ from typing import Any
 
 from forked import CONTEXT
 from gpu.cases import calls_of, is_apart
-from gpu.report import Report
+from gpu.report import Report, Rows
 
 
 def run(module: str, function: str, first: int, file: Path) -> int:
@@ -40,13 +40,6 @@ def run(module: str, function: str, first: int, file: Path) -> int:
         if is_apart(called):
             break
     return 0
-
-
-class Rows(Report):
-    """What a part measures or wants to be known, beside whether it passed."""
-
-    def __call__(self, row: dict[str, Any]) -> None:
-        super().__call__({"row": row})
 
 
 def _offered(function: Any, folder: Path, rows: Rows) -> dict[str, Any]:

@@ -51,7 +51,11 @@ def parts_of(modules: Iterable[str], prefix: str) -> list[Part | Unread]:
         except Exception as error:
             found.append(Unread(name, f"{type(error).__name__}: {error}"))
             continue
-        own = [(key, value) for key, value in vars(module).items() if key.startswith(prefix)]
+        own = [
+            (key, value)
+            for key, value in vars(module).items()
+            if key.startswith(prefix) and value.__module__ == name
+        ]
         found += [Part(name, key, gpus_of(value), _said(value)) for key, value in own]
     return found
 

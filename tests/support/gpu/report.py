@@ -24,6 +24,13 @@ class Report:
             os.close(fd)
 
 
+class Rows(Report):
+    """What a part measures or wants to be known, beside whether it passed."""
+
+    def __call__(self, row: dict[str, Any]) -> None:
+        super().__call__({"row": row})
+
+
 class Reader:
     """What has been appended to a report since the last look."""
 

@@ -14,5 +14,12 @@ MODULES = {
         ),
         "test_",
     ),
-    "bench": ((), "bench_"),
+    "bench": (
+        (
+            "benchmarks.on_gpu.copies",
+            "benchmarks.on_gpu.forwards",
+            "benchmarks.on_gpu.contention",
+        ),
+        "bench_",
+    ),
 }
