@@ -235,7 +235,9 @@ def test_what_the_user_names_may_be_a_pipe_that_ends(file: str, place: Path) -> 
     (place / name).unlink()
     os.mkfifo(place / name)
     writing = threading.Thread(
-        target=lambda: (place / name).write_text('["o_proj"]' if "check" in words else "{}")
+        target=lambda: (place / name).write_text(
+            '["o_proj"]' if "check" in words else '{"base": "H200"}'
+        )
     )
     writing.start()
     assert layershard(*words).code == 0

@@ -21,9 +21,10 @@ WRITER = """
 import os, sys
 from pathlib import Path
 from vllm_layershard.runtime import shared_memory
+from vllm_layershard.runtime.piece import Piece
 shared_memory.DIRECTORY = Path(sys.argv[1])
 for name, nbytes in zip(sys.argv[2::2], sys.argv[3::2]):
-    shared_memory.Piece.of(name, bytes(int(nbytes)))
+    Piece.of(name, bytes(int(nbytes)))
 print("ready", flush=True)
 os.read(0, 1)
 """

@@ -90,15 +90,15 @@ class _Reader:
         unknown = [key for key in document if key not in known]
         if unknown:
             self._refuse(f"{shown(unknown[0])}: no such key; known are {', '.join(sorted(known))}")
-        stated = [key for key in document if key not in ("name", "topology", "low_bit_format")]
-        if not any(document[key] for key in stated):
-            self._refuse("states no number of a device; give a base (as H200) or figures")
         base = Hardware(name=Path(self._path).stem)
         if "base" in document:
             base = self._base(document["base"])
         given = {"name": Path(self._path).stem} | {
             key: read(key, document[key]) for key, read in readers.items() if key in document
         }
+        words = ("name", "topology", "low_bit_format")
+        if not any(value for key, value in document.items() if key not in words):
+            self._refuse("states no number of a device; give a base (as H200) or figures")
         return replace(base, **given)
 
     def _flat(self, document: Any) -> dict[str, Any]:
