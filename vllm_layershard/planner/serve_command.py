@@ -70,6 +70,8 @@ def launch_command(
     if drafted := sharding.model.drafted:
         speculation = {"method": "mtp", "num_speculative_tokens": drafted}
         words += ["--speculative-config", json.dumps(speculation)]
+    if sharding.config.token_exchange:
+        words.append("--enforce-eager")  # a compiled exchange is refused: hosts/exchange/excluded
     words += ["--additional-config", additional_config(sharding.config, sharding.deployment.ffn)]
     return shlex.join(words)
 
