@@ -14,14 +14,10 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from console import Ended, layershard
-from vllm_layershard.models.matching.expression import (
-    MAX_LENGTH,
-    Expression,
-    ExpressionError,
-    read_expression,
-    read_wildcard,
-)
+from vllm_layershard.models.matching.expression import MAX_LENGTH, Expression, ExpressionError
 from vllm_layershard.models.matching.patterns import MAX_NEGATED, MAX_PATTERNS, MAX_PLACES, Patterns
+from vllm_layershard.models.matching.regular import read_expression
+from vllm_layershard.models.matching.wildcard import read_wildcard
 from vllm_layershard.models.sources.source import _BUNDLED
 from work import Work
 

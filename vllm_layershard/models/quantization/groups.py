@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from vllm_layershard.errors import ModelError
-from vllm_layershard.models.matching.expression import Expression, ExpressionError, read_expression
+from vllm_layershard.models.matching.expression import Expression, ExpressionError
 from vllm_layershard.models.matching.patterns import MAX_PATTERNS, Patterns
+from vllm_layershard.models.matching.regular import read_expression
 from vllm_layershard.models.quantization.formats.format import Format
 from vllm_layershard.models.quantization.ignored import Ignored
 from vllm_layershard.models.quantization.names import Names

@@ -141,13 +141,10 @@ def _mapped(names: tuple[str, ...], rule: Rule, fused: Names) -> tuple[str, ...]
 
 def _patterns(section: ConfigFile, key: str, texts: Iterable[str], rule: Rule) -> Patterns:
     # Most configs have none, and what reads them takes a while to import.
-    from vllm_layershard.models.matching.expression import (
-        Expression,
-        ExpressionError,
-        read_expression,
-        read_wildcard,
-    )
+    from vllm_layershard.models.matching.expression import Expression, ExpressionError
     from vllm_layershard.models.matching.patterns import MAX_PATTERNS, MAX_PLACES, Patterns
+    from vllm_layershard.models.matching.regular import read_expression
+    from vllm_layershard.models.matching.wildcard import read_wildcard
 
     read = read_expression if rule == "patterns" else read_wildcard
 

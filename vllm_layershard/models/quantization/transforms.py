@@ -10,8 +10,9 @@ from typing import Final, NamedTuple
 
 from vllm_layershard.errors import ModelError, PlanError
 from vllm_layershard.models.dtypes import DTYPE_BYTES
-from vllm_layershard.models.matching.expression import Expression, ExpressionError, read_expression
+from vllm_layershard.models.matching.expression import Expression, ExpressionError
 from vllm_layershard.models.matching.patterns import Patterns
+from vllm_layershard.models.matching.regular import read_expression
 from vllm_layershard.models.quantization.names import Names
 from vllm_layershard.models.shape import Shape
 from vllm_layershard.models.sources.config_file import ConfigFile, shown

@@ -224,8 +224,9 @@ def _matches(entry: Entry, known: Iterable[str]) -> bool:
     if rule == "ends" and not set(text) & set("*+?^$()[]{}|\\"):
         return any(name.endswith(f".{text}") for name in known)
 
-    from vllm_layershard.models.matching.expression import read_expression, read_wildcard
     from vllm_layershard.models.matching.patterns import Patterns
+    from vllm_layershard.models.matching.regular import read_expression
+    from vllm_layershard.models.matching.wildcard import read_wildcard
 
     if rule == "ends":
         read = read_expression(text[1:] if text.startswith("^") else f".*{text}")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from vllm_layershard.errors import ModelError
-from vllm_layershard.models.matching.expression import Expression, ExpressionError, read_expression
+from vllm_layershard.models.matching.expression import Expression, ExpressionError
 from vllm_layershard.models.matching.patterns import MAX_PATTERNS, Patterns
+from vllm_layershard.models.matching.regular import read_expression
 from vllm_layershard.models.operation import Precision
 from vllm_layershard.models.quantization.choice import Quantization
 from vllm_layershard.models.quantization.formats.format import (

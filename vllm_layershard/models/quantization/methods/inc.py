@@ -7,8 +7,9 @@ from functools import partial
 from typing import Any, Final, NamedTuple
 
 from vllm_layershard.errors import ModelError
-from vllm_layershard.models.matching.expression import ExpressionError, read_expression
+from vllm_layershard.models.matching.expression import ExpressionError
 from vllm_layershard.models.matching.patterns import MAX_PATTERNS, Patterns
+from vllm_layershard.models.matching.regular import read_expression
 from vllm_layershard.models.quantization.choice import Quantization
 from vllm_layershard.models.quantization.formats.format import Format
 from vllm_layershard.models.quantization.formats.fp8_block import Fp8Block

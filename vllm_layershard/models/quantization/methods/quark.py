@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 from vllm_layershard.errors import ModelError
-from vllm_layershard.models.matching.expression import ExpressionError, read_wildcard
+from vllm_layershard.models.matching.expression import ExpressionError
 from vllm_layershard.models.matching.patterns import Patterns
+from vllm_layershard.models.matching.wildcard import read_wildcard
 from vllm_layershard.models.quantization.choice import Quantization
 from vllm_layershard.models.quantization.formats.format import Format
 from vllm_layershard.models.quantization.formats.fp8_block import Fp8Block
