@@ -27,6 +27,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if isinstance(item, pytest.Function) and HERE in item.path.parents:
             why = lacking(gpus_of(item.function), present)
             if why is not None:
+                # Nothing stands in for a GPU here: what needs one is not run, and says so.
                 item.add_marker(pytest.mark.skip(reason=why))
             # What a torch of another release warns of is no failure here.
             item.add_marker(pytest.mark.filterwarnings("default"))

@@ -12,6 +12,7 @@ import pytest
 
 from forked import CONTEXT, forked
 from gloo.meetings import DEADLINE_S, Guest
+from machine import NEEDS_ROOT
 from vllm_layershard.errors import MismatchError, TransportError
 from vllm_layershard.runtime import shared_memory
 from vllm_layershard.runtime.piece import Piece
@@ -239,7 +240,7 @@ def as_nobody(name: str, rank: int) -> str:
     return shown(name, rank, "weights", "forged")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@NEEDS_ROOT
 def test_what_another_user_shows_is_not_read(name, monkeypatch):
     monkeypatch.setattr(module, "PATIENCE_S", SHORT_S)
     with Guest(as_nobody, name, 1) as forger:

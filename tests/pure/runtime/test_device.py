@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import textwrap
 
-import pytest
+from machine import NEEDS_LINUX, NEEDS_TWO_CORES
 
 PINNED_AS_BY_VLLM = """
 import os, threading
@@ -27,8 +26,8 @@ assert seen == [everywhere], seen
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="threads are pinned on Linux only")
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core is all there is")
+@NEEDS_LINUX
+@NEEDS_TWO_CORES
 def test_the_side_thread_is_not_bound_to_the_core_of_the_compute():
     subprocess.run([sys.executable, "-c", textwrap.dedent(PINNED_AS_BY_VLLM)], check=True)
 

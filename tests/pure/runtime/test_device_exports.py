@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from machine import NEEDS_ROOT
 from vllm_layershard.errors import NodeError, TransportError
 from vllm_layershard.runtime.peer_memory.ipc import Shared
 from vllm_layershard.runtime.peer_memory.npu import NpuExports
@@ -112,7 +113,7 @@ another.kill()
 OWN_NUMBERS = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can say which number comes next")
+@NEEDS_ROOT
 def test_a_process_that_got_a_peers_number_is_not_taken_for_it():
     done = subprocess.run(
         [*OWN_NUMBERS, sys.executable, "-c", RECYCLED],
@@ -143,8 +144,8 @@ def test_a_peer_elsewhere_is_refused_with_the_alternative(key, named):
         Peers(rank=0).watch(1, elsewhere)
 
 
-@pytest.mark.skipif(hasattr(torch.UntypedStorage, "_share_npu_"), reason="torch_npu is here")
-def test_without_acl_ipc_an_npu_is_refused_with_the_alternative():
+def test_without_acl_ipc_an_npu_is_refused_with_the_alternative(monkeypatch):
+    monkeypatch.delattr(torch.UntypedStorage, "_share_npu_", raising=False)  # as before ACL IPC
     group = RankGroup((4, 5), 1, data=None, control=None)  # type: ignore[arg-type]
     with pytest.raises(NodeError, match=r"rank 5: this torch_npu cannot share .*'broadcast'"):
         NpuExports(group, torch.device("privateuseone", 0))

@@ -200,6 +200,7 @@ def small_cgroup() -> Iterator[Path]:
     try:
         small.mkdir()
     except OSError as error:
+        # A container may mount the cgroups read-only; how limits are read is tested on files, too.
         pytest.skip(f"no memory cgroup can be made here ({error})")
     v1 = (small / "memory.limit_in_bytes").exists()
     (small / ("memory.limit_in_bytes" if v1 else "memory.max")).write_text(str(64 * MIB))

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from machine import NEEDS_ROOT, NEEDS_SMAPS
 from vllm_layershard.errors import NodeError
 from vllm_layershard.runtime import piece as pieces
 from vllm_layershard.runtime import shared_memory
@@ -212,15 +213,13 @@ def test_too_little_shared_memory_is_named_with_the_remedy():
         Piece(1 << 61)
 
 
-@pytest.mark.parametrize("junk", ["directory", "pipe", "foreign"])
+@pytest.mark.parametrize("junk", ["directory", "pipe", pytest.param("foreign", marks=NEEDS_ROOT)])
 def test_a_name_that_no_piece_has_and_nobody_can_remove_is_not_claimed(name, junk):
     path = shared_memory.path_of(name)
     if junk == "directory":
         path.mkdir()
     elif junk == "pipe":
         os.mkfifo(path)
-    elif os.geteuid():
-        pytest.skip("only root can become another user")
     else:
         elsewhere(as_nobody, str(path))
     with pytest.raises(NodeError, match=f"{name}: a rank is to have that name"):
@@ -254,7 +253,7 @@ def as_nobody(path: str) -> None:
         file.write(b"forged")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@NEEDS_ROOT
 def test_what_another_user_has_put_there_is_not_taken_for_a_piece(name):
     path = shared_memory.path_of(name)
     assert elsewhere(as_nobody, str(path)) is None
@@ -273,7 +272,7 @@ def many_foreign(prefix: str) -> None:
         os.close(os.open(shared_memory.path_of(f"{prefix}-{number}"), os.O_CREAT, 0o666))
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@NEEDS_ROOT
 def test_a_sweep_opens_no_file_of_another_user(name, monkeypatch):
     """Fifty thousand of them made a start take seconds, when each was opened."""
     assert elsewhere(many_foreign, name) is None
@@ -396,7 +395,7 @@ def flags_at(address: int) -> list[str]:
     return next(line for line in entries if line.startswith("VmFlags:")).split()[1:]
 
 
-@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="the kernel does not tell")
+@NEEDS_SMAPS
 @pytest.mark.parametrize("writable", [True, False])
 def test_a_core_file_leaves_the_weights_out(writable):
     window, piece = Window(1 << 20), Piece(1 << 20)

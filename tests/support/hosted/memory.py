@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +12,8 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from hosted.engines import load
 
 
 class Allocated(TorchDispatchMode):
@@ -46,6 +50,31 @@ class Allocated(TorchDispatchMode):
     def _forget(self, address: int) -> None:
         with self._lock:
             self.now_bytes -= self._counted.pop(address)
+
+
+def loaded_model(
+    config: Any, between: Callable[[torch.nn.Module], None]
+) -> tuple[torch.nn.Module, Allocated]:
+    """This rank's model, and what was allocated while it was loaded.
+
+    `between` is called with the model before its weights are loaded.
+    """
+    from vllm_layershard.runtime.loading import LoadingSeries
+
+    adopt = LoadingSeries.adopt
+
+    def adopt_and_settle(self: LoadingSeries, *args: Any) -> None:
+        """gloo's threads let go of what a finished broadcast has filled a moment later."""
+        adopt(self, *args)
+        time.sleep(0.02)
+
+    LoadingSeries.adopt = adopt_and_settle  # type: ignore[method-assign]
+    allocated = Allocated()
+    with allocated:
+        model = load(config, between)
+        gc.collect()
+        time.sleep(0.1)
+    return model, allocated
 
 
 def _address(value: object) -> int:

@@ -7,16 +7,14 @@ leave them as they are.
 
 from __future__ import annotations
 
-import gc
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from hosted.engines import load, run_engines
-from hosted.memory import Allocated
+from hosted.engines import run_engines
+from hosted.memory import loaded_model
 from hosted.wide import LAYER_BYTES, LAYERS, wide_model
 
 SMALL_BYTES = 512 << 10
@@ -24,26 +22,13 @@ SMALL_BYTES = 512 << 10
 
 
 def loading(rank: int, config: Any) -> dict[str, Any]:
-    from vllm_layershard.runtime.loading import LoadingSeries
     from vllm_layershard.runtime.ops import bound_series
-
-    adopt = LoadingSeries.adopt
-
-    def adopt_and_settle(self: LoadingSeries, *args: Any) -> None:
-        """gloo's threads let go of what a finished broadcast has filled a moment later."""
-        adopt(self, *args)
-        time.sleep(0.02)
 
     def between(model: torch.nn.Module) -> None:
         for module in model.modules():
             module._cpu_skip_gemm_dispatch = True
 
-    LoadingSeries.adopt = adopt_and_settle  # type: ignore[method-assign]
-    allocated = Allocated()
-    with allocated:
-        _held = load(config, between)
-        gc.collect()
-        time.sleep(0.1)
+    _held, allocated = loaded_model(config, between)
     (series,) = bound_series()
     ledger = series.plan.ledger
     return {

@@ -6,8 +6,6 @@ count; here it is told to leave them as they are.
 
 from __future__ import annotations
 
-import gc
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from hosted.engines import RANKS, load, run_engines
-from hosted.memory import Allocated
+from hosted.engines import RANKS, run_engines
+from hosted.memory import loaded_model
 from hosted.pages import pages_read
 from hosted.wide import LAYER_BYTES, LAYERS, wide_model
 
@@ -38,18 +36,10 @@ def plain(model) -> list[dict[str, Any]]:
 
 
 def loading(rank: int, config) -> dict[str, Any]:
-    from vllm_layershard.runtime.loading import LoadingSeries
     from vllm_layershard.runtime.ops import bound_series
 
     pages: dict[str, tuple[int, int]] = {}
     file = Path(config.model_config.model, "model.safetensors")
-    allocated = Allocated()
-    adopt = LoadingSeries.adopt
-
-    def adopt_and_settle(self: LoadingSeries, *args: Any) -> None:
-        """gloo's threads let go of what a finished broadcast has filled a moment later."""
-        adopt(self, *args)
-        time.sleep(0.02)
 
     def between(model: torch.nn.Module) -> None:
         for module in model.modules():
@@ -70,11 +60,7 @@ def loading(rank: int, config) -> dict[str, Any]:
 
         model.load_weights = watched
 
-    LoadingSeries.adopt = adopt_and_settle
-    with allocated:
-        _held = load(config, between)
-        gc.collect()
-        time.sleep(0.1)
+    _held, allocated = loaded_model(config, between)
     series = bound_series()
     return {
         "final": allocated.now_bytes,

@@ -83,20 +83,27 @@ def outputs(model: torch.nn.Module, rank: int, sharded: bool) -> list[torch.Tens
     return found
 
 
-def applied_one(rank: int, config: Any) -> dict[str, Any]:
+def equal_twice(model: torch.nn.Module, rank: int, expected: list[torch.Tensor]) -> list[bool]:
+    """Of two forwards, each after the slots were filled with NaN: which outputs are `expected`."""
     from vllm_layershard.runtime.ops import bound_series
 
-    plain_config = with_model(config, config.model_config.model, sharded=False)
-    model, plain = load(config, lambda _: None), load(plain_config, lambda _: None)
-    expected = outputs(plain, rank, sharded=False)
     equal = []
     for _ in range(2):
         for series in bound_series():
             series.slots.poison()
         pairs = zip(outputs(model, rank, sharded=True), expected, strict=True)
         equal += [torch.equal(one, other) for one, other in pairs]
+    return equal
+
+
+def applied_one(rank: int, config: Any) -> dict[str, Any]:
+    from vllm_layershard.runtime.ops import bound_series
+
+    plain_config = with_model(config, config.model_config.model, sharded=False)
+    model, plain = load(config, lambda _: None), load(plain_config, lambda _: None)
+    expected = outputs(plain, rank, sharded=False)
     return {
-        "equal": equal,
+        "equal": equal_twice(model, rank, expected),
         "outputs": len({tuple(x.flatten()[:8].tolist()) for x in expected}),
         "series": {s.name: seen_of(s, rank, model, plain) for s in bound_series()},
     }
@@ -149,7 +156,7 @@ def seen(models) -> list[Any]:
 
 @pytest.mark.parametrize("method", MOVING)
 def test_every_rank_computes_what_the_unsharded_model_does(method, seen, models):
-    if reason := kernel_lacking(method):
+    if reason := kernel_lacking(method):  # vLLM itself cannot run the model, sharded or not
         pytest.skip(reason)
     planned = planned_series(models[method], list(LINEARS), 1) if method in PLANNED else {}
     for rank, of in enumerate(seen):
@@ -181,14 +188,8 @@ def odd_one(rank: int, config: Any, model: str) -> dict[str, Any]:
     sharded = load(mine, lambda _: None)
     plain = load(with_model(config, model, sharded=False), lambda _: None)
     expected = outputs(plain, rank, sharded=False)
-    equal = []
-    for _ in range(2):
-        for series in bound_series():
-            series.slots.poison()
-        pairs = zip(outputs(sharded, rank, sharded=True), expected, strict=True)
-        equal += [torch.equal(one, other) for one, other in pairs]
     return {
-        "equal": equal,
+        "equal": equal_twice(sharded, rank, expected),
         "meta": [name for name, p in sharded.named_parameters() if p.is_meta],
         "series": {
             series.name: {
