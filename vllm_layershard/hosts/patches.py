@@ -1,8 +1,8 @@
 """What layer sharding replaces in vLLM: two symbols, each inert for a config without our keys.
 
-Two more are replaced in a worker whose model is sharded (reload_guard.py), one while a model with
-a token exchange is built (exchange/construction.py), three for data parallelism on a CPU
-(cpu_dp.py). docs/patches.md has all of them.
+docs/patches.md has all that is replaced. Others stand in reload_guard.py (two, in a worker whose
+model is sharded), exchange/construction.py (one, while a model with a token exchange is built) and
+cpu_dp.py (three, for data parallelism on a CPU).
 """
 
 from __future__ import annotations

@@ -132,10 +132,9 @@ def shard_model(model: Model, deployment: Deployment, config: LayerShardConfig) 
     """Plan the sharding of a model.
 
     Raises:
-        PlanError: a name matches nothing, a layout that cannot split the model, a group of one
-            rank, broadcasts between data-parallel replicas that are not in lockstep, expert
-            parallelism without experts, too large a prefetch_step, or a token exchange that
-            cannot be.
+        PlanError: a name matches nothing, or the prefetch_step is too large; the layout cannot
+            split the model, gives a rank nobody to share with, or has experts to distribute where
+            there are none; broadcasts among replicas; a token exchange that cannot be.
     """
     require_experts(model, deployment)
     sizes = deployment.layout

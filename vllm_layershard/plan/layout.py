@@ -13,7 +13,7 @@ class ParallelLayout:
     """Sizes of the parallel dimensions of one deployment, in vLLM's rank order DP x PP x PCP x TP.
 
     `dp_lockstep`: data-parallel ranks run every forward together. vLLM does so for models with
-    routed experts; replicas of a dense model are engines that never wait for each other, and share
+    routed experts. Replicas of a dense model are engines that never wait for each other. They share
     only where `one_sided` says that ranks fetch by themselves what they need. With `engines_apart`
     they share nothing with each other even then: only the ranks of one engine share.
     `dcp`: decode-context parallelism, which adds no rank: without PCP its groups are neighbouring
