@@ -41,7 +41,7 @@ from vllm_layershard.hosts.groups import Groups, form_groups
 from vllm_layershard.hosts.identity import checkpoint_of, read_as
 from vllm_layershard.hosts.linears import check_matched, check_untied, collecting, leave_towers
 from vllm_layershard.hosts.loading import LoadedGroup, LoadingModel
-from vllm_layershard.hosts.reload_guard import guard_reloads, reload_together
+from vllm_layershard.hosts.reload.guard import guard_reloads, reload_together
 from vllm_layershard.hosts.settings import layout_of
 from vllm_layershard.hosts.sharded_linear import serve_through
 from vllm_layershard.plan import ParallelLayout, select

@@ -1,6 +1,6 @@
 """What layer sharding replaces in vLLM: two symbols, each inert for a config without our keys.
 
-docs/patches.md has all that is replaced. Others stand in reload_guard.py (two, in a worker whose
+docs/patches.md has all that is replaced. Others stand in reload/guard.py (two, in a worker whose
 model is sharded), exchange/construction.py (one, while a model with a token exchange is built) and
 cpu_dp.py (three, for data parallelism on a CPU).
 """

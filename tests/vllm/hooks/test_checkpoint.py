@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from hosted.child import run_child
 from vllm_layershard.errors import HostError
-from vllm_layershard.hosts.checkpoint import checked_checkpoint
+from vllm_layershard.hosts.reload.checkpoint import checked_checkpoint
 
 
 def config(model: Path, load_format: str = "auto") -> Any:
@@ -76,7 +76,7 @@ ABSENT = """
 from types import SimpleNamespace
 from vllm.config import LoadConfig
 from vllm_layershard.errors import HostError
-from vllm_layershard.hosts.checkpoint import checked_checkpoint
+from vllm_layershard.hosts.reload.checkpoint import checked_checkpoint
 
 config = SimpleNamespace(
     model_config=SimpleNamespace(model="here", revision=None),

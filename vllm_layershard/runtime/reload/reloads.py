@@ -1,7 +1,7 @@
 """Reloads: other weights for a loaded model, in one act of all ranks that share.
 
 Note [What a reload does]
-vLLM reads a checkpoint into a running server; hosts/reload_guard.py stands around that on each
+vLLM reads a checkpoint into a running server; hosts/reload/guard.py stands around that on each
 rank. First all ranks get ready: none of them is in a forward then, and so none reads what another
 stores. Each has looked at its checkpoint, and they compare what they saw. Only when all are ready
 does any of them begin: see the note [All or none] in act.py.

@@ -16,9 +16,9 @@ from torch import nn
 from vllm_layershard.config import KEY
 from vllm_layershard.errors import HostError
 from vllm_layershard.hosts.after_import import after_import
-from vllm_layershard.hosts.checkpoint import checked_checkpoint
 from vllm_layershard.hosts.patch import Patch
-from vllm_layershard.hosts.unfinished import discard_unfinished
+from vllm_layershard.hosts.reload.checkpoint import checked_checkpoint
+from vllm_layershard.hosts.reload.unfinished import discard_unfinished
 from vllm_layershard.runtime.reload import Reloads
 
 _reloads: WeakKeyDictionary[nn.Module, Reloads] = WeakKeyDictionary()

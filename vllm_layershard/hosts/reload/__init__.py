@@ -1,0 +1,1 @@
+"""Reloads of a host: one act of all ranks, and nothing left of one that failed."""
