@@ -10,6 +10,7 @@ from vllm_layershard.hosts import cpu_dp
 from vllm_layershard.hosts.deployment import launched_as, note_launch, reaches_other_nodes
 from vllm_layershard.hosts.exchange.command import with_published_command
 from vllm_layershard.hosts.exchange.excluded import check_exchange
+from vllm_layershard.hosts.exclusions import breaking_lockstep, fine_grained_size
 from vllm_layershard.plan import ParallelLayout, engines_that_share, sharing_layout
 from vllm_layershard.runtime.report_file import make_writable
 from vllm_layershard.schema import validated
@@ -126,33 +127,18 @@ def _quantises_while_loading(vllm_config: VllmConfig) -> bool:
 
 
 def _check_execution(vllm_config: VllmConfig) -> None:
-    parallel = vllm_config.parallel_config
-    offload = vllm_config.offload_config
-    excluded = {
-        "dual batch overlap (--enable-dbo)": parallel.use_ubatching,
-        "elastic expert parallelism": parallel.enable_elastic_ep,
-        # Ranks leave, and the others go on.
-        "fault tolerance (--enable-fault-tolerance)": (
-            getattr(parallel, "enable_fault_tolerance", False)  # vLLM 0.31 and later
-        ),
-        "weight offloading (--cpu-offload-gb)": offload.uva.cpu_offload_gb > 0,
-        "weight offloading (--offload-group-size)": offload.prefetch.offload_group_size > 0,
-        # They write on each rank by itself, and the others would not be told.
-        "weight transfer (--weight-transfer-config)": (
-            vllm_config.weight_transfer_config is not None
-        ),
-    }
-    for setting, present in excluded.items():
-        if present:
-            raise HostError(f"{KEY}: cannot be combined with {setting}; use one of the two")
+    excluded = [*breaking_lockstep(vllm_config)]
+    if vllm_config.weight_transfer_config is not None:
+        # It writes on each rank by itself, and the others would not be told.
+        excluded.append("weight transfer (--weight-transfer-config)")
+    for setting in excluded:
+        raise HostError(f"{KEY}: cannot be combined with {setting}; use one of the two")
 
 
 def _check_split(vllm_config: VllmConfig, config: LayerShardConfig) -> None:
     """Refuse linears that vllm-ascend splits over data-parallel ranks: their copies are none."""
-    extra = vllm_config.additional_config
-    stated = extra.get("finegrained_tp_config") if isinstance(extra, dict) else None
     for key, linears in _FINE_GRAINED.items():
-        size = stated.get(key) if isinstance(stated, dict) else None
+        size = fine_grained_size(vllm_config, key)
         split = [name for name in config.layers if name.split(".")[-1] in linears]
         if size and split:
             raise HostError(

@@ -141,7 +141,7 @@ REFUSED = {
     "HostError: layer_sharding.token_exchange: an adapter's weights are split": (
         {}, False, sharding(EXPLICIT) | {"enable_lora": True},
     ),
-    "HostError: layer_sharding.token_exchange: with expert, tensor and data parallelism": (
+    "HostError: layer_sharding.token_exchange: with sequence parallelism of routed experts": (
         {}, False, sharding(EXPLICIT) | {"data_parallel_size": 2, "enable_expert_parallel": True},
     ),
     "HostError: layer_sharding.token_exchange: with VLLM_ASCEND_ENABLE_FLASHCOMM1": (

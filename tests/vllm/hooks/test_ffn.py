@@ -137,6 +137,7 @@ result = [
     verdict(parallel, "enable_elastic_ep", False),
     verdict(parallel, "enable_elastic_ep", True),
     verdict(parallel, "enable_dbo", True),
+    verdict(parallel, "enable_fault_tolerance", True),
     verdict(config.offload_config.prefetch, "offload_group_size", 4),
     verdict(parallel, "prefill_context_parallel_size", 2),
 ]
@@ -144,13 +145,14 @@ result = [
 
 
 def test_what_no_cpu_can_be_asked_for_is_refused_where_it_is_set(model):
-    nothing, elastic, overlap, offload, context = run_child(SET, str(model))
+    nothing, elastic, overlap, tolerant, offload, context = run_child(SET, str(model))
     assert nothing is None
     combined = f"HostError: {KEY}: cannot be combined with"
     assert elastic == (
         f"{combined} elastic expert parallelism: its ranks come and go; use one of the two"
     )
     assert f"{combined} dual batch overlap (--enable-dbo): two forwards at a time" in overlap
+    assert f"{combined} fault tolerance (--enable-fault-tolerance): ranks leave" in tolerant
     assert f"{combined} weight offloading (--offload-group-size): the weights" in offload
     assert f"PlanError: {KEY} = 2: prefill-context-parallel ranks have token counts" in context
 

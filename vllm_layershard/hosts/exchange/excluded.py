@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -11,11 +10,10 @@ from vllm.config import CompilationMode
 from vllm_layershard.config import KEY, LayerShardConfig
 from vllm_layershard.errors import HostError, PlanError
 from vllm_layershard.hosts.exchange.command import VARIABLE
+from vllm_layershard.hosts.exclusions import splitting_tokens
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
-
-_FLASHCOMM1 = "VLLM_ASCEND_ENABLE_FLASHCOMM1"
 
 
 def check_exchange(vllm_config: VllmConfig, config: LayerShardConfig) -> None:
@@ -46,10 +44,10 @@ def check_exchange(vllm_config: VllmConfig, config: LayerShardConfig) -> None:
             f"{KEY}.token_exchange: a compiled model is not served yet: one layout of it was seen "
             "to compute wrongly; use --enforce-eager, or leave token_exchange out"
         )
-    for setting in _sequence_parallel(vllm_config):
+    for setting in splitting_tokens(vllm_config):
         raise HostError(
-            f"{KEY}.token_exchange: with {setting} the layers run on shards of the tokens (sequence"
-            " parallelism), and the exchange is not served there yet; leave out one of the two"
+            f"{KEY}.token_exchange: with {setting} the layers run on shards of the tokens, and the "
+            "exchange is not served there yet; leave out one of the two"
         )
 
 
@@ -65,19 +63,3 @@ def _refuse_the_hosts_own() -> None:
             f' of its own; unset {VARIABLE} and write "token_exchange": ["o_proj"] into {KEY}, '
             "or leave layer sharding out"
         )
-
-
-def _sequence_parallel(vllm_config: VllmConfig) -> list[str]:
-    """The settings that ask for sequence parallelism."""
-    parallel = vllm_config.parallel_config
-    extra = vllm_config.additional_config
-    passes = vllm_config.compilation_config.pass_config
-    asked = {
-        "expert, tensor and data parallelism together (--enable-expert-parallel)": (
-            vllm_config.model_config.is_moe and parallel.use_sequence_parallel_moe
-        ),
-        "the compiler's enable_sp": getattr(passes, "enable_sp", False),  # before vLLM 0.32
-        _FLASHCOMM1: os.environ.get(_FLASHCOMM1, "0") not in ("", "0"),
-        "enable_flashcomm1": isinstance(extra, dict) and bool(extra.get("enable_flashcomm1")),
-    }
-    return [setting for setting, present in asked.items() if present]

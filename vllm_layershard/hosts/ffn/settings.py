@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 from vllm_layershard.config import short
 from vllm_layershard.errors import HostError
 from vllm_layershard.ffn_config import FFN_KEY, FfnConfig
 from vllm_layershard.hosts import cpu_dp
+from vllm_layershard.hosts.exclusions import (
+    breaking_lockstep,
+    fine_grained_size,
+    splitting_tokens,
+)
 from vllm_layershard.hosts.settings import LOAD_FORMATS, is_served_model
 from vllm_layershard.plan import ParallelLayout
 from vllm_layershard.plan.ffn import FfnSplit
@@ -18,9 +22,7 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
 _OWN_KEY = "mlp_tensor_parallel_size"
-"""vllm-ascend's own, in `finegrained_tp_config`. Source: vllm-ascend 0.23, ops/linear_op.py."""
-
-_FLASHCOMM1 = "VLLM_ASCEND_ENABLE_FLASHCOMM1"
+"""vllm-ascend's own."""
 
 
 def ffn_requested(vllm_config: VllmConfig) -> FfnConfig | None:
@@ -81,36 +83,13 @@ def check_ffn(vllm_config: VllmConfig) -> None:
 
 def _excluded(vllm_config: VllmConfig) -> dict[str, str]:
     """The settings that are given and exclude a split, each with the reason."""
-    parallel, offload = vllm_config.parallel_config, vllm_config.offload_config
-    extra = vllm_config.additional_config
-    passes = vllm_config.compilation_config.pass_config
-    own = extra.get("finegrained_tp_config")
-    size = own.get(_OWN_KEY) if isinstance(own, dict) else None
     shards = "tokens are on shards there, whose numbers the ranks do not tell each other"
-    twice = "the weights would move twice"
-    known = {
-        "sequence parallelism of routed experts (--enable-expert-parallel with tensor and data "
-        "parallelism)": (parallel.use_sequence_parallel_moe, shards),
-        "the compiler's enable_sp": (getattr(passes, "enable_sp", False), shards),
-        _FLASHCOMM1: (os.environ.get(_FLASHCOMM1, "0") not in ("", "0"), shards),
-        "enable_flashcomm1": (bool(extra.get("enable_flashcomm1")), shards),
-        f"finegrained_tp_config.{_OWN_KEY} = {short(size)}": (
-            bool(size),
-            "both would split the same MLPs",
-        ),
-        "LoRA (--enable-lora)": (
-            vllm_config.lora_config is not None,
-            "an adapter of a dense MLP would be split as tensor parallelism alone splits it",
-        ),
-        "dual batch overlap (--enable-dbo)": (
-            parallel.use_ubatching,
-            "two forwards at a time would meet in one collective",
-        ),
-        "elastic expert parallelism": (parallel.enable_elastic_ep, "its ranks come and go"),
-        "weight offloading (--cpu-offload-gb)": (offload.uva.cpu_offload_gb > 0, twice),
-        "weight offloading (--offload-group-size)": (
-            offload.prefetch.offload_group_size > 0,
-            twice,
-        ),
-    }
-    return {setting: why for setting, (present, why) in known.items() if present}
+    found = dict.fromkeys(splitting_tokens(vllm_config), shards)
+    if size := fine_grained_size(vllm_config, _OWN_KEY):
+        setting = f"finegrained_tp_config.{_OWN_KEY} = {short(size)}"
+        found[setting] = "both would split the same MLPs"
+    if vllm_config.lora_config is not None:
+        found["LoRA (--enable-lora)"] = (
+            "an adapter of a dense MLP would be split as tensor parallelism alone splits it"
+        )
+    return found | breaking_lockstep(vllm_config)

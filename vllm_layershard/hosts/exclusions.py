@@ -1,0 +1,59 @@
+"""Settings of a host beside which what we do together on all ranks cannot be done."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+_FLASHCOMM1: Final = "VLLM_ASCEND_ENABLE_FLASHCOMM1"
+
+
+def breaking_lockstep(vllm_config: VllmConfig) -> dict[str, str]:
+    """The settings that are given and keep ranks from one forward at a time, each with why."""
+    parallel, offload = vllm_config.parallel_config, vllm_config.offload_config
+    twice = "the weights would move twice"
+    known = {
+        "dual batch overlap (--enable-dbo)": (
+            parallel.use_ubatching,
+            "two forwards at a time would meet in one collective",
+        ),
+        "elastic expert parallelism": (parallel.enable_elastic_ep, "its ranks come and go"),
+        "fault tolerance (--enable-fault-tolerance)": (
+            getattr(parallel, "enable_fault_tolerance", False),  # vLLM 0.31 and later
+            "ranks leave, and the others go on",
+        ),
+        "weight offloading (--cpu-offload-gb)": (offload.uva.cpu_offload_gb > 0, twice),
+        "weight offloading (--offload-group-size)": (
+            offload.prefetch.offload_group_size > 0,
+            twice,
+        ),
+    }
+    return {setting: why for setting, (present, why) in known.items() if present}
+
+
+def splitting_tokens(vllm_config: VllmConfig) -> list[str]:
+    """The settings that are given and have layers run on shards of the tokens."""
+    parallel = vllm_config.parallel_config
+    extra = vllm_config.additional_config
+    passes = vllm_config.compilation_config.pass_config
+    known = {
+        "sequence parallelism of routed experts (--enable-expert-parallel with tensor and data "
+        "parallelism)": vllm_config.model_config.is_moe and parallel.use_sequence_parallel_moe,
+        "the compiler's enable_sp": getattr(passes, "enable_sp", False),  # before vLLM 0.32
+        _FLASHCOMM1: os.environ.get(_FLASHCOMM1, "0") not in ("", "0"),
+        "enable_flashcomm1": isinstance(extra, dict) and bool(extra.get("enable_flashcomm1")),
+    }
+    return [setting for setting, present in known.items() if present]
+
+
+def fine_grained_size(vllm_config: VllmConfig, key: str) -> int | None:
+    """What vllm-ascend's `finegrained_tp_config` says of `key`; None or 0: nothing is split.
+
+    Source: vllm-ascend 0.23, ops/linear_op.py.
+    """
+    extra = vllm_config.additional_config
+    stated = extra.get("finegrained_tp_config") if isinstance(extra, dict) else None
+    return stated.get(key) if isinstance(stated, dict) else None
