@@ -81,9 +81,19 @@ def every_option(rank: int, config: Any) -> dict[str, dict]:
             "owned": plan.owned_layers(rank),
             "resident": series.resident_bytes() - plan.ledger.resident_bytes[rank],
             "slots": series.slots.nbytes() - plan.ledger.slot_bytes,
+            "takes quantised": takes_quantised(o_proj(model, layers[0])),
             "methods": sorted({type(o_proj(model, i).quant_method).__name__ for i in layers}),
         }
     return found
+
+
+def takes_quantised(linear: Any) -> bool:
+    """Whether vLLM would hand it an activation that is quantised, if its kernel could take one."""
+    from vllm.model_executor.layers.fusion.quant_activation import get_input_quant_key
+    from vllm.model_executor.layers.quantization.utils.quant_utils import kFp8StaticTensorSym
+
+    linear._input_quant_key = kFp8StaticTensorSym
+    return get_input_quant_key(linear) is not None
 
 
 def rows_of(count: int, columns: int, seed: int) -> torch.Tensor:
@@ -112,6 +122,7 @@ def test_every_placement_computes_the_whole_product(kind):
             assert one["shares"] == [len(layers) * math.ceil(count / RANKS) for count in COUNTS]
             assert one["exchanges"] == len(layers) * len(COUNTS)
             assert (one["resident"], one["slots"]) == (0, 0), name
+            assert not one["takes quantised"], "what is exchanged is a tensor"
             assert one["methods"] == ["ExchangedLinearMethod"]
         assert seen["every second"]["moved layers"] == seen["as it comes"]["moved layers"][::2]
         assert seen["first kept"]["moved layers"] == seen["as it comes"]["moved layers"][1:]
