@@ -37,6 +37,7 @@ from vllm_layershard.hosts.exchange.exchanged_linear import exchange_before
 from vllm_layershard.hosts.exchange.whole_linears import WholeLinears
 from vllm_layershard.hosts.ffn.model import ffn_started_with, split_model
 from vllm_layershard.hosts.ffn.part import leave_split
+from vllm_layershard.hosts.graphs.breaks import end_graphs_at_movements
 from vllm_layershard.hosts.groups import Groups, form_groups
 from vllm_layershard.hosts.identity import checkpoint_of, read_as
 from vllm_layershard.hosts.linears import check_matched, check_untied, collecting, leave_towers
@@ -183,6 +184,7 @@ def attach(
     loaded: Sequence[LoadedGroup],
 ) -> None:
     """Bind the ops to the loaded series, hook the decoder layers, and have the linears wait."""
+    end_graphs_at_movements()
     for decision, group in zip(decisions, loaded, strict=True):
         for index, series in enumerate(group.series):
             for position, linear in enumerate(decision.group_plan.linears[index]):

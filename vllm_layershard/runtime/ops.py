@@ -7,7 +7,7 @@ false dependency keeps them in order with the compute around them, under Inducto
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -53,14 +53,38 @@ def bound_series() -> list[ShardedSeries]:
     return list({id(place.series): place.series for place in _linears.values()}.values())
 
 
-def _reach(x: torch.Tensor, layer: str) -> None:
+def _start_at(layer: str) -> None:
+    """What `reach` does. It is named apart from the op, so that a host may put itself around it."""
     for place in _boundaries[layer]:
         place.series.reach(place.position)
 
 
-def _wait(x: torch.Tensor, linear: str) -> None:
+def _wait_for(linear: str) -> None:
+    """What `wait` does, likewise."""
     place = _linears[linear]
     place.series.wait(place.position)
+
+
+Work = Callable[[str], None]
+"""What an op does at the key that it is given."""
+
+_work: dict[str, Work] = {"reach": _start_at, "wait": _wait_for}
+
+
+def run_within(around: Callable[[Work], Work]) -> None:
+    """From now on the work of both ops is what `around` makes of it; what was around it is not.
+
+    So a host that captures graphs can end one before a movement, and begin the next behind it.
+    """
+    _work.update(reach=around(_start_at), wait=around(_wait_for))
+
+
+def _reach(x: torch.Tensor, layer: str) -> None:
+    _work["reach"](layer)
+
+
+def _wait(x: torch.Tensor, linear: str) -> None:
+    _work["wait"](linear)
 
 
 _LIBRARY.impl("reach", _reach, "CompositeExplicitAutograd")

@@ -1,0 +1,107 @@
+"""vLLM's breakable graphs end at both ops; in a graph of a whole forward they are captured."""
+
+from __future__ import annotations
+
+import pytest
+
+from hosted.child import run_child
+
+BREAKS = """
+import sys
+from types import SimpleNamespace
+import torch
+from capturing import CapturingDevice, Graph, compute
+torch.cuda.CUDAGraph = Graph
+from vllm.compilation.breakable_cudagraph import (
+    BreakableCUDAGraphCapture, eager_break_during_capture,
+)
+from vllm.config import CUDAGraphMode
+from vllm.forward_context import override_forward_context
+from one_gpu.copies import OneOfTwo
+from one_gpu.stack import WIDTH
+from vllm_layershard.hosts.graphs.breaks import end_graphs_at_movements
+
+end_graphs_at_movements()
+LAYERS, MODE, STEP = 3, CUDAGraphMode[sys.argv[1]], int(sys.argv[2])
+stack = OneOfTwo(CapturingDevice(), LAYERS, STEP)
+x = torch.randn(2, WIDTH)
+kept = [[torch.empty_like(x) for _ in range(3)] for _ in range(LAYERS)]
+
+@eager_break_during_capture
+def attention(i):  # of numbers: vLLM's CPU build cannot refer weakly to a tensor
+    Graph.log.append("attention")
+    compute(lambda: torch.cos(kept[i][0], out=kept[i][1]))
+
+def noted(name, of):
+    def call(position):
+        Graph.log.append(f"{name} {position}")
+        of(position)
+    return call
+
+stack.series.reach = noted("reach", stack.series.reach)
+stack.series.wait = noted("wait", stack.series.wait)
+
+def linear(i, source, target):
+    target.copy_(stack.linears[i](source))
+
+@torch.inference_mode()
+def forward():
+    source = x
+    for i, (before, between, after) in enumerate(kept):
+        torch.ops.layershard.reach(source, f"gpu.{i}")
+        compute(lambda source=source, target=before: torch.sin(source, out=target))
+        attention(i)
+        torch.ops.layershard.wait(between, f"gpu.{i}.linear")
+        compute(lambda i=i, source=between, target=after: linear(i, source, target))
+        source = after
+    return source
+
+def expected():
+    source = x
+    for weight in stack.whole:
+        source = torch.nn.functional.linear(torch.cos(torch.sin(source)), weight)
+    return source
+
+said, right = [], []
+with override_forward_context(SimpleNamespace(cudagraph_runtime_mode=MODE)):
+    try:
+        with torch.inference_mode(), BreakableCUDAGraphCapture() as capture:
+            forward()
+        log, error = list(Graph.log), None
+        for seed in range(3):
+            x.copy_(torch.randn(2, WIDTH, generator=torch.Generator().manual_seed(seed)))
+            stack.series.slots.poison()
+            stack.change_weights()
+            with torch.inference_mode():
+                capture.replay()
+                right.append(bool(torch.equal(kept[-1][-1], expected())))
+    except RuntimeError as raised:
+        log, error = list(Graph.log), str(raised)
+result = {"log": log, "error": error, "right": right}
+"""
+
+
+def forward(mode: str, step: int, breakable: str) -> dict:
+    return run_child(BREAKS, mode, str(step), VLLM_USE_BREAKABLE_CUDAGRAPH=breakable)
+
+
+@pytest.mark.parametrize("step", [0, 1])
+def test_a_breakable_graph_ends_at_both_ops_and_at_attention(step):
+    found = forward("PIECEWISE", step, "1")
+    assert found["error"] is None
+    layer = [
+        ["end", f"reach {i}", "begin", "end", "attention", "begin", "end", f"wait {i}", "begin"]
+        for i in range(3)
+    ]
+    assert found["log"] == ["begin", *(event for events in layer for event in events), "end"]
+    assert found["right"] == [True, True, True], "each replay moves what it reads"
+
+
+@pytest.mark.parametrize("step", [0, 1])
+@pytest.mark.parametrize("breakable", ["0", "1"])
+def test_a_graph_of_a_whole_forward_holds_both_ops(step, breakable):
+    found = forward("FULL", step, breakable)
+    assert found["error"] is None
+    layer = [[f"reach {i}", "attention", f"wait {i}"] for i in range(3)]
+    assert found["log"] == ["begin", *(event for events in layer for event in events), "end"]
+    assert found["right"] == [True, True, True]

@@ -1,0 +1,24 @@
+"""Breakable graphs: vLLM ends a captured graph before an op that runs eagerly, and begins another.
+
+On CUDA it does so for DeepSeek-V3.2, GLM-5, Kimi-K3 and others, in the place of pieces that a
+compiler cuts. A movement that is started in one graph would be waited for in another. So graphs end
+at both ops, too: what they start and wait for is outside all of them. In a graph of a whole forward
+vLLM's decorator breaks nothing, and the ops are captured. Source: vLLM 0.32, config/vllm.py,
+compilation/breakable_cudagraph.py.
+"""
+
+from __future__ import annotations
+
+from vllm_layershard.runtime.ops import run_within
+
+
+def end_graphs_at_movements() -> None:
+    """Have both ops end a breakable graph. Without effect where this process breaks none.
+
+    vLLM's decorator asks once, when it decorates: the configuration has been validated by then.
+    """
+    try:
+        from vllm.compilation.breakable_cudagraph import eager_break_during_capture
+    except ImportError:  # a version that has no breakable graphs
+        return
+    run_within(eager_break_during_capture)
