@@ -45,15 +45,18 @@ class _Stream:
         return object()
 
 
-def stand_in(torch_device: torch.device) -> NpuDevice:
-    """The device, whose streams do everything at once; `torch_npu` is importable afterwards."""
+def stand_in(torch_device: torch.device, accelerator: Any = None) -> NpuDevice:
+    """The device; `torch_npu` is importable afterwards.
+
+    Its streams do everything at once, unless an accelerator with others is given.
+    """
     module = ModuleType("torch_npu")
     module.get_npu_format = _get_npu_format  # type: ignore[attr-defined]
     sys.modules["torch_npu"] = module
-    accelerator: Any = SimpleNamespace(
+    at_once = SimpleNamespace(
         Stream=_Stream,
         current_stream=_Stream,
         stream=contextlib.nullcontext,
         synchronize=lambda device: None,
     )
-    return NpuDevice(torch_device, accelerator)
+    return NpuDevice(torch_device, accelerator or at_once)  # type: ignore[arg-type]
