@@ -96,8 +96,34 @@ def test_heads_that_are_left_out_are_the_classs(case: str) -> None:
 
 
 def test_null_is_not_left_out() -> None:
-    model = read(qwen3(1024, 16) | {"head_dim": None})
-    assert model.kv_bytes_per_token("auto", range(28), ONE) == 28 * 2 * 8 * (1024 // 16) * 2
+    config = changed(dict(QWEN3_VL_30B_A3B), head_dim=None)
+    model, written = read(config), read(changed(config, head_dim=2048 // 32))
+    assert model.weight_bytes(ONE, 0) == written.weight_bytes(ONE, 0)
+    with pytest.raises(ModelError, match=": head_dim: is null, which is no value of this field"):
+        read(qwen3(1024, 16) | {"head_dim": None})
+
+
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [
+        ("Qwen--Qwen3-235B-A22B", "num_key_value_heads"),
+        ("inclusionAI--Ling-1T", "num_key_value_heads"),
+        ("meta-llama--Meta-Llama-3.1-8B", "attention_bias"),
+        ("zai-org--GLM-4.7", "use_qk_norm"),
+        ("Qwen--Qwen3-235B-A22B", "norm_topk_prob"),
+        ("deepseek-ai--DeepSeek-V3", "index_topk"),
+        ("Qwen--Qwen3.5-397B-A17B", "tie_word_embeddings"),
+    ],
+)
+def test_a_null_that_is_no_value_is_refused(name: str, field: str) -> None:
+    """The truth tests have all classes and all their fields."""
+    with pytest.raises(ModelError, match=f": {field}: is null, which is no value of this field"):
+        read(changed(bundled(name), **{field: None}))
+
+
+def test_a_null_around_a_language_model_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"config\.json: tie_word_embeddings: is null"):
+        read(dict(QWEN3_VL_4B) | {"tie_word_embeddings": None})
 
 
 def test_more_keys_than_queries_are_refused_with_the_field() -> None:
@@ -180,6 +206,25 @@ def test_the_classs_other_name_is_taken(name: str) -> None:
     config, field = bundled(name), EXPERTS[name]
     renamed = changed(config, **{field: ..., OTHER_NAMES[name]: text_of(config)[field]})
     assert read(renamed).weight_bytes(ONE, 0) == read(config).weight_bytes(ONE, 0)
+
+
+@pytest.mark.parametrize("name", OTHER_NAMES)
+@pytest.mark.parametrize("first", [False, True])
+def test_a_field_and_its_other_name_that_differ_are_refused(name: str, *, first: bool) -> None:
+    """To the class the other name is the field, and whichever it sets last stands."""
+    config, field, other = bundled(name), EXPERTS[name], OTHER_NAMES[name]
+    for value in (60, None, float(text_of(config)[field])):
+        twice = {other: value} | text_of(config) if first else text_of(config) | {other: value}
+        with pytest.raises(ModelError, match=f": {field}: .*: {other} is another name of it"):
+            read(config | {"text_config": twice} if "text_config" in config else twice)
+    same = changed(config, **{other: text_of(config)[field]})
+    assert read(same).weight_bytes(ONE, 0) == read(config).weight_bytes(ONE, 0)
+
+
+def test_the_two_other_names_of_a_field_may_not_differ_either() -> None:
+    config = bundled("zai-org--GLM-5")
+    with pytest.raises(ModelError, match="n_routed_experts: 32: num_experts is another name"):
+        read(changed(config, n_routed_experts=..., num_local_experts=32, num_experts=64))
 
 
 def test_the_field_case_is_refused_with_the_field() -> None:

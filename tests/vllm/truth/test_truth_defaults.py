@@ -1,8 +1,7 @@
 """A field that is left out has the value that the model's own config class gives it.
 
 Of every config that is planned, each field that its class knows is taken out in turn. The plan is
-then that of the config with the class's value written into it, or the field is named. And the
-counts of experts that may not be null are those that the classes refuse.
+then that of the config with the class's value written into it, or the field is named.
 """
 
 from __future__ import annotations
@@ -11,20 +10,16 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cache
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoConfig
 
-from truth import stated
-from truth.compare import CONFIGS, ENVIRONMENT
+from truth.compare import ENVIRONMENT
+from truth.published import PUBLISHED, WITHOUT_A_CLASS, put, without
 from vllm_layershard.errors import LayerShardError
 from vllm_layershard.models import Deployment, FoundModel, Model, model_of
-from vllm_layershard.models.families.defaults import _CLASSES
 from vllm_layershard.models.sources.config_file import ConfigFile
 from vllm_layershard.plan import ParallelLayout
 
@@ -51,11 +46,6 @@ for config, field, within in json.load(sys.stdin):
 print(json.dumps(found))
 """
 
-WITHOUT_A_CLASS = ("bailing_moe", "bailing_moe_v2")
-"""The class comes with the checkpoint."""
-
-LAYERS = 8
-
 NEW = 24
 """What no config has: a number of experts, or a width."""
 
@@ -77,43 +67,6 @@ MORE = (
 """Fields that a config may leave out already."""
 
 ALIASES = ("num_local_experts", "num_experts", "num_experts_per_tok", "moe_intermediate_size")
-
-
-def published() -> Iterator[dict[str, Any]]:
-    """A config of every model type that is planned, the first of each."""
-    seen: set[str] = set()
-    bundled = [json.loads(path.read_text()) for path in sorted(CONFIGS.glob("*.json"))]
-    others = [value for value in vars(stated).values() if isinstance(value, Mapping)]
-    for config in (*bundled, *map(dict, others)):
-        if "architectures" in config and config["model_type"] not in seen:
-            seen.add(config["model_type"])
-            yield few_layers({key: value for key, value in config.items() if key != "auto_map"})
-
-
-def few_layers(config: dict[str, Any]) -> dict[str, Any]:
-    """Eight of them, so that all kinds are there."""
-    if "text_config" in config:
-        return config | {"text_config": few_layers(dict(config["text_config"]))}
-    for key in ("num_hidden_layers", "num_layers"):
-        if key in config:
-            config[key] = LAYERS
-    if "layer_types" in config:
-        config["layer_types"] = config["layer_types"][:LAYERS]
-    return config
-
-
-PUBLISHED = {config["model_type"]: config for config in published()}
-
-
-def without(config: Mapping[str, Any], field: str, within: bool) -> dict[str, Any]:
-    place = config["text_config"] if within else config
-    left = {key: value for key, value in place.items() if key != field}
-    return {**config, "text_config": left} if within else left
-
-
-def put(config: Mapping[str, Any], field: str, within: bool, value: Any) -> dict[str, Any]:
-    place = {**(config["text_config"] if within else config), field: value}
-    return {**config, "text_config": place} if within else place
 
 
 @cache
@@ -222,35 +175,3 @@ def test_without_a_class_a_field_is_named(model_type: str) -> None:
     before = planned(read(config))
     for field in config.keys() - NO_SIZES:
         assert outcome(without(config, field, False), field) in (before, field), field
-
-
-BY_THE_MODEL = {"first_k_dense_replace", "moe_layer_freq"}
-"""Some classes take a null for these. vLLM's model compares it with a layer, and divides by it."""
-
-SAME = {"kimi_k2": "deepseek_v3", "deepseek_v32": "deepseek_v3"}
-"""Model types that transformers has no class of, and the one whose class vLLM takes."""
-
-FIELDS = [(kind, field) for kind, known in _CLASSES.items() for field in known.never_null]
-
-
-def class_refuses(kind: str, field: str) -> bool:
-    try:
-        AutoConfig.for_model(SAME.get(kind, kind), **{field: None})
-    except Exception as error:
-        return field in str(error)
-    return False
-
-
-@pytest.mark.parametrize(("kind", "field"), FIELDS)
-def test_the_class_refuses_a_null(kind: str, field: str) -> None:
-    assert class_refuses(kind, field) or field in BY_THE_MODEL
-    AutoConfig.for_model(SAME.get(kind, kind))
-
-
-def test_the_model_of_vllm_reads_the_others_as_numbers() -> None:
-    vllm = find_spec("vllm")
-    assert vllm is not None
-    (root,) = vllm.submodule_search_locations or ()
-    source = Path(root, "model_executor", "models", "deepseek_v2.py").read_text()
-    assert "layer_idx >= config.first_k_dense_replace" in source
-    assert "layer_idx % moe_layer_freq == 0" in source

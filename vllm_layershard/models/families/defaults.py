@@ -2,7 +2,8 @@
 
 Source: transformers 5, the class of each model_type (`XConfig` in models/x/configuration_x.py), and
 vLLM 0.32, transformers_utils/configs/, for kimi_k2 and kimi_k25. A test compares with the classes.
-A field that is null is not left out: it is None to the class, which may refuse it.
+A field that is null is not left out: it is None to the class, which may refuse it
+(null_fields.py).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
-from vllm_layershard.models.sources.config_file import ConfigFile
+from vllm_layershard.models.sources.config_file import ConfigFile, shown
 
 
 class Class(NamedTuple):
@@ -18,40 +19,35 @@ class Class(NamedTuple):
 
     `defaults`: of those that change a plan and that a family may find missing. `aliases`: another
     name of a field, which the class takes as well -> the field. `stated`: fields without which the
-    bytes would be a guess. `never_null`: those that tell a dense model from a mixture of experts,
-    where a null is no number to the class, or to vLLM's model: neither would load it.
+    bytes would be a guess.
     """
 
     defaults: Mapping[str, Any] = {}
     aliases: Mapping[str, str] = {}
     stated: tuple[str, ...] = ()
-    never_null: tuple[str, ...] = ()
 
 
 _USUAL: Final[Mapping[str, Any]] = {"hidden_act": "silu", "tie_word_embeddings": False}
 _BIAS: Final[Mapping[str, Any]] = {**_USUAL, "attention_bias": False}
+_WINDOWED: Final[Mapping[str, Any]] = {
+    "use_sliding_window": False,
+    "sliding_window": 4096,
+    "max_window_layers": 28,
+}
 _ROUTED: Final = ("n_routed_experts",)
 _ROUTED_TOO: Final = {"num_local_experts": "n_routed_experts"}
 _LOCAL: Final = {"num_experts": "num_local_experts"}
 
-_DEEPSEEK_COUNTS: Final = (
-    *("n_routed_experts", "n_shared_experts", "first_k_dense_replace", "moe_layer_freq"),
-)
-_GLM_COUNTS: Final = ("n_routed_experts", "n_shared_experts", "first_k_dense_replace")
-_QWEN_COUNTS: Final = ("num_experts", "decoder_sparse_step")
-_LOCAL_COUNTS: Final = ("num_local_experts",)
+_DRAFTED: Final = {"num_mtp_layers": "num_nextn_predict_layers"}
+_HYBRID: Final[Mapping[str, Any]] = {**_BIAS, "head_dim": 256, "full_attention_interval": 4}
 
 _DEEPSEEK_V3: Final = Class(
-    {**_USUAL, "n_shared_experts": 1, "q_lora_rank": 1536},
-    _ROUTED_TOO,
+    {**_USUAL, "n_shared_experts": 1, "q_lora_rank": 1536, "first_k_dense_replace": 3},
+    {**_ROUTED_TOO, **_DRAFTED},
     _ROUTED,
-    _DEEPSEEK_COUNTS,
 )
-_QWEN3_5_TEXT: Final = Class({**_BIAS, "num_key_value_heads": 4, "head_dim": 256})
-_QWEN3_5_MOE_TEXT: Final = Class(
-    {**_BIAS, "num_key_value_heads": 2, "head_dim": 256},
-    never_null=("num_experts", "shared_expert_intermediate_size"),
-)
+_QWEN3_5_TEXT: Final = Class({**_HYBRID, "num_key_value_heads": 4})
+_QWEN3_5_MOE_TEXT: Final = Class({**_HYBRID, "num_key_value_heads": 2})
 _BAILING: Final = Class(
     stated=(
         "num_key_value_heads",
@@ -71,10 +67,15 @@ _CLASSES: Final[Mapping[str, Class]] = {
     "bailing_moe": _BAILING,
     "bailing_moe_v2": _BAILING,
     "deepseek_v2": Class(
-        {**_USUAL, "n_shared_experts": 2, "q_lora_rank": 1536, "topk_method": "greedy"},
+        {
+            **_USUAL,
+            "n_shared_experts": 2,
+            "q_lora_rank": 1536,
+            "topk_method": "greedy",
+            "first_k_dense_replace": 0,
+        },
         {"num_experts": "n_routed_experts"},
         _ROUTED,
-        _DEEPSEEK_COUNTS,
     ),
     "deepseek_v3": _DEEPSEEK_V3,
     "deepseek_v32": _DEEPSEEK_V3,
@@ -83,6 +84,7 @@ _CLASSES: Final[Mapping[str, Class]] = {
         {
             **_USUAL,
             "n_shared_experts": 1,
+            "first_k_dense_replace": 3,
             "q_lora_rank": 2048,
             "index_topk": 2048,
             "index_n_heads": 32,
@@ -90,23 +92,26 @@ _CLASSES: Final[Mapping[str, Class]] = {
         },
         {**_ROUTED_TOO, "num_experts": "n_routed_experts"},
         _ROUTED,
-        _GLM_COUNTS,
     ),
     "glm4_moe_lite": Class(
         {**_USUAL, "n_shared_experts": 1, "q_lora_rank": 768},
-        _ROUTED_TOO,
+        {**_ROUTED_TOO, "head_dim": "qk_rope_head_dim"},
         _ROUTED,
-        _GLM_COUNTS,
     ),
     "glm4_moe": Class(
-        {**_BIAS, "num_key_value_heads": 8, "n_shared_experts": 1, "use_qk_norm": False},
-        _ROUTED_TOO,
-        never_null=_GLM_COUNTS,
+        {
+            **_BIAS,
+            "num_key_value_heads": 8,
+            "n_shared_experts": 1,
+            "first_k_dense_replace": 1,
+            "use_qk_norm": False,
+        },
+        {**_ROUTED_TOO, **_DRAFTED},
+        ("head_dim",),
     ),
     "gpt_oss": Class(
         {"num_key_value_heads": 8, "head_dim": 64, "tie_word_embeddings": False},
         _LOCAL,
-        never_null=_LOCAL_COUNTS,
     ),
     "llama": Class({**_BIAS, "mlp_bias": False}),
     "longcat_flash": Class(
@@ -117,12 +122,10 @@ _CLASSES: Final[Mapping[str, Class]] = {
             "intermediate_size": "ffn_hidden_size",
             "moe_intermediate_size": "expert_ffn_hidden_size",
         },
-        never_null=("n_routed_experts", "zero_expert_num"),
     ),
     "minimax_m2": Class(
         {"num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": False},
         _LOCAL,
-        never_null=_LOCAL_COUNTS,
     ),
     "ministral3": Class(
         {**_USUAL, "num_key_value_heads": 8, "head_dim": 128, "sliding_window": None}
@@ -131,27 +134,21 @@ _CLASSES: Final[Mapping[str, Class]] = {
     "mixtral": Class(
         {"num_key_value_heads": 8, "tie_word_embeddings": False, "sliding_window": None},
         _LOCAL,
-        never_null=_LOCAL_COUNTS,
     ),
-    "qwen2": Class({**_USUAL, "num_key_value_heads": 32, "use_sliding_window": False}),
-    "qwen3": Class(
-        {**_BIAS, "num_key_value_heads": 32, "head_dim": 128, "use_sliding_window": False}
-    ),
+    "qwen2": Class({**_USUAL, **_WINDOWED, "num_key_value_heads": 32}),
+    "qwen3": Class({**_BIAS, **_WINDOWED, "num_key_value_heads": 32, "head_dim": 128}),
     "qwen3_moe": Class(
         {**_BIAS, "num_key_value_heads": 4, "decoder_sparse_step": 1, "mlp_only_layers": []},
         {"num_local_experts": "num_experts"},
-        never_null=_QWEN_COUNTS,
     ),
     "qwen3_next": Class(
         {
-            **_BIAS,
+            **_HYBRID,
             "num_key_value_heads": 2,
-            "head_dim": 256,
             "decoder_sparse_step": 1,
             "mlp_only_layers": [],
             "intermediate_size": 5632,
         },
-        never_null=(*_QWEN_COUNTS, "shared_expert_intermediate_size"),
     ),
     "qwen3_5_text": _QWEN3_5_TEXT,
     "qwen3_5_moe_text": _QWEN3_5_MOE_TEXT,
@@ -176,7 +173,6 @@ _WRAPPERS: Final[Mapping[str, Class]] = {
             "mlp_only_layers": [],
         },
         {"num_local_experts": "num_experts"},
-        never_null=_QWEN_COUNTS,
     ),
     "qwen3_5": _QWEN3_5_TEXT,
     "qwen3_5_moe": _QWEN3_5_MOE_TEXT,
@@ -188,35 +184,70 @@ def completed(config: ConfigFile, model_type: str) -> ConfigFile:
     """The config with the values that its class gives the fields that it leaves out.
 
     Raises:
-        ModelError: a field is left out that has to be stated; it is named.
+        ModelError: a field is left out that has to be stated, is null where that is no value, or
+            differs from its other name; it is named.
     """
     inner = config.get("text_config")
     if model_type in _WRAPPERS and isinstance(inner, dict):
         section = ConfigFile(f"{config.where}: text_config", inner)
-        values = {**config.values, "text_config": _completed(section, _WRAPPERS[model_type])}
-    else:
-        values = _completed(config, _CLASSES.get(model_type, Class()))
+        values = _completed(section, model_type, _WRAPPERS[model_type])
+        _refuse_null(config, config.values, model_type, around=True)
+        return config._replace(values={**config.values, "text_config": values})
+    values = _completed(config, model_type, _CLASSES.get(model_type, Class()))
     return config._replace(values=values)
 
 
-def _completed(config: ConfigFile, known: Class) -> dict[str, Any]:
+def _completed(config: ConfigFile, model_type: str, known: Class) -> dict[str, Any]:
     values = dict(config.values)
     for other, field in known.aliases.items():
-        if other in values and field not in values:
-            values[field] = values[other]
+        if other in values:
+            _take(config, values, other, field)
     for field in known.stated:
         if field not in values:
-            none = "" if field in known.never_null else " (null where it has none)"
             config.fail(
                 field,
                 "is missing, and what the model's own class would take for it may not be what its "
-                f"checkpoint holds; write it into config.json{none}",
+                f"checkpoint holds; write it into config.json{_none(model_type, field)}",
             )
-    for field in known.never_null:
-        if field in values and values[field] is None:
+    _refuse_null(config, values, model_type, around=False)
+    return {**known.defaults, **values}
+
+
+def _take(config: ConfigFile, values: dict[str, Any], other: str, field: str) -> None:
+    """What a config states by another name of a field.
+
+    Raises:
+        ModelError: it states the field too, and both differ: the class would take one of the two.
+    """
+    value = values.setdefault(field, values[other])
+    if type(value) is not type(values[other]) or value != values[other]:
+        config.fail(
+            field,
+            f"{shown(value)}: {other} is another name of it to the model's own class, and "
+            f"{shown(values[other])} there; leave one of the two out",
+        )
+
+
+def _none(model_type: str, field: str) -> str:
+    """How to write that a model has none of it."""
+    from vllm_layershard.models.families.null_fields import never_null
+
+    return "" if field in never_null(model_type) else " (null where it has none)"
+
+
+def _refuse_null(
+    config: ConfigFile, values: Mapping[str, Any], model_type: str, *, around: bool
+) -> None:
+    """Refuse a null that is no value; `around`: of what stands beside a language model."""
+    if None not in values.values():
+        return
+    from vllm_layershard.models.families.null_fields import never_null, never_null_around
+
+    refused = never_null_around() if around else never_null(model_type)
+    for field, value in values.items():
+        if value is None and field in refused:
             config.fail(
                 field,
-                "is null, and says neither that there are experts nor that there are none: vLLM "
-                "does not load such a config; write the number",
+                "is null, which is no value of this field: vLLM does not load such a config; "
+                "write the value",
             )
-    return {**known.defaults, **values}

@@ -1,0 +1,141 @@
+"""A null is refused in each field in which vLLM takes none, and in no other.
+
+Of every config that is planned, each field that is stated or that its class has becomes null in
+turn, and its class is asked to read it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from truth.compare import ENVIRONMENT
+from truth.published import PUBLISHED, WITHOUT_A_CLASS, put
+from vllm_layershard.errors import LayerShardError
+from vllm_layershard.models import FoundModel, Model, model_of
+from vllm_layershard.models.families.defaults import _CLASSES, _WRAPPERS
+from vllm_layershard.models.families.null_fields import _AROUND, _BY_THE_CLASS, _BY_THE_MODEL
+from vllm_layershard.models.sources.config_file import ConfigFile
+
+REFUSED = """
+import json, sys
+import vllm.transformers_utils.configs as own
+from transformers import CONFIG_MAPPING
+from vllm.transformers_utils.config import _CONFIG_REGISTRY
+
+def class_of(model_type):
+    known = _CONFIG_REGISTRY.get(model_type)
+    return getattr(own, known) if isinstance(known, str) else known or CONFIG_MAPPING[model_type]
+
+def refuses(made, config):
+    try:
+        made(**config)
+    except Exception as error:
+        return True
+    return False
+
+def refused(made, config, within):
+    place = config["text_config"] if within else config
+    whole = made(**config)
+    own = whole.text_config if within else whole
+    fields = {*place, *own.to_dict(), *getattr(type(own), "__dataclass_fields__", ())}
+    nulls = {field: {**place, field: None} for field in fields}
+    return sorted(
+        field
+        for field, changed in nulls.items()
+        if field not in ("model_type", "attribute_map", "sub_configs")  # no values of a model
+        and refuses(made, {**config, "text_config": changed} if within else changed)
+    )
+
+found = {}
+for model_type, config in json.load(sys.stdin).items():
+    made = class_of(model_type)
+    within = "text_config" in config
+    around = refused(made, config, False) if within else []
+    found[model_type] = [refused(made, config, within), around]
+print(json.dumps(found))
+"""
+
+OTHERWISE = {"qwen3_next": {"full_attention_interval"}}
+"""Its class takes a null for it beside layer_types alone, and the family reads it without them."""
+
+KINDS = [kind for kind in PUBLISHED if kind not in WITHOUT_A_CLASS]
+
+
+@cache
+def refused() -> dict[str, tuple[list[str], list[str]]]:
+    """Model type -> fields that may not be null: of the language model, and of what is around."""
+    result = subprocess.run(
+        [sys.executable, "-c", REFUSED],
+        input=json.dumps({kind: PUBLISHED[kind] for kind in KINDS}),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | ENVIRONMENT,
+    )
+    assert result.returncode == 0, result.stderr[-4000:]
+    found: dict[str, tuple[list[str], list[str]]] = json.loads(result.stdout.splitlines()[-1])
+    return found
+
+
+def said(config: Mapping[str, Any]) -> str:
+    """What is said against it; nothing where it is planned."""
+    try:
+        read(config)
+    except LayerShardError as error:
+        return str(error)
+    return ""
+
+
+def read(config: Mapping[str, Any]) -> Model:
+    return model_of(FoundModel("m", "local:m", ConfigFile("config", config)))
+
+
+def test_every_model_type_with_a_class_is_asked() -> None:
+    assert set(KINDS) >= set(_BY_THE_CLASS) - {"qwen3_5_text", "qwen3_5_moe_text"}
+    assert set(_BY_THE_CLASS) == {*_CLASSES, *_WRAPPERS} - set(WITHOUT_A_CLASS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fields_that_take_no_null_are_those_that_the_class_refuses(kind: str) -> None:
+    inner, _ = refused()[kind]
+    assert set(_BY_THE_CLASS[kind].split()) == set(inner) - OTHERWISE.get(kind, set())
+
+
+def test_fields_around_a_language_model_that_take_no_null() -> None:
+    around = {field for kind in KINDS for field in refused()[kind][1]}
+    assert set(_AROUND.split()) == around
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_of_them_is_named(kind: str) -> None:
+    config = PUBLISHED[kind]
+    within = "text_config" in config
+    inner, around = refused()[kind]
+    for field in [*inner, *_BY_THE_MODEL.get(kind, "").split()]:
+        message = said(put(config, field, within, None))
+        named = f"{field}: is null" in message or f"{field} is another name of it" in message
+        assert named or field in OTHERWISE.get(kind, set()), field
+    for field in around:
+        assert f": {field}: is null" in said(config | {field: None})
+
+
+def test_what_vllms_models_read_as_numbers() -> None:
+    vllm = find_spec("vllm")
+    assert vllm is not None
+    (root,) = vllm.submodule_search_locations or ()
+    models = Path(root, "model_executor", "models")
+    latent, bailing = (models / f"{name}.py" for name in ("deepseek_v2", "bailing_moe"))
+    assert "layer_idx >= config.first_k_dense_replace" in latent.read_text()
+    assert "layer_idx % moe_layer_freq == 0" in latent.read_text()
+    assert 'hasattr(config, "index_topk")' in latent.read_text()
+    assert "self.total_kv_heads = config.num_key_value_heads" in bailing.read_text()
