@@ -20,7 +20,7 @@ def build(architecture: str, config: ConfigFile) -> Blueprint:
     Raises:
         ModelError: its config.json is broken or inconsistent.
     """
-    sizes = read_gqa(config)
+    sizes = read_gqa(config, ties=True)
     first = config.integer("first_k_dense_replace", low=0, high=MAX_LAYERS)
     experts = read_experts(config, "num_experts")
     width = config.optional_integer("moe_shared_expert_intermediate_size") or experts.intermediate

@@ -12,11 +12,14 @@ from vllm_layershard.models.families.activation import require_silu
 from vllm_layershard.models.families.gqa import norm_if, read_gqa
 from vllm_layershard.models.families.language_model import language_model_of, within
 from vllm_layershard.models.parts.feed_forward import GatedMlp
-from vllm_layershard.models.parts.grouped import GroupedAttention, Heads
+from vllm_layershard.models.parts.grouped import GroupedAttention
 from vllm_layershard.models.sources.config_file import ConfigFile
 
 _LLAMAS: Final = ("LlamaForCausalLM", "MistralForCausalLM", "Ministral3ForCausalLM")
 """Those whose layers are vLLM's `LlamaDecoderLayer`."""
+
+_SWITCHED: Final = ("qwen2", "qwen3")
+"""Model types whose windows `use_sliding_window` switches on, from `max_window_layers` on."""
 
 
 def build(architecture: str, config: ConfigFile) -> Blueprint:
@@ -36,18 +39,19 @@ def _read(architecture: str, config: ConfigFile) -> Blueprint:
     require_silu(config)
     if config.get("is_causal") is False:
         config.fail("is_causal", "is false: an encoder keeps no cache, and is not planned")
-    sizes = read_gqa(config)
+    # Llama's config class refuses heads that do not share out the width, whatever head_dim says.
+    sizes = read_gqa(config, ties=True, whole=config.get("model_type") == "llama")
     llama, qwen2 = architecture in _LLAMAS, architecture == "Qwen2ForCausalLM"
-    bias = config.boolean("attention_bias")
-    for key in ("bias", "qkv_bias", "ada_rms_norm_t_cond"):
-        if llama and config.get(key) not in (None, False):
-            config.fail(key, "is not known to the planner for this architecture")
-    if qwen2:
-        sizes = sizes._replace(heads=_equal_heads(config, sizes.heads, sizes.hidden))
+    if llama and config.get("ada_rms_norm_t_cond") not in (None, False):
+        config.fail("ada_rms_norm_t_cond", "is not known to the planner for this architecture")
+    if qwen2:  # Its heads share out the model's width, whatever head_dim says.
+        heads = sizes.heads._replace(dim=max(sizes.hidden // sizes.heads.query, 1))
+        sizes = sizes._replace(heads=heads)
+    qkv_bias, out_bias = _biases(config) if llama else (config.boolean("attention_bias"), False)
     attention = GroupedAttention(
         sizes.heads,
-        qkv_bias=bias or qwen2,
-        out_bias=bias and llama,
+        qkv_bias=qkv_bias or qwen2,
+        out_bias=out_bias,
         qk_norm=norm_if(config.boolean("qk_norm") if qwen2 else not llama),
     )
     width = config.integer("intermediate_size")
@@ -61,39 +65,58 @@ def _read(architecture: str, config: ConfigFile) -> Blueprint:
     )
 
 
-def _equal_heads(config: ConfigFile, heads: Heads, hidden: int) -> Heads:
-    """Qwen2's heads share out the model's width, whatever `head_dim` says.
+def _biases(config: ConfigFile) -> tuple[bool, bool]:
+    """Whether a Llama's attention has a bias before it, and one behind it.
 
-    Source: vLLM 0.32, model_executor/models/qwen2.py, `Qwen2Attention`.
+    Source: vLLM 0.32, model_executor/models/llama.py, `LlamaDecoderLayer`.
     """
-    if hidden % heads.query:
-        config.fail("num_attention_heads", f"{heads.query} does not divide hidden_size")
-    return heads._replace(dim=hidden // heads.query)
+    both = config.boolean("attention_bias") or config.boolean("bias")
+    return config.boolean("qkv_bias") if "qkv_bias" in config.values else both, both
 
 
 def _windows(architecture: str, config: ConfigFile, layers: int) -> tuple[int | None, ...]:
-    """The window of each layer by `layer_types`, or without them all layers' one."""
-    if architecture not in _LLAMAS and not config.boolean("use_sliding_window"):
-        return (None,) * layers
+    """The window of each layer.
+
+    Source: vLLM 0.32, engine/arg_utils.py, `create_engine_config`; config/model.py.
+
+    Raises:
+        ModelError: names the key; vLLM runs no Qwen of which a part of the layers has a window.
+    """
+    llama, switched = architecture in _LLAMAS, config.get("model_type") in _SWITCHED
+    window = None
+    if not switched or config.boolean("use_sliding_window"):
+        window = config.optional_integer("sliding_window", low=0, high=1 << 30)
+    kinds = _kinds(config, layers)
+    if kinds is None:
+        by_switch = switched and window is not None
+        first = config.integer("max_window_layers", low=0) if by_switch else 0
+        kinds = tuple(window is not None and i >= first for i in range(layers))
+    if llama and any(kinds) and window is None:
+        config.fail("sliding_window", "is missing, and layer_types names sliding layers")
+    if llama or len(set(kinds)) == 1:
+        return tuple(window or None if slides else None for slides in kinds)  # 0 is none, too.
+    if config.get("max_window_layers") != layers:
+        # Source: vLLM 0.32, model_executor/models/qwen2.py, `Qwen2Model`.
+        config.fail(
+            "max_window_layers" if config.get("layer_types") is None else "layer_types",
+            f"a part of the {layers} layers has a sliding window, and vLLM does not run this "
+            "architecture so; give all layers one, or none",
+        )
+    return (None,) * layers
+
+
+def _kinds(config: ConfigFile, layers: int) -> tuple[bool, ...] | None:
+    """Whether each layer has a window by `layer_types`; None without them.
+
+    Raises:
+        ModelError: they are of other kinds, or not as many as there are layers.
+    """
+    if config.get("layer_types") is None:
+        return None
     kinds = config.strings("layer_types")
-    if not kinds:
-        return (_window(architecture, config),) * layers
     if len(kinds) != layers:
         config.fail("layer_types", f"names {len(kinds)} layers where there are {layers}")
     for kind in kinds:
         if kind not in ("full_attention", "sliding_attention"):
             config.fail("layer_types", f"{kind!r} is not known for this architecture")
-    if "sliding_attention" not in kinds:
-        return (None,) * layers
-    window = config.integer("sliding_window", high=1 << 30)
-    return tuple(window if kind == "sliding_attention" else None for kind in kinds)
-
-
-def _window(architecture: str, config: ConfigFile) -> int | None:
-    """The window of layers that `layer_types` does not tell apart; 0 is none.
-
-    Source: vLLM 0.32, engine/arg_utils.py, `create_engine_config`; config/model.py.
-    """
-    if architecture not in _LLAMAS:
-        return None
-    return config.optional_integer("sliding_window", low=0, high=1 << 30) or None
+    return tuple(kind == "sliding_attention" for kind in kinds)

@@ -22,7 +22,7 @@ def build(architecture: str, config: ConfigFile) -> Blueprint:
         ModelError: its config.json is broken or inconsistent.
     """
     require_silu(config)
-    sizes = read_gqa(config)
+    sizes = read_gqa(config, ties=False)
     first = config.integer("first_k_dense_replace", low=0, high=MAX_LAYERS)
     experts = read_experts(config, "n_routed_experts")
     shared_experts = config.optional_integer("n_shared_experts", low=0, high=1 << 10) or 0

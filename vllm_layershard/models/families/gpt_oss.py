@@ -18,7 +18,7 @@ def build(architecture: str, config: ConfigFile) -> Blueprint:
     Raises:
         ModelError: its config.json is broken or inconsistent.
     """
-    sizes = read_gqa(config)
+    sizes = read_gqa(config, ties=False)
     window = config.integer("sliding_window", high=1 << 30)
     note = (
         f"every other layer looks back at {window:,} tokens and keeps no more of a sequence: long "

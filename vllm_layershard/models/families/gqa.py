@@ -51,8 +51,11 @@ class GqaSizes(NamedTuple):
         )
 
 
-def read_gqa(config: ConfigFile) -> GqaSizes:
+def read_gqa(config: ConfigFile, *, ties: bool, whole: bool = False) -> GqaSizes:
     """Check every size that these families share.
+
+    `ties`: vLLM's class makes the embedding its head where the config says so; others have a head
+    whatever it says. `whole`: the heads must share out the model's width.
 
     Raises:
         ModelError: names the file, the key and what is wrong with it.
@@ -62,17 +65,17 @@ def read_gqa(config: ConfigFile) -> GqaSizes:
     kv_heads = config.optional_integer("num_key_value_heads", high=1 << 14) or heads
     if heads % kv_heads:
         config.fail("num_key_value_heads", f"{kv_heads} does not divide num_attention_heads")
-    head_dim = config.optional_integer("head_dim", high=1 << 14)
-    if head_dim is None and hidden % heads:
-        config.fail("head_dim", "is missing, and num_attention_heads does not divide hidden_size")
+    head_dim = config.optional_integer("head_dim", high=1 << 14) or hidden // heads
+    if (whole and hidden % heads) or not head_dim:
+        config.fail("num_attention_heads", f"{heads} does not divide hidden_size = {hidden:,}")
     dtype, notes = dtype_of(config)
     return GqaSizes(
         layers=config.integer("num_hidden_layers", high=MAX_LAYERS),
         hidden=hidden,
         vocab=config.integer("vocab_size", high=1 << 26),
-        heads=Heads(heads, kv_heads, head_dim or hidden // heads),
+        heads=Heads(heads, kv_heads, head_dim),
         dtype=dtype,
-        tied=config.boolean("tie_word_embeddings"),
+        tied=config.boolean("tie_word_embeddings") and ties,
         notes=notes,
     )
 

@@ -18,7 +18,7 @@ def build(architecture: str, config: ConfigFile) -> Blueprint:
     Raises:
         ModelError: its config.json is broken or inconsistent.
     """
-    sizes = read_gqa(config)
+    sizes = read_gqa(config, ties=False)
     bias = config.boolean("attention_bias")
     width = config.integer("intermediate_size")
     experts = read_experts(config, "num_local_experts", intermediate=width)

@@ -18,7 +18,7 @@ def build(architecture: str, config: ConfigFile) -> Blueprint:
     Raises:
         ModelError: its config.json is broken or inconsistent.
     """
-    sizes = read_gqa(config)
+    sizes = read_gqa(config, ties=True)
     window = config.optional_integer("sliding_window", high=1 << 30)
     width = config.integer("intermediate_size")
     experts = read_experts(

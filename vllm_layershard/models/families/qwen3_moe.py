@@ -23,17 +23,18 @@ def build(architecture: str, config: ConfigFile) -> Blueprint:
     if architecture == "Qwen3VLMoeForConditionalGeneration":
         # Source: vLLM 0.32, config/vllm.py, `VllmConfig.with_hf_config`.
         tied = config.boolean("tie_word_embeddings")
-        return within(_read(language_model_of(config)), tied=tied)
-    return _read(config)
+        return within(_read(language_model_of(config), whole=True), tied=tied)
+    return _read(config, whole=False)
 
 
-def _read(config: ConfigFile) -> Blueprint:
+def _read(config: ConfigFile, *, whole: bool) -> Blueprint:
     require_silu(config)
-    sizes = read_gqa(config)
+    stated = config.get("head_dim") is not None
+    sizes = read_gqa(config, ties=True, whole=whole and not stated)
     if config.optional_integer("shared_expert_intermediate_size", low=0):
         config.fail("shared_expert_intermediate_size", "is not known for this architecture")
     every = config.optional_integer("decoder_sparse_step", high=MAX_LAYERS) or 1
-    dense = config.integers("mlp_only_layers", high=MAX_LAYERS)
+    dense = config.integers("mlp_only_layers")
     routed = tuple(i not in dense and (i + 1) % every == 0 for i in range(sizes.layers))
     bias = config.boolean("attention_bias")
     attention = GroupedAttention(sizes.heads, qkv_bias=bias, qk_norm="head")

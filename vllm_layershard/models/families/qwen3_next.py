@@ -47,7 +47,7 @@ def _noted(read: Blueprint) -> Blueprint:
 
 def _read(config: ConfigFile, *, fused: bool, has_experts: bool) -> Blueprint:
     require_silu(config)
-    sizes = read_gqa(config)
+    sizes = read_gqa(config, ties=not fused)
     # Qwen3-Next's key would be ignored. Source: vLLM 0.32, model_executor/models/config.py.
     state_dtype = sizes.dtype if fused else config.string("mamba_ssm_dtype") or sizes.dtype
     if state_dtype not in DTYPE_BYTES:
@@ -98,7 +98,7 @@ def _dense(config: ConfigFile, layers: int) -> _Mlps:
 def _mlps(config: ConfigFile, layers: int, fused: bool) -> _Mlps:
     """Routed experts and a shared one; Qwen3-Next may have dense layers, Qwen3.5 has none."""
     every = config.optional_integer("decoder_sparse_step", high=MAX_LAYERS) or 1
-    dense = config.integers("mlp_only_layers", high=MAX_LAYERS)
+    dense = config.integers("mlp_only_layers")
     routed = tuple(not fused or (i not in dense and (i + 1) % every == 0) for i in range(layers))
     experts = read_experts(config, "num_experts")
     mlp = GatedMlp("mlp", config.optional_integer("intermediate_size") or experts.intermediate)
@@ -128,7 +128,7 @@ def _delta_net(config: ConfigFile, fused: bool, state_dtype: str) -> DeltaNet:
 def _linear_layers(config: ConfigFile, layers: int) -> tuple[bool, ...]:
     """By `layer_types`, or else every layer but each `full_attention_interval`-th."""
     kinds = config.strings("layer_types")
-    if not kinds:
+    if config.get("layer_types") is None:
         every = config.integer("full_attention_interval", high=MAX_LAYERS)
         return tuple((i + 1) % every != 0 for i in range(layers))
     if len(kinds) != layers:

@@ -53,16 +53,15 @@ class ConfigFile(NamedTuple):
             self.fail(key, f"{shown(value)} is neither true nor false")
         return bool(value)
 
-    def integers(self, key: str, high: int) -> frozenset[int]:
-        """A list of whole numbers from 0; empty where the key is absent or null."""
+    def integers(self, key: str) -> frozenset[int]:
+        """A list of whole numbers; empty where the key is absent or null."""
         value = self.get(key)
         if value is None:
             return frozenset()
         if not isinstance(value, list) or not all(
-            isinstance(item, int) and not isinstance(item, bool) and 0 <= item <= high
-            for item in value
+            isinstance(item, int) and not isinstance(item, bool) for item in value
         ):
-            self.fail(key, f"{shown(value)} is not a list of whole numbers from 0 to {high:,}")
+            self.fail(key, f"{shown(value)} is not a list of whole numbers")
         return frozenset(value)
 
     def string(self, key: str) -> str | None:
