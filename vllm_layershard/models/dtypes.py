@@ -19,14 +19,26 @@ DTYPE_BYTES: Final[dict[str, int]] = {
 """Bytes of one element, by torch's name without the module."""
 
 
+_SPELLINGS: Final = {"half": "float16", "float": "float32", "double": "float64"}
+"""Other names that torch has for a data type."""
+
+_FALLEN_BACK: Final = ("float32", "float64")
+"""Those that vLLM runs no model in with `--dtype auto`: it takes bfloat16."""
+
+
 def dtype_of(config: ConfigFile) -> tuple[str, tuple[str, ...]]:
-    """The run-time dtype that vLLM picks with `--dtype auto`, and what was assumed for it."""
+    """The run-time dtype that vLLM picks with `--dtype auto`, and what was assumed for it.
+
+    Source: transformers 5, configuration_utils.py; vLLM 0.32, config/model.py,
+    `_resolve_auto_dtype`.
+    """
     key = "dtype" if config.get("dtype") is not None else "torch_dtype"
-    dtype = config.string(key)
+    named = config.string(key)
+    dtype = None if named is None else _SPELLINGS.get(named, named)
     if dtype in ("bfloat16", "float16"):
         return dtype, ()
-    if dtype not in (None, "float32"):
+    if dtype is not None and dtype not in _FALLEN_BACK:
         config.fail(key, f"{dtype!r} is not one of bfloat16, float16, float32")
-    stated = "no dtype" if dtype is None else "dtype float32"
+    stated = "no dtype" if dtype is None else f"dtype {dtype}"
     note = f"config.json states {stated}: bfloat16 is assumed, as vLLM does with --dtype auto"
     return "bfloat16", (note,)

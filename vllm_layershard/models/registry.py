@@ -44,6 +44,9 @@ _FAMILIES: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
 """Architecture -> the module whose `build(architecture, config)` reads it, imported only when it
 is asked for, and the model types that go with it."""
 
+_SAME: Final = {"LLaMAForCausalLM": "LlamaForCausalLM"}
+"""Another name that vLLM's registry has for a class."""
+
 _LISTS: Final = (
     *("ignored_layers", "modules_to_not_convert", "ignore", "exclude", "config_groups"),
     *("quantized_layers", "layer_quant_config", "dynamic", "modules_in_block_to_quantize"),
@@ -88,7 +91,7 @@ def model_of(found: FoundModel) -> Model:
     known = ", ".join(supported())
     if not architectures:
         config.fail("architectures", f"is missing; supported are {known}")
-    architecture = architectures[0]
+    architecture = _SAME.get(architectures[0], architectures[0])
     if architecture not in _FAMILIES:
         from vllm_layershard.models.vllm_classes import said_of
 

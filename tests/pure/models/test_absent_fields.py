@@ -253,3 +253,45 @@ def test_other_fields_that_are_left_out_are_the_classs(name: str, tmp_path: Path
     assert read(changed(config, **{field: ...})).linears(ONE) == read(
         changed(config, **{field: value})
     ).linears(ONE)
+
+
+def test_a_model_of_sparse_attention_without_its_topk_is_refused() -> None:
+    """vLLM asserts it: the layers would be those of another architecture."""
+    config = bundled("deepseek-ai--DeepSeek-V3.2")
+    with pytest.raises(ModelError, match="index_topk: is missing, and vLLM refuses a model of"):
+        read(changed(config, index_topk=...))
+
+
+@pytest.mark.parametrize(
+    ("named", "dtype"),
+    [("half", "float16"), ("float", "bfloat16"), ("double", "bfloat16"), ("float64", "bfloat16")],
+)
+def test_the_other_spellings_of_a_dtype(named: str, dtype: str) -> None:
+    llama = bundled("meta-llama--Meta-Llama-3.1-8B")
+    for key in ("dtype", "torch_dtype"):
+        assert read(changed(llama, torch_dtype=...) | {key: named}).dtype == dtype
+    for unknown in ("bf16", "torch.bfloat16", "auto"):
+        with pytest.raises(ModelError, match=f"torch_dtype: '{unknown}' is not one of"):
+            read(llama | {"torch_dtype": unknown})
+
+
+def test_a_class_has_another_name() -> None:
+    llama = bundled("meta-llama--Meta-Llama-3.1-8B")
+    model = read(llama | {"architectures": ["LLaMAForCausalLM"]})
+    assert (model.architecture, model.linears(ONE)) == (
+        "LlamaForCausalLM",
+        read(llama).linears(ONE),
+    )
+
+
+@pytest.mark.parametrize("attentions", [55, 57, 58])
+def test_attentions_are_two_a_layer(attentions: int) -> None:
+    """LongCat-Flash's class counts attentions in num_hidden_layers."""
+    config = bundled("meituan-longcat--LongCat-Flash-Chat")
+    for left in (56, ...):
+        counted = read(changed(config, num_layers=28, num_hidden_layers=left))
+        assert counted.linears(ONE) == read(config).linears(ONE)
+    with pytest.raises(
+        ModelError, match=f"num_hidden_layers: {attentions} attentions, two a layer"
+    ):
+        read(changed(config, num_hidden_layers=attentions))

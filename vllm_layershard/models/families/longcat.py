@@ -21,7 +21,7 @@ def build(architecture: str, config: ConfigFile) -> Blueprint:
     Raises:
         ModelError: its config.json is broken or inconsistent.
     """
-    layers = config.integer("num_layers", high=MAX_LAYERS)
+    layers = _layers(config)
     dtype, notes = dtype_of(config)
     experts = config.integer("n_routed_experts", high=MAX_EXPERTS)
     zero_experts = config.integer("zero_expert_num", low=0, high=MAX_EXPERTS)
@@ -53,3 +53,24 @@ def build(architecture: str, config: ConfigFile) -> Blueprint:
         ),
         notes=notes,
     )
+
+
+def _layers(config: ConfigFile) -> int:
+    """Decoder layers: `num_hidden_layers` counts the attentions, two a layer.
+
+    Source: transformers 5, models/longcat_flash/configuration_longcat_flash.py.
+
+    Raises:
+        ModelError: names the key; both are stated and are not of one model.
+    """
+    attentions = config.optional_integer("num_hidden_layers", low=2, high=2 * MAX_LAYERS)
+    if attentions is None:
+        return config.integer("num_layers", high=MAX_LAYERS)
+    layers = config.optional_integer("num_layers", high=MAX_LAYERS)
+    if attentions % 2 or layers not in (None, attentions // 2):
+        config.fail(
+            "num_hidden_layers",
+            f"{attentions} attentions, two a layer, are not those of num_layers = {layers}; leave "
+            "one of the two out",
+        )
+    return attentions // 2

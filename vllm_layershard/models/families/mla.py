@@ -65,10 +65,14 @@ def read_latent(config: ConfigFile, *, compressed: bool = False) -> LatentAttent
 
 def _read(config: ConfigFile, moe: _MoE) -> Blueprint:
     layers = config.integer("num_hidden_layers", high=MAX_LAYERS)
+    hidden = config.integer("hidden_size")
     require_silu(config)
     dtype, notes = dtype_of(config)
     experts, routed = _experts(config, layers)
-    split = {"num_attention_heads": config.integer("num_attention_heads", high=1 << 14)}
+    heads = config.integer("num_attention_heads", high=1 << 14)
+    if hidden % heads and config.get("model_type") == "deepseek_v2":  # Its config class refuses it.
+        config.fail("num_attention_heads", f"{heads} does not divide hidden_size = {hidden:,}")
+    split = {"num_attention_heads": heads}
     mlps: tuple[GatedMlp, ...] = ()
     if not all(routed):
         width = config.integer("intermediate_size")
@@ -88,7 +92,7 @@ def _read(config: ConfigFile, moe: _MoE) -> Blueprint:
                 _attentions(config, layers, partial=moe.partial), routed, strict=True
             )
         ),
-        hidden=config.integer("hidden_size"),
+        hidden=hidden,
         vocab=config.integer("vocab_size", high=1 << 26),
         dtype=dtype,
         split=tuple(SplitSize(key, size) for key, size in split.items()),
@@ -177,8 +181,17 @@ class _Sparse(NamedTuple):
 
 
 def _sparse(config: ConfigFile, layers: int) -> _Sparse | None:
-    """Source: vLLM 0.32, models/deepseek_v2.py, `DeepseekV2MLAAttention` (`_skip_topk`)."""
+    """Source: vLLM 0.32, models/deepseek_v2.py, `DeepseekV2MLAAttention` (`_skip_topk`).
+
+    And model_executor/models/config.py, `DeepseekV32ForCausalLM`, which asserts `index_topk`.
+    """
     topk = config.optional_integer("index_topk")
+    if topk is None and config.get("model_type") == "deepseek_v32":
+        config.fail(
+            "index_topk",
+            "is missing, and vLLM refuses a model of this architecture without it; write it into "
+            "config.json",
+        )
     if topk is None:
         return None
     every = config.optional_integer("index_topk_freq", high=MAX_LAYERS) or 1

@@ -114,6 +114,11 @@ CASES = {f"tied {name}": case for name, case in TIES.items()} | {
     "qkv-bias": Case(LLAMA, SMALL | {"qkv_bias": True}, ONE),
     "no-qkv-bias": Case(LLAMA, SMALL | {"qkv_bias": False, "attention_bias": True}, ONE),
     "qkv-bias-mistral": Case(MISTRAL_7B, SMALL | {"qkv_bias": True, "head_dim": 64}, ONE),
+    "LLaMA": Case(LLAMA, SMALL | {"architectures": ["LLaMAForCausalLM"]}, ONE),
+    "half": Case(bundled(LLAMA, dtype=..., torch_dtype="half"), SMALL, ONE),
+    "float": Case(bundled(LLAMA, dtype=..., torch_dtype="float"), SMALL, ONE),
+    "double": Case(bundled(LLAMA, dtype="double", torch_dtype=...), SMALL, ONE),
+    "float64": Case(bundled(LLAMA, dtype="float64", torch_dtype=...), SMALL, ONE),
     "first-dense-v2": Case(bundled(V2, first_k_dense_replace=...), without_first(LATENT), ONE),
     "first-dense-v3": Case(bundled(V3, first_k_dense_replace=...), without_first(LATENT), ONE),
     "first-dense-glm-4.7": Case(
@@ -153,6 +158,12 @@ CASES = {f"tied {name}": case for name, case in TIES.items()} | {
         ((1, 1, False),),
     ),
     "floor-heads-qwen2": Case(QWEN2_5_72B, SMALL | {"num_attention_heads": 24}, ((1, 1, False),)),
+    "longcat-attentions": Case(
+        bundled("meituan-longcat--LongCat-Flash-Chat", num_layers=...),
+        {key: value for key, value in LONGCAT.items() if key != "num_layers"}
+        | {"num_hidden_layers": 6},
+        ONE,
+    ),
     "all-windows": Case(
         QWEN2_5_72B, SMALL | {"use_sliding_window": True, "max_window_layers": 0}, ONE
     ),
