@@ -38,6 +38,11 @@ class Patch:
     wrap: Callable[[Callable[..., Any]], Callable[..., Any]]
 
     @property
+    def host(self) -> str:
+        """The package that has it, whose versions `versions` are."""
+        return self.module.partition(".")[0]
+
+    @property
     def symbol(self) -> str:
         """The dotted name of what is replaced."""
         return ".".join(filter(None, (self.module, self.owner, self.attribute)))
@@ -87,8 +92,8 @@ class Patch:
         found = getattr(self._owner(), self.attribute, None)
         if found is None:
             raise HostError(
-                f"vllm has no {self.symbol}: this version of vllm-layershard was written for vllm "
-                f"{self.versions}; install one of these, or a newer vllm-layershard"
+                f"{self.host} has no {self.symbol}: this version of vllm-layershard was written "
+                f"for {self.host} {self.versions}; install one of these, or a newer vllm-layershard"
             )
         return found  # type: ignore[no-any-return]
 
@@ -102,8 +107,8 @@ class Patch:
             return getattr(module, self.owner) if self.owner else module
         except (ImportError, AttributeError):
             raise HostError(
-                f"vllm has no {self.module}.{self.owner}: this version of vllm-layershard was "
-                f"written for vllm {self.versions}; install one of these, or a newer "
+                f"{self.host} has no {self.module}.{self.owner}: this version of vllm-layershard "
+                f"was written for {self.host} {self.versions}; install one of these, or a newer "
                 "vllm-layershard"
             ) from None
 

@@ -1,8 +1,9 @@
 """What layer sharding replaces in vLLM: two symbols, each inert for a config without our keys.
 
 docs/patches.md has all that is replaced. Others stand in reload/guard.py (two, in a worker whose
-model is sharded), exchange/construction.py (one, while a model with a token exchange is built) and
-cpu_dp.py (three, for data parallelism on a CPU).
+model is sharded), inductor.py (one of torch, in a worker whose model is compiled),
+exchange/construction.py (one, while a model with a token exchange is built) and cpu_dp.py (three,
+for data parallelism on a CPU).
 """
 
 from __future__ import annotations
@@ -42,15 +43,19 @@ def _sharding_model(original: Callable[..., Any]) -> Callable[..., Any]:
             return model_config is not vllm_config.model_config or not is_served_model(model_config)
 
         config, ffn = requested(vllm_config), ffn_requested(vllm_config)
-        if config is not None and not is_other():
+        if (config is None and ffn is None) or is_other():
+            return construct()
+        from vllm_layershard.hosts.inductor import remember_writers
+
+        remember_writers(vllm_config)
+        if config is not None:
             from vllm_layershard.hosts.model import build
 
             return build(config, vllm_config, construct, ffn)
-        if ffn is not None and not is_other():
-            from vllm_layershard.hosts.ffn.model import build_split
+        assert ffn is not None
+        from vllm_layershard.hosts.ffn.model import build_split
 
-            return build_split(ffn, vllm_config, construct)
-        return construct()
+        return build_split(ffn, vllm_config, construct)
 
     return initialize_model
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from hosted.child import run_child
-from vllm_layershard.hosts import cpu_dp
+from vllm_layershard.hosts import cpu_dp, inductor
 from vllm_layershard.hosts import patches as install
 from vllm_layershard.hosts.exchange import construction
 from vllm_layershard.hosts.reload import guard
@@ -22,7 +22,10 @@ def test_the_table_in_the_docs_is_the_patches():
     expected = [
         (f"`{patch.symbol}`", patch.versions, f"`{entry}`", patch.reason, patch.removal)
         for entry, patches in (
-            ("layershard", (*install.PATCHES, *guard.PATCHES, *construction.PATCHES)),
+            (
+                "layershard",
+                (*install.PATCHES, *guard.PATCHES, *construction.PATCHES, *inductor.PATCHES),
+            ),
             ("layershard_cpu_dp", cpu_dp.PATCHES),
         )
         for patch in patches
