@@ -25,16 +25,31 @@ _USER: Final = re.compile(
 """A URL as far as it names a user, with two slashes or with the one that a path leaves of them."""
 
 
-def without_users(text: str) -> str:
-    """The text without the user and the password of any URL in it."""
-    return _USER.sub(r"\1", text) if ":/" in text else text
+_QUERY: Final = re.compile(r"(?<=[^\s'\"(])[?#&;][^\s'\"=]*=[^\s'\"]*")
+"""What is asked for behind a name or an address: `?token=...`."""
+
+_VALUE: Final = re.compile(
+    r"((?:token|passwd|password|secret|signature|api_?key|access_?key)=)[^\s'\"]+", re.IGNORECASE
+)
+
+_TOKEN: Final = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
+"""A token of the Hub."""
+
+
+def without_secrets(text: str) -> str:
+    """The text without what may be secret: a URL's user and password, a query, a token."""
+    if ":/" in text:
+        text = _USER.sub(r"\1", text)
+    if "=" in text:
+        text = _VALUE.sub(r"\1...", _QUERY.sub("?...", text))
+    return _TOKEN.sub("hf_...", text) if "hf_" in text else text
 
 
 class LayerShardError(Exception):
-    """Base of all errors that a user can cause and mend. No message holds a URL's password."""
+    """Base of all errors that a user can cause and mend. No message holds a secret."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(without_users(message))
+        super().__init__(without_secrets(message))
 
 
 class ConfigError(LayerShardError):

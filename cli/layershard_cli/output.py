@@ -10,7 +10,7 @@ import os
 import sys
 from typing import Any, TextIO
 
-from vllm_layershard.errors import without_users
+from vllm_layershard.errors import without_secrets
 
 _LONGEST = 4000
 
@@ -51,9 +51,9 @@ def emit_json(document: dict[str, Any]) -> None:
 def printable(text: str) -> str:
     """The text with every character escaped that a terminal would act on rather than show.
 
-    Without the password of a URL, too, which a message may quote.
+    Without the secrets of a URL or a name, too, which a message may quote.
     """
-    text = without_users(text)
+    text = without_secrets(text)
     if text.isprintable():
         return text
     return "".join(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from console import complaint, layershard, said
-from vllm_layershard.errors import ConfigError, ModelError, without_users
+from vllm_layershard.errors import ConfigError, ModelError, without_secrets
 from vllm_layershard.models import bundled_names
 
 PASSWORD = "CanaryPassword"
@@ -47,6 +47,58 @@ def test_no_url_is_repeated_with_its_password(command: list[str]) -> None:
         assert PASSWORD not in ended.stdout + ended.stderr, url
 
 
+NAMED = [
+    f"org/name?token={PASSWORD}",
+    f"org/name?revision=main&token={PASSWORD}",
+    f"org/name#token={PASSWORD}",
+    f"org/name?{PASSWORD}=1",
+    f"org/of/names?token={PASSWORD}",
+    f"./name.json?token={PASSWORD}",
+    f"./name/token={PASSWORD}",
+    f"./name/API_KEY={PASSWORD}/config.json",
+    f"https:/host/model?X-Signature={PASSWORD}",
+]
+IN_A_MODEL = [
+    f"org/name?{PASSWORD}",
+    f"org/name?token={PASSWORD} {PASSWORD}",
+    f"org/name@{PASSWORD}",
+    f"bob:{PASSWORD}@org/name",
+    f"token={PASSWORD}",
+    f"org/name%3Ftoken%3D{PASSWORD}",
+]
+
+
+READS = [command for command in SAYS if "--html" not in command]
+"""Those to which a name is not that of a file to be written."""
+
+
+@pytest.mark.parametrize("command", READS, ids=" ".join)
+def test_no_query_of_a_name_is_repeated(command: list[str]) -> None:
+    """Its keys and its values: both may hold a secret."""
+    of_models = "--model" in command and command[command.index("--model") + 1] == "{}"
+    for name in [*NAMED, *IN_A_MODEL] if of_models else NAMED:
+        ended = layershard(*(word.format(name) if "{}" in word else word for word in command))
+        assert ended.code in (2, 3), name
+        assert PASSWORD not in ended.stdout + ended.stderr, name
+
+
+@pytest.mark.parametrize("command", READS, ids=" ".join)
+def test_no_token_of_the_hub_is_repeated(
+    command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    token = "hf_CanaryTokenOf34CharactersInAll"
+    for name in (token, f"org/{token}", f"./{token}/config.json"):
+        ended = layershard(*(word.format(name) if "{}" in word else word for word in command))
+        assert ended.code in (2, 3), name
+        assert token not in ended.stdout + ended.stderr, name
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_no_error_of_the_library_holds_a_query(name: str) -> None:
+    assert PASSWORD not in str(ModelError(f"{name}: no such file; give {name!r}"))
+
+
 @pytest.mark.parametrize("url", USERS)
 def test_no_error_of_the_library_holds_a_password(url: str) -> None:
     assert PASSWORD not in str(ModelError(f"{url}: no such file; give {url!r}"))
@@ -59,11 +111,14 @@ def test_no_error_of_the_library_holds_a_password(url: str) -> None:
         "hub:organisation/model@main",
         "https://huggingface.co/a/b has organisation/model@main",
         "@/home/x.json: is a pipe",
+        "hf_quant_config.json beside it; did you mean quant_algo?",
+        "max_num_batched_tokens=8192 of hf_config: --max-model-len=4096",
+        "hidden_size = 5,120; is it? (x=1)",
         "",
     ],
 )
 def test_what_names_no_user_is_left_as_it_is(text: str) -> None:
-    assert without_users(text) == text
+    assert without_secrets(text) == text
     assert str(ConfigError(text)) == text
 
 

@@ -26,6 +26,8 @@ _BUNDLED = Path(__file__).parents[1] / "configs"
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 
 
+_PLAIN: Final = re.compile(r"[\w./ -]*")
+
 _URL: Final = re.compile(r"\s*[A-Za-z][A-Za-z0-9+.-]*://")
 
 _NEAR: Final = 0.8
@@ -76,8 +78,9 @@ def find(name: str, *, offline: bool = False) -> FoundModel:
     full = _bundled_name(name)
     if full is None and not _REPOSITORY.fullmatch(name):
         raise UnknownModelError(
-            f"{name!r} is neither a path, nor a bundled model ({', '.join(bundled_names())}), nor "
-            f"a Hub name such as 'organisation/model'{_near(name)}"
+            f"{_shown(name)!r} is neither a path, nor a bundled model "
+            f"({', '.join(bundled_names())}), nor a Hub name such as 'organisation/model'"
+            f"{_near(name)}"
         )
     cached = _cached(full or name)
     if cached is not None:
@@ -88,6 +91,13 @@ def find(name: str, *, offline: bool = False) -> FoundModel:
         return _fetched(name, offline)
     except UnknownModelError as error:
         raise UnknownModelError(f"{error}{_near(name)}") from error.__cause__
+
+
+def _shown(name: str) -> str:
+    """As much of a wrong name as is like a name: a query or a user may hold a secret."""
+    kept = _PLAIN.match(name)
+    assert kept is not None, "it matches nothing, too"
+    return name if kept.end() == len(name) else f"{kept[0]}..."
 
 
 def _near(name: str) -> str:
