@@ -177,8 +177,13 @@ class Hardware:
         """
         if self.nics is None:
             return spread.least_in_a_domain
-        node = min(self.host_size or self.node_size, self.node_size, key=lambda size: size.value)
-        return self.nics.value / node.value * spread.least_in_a_domain
+        return self.nics.value / self.devices_a_node * spread.least_in_a_domain
+
+    @property
+    def devices_a_node(self) -> int:
+        """Devices of one node, which has one operating system."""
+        domain = self.node_size
+        return int(min(self.host_size or domain, domain, key=lambda size: size.value).value)
 
     @property
     def to_one_peer(self) -> float | None:

@@ -121,16 +121,15 @@ def require_one_node(sharding: Sharding, hardware: Hardware) -> None:
     """
     if sharding.transport_name != "pull":
         return
-    domain = hardware.node_size
-    node = min(hardware.host_size or domain, domain, key=lambda size: size.value)
-    one_node = replace(hardware, node_size=node)
+    node = hardware.devices_a_node
+    one_node = replace(hardware, node_size=hardware.node_size._replace(value=node))
     for group in sharding.groups:
         spread = spread_of(group, one_node)
         if spread.domains > 1:
             raise PlanError(
                 f"{KEY}: {spread.ranks} ranks that pull from each other lie on {spread.domains} "
-                f"nodes of {node.value:.0f} {hardware.name}, and a rank reads the memory of its "
-                f"own node only; {_instead(sharding, int(node.value))}"
+                f"nodes of {node} {hardware.name}, and a rank reads the memory of its "
+                f"own node only; {_instead(sharding, node)}"
             )
 
 

@@ -96,7 +96,7 @@ def plan_model(
         *notes,
         *warnings_on(sharding, device),
         *warnings_on_load(sharding, device, expected.batches["decode"], kv_cache_dtype),
-        *(launch_warnings(sharding) if may_fit(expected.fit) else ()),
+        *(launch_warnings(sharding, device) if may_fit(expected.fit) else ()),
     )
     return PlanResult(sharding, expected, evidence, kv_cache_dtype, warnings)
 

@@ -1,4 +1,4 @@
-"""The command that launches a plan, `vllm serve`."""
+"""The commands that launch a plan, `vllm serve` on each node."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from vllm_layershard.config import KEY, LayerShardConfig
-from vllm_layershard.estimate import PhaseName
+from vllm_layershard.estimate import Hardware, PhaseName
 from vllm_layershard.models import Batch, Sharding
+
+if TYPE_CHECKING:
+    from vllm_layershard.planner.node_launch import NodeLaunch
 
 _SEQUENCES: Final = 256
 """That vLLM decodes at once on every device where nobody says; on some it is more.
@@ -42,23 +45,28 @@ def additional_config(config: LayerShardConfig, ffn: int = 1) -> str:
     return json.dumps({KEY: value, FFN_KEY: ffn})
 
 
-def launch_command(
-    sharding: Sharding, kv_cache_dtype: str, batches: Mapping[PhaseName, Batch]
-) -> str:
-    """A command to copy, quoted for a POSIX shell.
+def launch_commands(
+    sharding: Sharding,
+    kv_cache_dtype: str,
+    batches: Mapping[PhaseName, Batch],
+    hardware: Hardware,
+) -> tuple[str, ...]:
+    """A command to copy for each node, quoted for a POSIX shell; those after the first add to it.
 
     vLLM's own bound on a forward depends on the device, and the plan's forwards may exceed it.
     """
-    layout = sharding.deployment.layout
+    layout, nodes = sharding.deployment.layout, _nodes(sharding, hardware)
     words = ["vllm", "serve", _servable(sharding)]
     for flag, size in (
         ("--tensor-parallel-size", layout.tp),
-        ("--data-parallel-size", layout.dp),
+        ("--data-parallel-size", 1 if nodes is not None and nodes.apart else layout.dp),
         ("--prefill-context-parallel-size", layout.pcp),
         ("--pipeline-parallel-size", layout.pp),
     ):
         if size > 1:
             words += [flag, str(size)]
+    if nodes is not None:
+        words += nodes.shared
     if sharding.deployment.ep:
         words.append("--enable-expert-parallel")
     if kv_cache_dtype != "auto":
@@ -73,7 +81,17 @@ def launch_command(
     if sharding.config.token_exchange:
         words.append("--enforce-eager")  # a compiled exchange is refused: hosts/exchange/excluded
     words += ["--additional-config", additional_config(sharding.config, sharding.deployment.ffn)]
-    return shlex.join(words)
+    first = shlex.join(words)
+    return (first, *(f"{first} {shlex.join(more)}" for more in (nodes.added if nodes else ())))
+
+
+def _nodes(sharding: Sharding, hardware: Hardware) -> NodeLaunch | None:
+    """Of a deployment that one node has no room for."""
+    if sharding.deployment.layout.world_size <= hardware.devices_a_node:
+        return None
+    from vllm_layershard.planner.node_launch import launch_on_nodes  # seldom needed
+
+    return launch_on_nodes(sharding, hardware)
 
 
 def _servable(sharding: Sharding) -> str:
@@ -86,11 +104,24 @@ def _servable(sharding: Sharding) -> str:
     return str(path.parent) if path.name == "config.json" else PLACEHOLDER
 
 
-def launch_warnings(sharding: Sharding) -> tuple[str, ...]:
+def launch_warnings(sharding: Sharding, hardware: Hardware) -> tuple[str, ...]:
     """What the user has to fill in."""
+    return (*_on_model(sharding), *_on_nodes(sharding, hardware))
+
+
+def _on_model(sharding: Sharding) -> tuple[str, ...]:
     if _servable(sharding) != PLACEHOLDER:
         return ()
     return (
         f"the launch command says {PLACEHOLDER} where vLLM wants the model's directory: "
         f"{sharding.model.name} is not called config.json, so its folder may hold another model",
     )
+
+
+def _on_nodes(sharding: Sharding, hardware: Hardware) -> tuple[str, ...]:
+    nodes = _nodes(sharding, hardware)
+    if nodes is None:
+        return ()
+    from vllm_layershard.planner.node_launch import notes_on
+
+    return notes_on(nodes, sharding, hardware)

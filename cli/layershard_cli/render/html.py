@@ -65,7 +65,7 @@ def page(result: PlanResult, points: Sequence[Point]) -> str:
         f'<p id="verdict"><strong>{escape(forecast.verdict)}</strong> '
         f"(estimate for {escape(forecast.hardware.name)})</p>"
     )
-    launch = [] if result.launch is None else [verdict, f"<pre>{escape(result.launch)}</pre>"]
+    launch = [verdict, *_commands(result.launches)] if result.launches else []
     body = [
         f"<h1>{escape(title)}</h1>",
         f"<p>{escape(sharding.model.architecture)}, {sharding.model.num_layers} layers, "
@@ -101,6 +101,19 @@ def page(result: PlanResult, points: Sequence[Point]) -> str:
         f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n"
         f"<body>\n{chr(10).join(body)}\n</body></html>\n"
     )
+
+
+def _commands(launches: Sequence[str]) -> list[str]:
+    first = f"<pre>{escape(launches[0])}</pre>"
+    if len(launches) == 1:
+        return [first]
+    from layershard_cli.render.nodes import further_nodes  # seldom needed
+
+    lines = escape("\n".join(further_nodes(launches)))
+    return [
+        f"<p>On the first of {len(launches)} nodes:</p>{first}",
+        f"<p>On the others the same command, followed by what stands here:</p><pre>{lines}</pre>",
+    ]
 
 
 def _exchange(result: PlanResult) -> list[str]:

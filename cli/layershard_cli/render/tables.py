@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from layershard_cli.output import emit
@@ -75,9 +75,21 @@ def print_plan(result: PlanResult, *, timeline: bool = False, ledger: bool = Fal
         sheet.line(f"  - {assumption}")
     for warning in result.warnings:
         sheet.note(warning)
-    if result.launch is not None:
-        sheet.line("Launch:")
-        emit(result.launch)
+    _print_launch(sheet, result.launches)
+
+
+def _print_launch(sheet: Sheet, launches: Sequence[str]) -> None:
+    """The first node's command, and what further nodes add to it."""
+    nodes = len(launches)
+    if launches:
+        sheet.line("Launch:" if nodes == 1 else f"Launch, on the first of {nodes} nodes:")
+        emit(launches[0])
+    if nodes > 1:
+        from layershard_cli.render.nodes import further_nodes  # seldom needed
+
+        sheet.line("On the others the same command, followed by what stands here:")
+        for line in further_nodes(launches):
+            emit(line)
 
 
 def _on_dense_mlps(sharding: Sharding) -> Iterator[tuple[str, str]]:

@@ -10,7 +10,7 @@ from vllm_layershard.estimate.capacity import capacity, may_fit
 from vllm_layershard.models import Evidence, Sharding
 from vllm_layershard.planner.paying import PREFILL, failures_of, phases_of
 from vllm_layershard.planner.results.document import document_of
-from vllm_layershard.planner.serve_command import launch_command
+from vllm_layershard.planner.serve_command import launch_commands
 
 if TYPE_CHECKING:
     from vllm_layershard.estimate.pareto import Point
@@ -40,6 +40,7 @@ _SECTIONS: Final = (
     "basis",
     "groups",
     "launch",
+    "launches",
     "warnings",
 )
 """The keys of the document, each an attribute of the result."""
@@ -151,10 +152,13 @@ class PlanResult(NamedTuple):
 
     @property
     def launch(self) -> str | None:
-        """The command that serves the plan; None where the weights do not fit."""
-        if not may_fit(self.forecast.fit):
-            return None
-        return launch_command(self.planned, self.kv_cache_dtype, self.forecast.batches)
+        """The first command that serves the plan; None where the weights do not fit."""
+        return next(iter(self.launches), None)
+
+    @property
+    def launches(self) -> tuple[str, ...]:
+        """A command for each node: the first one's, and what others add. Empty without a fit."""
+        return _launches(self.planned, self.kv_cache_dtype, self.forecast)
 
     @property
     def room_tokens(self) -> int | None:
@@ -191,6 +195,12 @@ class PlanResult(NamedTuple):
     def document(self) -> dict[str, Any]:
         """`layershard plan --json`: plain data of JSON's types."""
         return document_of(self, _SECTIONS)
+
+
+def _launches(planned: Sharding, kv_cache_dtype: str, expected: Forecast) -> tuple[str, ...]:
+    if not may_fit(expected.fit):
+        return ()
+    return launch_commands(planned, kv_cache_dtype, expected.batches, expected.hardware)
 
 
 def _basis_of(expected: Forecast) -> dict[str, str]:
