@@ -173,6 +173,21 @@ def test_two_engines_of_two_ranks(kind, tmp_path):
 
 
 @TOKENS
+@pytest.mark.timeout(1200)
+def test_compiled_tensor_parallelism(model, prompts, reference, tmp_path):
+    said = both_say(model, prompts, tmp_path, eager=False)
+    assert [answer.token_ids for answer in said] == reference
+
+
+@TOKENS
+@pytest.mark.timeout(1800)
+def test_compiled_pipeline_stages(model, prompts, reference, tmp_path):
+    """9622: five layers on the first stage and four on the second, which starts at no multiple."""
+    said = both_say(model, prompts, tmp_path, layout=Layout(tp=2, pp=2), eager=False)
+    assert [answer.token_ids for answer in said] == reference
+
+
+@TOKENS
 @pytest.mark.timeout(900)
 def test_prefix_caching_and_chunked_prefill(model, prompts, tmp_path):
     arguments = ("--enable-prefix-caching", "--enable-chunked-prefill", "--block-size", "16",

@@ -8,7 +8,7 @@ from vllm_layershard.config import KEY, LayerShardConfig, short
 from vllm_layershard.errors import HostError
 from vllm_layershard.hosts import cpu_dp
 from vllm_layershard.hosts.deployment import launched_as, note_launch, reaches_other_nodes
-from vllm_layershard.hosts.exchange.command import with_published_command
+from vllm_layershard.hosts.exchange.command import stated_with_exchange, with_published_command
 from vllm_layershard.hosts.exchange.excluded import check_exchange
 from vllm_layershard.hosts.exclusions import breaking_lockstep, fine_grained_size
 from vllm_layershard.plan import ParallelLayout, engines_that_share, sharing_layout
@@ -71,8 +71,9 @@ def check(vllm_config: VllmConfig) -> None:
     """Refuse a configuration that cannot be served sharded; runs before any worker starts.
 
     Effect: in a piecewise-compiled model the two ops are made borders of the pieces, so that what
-    is started in one captured graph is not left to be joined in another; and it is noted how many
-    data-parallel ranks were asked for (hosts/deployment.py).
+    is started in one captured graph is not left to be joined in another; it is noted how many
+    data-parallel ranks were asked for (hosts/deployment.py); and an exchange that a variable asks
+    for is written into the key, from which vLLM knows one compiled graph from another.
 
     Raises:
         ConfigError: the value of the key is not valid.
@@ -98,6 +99,9 @@ def check(vllm_config: VllmConfig) -> None:
         cpu_dp.require()
     if config.report_dir is not None:  # last: it makes the directory
         make_writable(config.report_dir)
+    extra = vllm_config.additional_config
+    stated = stated_with_exchange(extra[KEY], config)
+    vllm_config.additional_config = {**extra, KEY: stated}  # the user's own dict is left as it is
     pieces = vllm_config.compilation_config.splitting_ops
     if pieces and vllm_config.device_config.device_type != "cpu":
         pieces.extend(op for op in _OPS if op not in pieces)

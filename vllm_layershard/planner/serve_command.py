@@ -78,8 +78,6 @@ def launch_commands(
     if drafted := sharding.model.drafted:
         speculation = {"method": "mtp", "num_speculative_tokens": drafted}
         words += ["--speculative-config", json.dumps(speculation)]
-    if sharding.config.token_exchange:
-        words.append("--enforce-eager")  # a compiled exchange is refused: hosts/exchange/excluded
     words += ["--additional-config", additional_config(sharding.config, sharding.deployment.ffn)]
     first = shlex.join(words)
     return (first, *(f"{first} {shlex.join(more)}" for more in (nodes.added if nodes else ())))

@@ -53,7 +53,6 @@ def answers(model: Path, cases: list[tuple[dict[str, str], bool, dict[str, Any]]
     A case is its environment, whether vllm-ascend has FlashComm2 there, and its arguments.
     """
     common = {"model": str(model), "tensor_parallel_size": 2, "skip_tokenizer_init": True}
-    common["enforce_eager"] = True
     found: list[Any] = run_child(
         ASKED, json.dumps([(env, own, common | arguments) for env, own, arguments in cases])
     )
@@ -82,6 +81,10 @@ ASKED_FOR = {
     ),
     "explicit": (({}, False, sharding(EXPLICIT)), ["o_proj"]),
     "explicit beside it": ((on("1"), False, sharding(EXPLICIT)), ["o_proj"]),
+    "both alike": (
+        (on("1"), False, sharding({"layers": ["o_proj"], "token_exchange": ["o_proj"]})),
+        ["o_proj"],
+    ),
     "explicitly none": (
         (on("1"), False, sharding({"layers": ["o_proj"], "token_exchange": []})),
         [],
@@ -134,9 +137,6 @@ REFUSED = {
     ),
     "PlanError: layer_sharding.token_exchange: without tensor parallelism": (
         {}, False, sharding(EXPLICIT) | {"tensor_parallel_size": 1, "data_parallel_size": 2},
-    ),
-    "HostError: layer_sharding.token_exchange: a compiled model is not served yet": (
-        {}, False, sharding(EXPLICIT) | {"enforce_eager": False},
     ),
     "HostError: layer_sharding.token_exchange: an adapter's weights are split": (
         {}, False, sharding(EXPLICIT) | {"enable_lora": True},

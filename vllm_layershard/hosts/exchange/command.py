@@ -35,6 +35,8 @@ def with_published_command(stated: Any, config: LayerShardConfig, tp: int) -> La
     if value is None or value.strip() == "0":
         return config
     if isinstance(stated, Mapping) and "token_exchange" in stated:
+        if value.strip() == "1" and config.layers == config.token_exchange == _LAYERS:
+            return config  # both ask for the same, as they do once it is written into the key
         logger.info_once("%s.token_exchange stands: %s is not read", KEY, VARIABLE)
         return config
     if value.strip() != "1":
@@ -63,3 +65,14 @@ def with_published_command(stated: Any, config: LayerShardConfig, tp: int) -> La
         KEY,
     )
     return replace(config, token_exchange=_LAYERS)
+
+
+def stated_with_exchange(stated: Any, config: LayerShardConfig) -> Any:
+    """The key's value, with the exchange that `config` has of the variable written into it.
+
+    vLLM makes the key of its compile cache from what is stated, and knows no variable of ours.
+    """
+    if not config.token_exchange or (isinstance(stated, Mapping) and "token_exchange" in stated):
+        return stated
+    options = stated if isinstance(stated, Mapping) else {"layers": list(config.layers)}
+    return {**options, "token_exchange": list(config.token_exchange)}

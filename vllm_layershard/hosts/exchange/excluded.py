@@ -5,8 +5,6 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from vllm.config import CompilationMode
-
 from vllm_layershard.config import KEY, LayerShardConfig
 from vllm_layershard.errors import HostError, PlanError
 from vllm_layershard.hosts.exchange.command import VARIABLE
@@ -36,13 +34,6 @@ def check_exchange(vllm_config: VllmConfig, config: LayerShardConfig) -> None:
         raise HostError(
             f"{KEY}.token_exchange: an adapter's weights are split as the linear would be, and it "
             "is whole; leave out --enable-lora, or token_exchange"
-        )
-    if vllm_config.compilation_config.mode != CompilationMode.NONE:
-        # Two compiled pipeline stages of two ranks answered with NaN: Inductor had put the router's
-        # product, an op that writes into its argument, behind those that read it.
-        raise HostError(
-            f"{KEY}.token_exchange: a compiled model is not served yet: one layout of it was seen "
-            "to compute wrongly; use --enforce-eager, or leave token_exchange out"
         )
     for setting in splitting_tokens(vllm_config):
         raise HostError(
