@@ -5,7 +5,7 @@ LayerShardError
 +-- PlanError           the configuration is valid, but not for these layers and ranks
 +-- ModelError          a model cannot be planned
 |   +-- UnknownModelError   no such model, path or architecture
-+-- HardwareError       no such hardware profile
++-- HardwareError       no such hardware profile, or a device that cannot serve the model
 +-- HostError           this host, or this host's configuration, cannot shard layers
 |   +-- NodeError           this node has not the memory that ranks could share
 +-- MismatchError       ranks of one group do not agree, or received wrong bytes
@@ -69,7 +69,7 @@ class UnknownModelError(ModelError):
 
 
 class HardwareError(LayerShardError):
-    """No hardware profile of that name."""
+    """No hardware profile of that name, or a device on which vLLM does not serve the model."""
 
 
 class HostError(LayerShardError):

@@ -8,8 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
+from vllm_layershard.errors import ConfigError
 from vllm_layershard.models.blueprint import Blueprint
-from vllm_layershard.models.cache.kv_cache import AttentionCache, CacheDevice, device_cache_dtype
+from vllm_layershard.models.cache.kv_cache import (
+    AttentionCache,
+    CacheDevice,
+    StoredCache,
+    device_cache_dtype,
+    means_auto,
+)
 from vllm_layershard.models.cache.pages import LayerCaches
 from vllm_layershard.models.deployment import Deployment
 from vllm_layershard.models.layer_weights import layer_experts, layer_linears
@@ -23,7 +30,7 @@ _WHOLE: Final = Deployment(ParallelLayout())
 class Model(NamedTuple):
     """One model, from its config.json, on any deployment.
 
-    `stored_cache_dtype`: the cache dtype that its checkpoint asks for, where nobody names one.
+    `stored_cache`: that which its checkpoint asks for, where nobody names one.
     `cache_device`: that whose form of the cache is counted; without a word, Hopper's. `drafted`:
     tokens that each sequence drafts in a step with the model's own draft layers; 0: not loaded.
     """
@@ -32,7 +39,7 @@ class Model(NamedTuple):
     source: str
     architecture: str
     blueprint: Blueprint
-    stored_cache_dtype: str | None = None
+    stored_cache: StoredCache | None = None
     cache_device: CacheDevice = CacheDevice()
     drafted: int = 0
 
@@ -53,11 +60,12 @@ class Model(NamedTuple):
 
     def cache_dtype(self, kv_cache_dtype: str) -> str:
         """What `auto` comes to; every other dtype as it is."""
-        if kv_cache_dtype != "auto":
+        if kv_cache_dtype != "auto" and not means_auto(self.architecture, kv_cache_dtype):
             return kv_cache_dtype
+        if kv_cache_dtype == "auto" and self.stored_cache is not None:
+            return self.stored_cache.dtype
         one = self.blueprint.layers[0][0].attention.cache(self.dtype, tp=1)
-        own = device_cache_dtype(self.architecture, one, self.cache_device)
-        return self.stored_cache_dtype or own or self.dtype
+        return device_cache_dtype(self.architecture, one, self.cache_device) or self.dtype
 
     @property
     def is_moe(self) -> bool:
@@ -118,12 +126,10 @@ class Model(NamedTuple):
 
         Raises:
             ConfigError: a cache dtype that is not known for this model.
+            ModelError: its checkpoint asks for one.
+            HardwareError: no backend of vLLM takes its attention on this device.
         """
-        dtype = self.cache_dtype(kv_cache_dtype)
-        return sum(
-            cache.bytes_per_token(dtype, self.dtype, self.cache_device)
-            for cache in self._caches(layers, deployment)
-        )
+        return sum(_token_bytes(self, kv_cache_dtype, tuple(self._caches(layers, deployment))))
 
     def cache_tokens(
         self, room: int, kv_cache_dtype: str, layers: Sequence[int], deployment: Deployment
@@ -132,11 +138,12 @@ class Model(NamedTuple):
 
         Raises:
             ConfigError: a cache dtype that is not known for this model.
+            ModelError: its checkpoint asks for one.
+            HardwareError: no backend of vLLM takes its attention on this device.
         """
-        dtype = self.cache_dtype(kv_cache_dtype)
         caches = tuple(self._caches(layers, deployment))
         held = LayerCaches(
-            tuple(one.bytes_per_token(dtype, self.dtype, self.cache_device) for one in caches),
+            _token_bytes(self, kv_cache_dtype, caches),
             tuple(one.state_bytes for one in caches if one.state_bytes),
             self.drafted,
         )
@@ -163,3 +170,16 @@ class Model(NamedTuple):
             b.experts.require_split(deployment)
             for layer_id in [i for i in range(self.num_layers) if b.is_routed(i)][:1]:
                 layer_experts(b, layer_id, deployment, rank=0)  # refuses split blocks
+
+
+def _token_bytes(model: Model, asked: str, caches: Sequence[AttentionCache]) -> tuple[int, ...]:
+    dtype, device = model.cache_dtype(asked), model.cache_device
+    stored = model.stored_cache
+    if stored is not None:
+        stored.require_readable(device)
+    try:
+        return tuple(cache.bytes_per_token(dtype, model.dtype, device) for cache in caches)
+    except ConfigError:
+        if asked != "auto" or stored is None:
+            raise
+        raise stored.not_served() from None

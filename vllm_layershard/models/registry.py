@@ -10,7 +10,7 @@ from vllm_layershard.errors import UnknownModelError
 from vllm_layershard.models.blueprint import Blueprint
 from vllm_layershard.models.families.defaults import completed
 from vllm_layershard.models.model import Model
-from vllm_layershard.models.quantization import cache_dtype_of, quantization_of, stated_section
+from vllm_layershard.models.quantization import cache_of, quantization_of, stated_section
 from vllm_layershard.models.sources.config_file import ConfigFile
 from vllm_layershard.models.sources.source import FoundModel, find
 
@@ -113,7 +113,7 @@ def model_of(found: FoundModel) -> Model:
     blueprint = replace(blueprint, quantization=quantization)
     if section is not None:
         blueprint = _matched(section, architecture, blueprint)
-    asked = cache_dtype_of(section, latent=family in _LATENT)
+    asked = cache_of(section, latent=family in _LATENT)
     return Model(found.name, found.source, architecture, blueprint, asked)
 
 

@@ -18,6 +18,7 @@ ONE = Deployment(ParallelLayout())
 INT8 = {"num_bits": 8, "type": "int", "strategy": "channel", "symmetric": True}
 TOKENS = {"num_bits": 8, "type": "int", "strategy": "token", "dynamic": True}
 FP8 = {"num_bits": 8, "type": "float", "strategy": "channel", "symmetric": True}
+SCHEME = FP8 | {"strategy": "tensor"}
 QUARK_TENSOR = {"dtype": "fp8_e4m3", "qscheme": "per_tensor"}
 QUARK_FP8 = {"weight": QUARK_TENSOR, "input_tensors": QUARK_TENSOR}
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False, "sym": True}
@@ -238,7 +239,7 @@ def test_layouts_that_split_a_group_are_refused(
     [
         (None, "bfloat16", 262_144),
         (
-            compressed("int-quantized", INT8, TOKENS, kv_cache_scheme={"num_bits": 8}),
+            compressed("int-quantized", INT8, TOKENS, kv_cache_scheme=SCHEME),
             "fp8",
             131_072,
         ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple, Protocol
 
-from vllm_layershard.errors import ConfigError
+from vllm_layershard.errors import ConfigError, HardwareError, ModelError
 from vllm_layershard.models.dtypes import DTYPE_BYTES
 
 FP8: Final = ("fp8", "fp8_e4m3")
@@ -20,6 +20,10 @@ _SPELLINGS: Final = {
 _DS_MLA: Final = {"fp8_ds_mla": 656, "nvfp4_ds_mla": 352}
 """One token in the packed forms. `fp8_ds_mla`: 512 fp8, four float32 scales, 64 bf16.
 Source: vLLM 0.32, layers/attention/mla_attention.py, `get_kv_cache_spec`."""
+
+_NVFP4_BLOCK: Final = 16
+"""Elements that share an fp8 scale, two of them to a byte.
+Source: vLLM 0.32, utils/torch_utils.py, `nvfp4_kv_cache_full_dim`."""
 
 _INDEXER_SCALE_BLOCK: Final = 128
 """Elements of the indexer's key that share a float32 scale. Source: deepseek_v2.py, `Indexer`."""
@@ -40,6 +44,34 @@ class CacheDevice(NamedTuple):
     def packs_always(self) -> bool:
         """Whether sparse MLA's cache is packed even where nobody asks for eight bits."""
         return self.capability == 12
+
+    @property
+    def sparse_forms(self) -> tuple[str, ...]:
+        """The caches of sparse MLA that some backend of vLLM takes here.
+
+        Source: vLLM 0.32, `supports_compute_capability` and `supported_kv_cache_dtypes` of
+        v1/attention/backends/mla/*sparse*.py.
+
+        Raises:
+            HardwareError: none takes sparse MLA on this capability.
+        """
+        if self.capability not in (None, 9, 10, 12):
+            raise HardwareError(
+                f"--hardware: no backend of vLLM 0.32 takes this model's sparse MLA on CUDA "
+                f"{self.capability}.x; give a device of compute capability 9.x, 10.x or 12.x"
+            )
+        if self.rocm:
+            return ("auto", *WIDE, *FP8)
+        wide = () if self.packs_always else WIDE
+        return ("auto", *wide, *FP8, "fp8_ds_mla", *(("nvfp4_ds_mla",) * self.is_blackwell))
+
+    @property
+    def has_scales_of_heads(self) -> bool:
+        """Whether a backend reads a cache with a scale for each head: FlashAttention 3 or 4.
+
+        Source: vLLM 0.32, v1/attention/backends/fa_utils.py, `get_flash_attn_version`.
+        """
+        return not self.rocm and self.capability in (None, 9, 10)
 
     def packs(self, kv_cache_dtype: str) -> bool:
         """Whether sparse MLA packs a token where an eight-bit cache of this name is asked for.
@@ -77,9 +109,24 @@ class HeadsCache(NamedTuple):
     state_bytes: int = 0
 
     def bytes_per_token(self, kv_cache_dtype: str, dtype: str, device: CacheDevice) -> int:
-        """Source: vLLM 0.32, v1/kv_cache_interface.py, `FullAttentionSpec.page_size_bytes`."""
-        element = _element_bytes(kv_cache_dtype, dtype, FP8)
+        """Source: vLLM 0.32, v1/kv_cache_interface.py, `FullAttentionSpec.page_size_bytes`, and
+        v1/attention/backends/flashinfer.py, `customize_spec`, for nvfp4.
+        """
+        if kv_cache_dtype == "nvfp4" and self._has_nvfp4(device):
+            of_a_head = sum(d // 2 + d // _NVFP4_BLOCK for d in (self.key_dim, self.value_dim))
+            return self.heads * of_a_head
+        known = ("auto", *WIDE, *FP8, *(("nvfp4",) * self._has_nvfp4(device)))
+        element = _element_bytes(kv_cache_dtype, dtype, known)
         return self.heads * (self.key_dim + self.value_dim) * element
+
+    def _has_nvfp4(self, device: CacheDevice) -> bool:
+        """Source: vLLM 0.32, flashinfer.py, `supports_kv_cache_dtype`, `supports_combination`."""
+        sizes = (128, 256, 512) if device.capability in (8, 9, 12) else (64, 128, 256, 512)
+        return (
+            device.capability in (8, 9, 10, 12)
+            and self.key_dim == self.value_dim
+            and self.key_dim in sizes
+        )
 
 
 class LatentCache(NamedTuple):
@@ -97,10 +144,12 @@ class LatentCache(NamedTuple):
 
     def bytes_per_token(self, kv_cache_dtype: str, dtype: str, device: CacheDevice) -> int:
         """Source: vLLM 0.32, mla_attention.py and deepseek_v2.py, `get_kv_cache_spec`."""
+        known = device.sparse_forms if self.sparse else ("auto", *WIDE, *FP8)
+        if self.sparse and not self._can_be_packed:
+            known = ("auto", *WIDE)
         per_token = self._packed_bytes(kv_cache_dtype, device)
-        if per_token is None:
-            fp8 = FP8 if not self.sparse or self._can_be_packed else ()
-            element = _element_bytes(kv_cache_dtype, dtype, fp8)
+        if per_token is None or kv_cache_dtype not in known:
+            element = _element_bytes(kv_cache_dtype, dtype, known)
             per_token = (self.kv_lora + self.rope) * element
         scales = self.indexer_dim // _INDEXER_SCALE_BLOCK * DTYPE_BYTES["float32"]
         return per_token + self.indexer_dim + scales
@@ -114,8 +163,7 @@ class LatentCache(NamedTuple):
         form = kv_cache_dtype
         if form in FP8 and device.packs(form):
             form = "fp8_ds_mla"
-        known = self._can_be_packed and (form != "nvfp4_ds_mla" or device.is_blackwell)
-        return _DS_MLA.get(form) if known else None
+        return _DS_MLA.get(form) if self._can_be_packed else None
 
 
 class StateCache(NamedTuple):
@@ -126,6 +174,45 @@ class StateCache(NamedTuple):
     def bytes_per_token(self, kv_cache_dtype: str, dtype: str, device: CacheDevice) -> int:
         """None."""
         return 0
+
+
+class StoredCache(NamedTuple):
+    """The cache that a checkpoint asks for: its dtype, and the key that says so.
+
+    `by_head`: its scales are those of single heads.
+    """
+
+    dtype: str
+    place: str
+    by_head: bool = False
+
+    def not_served(self) -> ModelError:
+        """The error where no attention of the model keeps such a cache on its device."""
+        return ModelError(
+            f"{self.place}: asks for a cache in {self.dtype}, which vLLM 0.32 has not for this "
+            "model's attention on this device; give another --kv-cache-dtype, such as fp8"
+        )
+
+    def require_readable(self, device: CacheDevice) -> None:
+        """Refuse scales that no backend of the device reads, whichever cache is asked for.
+
+        Raises:
+            HardwareError: names the key.
+        """
+        if self.by_head and not device.has_scales_of_heads:
+            on = "ROCm" if device.rocm else f"CUDA {device.capability}.x"
+            raise HardwareError(
+                f"{self.place}: strategy attn_head, scales of single heads: vLLM 0.32 reads them "
+                f"on compute capability 9.x and 10.x, not on {on}; give another --hardware"
+            )
+
+
+def means_auto(architecture: str, kv_cache_dtype: str) -> bool:
+    """Whether a class takes this dtype for `auto`, whatever its checkpoint asks for.
+
+    Source: vLLM 0.32, model_executor/models/config.py, `DeepseekV32ForCausalLM`.
+    """
+    return architecture == "DeepseekV32ForCausalLM" and kv_cache_dtype == "bfloat16"
 
 
 def device_cache_dtype(architecture: str, cache: AttentionCache, device: CacheDevice) -> str | None:
@@ -140,14 +227,16 @@ def device_cache_dtype(architecture: str, cache: AttentionCache, device: CacheDe
     return "fp8_ds_mla" if sparse and device.packs_always else None
 
 
-def _element_bytes(kv_cache_dtype: str, dtype: str, fp8: tuple[str, ...]) -> int:
-    if kv_cache_dtype == "auto":
-        return DTYPE_BYTES[dtype]
-    if kv_cache_dtype in WIDE:
-        return DTYPE_BYTES[kv_cache_dtype]
-    if kv_cache_dtype in fp8:
-        return 1
-    known = ("auto", *WIDE, *(fp8 or ("fp8_ds_mla",)))
+def _element_bytes(kv_cache_dtype: str, dtype: str, known: tuple[str, ...]) -> int:
+    """`known`: what this attention takes.
+
+    Raises:
+        ConfigError: another dtype.
+    """
+    if kv_cache_dtype in known:
+        if kv_cache_dtype in FP8:
+            return 1
+        return DTYPE_BYTES[dtype if kv_cache_dtype == "auto" else kv_cache_dtype]
     meant = _SPELLINGS.get(kv_cache_dtype.lower(), kv_cache_dtype.lower())
     said = f"; did you mean {meant}?" if meant in known else ""
     raise ConfigError(

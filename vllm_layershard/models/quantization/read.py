@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, Final
 
+from vllm_layershard.models.cache.kv_cache import StoredCache
 from vllm_layershard.models.quantization.choice import Nothing, Quantization
 from vllm_layershard.models.quantization.names import names_of
 from vllm_layershard.models.sources.config_file import ConfigFile, shown
@@ -138,29 +139,17 @@ _ALONE: Final = ("FP8", "FP8_PER_CHANNEL_PER_TOKEN", "FP8_PB_WO", "NVFP4")
 """Algorithms of Model Optimizer's older, nested form, which states no method."""
 
 
-def cache_dtype_of(section: ConfigFile | None, *, latent: bool) -> str | None:
-    """The cache dtype that a checkpoint asks for where nobody names one; None: the model's.
+def cache_of(section: ConfigFile | None, *, latent: bool) -> StoredCache | None:
+    """The cache that a checkpoint asks for where nobody names one; None: the model's dtype.
 
     `latent`: MLA, whose attention does not look at what compressed-tensors states.
-    Source: vLLM 0.32, utils/torch_utils.py, `get_kv_cache_quant_algo_string`;
-    layers/attention/attention.py, `Attention.__init__`.
 
     Raises:
-        ModelError: a value of the wrong type.
+        ModelError: names the key that vLLM refuses.
     """
     method = method_of(section) if section is not None else ""
-    if section is None or not method:
+    if section is None or method not in ("modelopt", "compressed-tensors", "quark"):
         return None
-    if method == "compressed-tensors":
-        return "fp8" if section.get("kv_cache_scheme") is not None and not latent else None
-    if method != "modelopt":
-        return None
-    places = (section.section("quantization") or section, section)
-    keys = ("kv_cache_scheme", "kv_cache_quant_algo")
-    asked = next((v for key in keys for place in places if (v := place.get(key))), None)
-    if isinstance(asked, dict):
-        kind = (asked.get("type"), asked.get("num_bits"), asked.get("dynamic"))
-        return "fp8" if kind == ("float", 8, False) else "nvfp4" if kind[1] == 4 else None
-    if asked is not None and not isinstance(asked, str):
-        section.fail("kv_cache_quant_algo", f"{shown(asked)} is not a string")
-    return {"FP8": "fp8_e4m3", "NVFP4": "nvfp4"}.get((asked or "").upper())
+    from vllm_layershard.models.quantization.cache_scheme import stored_cache_of  # few state one
+
+    return stored_cache_of(section, method, latent=latent)
