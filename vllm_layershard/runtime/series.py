@@ -19,7 +19,8 @@ from vllm_layershard.runtime.ranks.first_arrivals import FirstArrivals
 from vllm_layershard.runtime.ranks.group import Group
 from vllm_layershard.runtime.slots import SlotPool
 from vllm_layershard.runtime.stats import Counters
-from vllm_layershard.runtime.transport import Ticket, Transport
+from vllm_layershard.runtime.transport import Transport
+from vllm_layershard.runtime.transport.under_way import UnderWay
 from vllm_layershard.runtime.weights import Weights
 
 
@@ -45,10 +46,7 @@ class ShardedSeries:
         self.on_renewed: Callable[[int, int], None] = lambda position, fingerprint: None
         self._weights = weights
         self._first_arrivals = first_arrivals
-        self._arriving: list[Ticket | None] = [None] * len(plan.series)
-        """By position: a movement that has started and was not waited for yet."""
-        self._occupant: list[int | None] = [None] * plan.schedule.num_slots
-        """The position that each slot holds or is receiving; None before its first movement."""
+        self._under_way = UnderWay(plan, group)
 
     @property
     def name(self) -> str:
@@ -80,12 +78,11 @@ class ShardedSeries:
     @property
     def in_flight(self) -> tuple[int, ...]:
         """The positions that have started to move and were not waited for yet."""
-        return tuple(p for p, ticket in enumerate(self._arriving) if ticket is not None)
+        return self._under_way.positions
 
     def has_started(self, position: int) -> bool:
         """Whether the position's weight is where its linear reads it, or on its way there."""
-        slots = self.plan.schedule.slot
-        return not slots or self._occupant[slots[position]] == position
+        return self._under_way.has_started(position)
 
     def owns(self, position: int) -> bool:
         """Whether this rank stores the position's whole weight."""
@@ -108,19 +105,8 @@ class ShardedSeries:
         if position == 0:
             self.counters.forwards += 1
             self.transport.begin()
-        schedule = self.plan.schedule
-        for ahead in schedule.launches[position]:
-            slot = schedule.slot[ahead]
-            before = self._occupant[slot]
-            if before is not None and self._arriving[before] is not None:
-                # A forward that skips a linear (vllm-ascend's dummy batches) never waits for it:
-                # two movements into one slot must not overlap.
-                self._await(before)
-            try:
-                self._arriving[ahead] = self.transport.start(ahead, slot)
-            except RuntimeError as error:
-                raise self.group.lost_layer(self.plan, ahead, error) from error
-            self._occupant[slot] = ahead
+        for ahead in self.plan.schedule.launches[position]:
+            self._under_way.start(ahead, self.transport)
             self.counters.launches += 1
 
     def wait(self, position: int) -> None:
@@ -133,9 +119,9 @@ class ShardedSeries:
         assert self.has_started(position), (
             f"{self.plan.layer_name(position)} is waited for but was never reached"
         )
-        if self._arriving[position] is not None:
+        if position in self._under_way:
             started = time.perf_counter_ns()
-            self._await(position)
+            self._under_way.wait(position)
             self.counters.waited_us += (time.perf_counter_ns() - started) / 1000
             if self._first_arrivals is not None and not self.owns(position):
                 slot = self.plan.schedule.slot[position]
@@ -144,16 +130,6 @@ class ShardedSeries:
         if position == len(self.plan.series) - 1:
             self.on_forward_end()
 
-    def _await(self, position: int) -> None:
-        """Wait for a movement that has started."""
-        ticket = self._arriving[position]
-        assert ticket is not None, f"{self.plan.layer_name(position)} is not in flight"
-        try:
-            ticket.wait()
-        except RuntimeError as error:
-            raise self.group.lost_layer(self.plan, position, error) from error
-        self._arriving[position] = None
-
     def drain(self) -> None:
         """Between two forwards: wait for what the last one has started and never read.
 
@@ -161,7 +137,7 @@ class ShardedSeries:
             TransportError: it did not arrive.
         """
         for position in self.in_flight:
-            self._await(position)
+            self._under_way.wait(position)
 
     def reload(self, position: int, module: nn.Module) -> None:
         """While no rank reads: serve what the module's tensors hold now: see Weights.reload.

@@ -22,6 +22,7 @@ from vllm_layershard.runtime.loading import LoadingSeries
 from vllm_layershard.runtime.ranks.group import RankGroup
 from vllm_layershard.runtime.series import ShardedSeries
 from vllm_layershard.runtime.transport import Ticket
+from vllm_layershard.runtime.transport.under_way import UnderWay
 
 LAYERS = 6
 HERE = torch.device("cpu")
@@ -236,7 +237,8 @@ def test_every_order_that_is_allowed_is_right(
     assert list(faults(scenario, step)) == []
 
 
-ALL = [*deletions(StreamDevice), *deletions(ShardedSeries), *deletions(Ticket)]
+OWNERS = (StreamDevice, ShardedSeries, UnderWay, Ticket)
+ALL = [deletion for owner in OWNERS for deletion in deletions(owner)]
 
 
 @pytest.mark.parametrize("deletion", ALL, ids=str)
@@ -255,10 +257,10 @@ def test_all_waits_and_records_are_found() -> None:
         "StreamDevice.enqueue-record_event-1",
         "StreamDevice.enqueue-record_event-2",
         "StreamDevice.join-wait_event-0",
-        "ShardedSeries.reach-_await-0",
-        "ShardedSeries.wait-_await-0",
-        "ShardedSeries._await-wait-0",
-        "ShardedSeries.drain-_await-0",
+        "ShardedSeries.wait-wait-0",
+        "ShardedSeries.drain-wait-0",
+        "UnderWay.start-wait-0",
+        "UnderWay.wait-wait-0",
         "Ticket.wait-join-0",
     }
 

@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-ORDERING = ("wait_event", "record_event", "join", "wait", "_await")
+ORDERING = ("wait_event", "record_event", "join", "wait")
 """The calls that keep work in order."""
 
 

@@ -1,0 +1,64 @@
+"""UnderWay: the movements of one series that have started, and what each slot holds or receives."""
+
+from __future__ import annotations
+
+from vllm_layershard.plan import SeriesPlan
+from vllm_layershard.runtime.ranks.group import Group
+from vllm_layershard.runtime.transport.base import Ticket, Transport
+
+
+class UnderWay:
+    """Of one series on one rank, from one forward to the next."""
+
+    def __init__(self, plan: SeriesPlan, group: Group) -> None:
+        self._plan = plan
+        self._group = group
+        self._arriving: list[Ticket | None] = [None] * len(plan.series)
+        """By position: a movement that has started and was not waited for yet."""
+        self._occupant: list[int | None] = [None] * plan.schedule.num_slots
+        """The position that each slot holds or is receiving; None before its first movement."""
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """Those that have started to move and were not waited for yet."""
+        return tuple(p for p, ticket in enumerate(self._arriving) if ticket is not None)
+
+    def __contains__(self, position: int) -> bool:
+        return self._arriving[position] is not None
+
+    def has_started(self, position: int) -> bool:
+        """Whether the position's weight is where its linear reads it, or on its way there."""
+        slots = self._plan.schedule.slot
+        return not slots or self._occupant[slots[position]] == position
+
+    def start(self, position: int, transport: Transport) -> None:
+        """Begin to move the position into its slot, behind what its slot still receives.
+
+        Raises:
+            TransportError: a rank of the group is gone, or was not given the weights of a reload.
+        """
+        slot = self._plan.schedule.slot[position]
+        before = self._occupant[slot]
+        if before is not None and before in self:
+            # A forward that skips a linear (vllm-ascend's dummy batches) never waits for it:
+            # two movements into one slot must not overlap.
+            self.wait(before)
+        try:
+            self._arriving[position] = transport.start(position, slot)
+        except RuntimeError as error:
+            raise self._group.lost_layer(self._plan, position, error) from error
+        self._occupant[slot] = position
+
+    def wait(self, position: int) -> None:
+        """Wait for a movement that has started.
+
+        Raises:
+            TransportError: it did not arrive.
+        """
+        ticket = self._arriving[position]
+        assert ticket is not None, f"{self._plan.layer_name(position)} is not in flight"
+        try:
+            ticket.wait()
+        except RuntimeError as error:
+            raise self._group.lost_layer(self._plan, position, error) from error
+        self._arriving[position] = None
