@@ -44,3 +44,8 @@ def install_boundary(layer: nn.Module, key: str) -> None:
         torch.ops.layershard.reach(x, key)
 
     layer.register_forward_pre_hook(reach, with_kwargs=True)
+
+
+def first_tensor(*given: Any) -> torch.Tensor:
+    """The first tensor of what a module is given."""
+    return next(x for x in given if isinstance(x, torch.Tensor))

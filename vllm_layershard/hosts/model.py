@@ -38,6 +38,7 @@ from vllm_layershard.hosts.exchange.whole_linears import WholeLinears
 from vllm_layershard.hosts.ffn.model import ffn_started_with, split_model
 from vllm_layershard.hosts.ffn.part import leave_split
 from vllm_layershard.hosts.graphs.breaks import end_graphs_at_movements
+from vllm_layershard.hosts.graphs.hidden import wait_ahead_of_adapters, wait_ahead_of_experts
 from vllm_layershard.hosts.groups import Groups, form_groups
 from vllm_layershard.hosts.identity import checkpoint_of, read_as
 from vllm_layershard.hosts.linears import check_matched, check_untied, collecting, leave_towers
@@ -185,14 +186,18 @@ def attach(
 ) -> None:
     """Bind the ops to the loaded series, hook the decoder layers, and have the linears wait."""
     end_graphs_at_movements()
+    waiting = {}
     for decision, group in zip(decisions, loaded, strict=True):
         for index, series in enumerate(group.series):
             for position, linear in enumerate(decision.group_plan.linears[index]):
                 place = Place(series, position)
                 bind(decision.boundaries[index][position], linear.prefix, place)
                 serve_through(modules[linear.prefix], place)
+                waiting[linear.prefix] = modules[linear.prefix]
     for path in _boundaries(decisions):
         install_boundary(model.get_submodule(path), path)
+    wait_ahead_of_experts(model, waiting)
+    wait_ahead_of_adapters()
 
 
 def _counters(decisions: Sequence[Decision], loaded: Sequence[LoadedGroup]) -> dict[str, Counters]:

@@ -89,12 +89,28 @@ class LoadingLinearMethod(InFront):
 
 
 class ShardedLinearMethod(InFront):
-    """The quant method of a loaded linear: waits for the weight before it applies."""
+    """The quant method of a loaded linear: waits for the weight before it applies.
+
+    Or a module that calls the linear does so at its entry: see the note [Waits ahead of an op] in
+    hosts/graphs/hidden.py.
+    """
 
     def __init__(self, inner: Any, prefix: str, place: Place) -> None:
         super().__init__(inner)
         self._key = prefix
         self._place = place
+        self._waiting: str | None = None
+        """The class of the module that waits in its place."""
+
+    @property
+    def waits_itself(self) -> bool:
+        """Whether the weight is waited for here, and not ahead."""
+        return self._waiting is None
+
+    def waited_for_by(self, block: torch.nn.Module) -> str:
+        """From now on `block` waits for the weight. Returns the key to wait for."""
+        self._waiting = type(block).__name__
+        return self._key
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         """Process the weights of a reload as usual, and serve them from now on.
@@ -111,10 +127,20 @@ class ShardedLinearMethod(InFront):
     def apply(
         self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Wait for the weight, then do what the wrapped method does."""
-        # CUDA kernels that quantise as they activate hand over a QuantizedActivation.
-        data = x if isinstance(x, torch.Tensor) else x.data
-        torch.ops.layershard.wait(data, self._key)
+        """Wait for the weight, then do what the wrapped method does.
+
+        Raises:
+            HostError: another module was to wait for it, and has not.
+        """
+        if self._waiting is None:
+            # CUDA kernels that quantise as they activate hand over a QuantizedActivation.
+            data = x if isinstance(x, torch.Tensor) else x.data
+            torch.ops.layershard.wait(data, self._key)
+        elif not torch.compiler.is_compiling() and not self._place.has_arrived():
+            raise HostError(
+                f"{KEY}: {self._key} runs where its weight was not waited for: {self._waiting} "
+                "waits for it at its entry, and was not entered before; leave it out"
+            )
         return self._inner.apply(layer, x, bias)
 
 

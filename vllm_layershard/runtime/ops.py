@@ -26,6 +26,10 @@ class Place:
     series: ShardedSeries
     position: int
 
+    def has_arrived(self) -> bool:
+        """Whether its weight was waited for, and may be read."""
+        return self.series.has_arrived(self.position)
+
 
 _boundaries: dict[str, tuple[Place, ...]] = {}
 _linears: dict[str, Place] = {}

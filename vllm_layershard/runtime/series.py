@@ -84,6 +84,10 @@ class ShardedSeries:
         """Whether the position's weight is where its linear reads it, or on its way there."""
         return self._under_way.has_started(position)
 
+    def has_arrived(self, position: int) -> bool:
+        """Whether the position's weight is where its linear reads it, and was waited for."""
+        return self.has_started(position) and position not in self._under_way
+
     def owns(self, position: int) -> bool:
         """Whether this rank stores the position's whole weight."""
         return self._weights.owns(position)
