@@ -77,3 +77,6 @@ class CapturingDevice(Device):
 
     def synchronize(self) -> None:
         assert Graph.current is None, "not while a graph is captured"
+
+    def is_capturing(self) -> bool:
+        return Graph.current is not None

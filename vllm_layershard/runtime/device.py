@@ -47,6 +47,10 @@ class Device(ABC):
     def synchronize(self) -> None:
         """Block the calling thread until the compute stream has done all it was given."""
 
+    def is_capturing(self) -> bool:
+        """Whether what the compute stream is given now goes into a graph. A CPU has none."""
+        return False
+
     def private_format(self, tensor: torch.Tensor) -> str | None:
         """The name of a format of the device's own that the tensor is kept in; None for plain rows.
 
@@ -163,6 +167,9 @@ class StreamDevice(Device):
 
     def synchronize(self) -> None:
         self._accelerator.synchronize(self.torch_device)
+
+    def is_capturing(self) -> bool:
+        return bool(self._accelerator.is_current_stream_capturing())
 
 
 _PLAIN_FORMATS = (0, 2, 30)

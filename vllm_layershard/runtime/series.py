@@ -108,6 +108,7 @@ class ShardedSeries:
         """
         if position == 0:
             self.counters.forwards += 1
+            self._under_way.begin()
             self.transport.begin()
         for ahead in self.plan.schedule.launches[position]:
             self._under_way.start(ahead, self.transport)
@@ -140,6 +141,7 @@ class ShardedSeries:
         Raises:
             TransportError: it did not arrive.
         """
+        self._under_way.begin()
         for position in self.in_flight:
             self._under_way.wait(position)
 

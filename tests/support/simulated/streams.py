@@ -199,6 +199,10 @@ class Accelerator:
         """Where work goes."""
         return self._current
 
+    def is_current_stream_capturing(self) -> bool:
+        """Whether that work goes into a graph."""
+        return self._current._graph() is not None
+
     @contextmanager
     def stream(self, stream: Stream) -> Iterator[None]:
         """Let work go there."""

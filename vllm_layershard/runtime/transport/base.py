@@ -15,13 +15,21 @@ from vllm_layershard.runtime.slots import SlotPool
 
 
 class Ticket:
-    """A movement under way, and the event of its arrival."""
+    """A movement under way, and the event of its arrival.
 
-    __slots__ = ("_arrived", "_device")
+    If it is `captured`, it was started while a graph was captured: it moves when that is replayed.
+    """
+
+    __slots__ = ("_arrived", "_device", "captured")
 
     def __init__(self, device: Device, arrived: Any) -> None:
         self._device = device
         self._arrived = arrived
+        self.captured = device.is_capturing()
+
+    def may_wait(self) -> bool:
+        """Whether both are within a capture, the start and what comes now, or neither."""
+        return self.captured == self._device.is_capturing()
 
     def wait(self) -> None:
         """Return when whatever compute follows will see the bytes. On a device the CPU goes on.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vllm_layershard.errors import HostError
 from vllm_layershard.plan import SeriesPlan
 from vllm_layershard.runtime.ranks.group import Group
 from vllm_layershard.runtime.transport.base import Ticket, Transport
@@ -31,6 +32,17 @@ class UnderWay:
         slots = self._plan.schedule.slot
         return not slots or self._occupant[slots[position]] == position
 
+    def begin(self) -> None:
+        """At the start of a forward, and between two: forget what a graph holds that is captured.
+
+        A graph joins all that it starts. What is left of it was being captured when that failed:
+        it has never moved, and nothing could wait for it now.
+        """
+        for position in self.positions:
+            ticket = self._arriving[position]
+            if ticket is not None and ticket.captured:
+                self._arriving[position] = None
+
     def start(self, position: int, transport: Transport) -> None:
         """Begin to move the position into its slot, behind what its slot still receives.
 
@@ -54,9 +66,18 @@ class UnderWay:
 
         Raises:
             TransportError: it did not arrive.
+            HostError: it was started within a captured graph and is waited for outside, or the
+                other way round.
         """
         ticket = self._arriving[position]
         assert ticket is not None, f"{self._plan.layer_name(position)} is not in flight"
+        if not ticket.may_wait():
+            started, waited = ("within", "outside") if ticket.captured else ("outside", "within")
+            raise HostError(
+                f"{self._plan.layer_name(position)} was started {started} a captured graph and is "
+                f"waited for {waited}, where it would never arrive; use cudagraph_mode "
+                "FULL_DECODE_ONLY, or leave the linear out"
+            )
         try:
             ticket.wait()
         except RuntimeError as error:
