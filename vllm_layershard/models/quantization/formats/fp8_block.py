@@ -79,15 +79,24 @@ class Fp8Block(NamedTuple):
         return refined, refined
 
     def _check_blocks(self, prefix: str, shape: Shape, tp: int) -> None:
-        """Source: vLLM 0.32, quantization/utils/fp8_utils.py, `validate_fp8_block_shape`."""
-        odd = 0
-        rows, columns = self.block
+        """Refuse what vLLM does not build, or builds and has no place for each of its scales.
+
+        Source: vLLM 0.32, quantization/utils/fp8_utils.py, `validate_fp8_block_shape`; linear.py,
+        `_maybe_allow_fp8_block_shape_mismatch` and `adjust_block_scale_shard`.
+        """
+        odd, (rows, columns) = 0, self.block
+        spread = tp if shape.split == "out" else 1
+        never = next((out * spread for out in shape.outs[:-1] if out * spread % rows), 0)
+        if never:
+            raise PlanError(
+                f"{prefix}: {never:,} rows are not a multiple of the fp8 block of {rows}, and vLLM "
+                "has no place for the scales of what is merged behind them; it has to be left "
+                "unquantised"
+            )
         if tp > 1 and shape.split == "in" and shape.inner % columns:
             odd, unit = shape.inner, columns
-        elif tp > 1 and shape.split == "out":
+        elif spread > 1:
             odd, unit = next((out for out in shape.outs if out % rows), 0), rows
-        else:
-            odd, unit = next((out for out in shape.outs[:-1] if out % rows), 0), rows
         if odd:
             raise PlanError(
                 f"{prefix}: {odd:,} on each of {tp} tensor-parallel ranks is not a multiple of the "
