@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -278,6 +279,45 @@ def test_scales_that_are_not_there(tmp_path: Path) -> None:
     assert [str(one) for one in found.disagreements] == [
         "model.layers.3.self_attn.o_proj.weight_scale_inv: expected float32 [2, 1], stored nothing"
     ]
+
+
+@pytest.mark.parametrize("linear", ["self_attn.o_proj", "self_attn.q_a_proj", "mlp.gate"])
+@pytest.mark.parametrize("leaf", ["weight_scale_inv", "weight_scale", "scales", "g_idx"])
+def test_a_scale_where_the_config_says_nothing_of_it(
+    tmp_path: Path, linear: str, leaf: str
+) -> None:
+    """Beside weights that are not quantised: of one layer, in a quantised model or in another."""
+    name = f"model.layers.6.{linear}"
+    plain = deepseek(small_config())
+    plain[f"{name}.{leaf}"] = ("F32", [2, 1])
+    with pytest.raises(ModelError, match=f"{name}.{leaf} is stored, as beside a quantised weight"):
+        compared(tmp_path / "plain", small_config(), plain)
+    section = {**FP8["quantization_config"], "modules_to_not_convert": [name]}
+    config = small_config(**FP8 | {"quantization_config": section})
+    parts = ("self_attn.q_a_proj", "self_attn.kv_a_proj_with_mqa")
+    names = [f"model.layers.6.{part}" for part in parts] if linear in parts else [name]
+    section["modules_to_not_convert"] = names
+    tensors = deepseek(config)
+    for each in names:
+        tensors[f"{each}.weight"] = ("BF16", tensors[f"{each}.weight"][1])
+        tensors.pop(f"{each}.weight_scale_inv", None)
+    assert compared(tmp_path / "mixed", config, tensors).disagreements == ()
+    tensors[f"{name}.{leaf}"] = ("F32", [2, 1])
+    found = compared(tmp_path / "mixed", config, tensors)
+    assert [str(one) for one in found.disagreements] == [
+        f"{name}.{leaf}: expected nothing, stored F32 [2, 1]"
+    ]
+
+
+def test_every_tensor_of_the_layers_too_many_is_counted(tmp_path: Path) -> None:
+    tensors = deepseek(small_config())
+    config = small_config(num_hidden_layers=6, num_nextn_predict_layers=0)
+    beyond = [name for name in tensors if re.match(r"model\.layers\.[678]\.", name)]
+    kept = {name: tensor for name, tensor in tensors.items() if "layers.9." not in name}
+    found = compared(tmp_path, config, kept)
+    assert len(beyond) > 60
+    assert sorted(one.tensor for one in found.disagreements) == sorted(beyond)
+    assert f"disagree on {len(beyond)}" in found.said
 
 
 def test_an_unquantised_checkpoint_with_a_quantised_config(tmp_path: Path) -> None:

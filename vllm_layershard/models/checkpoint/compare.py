@@ -18,6 +18,7 @@ from vllm_layershard.models.checkpoint.transforms import (
     DRAFT,
     PARTS,
     RENAMED,
+    SCALES,
     STEMS,
     TORCH_DTYPES,
 )
@@ -38,10 +39,8 @@ def compare(linears: Sequence[Linear], num_layers: int, checkpoint: Checkpoint) 
         held[linear.prefix] = sum(t.nbytes for part in parts for t in part.values())
         disagreements.extend(_differences(linear, on_disk, parts))
     draft_bytes, beyond = _beyond(stem, num_layers, checkpoint)
-    if beyond is not None:
-        disagreements.append(
-            Disagreement(beyond, f"no layer beyond {num_layers - 1}", "a layer the config lacks")
-        )
+    expected, found = f"no layer beyond {num_layers - 1}", "a layer the config lacks"
+    disagreements.extend(Disagreement(name, expected, found) for name in beyond)
     return Comparison(checkpoint, held, draft_bytes, tuple(disagreements))
 
 
@@ -106,9 +105,12 @@ def _differences(linear: Linear, on_disk: str, parts: tuple[Module, ...]) -> Ite
             found = " + ".join(f"{t.dtype} {list(t.shape)}" for t in stored)
             yield Disagreement(name, _said([spec]), found)
     known = {spec.name for spec in linear.tensors}
+    stray = {"weight", "bias"} - known
+    if known <= {"weight", "bias"} and on_disk.rpartition(".")[2] not in DEQUANTISED:
+        stray |= SCALES
     for part in parts:
         for leaf, tensor in part.items():
-            if leaf in ("weight", "bias") and leaf not in known:
+            if leaf in stray:
                 yield Disagreement(tensor.name, "nothing", f"{tensor.dtype} {list(tensor.shape)}")
 
 
@@ -150,8 +152,8 @@ def _said(specs: Iterable[TensorSpec]) -> str:
 
 def _beyond(
     stem: tuple[str, str], num_layers: int, checkpoint: Checkpoint
-) -> tuple[int, str | None]:
-    """Bytes of draft layers, and a tensor of a layer that is neither draft nor in the config."""
+) -> tuple[int, list[str]]:
+    """Bytes of draft layers, and all tensors of layers that are neither draft nor in the config."""
     later: dict[int, list[Stored]] = {}
     draft = 0
     for name, tensor in checkpoint.tensors.items():
@@ -160,10 +162,10 @@ def _beyond(
             later.setdefault(int(match[2]), []).append(tensor)
         elif name.startswith("mtp."):
             draft += tensor.nbytes
-    unexplained = None
+    unexplained: list[str] = []
     for _, tensors in sorted(later.items()):
         if any(DRAFT.search(tensor.name) for tensor in tensors):
             draft += sum(tensor.nbytes for tensor in tensors)
-        elif unexplained is None:
-            unexplained = tensors[0].name
+        else:
+            unexplained += [tensor.name for tensor in tensors]
     return draft, unexplained

@@ -95,13 +95,23 @@ def _require_stated(found: FoundModel, model: Model, checkpoint: Checkpoint) -> 
     """
     if model.quantization != "none":
         return
+    from vllm_layershard.models.checkpoint.transforms import SCALES
+
     for name, tensor in checkpoint.tensors.items():
         leaf = name.rpartition(".")[2]
-        if "layers." in name and (tensor.dtype in LOW_BITS or leaf in PACKED):
+        if "layers." not in name:
+            continue
+        if tensor.dtype in LOW_BITS or leaf in PACKED:
             found.config.fail(
                 "quantization_config",
                 f"is missing, and {name} is stored as {tensor.dtype}: no source states how the "
                 "weights are quantised",
+            )
+        if leaf in SCALES:
+            found.config.fail(
+                "quantization_config",
+                f"is missing, and {name} is stored, as beside a quantised weight: no source states "
+                "a quantisation; state it in config.json, or take the tensor out",
             )
 
 

@@ -85,6 +85,15 @@ PARTS: Final = {**FUSED, "wk_weights_proj": ("wk", "weights_proj")}
 DEQUANTISED: Final = frozenset({"wk_weights_proj"})
 """Linears that vLLM keeps unquantised though a part of them may be quantised on disk."""
 
+SCALES: Final = frozenset(
+    {
+        *("weight_scale", "weight_scale_inv", "weight_scale_2", "weight_global_scale", "scales"),
+        *("weight_zero_point", "weight_offset", "weight_shape", "g_idx", "absmax"),
+        *("input_scale", "input_global_scale", "input_offset", "deq_scale", "quant_bias"),
+    }
+)
+"""Last names of what only a quantised weight has beside it, or its activations have."""
+
 COMPUTED: Final = frozenset(
     {
         "weight_scale_fp32",
