@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import Final
 
 from vllm_layershard.config import refusal_of
@@ -23,8 +25,10 @@ def default_names(model: Model, deployment: Deployment) -> list[str]:
     """The large linears of the attention, in every kind of layer, that ranks hold copies of.
 
     Large is what has at least a fifth of the bytes of the largest one, each taken whole: so the
-    names do not depend on tensor parallelism. Where ranks hold copies of none, all of them: what
-    plans them says why they cannot be shared. The largest comes first.
+    names do not depend on tensor parallelism. Of a linear whose layers differ the largest layer
+    counts; the largest linear is measured by the form that most of its layers have. Where ranks
+    hold copies of none, all of them: what plans them says why they cannot be shared. The largest
+    comes first.
 
     Raises:
         PlanError: this layout cannot split the model.
@@ -40,7 +44,7 @@ def default_names(model: Model, deployment: Deployment) -> list[str]:
         and refusal_of(suffix) is None
         and not any(map(is_min_latency, whole[suffix]))
     }
-    least = max(sizes.values(), default=0) / LEAST_SHARE
+    least = max((_usual(whole[suffix]) for suffix in sizes), default=0) / LEAST_SHARE
     large = [name for name in sorted(sizes, key=lambda name: -sizes[name]) if sizes[name] >= least]
     copied = [name for name in large if _copies(linears[name][0], deployment) > 1]
     short = short_names(alike[0] for alike in linears.values())
@@ -50,6 +54,12 @@ def default_names(model: Model, deployment: Deployment) -> list[str]:
 
 def _bytes(linear: Linear) -> int:
     return sum(tensor.nbytes for tensor in linear.tensors)
+
+
+def _usual(linears: Sequence[Linear]) -> int:
+    """The bytes that most of them have; of several such sizes the largest."""
+    counts = Counter(map(_bytes, linears))
+    return max(counts, key=lambda nbytes: (counts[nbytes], nbytes))
 
 
 def _copies(linear: Linear, deployment: Deployment) -> int:

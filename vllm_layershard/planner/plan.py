@@ -16,7 +16,11 @@ from vllm_layershard.planner.load import sizes_of
 from vllm_layershard.planner.loaded_model import LoadedModel, Progress, evidence_of
 from vllm_layershard.planner.options import AUTO, Options, names_of
 from vllm_layershard.planner.paying import PREFILL, phases_of
-from vllm_layershard.planner.plan_warnings import warnings_on, warnings_on_load
+from vllm_layershard.planner.plan_warnings import (
+    warnings_on,
+    warnings_on_length,
+    warnings_on_load,
+)
 from vllm_layershard.planner.question import (
     ModelLike,
     drafting,
@@ -95,6 +99,7 @@ def plan_model(
         *assumed,
         *notes,
         *warnings_on(sharding, device),
+        *warnings_on_length(found.found.config.values, sizes),
         *warnings_on_load(sharding, device, expected.batches["decode"], kv_cache_dtype),
         *(launch_warnings(sharding, device) if may_fit(expected.fit) else ()),
     )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from vllm_layershard.estimate import Hardware
 from vllm_layershard.estimate.capacity import budget_of, exceeding, fit_of
-from vllm_layershard.estimate.wording import layers, slots
+from vllm_layershard.estimate.wording import layers, slots, tokens
 from vllm_layershard.models import Batch, Sharding, is_min_latency
 from vllm_layershard.plan import Plan, SeriesPlan, select
 
@@ -141,6 +142,39 @@ def warnings_on_load(
     return (
         f"a decode of {decode.tokens:,} sequences after {int(decode.context):,} tokens each asks "
         f"for {asked:,} tokens of cache; {hardware.name} has room for {room // per_token:,}",
+    )
+
+
+_LONGER_BY_ITSELF = frozenset(
+    {"default", "su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling"}
+)
+"""Rope types with which max_position_embeddings is what vLLM takes as it stands."""
+
+
+def warnings_on_length(config: Mapping[str, Any], sizes: Mapping[str, int]) -> tuple[str, ...]:
+    """Of the sizes that are given: prompts and contexts for which the model has no positions.
+
+    Nothing where its config.json does not say how many it has.
+
+    Source: vLLM 0.32, config/model.py, `_get_and_verify_max_len`.
+    """
+    within = config.get("text_config")
+    text = within if isinstance(within, Mapping) else config
+    longest = text.get("model_max_length") or text.get("max_position_embeddings")
+    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, Mapping) else None
+    if type(longest) is not int or kind not in _LONGER_BY_ITSELF:
+        return ()
+    cached = sizes.get("cached", 0)
+    asked = {"context": sizes.get("context", 0)}
+    for key in ("tokens", "prompt"):  # without a length the prefill is of one prompt
+        if key in sizes:
+            asked["prompt"] = sizes[key] + cached
+    return tuple(
+        f"a {name} of {tokens(length)} is longer than the {longest:,} for which this model has "
+        f"positions (max_position_embeddings): vLLM refuses it"
+        for name, length in asked.items()
+        if length > longest
     )
 
 

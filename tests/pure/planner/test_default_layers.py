@@ -13,6 +13,7 @@ from console import complaint, document, said
 from vllm_layershard import Layout, PlanError, compare_layouts, load_model, plan_model
 from vllm_layershard.config import refusal_of
 from vllm_layershard.models import Deployment, Model, bundled_names, is_min_latency, read_model
+from vllm_layershard.models.sources import source
 from vllm_layershard.plan import Linear, ParallelLayout
 from vllm_layershard.plan.linear import suffix_of
 from vllm_layershard.planner.default_layers import default_names
@@ -98,6 +99,28 @@ def test_a_layer_that_is_not_quantised_counts_with_its_own_bytes(tmp_path: Path)
         model = read_model(str(tmp_path))
         found = default_names(model, data_parallel(model, 2))
         assert [name for name in found if name != "fused_qkv_a_proj"] == names
+
+
+@pytest.mark.parametrize("layer", [0, 30, 60])
+@pytest.mark.parametrize("name", ["DeepSeek-V3", "GLM-5.2-FP8"])
+def test_one_layer_in_another_form_drops_no_other_linear(
+    name: str, layer: int, tmp_path: Path
+) -> None:
+    """The largest linear is measured by the form that most of its layers have."""
+    config = json.loads((source._BUNDLED / f"{bundled_as(name)}.json").read_text())
+    section = config["quantization_config"]
+    ignored = [f"model.layers.{layer}.self_attn.o_proj"]
+    section["modules_to_not_convert"] = [*section.get("modules_to_not_convert", []), *ignored]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    model = read_model(str(tmp_path))
+    o_proj = {x.large_bytes for x in model.linears(data_parallel(model)) if x.is_named("o_proj")}
+    assert len(o_proj) == 2
+    assert default_names(model, data_parallel(model)) == ["o_proj", "q_b_proj"]
+
+
+def bundled_as(name: str) -> str:
+    (found,) = [each for each in bundled_names() if each.rpartition("/")[2] == name]
+    return found.replace("/", "--")
 
 
 @pytest.mark.parametrize(
