@@ -20,7 +20,13 @@ def slots(count: int) -> str:
 
 def nics(count: float) -> str:
     """So many network cards; a fraction where groups share one."""
-    return "1 NIC" if count == 1 else f"{count:g} NICs"
+    return (
+        "1 NIC"
+        if count == 1
+        else f"{count:,.0f} NICs"
+        if count == int(count)
+        else f"{count:g} NICs"
+    )
 
 
 def percent(share: float) -> str:

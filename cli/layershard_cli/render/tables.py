@@ -213,7 +213,8 @@ def _times(phase: Phase) -> str:
     exposed, share = milliseconds(forward.exposed), percent(forward.slowdown)
     if least.exposed < forward.exposed:
         exposed = f"{milliseconds(least.exposed).removesuffix(' ms')} to {exposed}"
-        share = f"{percent(least.slowdown)} to {share}"
+        if percent(least.slowdown) != share:
+            share = f"{percent(least.slowdown)} to {share}"
     return (
         f"compute {milliseconds(forward.compute)}, movement {milliseconds(forward.fetch)}, "
         f"exposed {exposed} ({share})"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -261,6 +262,13 @@ def test_what_disagrees_is_said(tmp_path: Path, what: str) -> None:
     change(tensors)
     found = compared(tmp_path, small_config(), tensors)
     assert [str(one) for one in found.disagreements] == expected
+
+
+def test_one_file_is_one(tmp_path: Path) -> None:
+    found = compared(tmp_path, small_config(), deepseek(small_config()))
+    assert " bytes in 3 files; " in found.said
+    alone = replace(found, checkpoint=Checkpoint(("model.safetensors",), found.checkpoint.tensors))
+    assert " bytes in 1 file; " in alone.said
 
 
 def test_a_missing_layer(tmp_path: Path) -> None:

@@ -37,8 +37,8 @@ class Comparison:
             one.tensor.endswith(".experts") for one in self.disagreements
         )
         return (
-            f"{len(self.checkpoint.tensors):,} tensors of {self.checkpoint.nbytes:,} bytes in "
-            f"{len(self.checkpoint.files)} files; the plan's linears "
+            f"{_count(len(self.checkpoint.tensors), 'tensor')} of {self.checkpoint.nbytes:,} "
+            f"bytes in {_count(len(self.checkpoint.files), 'file')}; the plan's linears "
             f"{f'disagree on {found}' if found else 'match them'}"
             f"{'; routed experts match' if experts else ''}"
         )
@@ -46,3 +46,7 @@ class Comparison:
     def stored_bytes(self, prefixes: Iterable[str]) -> int:
         """Bytes that the files hold of these linears."""
         return sum(self.linears.get(prefix, 0) for prefix in prefixes)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
