@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
-from vllm_layershard.errors import ConfigError
+from vllm_layershard.errors import ConfigError, PlanError
 from vllm_layershard.models.blueprint import Blueprint
 from vllm_layershard.models.cache.kv_cache import (
     AttentionCache,
@@ -164,12 +164,24 @@ class Model(NamedTuple):
             PlanError: says what does not divide.
         """
         b, tp = self.blueprint, deployment.layout.tp
+        _require_one_module(self, deployment.layout)
         require_split(tp, b.split)
         require_split(tp, [SplitSize("the padded vocabulary", padded_vocab(b.vocab))])
         if b.experts is not None:
             b.experts.require_split(deployment)
             for layer_id in [i for i in range(self.num_layers) if b.is_routed(i)][:1]:
                 layer_experts(b, layer_id, deployment, rank=0)  # refuses split blocks
+
+
+def _require_one_module(model: Model, layout: ParallelLayout) -> None:
+    """Source: vLLM 0.32, v1/worker/gpu/pcp_manager.py, `validate_config`."""
+    drafts = model.blueprint.drafts
+    modules = min(model.drafted, len(drafts.layers) if drafts is not None else 0)
+    if layout.pcp > 1 and modules > 1 and not model.cache_device.is_ascend:
+        raise PlanError(
+            f"--mtp {model.drafted}: would use {modules} draft layers, and under prefill-context "
+            "parallelism vLLM 0.32 drafts with one alone; give --mtp 1, or leave --pcp out"
+        )
 
 
 def _token_bytes(model: Model, asked: str, caches: Sequence[AttentionCache]) -> tuple[int, ...]:

@@ -35,6 +35,8 @@ def on_device(found: LoadedModel, device: Hardware) -> LoadedModel:
 def drafting(found: LoadedModel, mtp: int | None) -> LoadedModel:
     """The model with its own draft (MTP) layers, which draft `mtp` tokens in a step; None: without.
 
+    Source: vLLM 0.32, config/speculative.py, `SpeculativeConfig`, for the tokens of several layers.
+
     Raises:
         ConfigError: no whole number within bounds, or a model whose draft layers are not read.
     """
@@ -46,6 +48,13 @@ def drafting(found: LoadedModel, mtp: int | None) -> LoadedModel:
     if drafts is None or not drafts.layers:
         raise ConfigError(
             f"--mtp: {found.name} states no draft (MTP) layers that the planner reads; leave it out"
+        )
+    modules = len(drafts.layers)
+    if mtp > modules and mtp % modules:
+        raise ConfigError(
+            f"--mtp {mtp}: {found.name} has {modules} draft (MTP) layers, and vLLM 0.32 drafts no "
+            f"more tokens than that, or a multiple of them; give {mtp - mtp % modules} or "
+            f"{mtp - mtp % modules + modules}"
         )
     return found._replace(model=found.model._replace(drafted=mtp))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from vllm_layershard.config import KEY, LayerShardConfig
 from vllm_layershard.estimate import Hardware, PhaseName
 from vllm_layershard.models import Batch, Sharding
+from vllm_layershard.models.cache.kv_cache import LatentCache
 
 if TYPE_CHECKING:
     from vllm_layershard.planner.node_launch import NodeLaunch
@@ -53,7 +54,9 @@ def launch_commands(
 ) -> tuple[str, ...]:
     """A command to copy for each node, quoted for a POSIX shell; those after the first add to it.
 
-    vLLM's own bound on a forward depends on the device, and the plan's forwards may exceed it.
+    vLLM's own bound on a forward depends on the device, and the plan's forwards may exceed it. A
+    sequence takes 1 + N tokens of it where N are drafted.
+    Source: vLLM 0.32, config/vllm.py, `uniform_decode_query_len`.
     """
     layout, nodes = sharding.deployment.layout, _nodes(sharding, hardware)
     words = ["vllm", "serve", _servable(sharding)]
@@ -71,7 +74,9 @@ def launch_commands(
         words.append("--enable-expert-parallel")
     if kv_cache_dtype != "auto":
         words += ["--kv-cache-dtype", kv_cache_dtype]
-    tokens = layout.pcp * max(batch.tokens for batch in batches.values())
+    words += [flag for flag, _ in context_flags(sharding)]
+    of_a_step = batches["decode"].tokens * (1 + sharding.model.drafted)
+    tokens = layout.pcp * max(of_a_step, *(batch.tokens for batch in batches.values()))
     words += ["--max-num-batched-tokens", str(tokens)]
     if (sequences := layout.pcp * batches["decode"].tokens) > _SEQUENCES:
         words += ["--max-num-seqs", str(sequences)]
@@ -81,6 +86,23 @@ def launch_commands(
     words += ["--additional-config", additional_config(sharding.config, sharding.deployment.ffn)]
     first = shlex.join(words)
     return (first, *(f"{first} {shlex.join(more)}" for more in (nodes.added if nodes else ())))
+
+
+def context_flags(sharding: Sharding) -> tuple[tuple[str, str], ...]:
+    """Flags without which vLLM refuses prefill-context parallelism of this model, and why.
+
+    Source: vLLM 0.32, v1/worker/gpu/pcp_manager.py, `validate_config`.
+    """
+    model = sharding.model
+    if sharding.deployment.layout.pcp == 1 or model.cache_device.is_ascend:
+        return ()
+    caches = [s.attention.cache(model.dtype, tp=1) for s in model.blueprint.layers[0]]
+    flags = []
+    if model.architecture.endswith("ForConditionalGeneration"):
+        flags.append(("--language-model-only", "takes no images"))
+    if any(isinstance(cache, LatentCache) and cache.sparse for cache in caches):
+        flags.append(("-cc.cudagraph_mode=NONE", "runs sparse MLA without CUDA graphs"))
+    return tuple(flags)
 
 
 def _nodes(sharding: Sharding, hardware: Hardware) -> NodeLaunch | None:
@@ -104,7 +126,12 @@ def _servable(sharding: Sharding) -> str:
 
 def launch_warnings(sharding: Sharding, hardware: Hardware) -> tuple[str, ...]:
     """What the user has to fill in."""
-    return (*_on_model(sharding), *_on_nodes(sharding, hardware))
+    return (*_on_model(sharding), *_on_nodes(sharding, hardware), *_on_flags(sharding))
+
+
+def _on_flags(sharding: Sharding) -> Iterator[str]:
+    for flag, why in context_flags(sharding):
+        yield (f"the launch command has {flag}: under prefill-context parallelism vLLM 0.32 {why}")
 
 
 def _on_model(sharding: Sharding) -> tuple[str, ...]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from console import layershard
-from vllm_layershard import ConfigError, Layout, compare_layouts, plan_model
+from truth.compare import CONFIGS
+from vllm_layershard import ConfigError, Layout, PlanError, compare_layouts, plan_model
 from vllm_layershard.planner.layer_map import map_layers
 
 LAYOUT = Layout(dp=8, ep=True)
@@ -64,6 +66,79 @@ def test_the_output_names_them_and_the_launch_line_asks_for_them() -> None:
         *("--dp", "8", "--ep", "--mtp", "1", "--json"),
     )
     assert said in " ".join(json.loads(checked.stdout)["warnings"])
+
+
+def stated(directory: Path, name: str, **changes: object) -> str:
+    """A bundled config with other values; None takes a field out."""
+    config = json.loads((CONFIGS / f"{name}.json").read_text()) | changes
+    kept = {key: value for key, value in config.items() if value is not None}
+    (directory / "config.json").write_text(json.dumps(kept))
+    return str(directory)
+
+
+def test_a_class_has_one_draft_layer_where_its_config_says_nothing(tmp_path: Path) -> None:
+    for name in ("deepseek-ai--DeepSeek-V3", "deepseek-ai--DeepSeek-V3.2", "zai-org--GLM-4.7"):
+        model = stated(tmp_path, name, num_nextn_predict_layers=None)
+        drafts = plan_model(model, layout=LAYOUT, mtp=1).planned.model.blueprint.drafts
+        assert drafts is not None
+        assert len(drafts.layers) == 1
+
+
+def test_several_draft_layers_draft_as_many_tokens_or_a_multiple(tmp_path: Path) -> None:
+    model = stated(tmp_path, "deepseek-ai--DeepSeek-V3", num_nextn_predict_layers=3)
+    for mtp in (1, 2, 3, 6):
+        assert plan_model(model, layout=LAYOUT, mtp=mtp).planned.model.drafted == mtp
+    with pytest.raises(ConfigError, match=r"^--mtp 5: .* has 3 draft .*; give 3 or 6$"):
+        plan_model(model, layout=LAYOUT, mtp=5)
+
+
+def test_a_forward_has_room_for_what_each_sequence_drafts() -> None:
+    sizes = {"tokens": 1024, "batch": 1024, "context": 256}
+    for mtp, tokens in ((None, 1024), (3, 4096)):
+        launch = plan_model("DeepSeek-V3", None, LAYOUT, mtp=mtp, **sizes).launch
+        assert launch is not None
+        assert f"--max-num-batched-tokens {tokens} --max-num-seqs 1024" in launch
+    prefill = plan_model("DeepSeek-V3", layout=LAYOUT, mtp=3, tokens=8192, batch=16).launch
+    assert prefill is not None
+    assert "--max-num-batched-tokens 8192" in prefill
+
+
+APART = Layout(dp=2, pcp=2, ep=True)
+
+
+@pytest.mark.parametrize(
+    ("model", "device", "flag"),
+    [
+        ("DeepSeek-V3.2", "H200", "-cc.cudagraph_mode=NONE"),
+        ("GLM-5", "B300", "-cc.cudagraph_mode=NONE"),
+        ("GLM-5", "MI300X", "-cc.cudagraph_mode=NONE"),
+        ("Kimi-K2.5", "B300", "--language-model-only"),
+        ("DeepSeek-V3.2", "910C", None),
+        ("Kimi-K2.5", "910C", None),
+        ("Kimi-K2-Instruct", "B300", None),
+    ],
+)
+def test_the_launch_line_has_what_context_parallelism_asks_for(
+    model: str, device: str, flag: str | None
+) -> None:
+    wide = Layout(dp=32, pcp=2, ep=True)
+    flags = ("-cc.cudagraph_mode=NONE", "--language-model-only")
+    result = plan_model(model, layout=wide, hardware=device)
+    assert result.launch is not None
+    assert [known for known in flags if known in result.launch] == [flag] * (flag is not None)
+    said = [text for text in result.warnings if text.startswith("the launch command has ")]
+    assert len(said) == (flag is not None)
+    alone = plan_model(model, layout=Layout(dp=64, ep=True), hardware=device)
+    assert not any(known in (alone.launch or "") for known in flags)
+
+
+def test_several_draft_layers_are_refused_under_context_parallelism(tmp_path: Path) -> None:
+    model = stated(tmp_path, "deepseek-ai--DeepSeek-V3", num_nextn_predict_layers=2)
+    with pytest.raises(PlanError, match=r"^--mtp 2: would use 2 draft layers"):
+        plan_model(model, layout=APART, mtp=2)
+    assert plan_model(model, layout=APART, mtp=1).planned.model.drafted == 1
+    assert plan_model(model, layout=APART, mtp=2, hardware="910C").planned.model.drafted == 2
+    assert plan_model("DeepSeek-V3", layout=APART, mtp=4).planned.model.drafted == 4
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,13 @@ MORE = (
     *("num_key_value_heads", "head_dim", "attention_bias", "mlp_bias", "n_shared_experts"),
     *("tie_word_embeddings", "use_qk_norm", "use_sliding_window", "sliding_window", "hidden_act"),
     *("decoder_sparse_step", "mlp_only_layers", "intermediate_size", "q_lora_rank", "index_topk"),
-    *("moe_layer_freq", "topk_method", "use_routing_bias", "shared_expert_intermediate_size"),
+    *(
+        "num_nextn_predict_layers",
+        "moe_layer_freq",
+        "topk_method",
+        "use_routing_bias",
+        "shared_expert_intermediate_size",
+    ),
 )
 """Fields that a config may leave out already."""
 

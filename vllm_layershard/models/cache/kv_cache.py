@@ -36,6 +36,11 @@ class CacheDevice(NamedTuple):
     rocm: bool = False
 
     @property
+    def is_ascend(self) -> bool:
+        """Neither CUDA nor ROCm: vllm-ascend serves it, by rules of its own."""
+        return self.capability is None and not self.rocm
+
+    @property
     def is_blackwell(self) -> bool:
         """Compute capability 10.x; 12.x is another Blackwell."""
         return self.capability == 10

@@ -39,10 +39,11 @@ _ROUTED_TOO: Final = {"num_local_experts": "n_routed_experts"}
 _LOCAL: Final = {"num_experts": "num_local_experts"}
 
 _DRAFTED: Final = {"num_mtp_layers": "num_nextn_predict_layers"}
+_DRAFTS: Final[Mapping[str, Any]] = {"num_nextn_predict_layers": 1}
 _HYBRID: Final[Mapping[str, Any]] = {**_BIAS, "head_dim": 256, "full_attention_interval": 4}
 
 _DEEPSEEK_V3: Final = Class(
-    {**_USUAL, "n_shared_experts": 1, "q_lora_rank": 1536, "first_k_dense_replace": 3},
+    {**_USUAL, **_DRAFTS, "n_shared_experts": 1, "q_lora_rank": 1536, "first_k_dense_replace": 3},
     {**_ROUTED_TOO, **_DRAFTED},
     _ROUTED,
 )
@@ -101,6 +102,7 @@ _CLASSES: Final[Mapping[str, Class]] = {
     "glm4_moe": Class(
         {
             **_BIAS,
+            **_DRAFTS,
             "num_key_value_heads": 8,
             "n_shared_experts": 1,
             "first_k_dense_replace": 1,

@@ -142,3 +142,27 @@ def test_each_node_has_its_ranks_and_the_first_one_serves(
     for node in found:
         assert "o_proj" in json.dumps(node["sharded"])
         assert (ADDRESS in node["addresses"]) == (len(found) > 1)
+
+
+PARSE = """
+import json, shlex, sys
+from vllm.entrypoints.launchers.cli_args import make_arg_parser
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+result = []
+for command in json.loads(sys.argv[1]):
+    args = make_arg_parser(FlexibleArgumentParser()).parse_args(shlex.split(command)[2:])
+    mode = args.compilation_config.cudagraph_mode
+    result.append([None if mode is None else mode.name, args.language_model_only])
+"""
+
+
+def test_what_context_parallelism_asks_for_is_read() -> None:
+    """This machine's platform has no context parallelism, so that the flags alone are read."""
+    layout = Layout(dp=32, pcp=2, ep=True)
+    plans = [
+        plan_model(model, layout=layout, hardware="B300")
+        for model in ("DeepSeek-V3.2", "Kimi-K2.5", "DeepSeek-V3")
+    ]
+    commands = json.dumps([plan.launch for plan in plans])
+    assert run_child(PARSE, commands) == [["NONE", False], [None, True], [None, False]]
