@@ -22,7 +22,7 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 CONFIGS = {
     "negative": ({"hidden_size": -3}, "hidden_size: -3 is not a whole number"),
-    "missing": ({"kv_lora_rank": None}, "kv_lora_rank: is missing"),
+    "null": ({"kv_lora_rank": None}, "kv_lora_rank: is null"),
     "string": ({"num_hidden_layers": "61"}, 'num_hidden_layers: "61" is not a whole number'),
     "boolean": ({"num_attention_heads": True}, "num_attention_heads: true is not a whole number"),
     "float": ({"v_head_dim": 128.5}, "v_head_dim: 128.5 is not a whole number"),
