@@ -76,6 +76,8 @@ class Blueprint:
     that tensor parallelism divides. `notes`: what had to be assumed. `stem` is the name of the
     list of decoder layers. `quantization`: a family leaves it to the registry. `longest`: tokens of
     the longest sequence; where layers keep states, a server counts its cache in those.
+    `head_quantisable`: vLLM's class tells its head of the quantisation; else it stays as it is.
+    `head_name`: where the head is not called as its place in the model says.
     """
 
     layers: tuple[Layer, ...]
@@ -90,6 +92,8 @@ class Blueprint:
     quantization: Quantization = UNREAD
     longest: int | None = None
     drafts: Drafts | None = None
+    head_quantisable: bool = True
+    head_name: str | None = None
 
     def __post_init__(self) -> None:
         assert self.experts is not None or not any(map(self.is_routed, range(len(self.layers))))
@@ -101,7 +105,7 @@ class Blueprint:
     @property
     def head(self) -> str:
         """vLLM's name of the output head."""
-        return f"{self.stem.removesuffix('model.layers')}lm_head"
+        return self.head_name or f"{self.stem.removesuffix('model.layers')}lm_head"
 
     def experts_prefix(self, layer_id: int) -> str:
         """vLLM's name of the routed experts of a layer."""
@@ -116,7 +120,7 @@ class Blueprint:
         return (
             any(quantises(self.experts_prefix(layer_id)) for layer_id in routed)
             or any(quantises(prefix, shape) for prefix, shape in self._shapes())
-            or self.quantization.quantises_head(self.head)
+            or (self.head_quantisable and self.quantization.quantises_head(self.head))
         )
 
     def modules(self) -> Iterator[str]:

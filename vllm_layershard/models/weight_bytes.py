@@ -74,7 +74,7 @@ def held_bytes(
         drafts, of_drafts = draft_bytes(b, deployment, rank)
     return WeightBytes(
         embedding=vocab if stage == 0 or (b.tied and stage == last) else 0,
-        head=_head_bytes(b, layout.tp) if stage == last and not b.tied else 0,
+        head=_head_bytes(b, layout.tp) if stage == last else 0,
         linears=sum(x.nbytes for _, x in held) + beside,
         experts=sum(
             tensor.nbytes for i in layers for tensor in layer_experts(b, i, deployment, rank)
@@ -91,6 +91,12 @@ def held_bytes(
 
 
 def _head_bytes(blueprint: Blueprint, tp: int) -> int:
+    """Of a tied head all but its weight, which is the embedding's.
+
+    Source: vLLM 0.32, quantization/base_config.py, `QuantizeMethodBase.tie_weights`.
+    """
     b = blueprint
-    head = Shape("lm_head", (padded_vocab(b.vocab) // tp,), b.hidden, "out")
-    return sum(t.nbytes for t in b.quantization.head(b.head, head, b.dtype, tp))
+    rows = (padded_vocab(b.vocab) // tp,)
+    head = Shape("lm_head", rows, b.hidden, "out", quantisable=b.head_quantisable)
+    tensors = b.quantization.head(b.head, head, b.dtype, tp)
+    return sum(t.nbytes for t in tensors if not (b.tied and t.name == "weight"))

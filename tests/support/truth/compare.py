@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from vllm_layershard.errors import ModelError
 from vllm_layershard.models import Deployment, Model, read_model
 from vllm_layershard.models.layer_weights import layer_linears
 from vllm_layershard.plan import ParallelLayout
@@ -45,7 +48,7 @@ class Case:
     within its text_config. `drafted`: tokens that its own draft layers draft.
 
     `text_class`: its text_config alone is built, as this architecture: the multimodal class around
-    it needs packages that are not here.
+    it needs packages that are not here. `refused`: words of what vLLM says where it builds none.
     """
 
     config: str | Mapping[str, Any]
@@ -54,6 +57,7 @@ class Case:
     text_class: str | None = None
     text: Mapping[str, Any] = field(default_factory=dict)
     drafted: int = 0
+    refused: str = ""
 
     def stated(self) -> dict[str, Any]:
         """The config as it is published."""
@@ -94,19 +98,27 @@ class Truth:
     def __init__(self, cases: Mapping[str, Case], root: Path) -> None:
         self._asked = {}
         self._drafted = {}
+        self._refused = {}
         for name, case in cases.items():
             directory = case.write(root / name)
             for full, tp, dp, ep in _named(name, case):
                 deployment = Deployment(ParallelLayout(tp=tp, dp=dp), ep=ep)
                 self._asked[full] = (directory, deployment)
                 self._drafted[full] = case.drafted
-        self._inventories = _built_by_vllm(self._asked, self._drafted)
+                self._refused[full] = case.refused
+        self._inventories = _built_by_vllm(self._asked, self._drafted, self._refused)
 
     def check(self, name: str) -> None:
         """Names, shapes, dtypes, strides, layouts, total bytes and cache bytes are equal."""
         directory, deployment = self._asked[name]
         truth = self._inventories[name]
+        if self._refused[name]:
+            assert self._refused[name] in truth["refused"]
+            with pytest.raises(ModelError):
+                read_model(str(directory)).weight_bytes(deployment, rank=0)
+            return
         model = read_model(str(directory))._replace(drafted=self._drafted[name])
+        _check_names(model, truth)
         planned = {
             linear.prefix: {
                 "prefix": linear.prefix,
@@ -131,6 +143,11 @@ class Truth:
             assert tokens == truth["engine_tokens"]
 
 
+def _check_names(model: Model, truth: Mapping[str, Any]) -> None:
+    """What vLLM calls the head."""
+    assert truth["heads"] == [model.blueprint.head]
+
+
 def _partial(model: Model, deployment: Deployment) -> Iterator[str]:
     """The linears of whose sums each tensor-parallel rank has a part."""
     for layer_id in range(model.num_layers):
@@ -141,7 +158,9 @@ def _partial(model: Model, deployment: Deployment) -> Iterator[str]:
 
 
 def _built_by_vllm(
-    asked: Mapping[str, tuple[Path, Deployment]], drafted: Mapping[str, int]
+    asked: Mapping[str, tuple[Path, Deployment]],
+    drafted: Mapping[str, int],
+    refused: Mapping[str, str],
 ) -> dict[str, Any]:
     cases = [
         {
@@ -151,6 +170,7 @@ def _built_by_vllm(
             "dp": deployment.layout.dp,
             "ep": deployment.ep,
             "drafted": drafted[name],
+            "refused": refused[name],
         }
         for name, (directory, deployment) in asked.items()
     ]

@@ -1,6 +1,7 @@
 """Run as a script: builds vLLM's own model class and prints what it holds.
 
-Input: a JSON list of {name, directory, tp, dp, ep}; output: one JSON object by name.
+Input: a JSON list of {name, directory, tp, dp, ep, refused}; output: one JSON object by name. Of
+what is to be refused it is what vLLM says.
 
 One process stands for rank 0 of each layout: the groups are told their size, nothing is sent.
 Kernel choices that this machine's CPU refuses (fp8, sparse attention) are stood in for: they have
@@ -19,6 +20,7 @@ from transformers import AutoConfig, PretrainedConfig
 from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.distributed import init_distributed_environment, initialize_model_parallel, parallel_state
 from vllm.engine.arg_utils import EngineArgs
+from vllm.model_executor.layers.fused_moe import RoutedExperts
 from vllm.model_executor.layers.fused_moe.expert_map_manager import ExpertMapManager
 from vllm.model_executor.layers.fused_moe.oracle.fp8 import Fp8MoeBackend
 from vllm.model_executor.layers.fused_moe.oracle.int8 import Int8MoeBackend
@@ -26,6 +28,7 @@ from vllm.model_executor.layers.fused_moe.oracle.int_wna16 import WNA16MoEBacken
 from vllm.model_executor.layers.fused_moe.oracle.mxfp4 import Mxfp4MoeBackend
 from vllm.model_executor.layers.fused_moe.oracle.nvfp4 import NvFp4MoeBackend
 from vllm.model_executor.layers.linear import LinearBase, ReplicatedLinear, RowParallelLinear
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.utils import initialize_model
 from vllm.platforms import current_platform
 from vllm.utils.torch_utils import set_default_torch_dtype
@@ -144,6 +147,7 @@ class BailingMoeConfig(PretrainedConfig):
 def main() -> None:
     AutoConfig.register("bailing_moe", BailingMoeConfig)
     stand_in_for_kernels()
+    keep_names_of_heads()
     cases = json.load(sys.stdin)
     inventories: dict[str, object] = {}
     with tempfile.TemporaryDirectory() as scratch:
@@ -160,8 +164,31 @@ def main() -> None:
                 if not inventories:
                     init_distributed_environment(1, 0, f"file://{scratch}/rendezvous", 0, "gloo")
                     initialize_model_parallel()
-                inventories[case["name"]] = inventory(config, case["tp"], case["dp"], case["ep"])
+                inventories[case["name"]] = asked(config, case)
     print(json.dumps(inventories))
+
+
+def asked(config: VllmConfig, case: dict[str, object]) -> dict[str, object]:
+    """What a rank holds, or why vLLM builds no such model."""
+    layout = (case["tp"], case["dp"], case["ep"])
+    if not case["refused"]:
+        return inventory(config, *layout)
+    try:
+        inventory(config, *layout)
+    except Exception as error:  # the case says which words of it are expected
+        return {"refused": f"{type(error).__name__}: {error}"}
+    return {"refused": "nothing"}
+
+
+def keep_names_of_heads() -> None:
+    """A head keeps the name that its model gives it, as linears do of themselves."""
+    make = ParallelLMHead.__init__
+
+    def named(head: ParallelLMHead, *args: object, prefix: str = "", **rest: object) -> None:
+        make(head, *args, prefix=prefix, **rest)
+        head.prefix = prefix
+
+    ParallelLMHead.__init__ = named
 
 
 def speculation(tokens: int) -> dict[str, object] | None:
@@ -188,6 +215,15 @@ def inventory(config: object, tp: int, dp: int, ep: bool) -> dict[str, object]:
     return {
         "linears": linears_of(model),
         "partial": partial_sums_of(model),
+        "classes": {
+            m.prefix: type(m).__name__ for m in model.modules() if isinstance(m, LinearBase)
+        },
+        "heads": [m.prefix for m in model.modules() if isinstance(m, ParallelLMHead)],
+        "experts": [
+            [m.ckpt_gate_proj_name, m.ckpt_up_proj_name, m.ckpt_down_proj_name]
+            for m in model.modules()
+            if isinstance(m, RoutedExperts)
+        ],
         **sums_of([model, *drafts], config),
     }
 

@@ -12,14 +12,39 @@ from typing import Any
 import pytest
 
 from truth.compare import ENVIRONMENT
-from vllm_layershard.models import supported
+from vllm_layershard.models import bundled_names, read_model, supported
 from vllm_layershard.models.quantization.names import names_of
 from vllm_layershard.models.quantization.read import UNREAD_METHODS, known_methods
 
 SAID = """
-import json, sys
+import ast, inspect, json, sys, textwrap
 from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
 from vllm.model_executor.models.registry import ModelRegistry
+
+def calls(model):
+    \"\"\"The calls of the first class that makes a head or has a language model, and where.\"\"\"
+    for one in model.__mro__:
+        if "__init__" in vars(one):
+            for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(one)))):
+                if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                    yield node, inspect.getmodule(one)
+
+
+def tells_head(model):
+    \"\"\"Whether the class, or that of its language model, hands its head quant_config.\"\"\"
+    for call, module in calls(model):
+        if call.func.id == "ParallelLMHead":
+            return any(key.arg == "quant_config" for key in call.keywords)
+        if call.func.id == "init_vllm_registered_model":
+            for key in call.keywords:
+                if key.arg == "architectures":
+                    inner = ast.literal_eval(key.value)[0]
+                    return tells_head(ModelRegistry.models[inner].load_model_cls())
+        inner = getattr(module, call.func.id, None)
+        if isinstance(inner, type) and inner is not model and "ForCausalLM" in call.func.id:
+            return tells_head(inner)
+    return None
+
 
 said = {"methods": QUANTIZATION_METHODS}
 for name in json.load(sys.stdin):
@@ -31,6 +56,7 @@ for name in json.load(sys.stdin):
         "renames": mapper is not None,
         "prefixes": dict(renames.orig_to_new_prefix) if renames else {},
         "substrings": dict(renames.orig_to_new_substr) if renames else {},
+        "tells_head": tells_head(model),
         "others": bool(renames and (renames.orig_to_new_regex or renames.orig_to_new_renaming)),
     }
 print(json.dumps(said))
@@ -76,6 +102,22 @@ def test_names_are_those_of_the_class(architecture: str) -> None:
     assert dict(names.prefixes) == vllm["prefixes"]
     assert dict(names.substrings) == vllm["substrings"]
     assert not vllm["others"]
+
+
+UNTOLD = {"GptOssForCausalLM", "Qwen3NextForCausalLM"}
+"""Their heads have `head_quantisable` off: the bundled configs of both say so below."""
+
+
+@pytest.mark.matrix(part="truth")
+def test_heads_are_told_of_the_quantisation_but_for_two_classes() -> None:
+    told = {architecture: said()[architecture]["tells_head"] for architecture in supported()}
+    assert told == {architecture: architecture not in UNTOLD for architecture in supported()}
+
+
+@pytest.mark.parametrize("name", bundled_names())
+def test_a_blueprint_says_whether_its_head_is_told(name: str) -> None:
+    model = read_model(name)
+    assert model.blueprint.head_quantisable == (model.architecture not in UNTOLD)
 
 
 @pytest.mark.matrix(part="truth")

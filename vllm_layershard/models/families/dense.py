@@ -5,6 +5,7 @@ Source: vLLM 0.32, model_executor/models/llama.py, mistral.py, qwen2.py, qwen3.p
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 from vllm_layershard.models.blueprint import Blueprint, Segment
@@ -31,7 +32,8 @@ def build(architecture: str, config: ConfigFile) -> Blueprint:
     if architecture == "Qwen3VLForConditionalGeneration":
         # Source: vLLM 0.32, config/vllm.py, `VllmConfig.with_hf_config`.
         tied = config.boolean("tie_word_embeddings")
-        return within(_read("Qwen3ForCausalLM", language_model_of(config)), tied=tied)
+        read = within(_read("Qwen3ForCausalLM", language_model_of(config)), tied=tied)
+        return replace(read, head_name="lm_head")  # vLLM's class drops the model's own name
     return _read(architecture, config)
 
 

@@ -5,6 +5,8 @@ Source: vLLM 0.32, model_executor/models/gpt_oss.py.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from vllm_layershard.models.blueprint import Blueprint, Segment
 from vllm_layershard.models.families.gqa import read_experts, read_gqa
 from vllm_layershard.models.parts.feed_forward import Router
@@ -37,6 +39,7 @@ def build(architecture: str, config: ConfigFile) -> Blueprint:
     router = Router("mlp.router", experts.experts, bias=True, shares_out=True)
     # vLLM alternates by the layer's parity, whatever layer_types says.
     both = (full._replace(window=window), full)
-    return sizes._replace(notes=(*sizes.notes, note)).blueprint(
+    read = sizes._replace(notes=(*sizes.notes, note)).blueprint(
         (Segment(both[i % 2], (router,)) for i in range(sizes.layers)), {}, experts
     )
+    return replace(read, head_quantisable=False)

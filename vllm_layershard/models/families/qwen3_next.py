@@ -33,7 +33,8 @@ def build(architecture: str, config: ConfigFile) -> Blueprint:
         ModelError: its config.json is broken or inconsistent.
     """
     if architecture == "Qwen3NextForCausalLM":
-        return _noted(_read(config, fused=True, has_experts=True))
+        read = _read(config, fused=True, has_experts=True)
+        return _noted(replace(read, head_quantisable=False))
     has_experts = architecture.startswith("Qwen3_5Moe")
     if architecture.endswith("ForCausalLM"):
         return _noted(_read(config, fused=False, has_experts=has_experts))

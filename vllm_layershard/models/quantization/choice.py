@@ -132,7 +132,7 @@ class Quantization:
         Raises:
             PlanError: the format's blocks or groups would be split over two of `tp` ranks.
         """
-        found = self._choice.head(prefix)
+        found = self._choice.head(prefix) if shape.quantisable else None
         return (
             plain_linear(shape, dtype) if found is None else found.linear(prefix, shape, dtype, tp)
         )
