@@ -19,6 +19,7 @@ INT8 = {"num_bits": 8, "type": "int", "strategy": "channel", "symmetric": True}
 TOKENS = {"num_bits": 8, "type": "int", "strategy": "token", "dynamic": True}
 FP8 = {"num_bits": 8, "type": "float", "strategy": "channel", "symmetric": True}
 SCHEME = FP8 | {"strategy": "tensor"}
+FLOATS = FP8 | {"strategy": "token", "dynamic": True}
 QUARK_TENSOR = {"dtype": "fp8_e4m3", "qscheme": "per_tensor"}
 QUARK_FP8 = {"weight": QUARK_TENSOR, "input_tensors": QUARK_TENSOR}
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False, "sym": True}
@@ -338,6 +339,16 @@ def test_a_broken_description_is_one_message(raw: bytes, tmp_path: Path) -> None
 def test_a_description_beside_a_stated_method_is_not_looked_at(tmp_path: Path) -> None:
     (tmp_path / DESCRIPTION).write_bytes(b"broken")
     assert read_model(write(tmp_path, GPTQ)).quantization == "gptq_int4_g128"
+
+
+NAMED = [f"model.layers.1.mlp.experts.0.{part}_proj" for part in ("gate", "up", "down")]
+
+
+def test_experts_of_gpt_oss_are_found_by_the_names_that_vllm_makes_of_them(tmp_path: Path) -> None:
+    # `down_proj` at the end of a name becomes `w2_weight`, and is found no more.
+    stated = compressed("float-quantized", FP8, FLOATS, ignore=NAMED)
+    with pytest.raises(ModelError, match="names some but not all of its parts"):
+        read_model(write(tmp_path, stated, "openai--gpt-oss-120b")).weight_bytes(ONE, rank=0)
 
 
 def test_static_int8_is_for_linears_alone(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import pytest
 from vllm_layershard.errors import ModelError
 from vllm_layershard.models import Deployment, Model, read_model
 from vllm_layershard.models.layer_weights import layer_linears
+from vllm_layershard.models.quantization.names import names_of
 from vllm_layershard.plan import ParallelLayout
 
 CONFIGS = Path(__file__).parents[3] / "vllm_layershard" / "models" / "configs"
@@ -144,8 +145,10 @@ class Truth:
 
 
 def _check_names(model: Model, truth: Mapping[str, Any]) -> None:
-    """What vLLM calls the head."""
+    """What vLLM calls the head, and a routed expert's matrices."""
     assert truth["heads"] == [model.blueprint.head]
+    expert = list(names_of(model.architecture).expert)
+    assert all(said == expert for said in truth["experts"])
 
 
 def _partial(model: Model, deployment: Deployment) -> Iterator[str]:

@@ -56,6 +56,7 @@ for name in json.load(sys.stdin):
         "renames": mapper is not None,
         "prefixes": dict(renames.orig_to_new_prefix) if renames else {},
         "substrings": dict(renames.orig_to_new_substr) if renames else {},
+        "suffixes": dict(renames.orig_to_new_suffix) if renames else {},
         "tells_head": tells_head(model),
         "others": bool(renames and (renames.orig_to_new_regex or renames.orig_to_new_renaming)),
     }
@@ -101,6 +102,7 @@ def test_names_are_those_of_the_class(architecture: str) -> None:
     assert names.renames == vllm["renames"]
     assert dict(names.prefixes) == vllm["prefixes"]
     assert dict(names.substrings) == vllm["substrings"]
+    assert dict(names.suffixes) == vllm["suffixes"]
     assert not vllm["others"]
 
 

@@ -24,6 +24,8 @@ FUSED: Final[Fused] = {**_GATE_UP, **_QKV, **_LATENT, **_DELTA_NET}
 
 _USUAL: Final[Fused] = {**_QKV, **_GATE_UP}
 _DEEPSEEK: Final[Fused] = {**_GATE_UP, **_LATENT}
+_NUMBERED: Final = ("w1", "w3", "w2")
+"""What Mixtral and MiniMax call an expert's gate, up and down."""
 
 _QWEN_VL: Final = (
     ("model.visual.", "visual."),
@@ -100,8 +102,9 @@ _NAMES: Final[Mapping[str, Names]] = {
             (".up_proj.", ".w3."),
             (".down_proj.", ".w2."),
         ),
+        expert=_NUMBERED,
     ),
-    "MiniMaxM2ForCausalLM": Names(_QKV, renames=True),
+    "MiniMaxM2ForCausalLM": Names(_QKV, renames=True, expert=_NUMBERED),
     "BailingMoeV2ForCausalLM": Names({"query_key_value": ("query_key_value",), **_GATE_UP}),
     "KimiK25ForConditionalGeneration": Names(
         _DEEPSEEK,
@@ -120,7 +123,28 @@ _NAMES: Final[Mapping[str, Names]] = {
     "Qwen3_5ForConditionalGeneration": _QWEN35._replace(prefixes=_QWEN_VL),
     "Qwen3_5MoeForConditionalGeneration": _QWEN35._replace(prefixes=_QWEN_VL),
     "GptOssForCausalLM": Names(
-        _QKV, renames=True, expert=("w1", "w3", "w2"), substrings=((".self_attn.", ".attn."),)
+        _QKV,
+        renames=True,
+        substrings=((".self_attn.", ".attn."),),
+        suffixes=(
+            (".embed_tokens.weight", ".embedding.weight"),
+            (".gate_up_proj_blocks", ".w13_weight"),
+            (".down_proj_blocks", ".w2_weight"),
+            (".gate_up_proj_scales", ".w13_weight_scale"),
+            (".down_proj_scales", ".w2_weight_scale"),
+            (".gate_up_proj", ".w13_weight"),
+            (".down_proj", ".w2_weight"),
+            (".gate_up_proj_bias", ".w13_bias"),
+            (".down_proj_bias", ".w2_bias"),
+            (".gate_up_proj.weight", ".w13_weight"),
+            (".gate_up_proj.weight_scale", ".w13_weight_scale"),
+            (".gate_up_proj.bias", ".w13_bias"),
+            (".gate_up_proj.input_scale", ".w13_input_scale"),
+            (".down_proj.weight", ".w2_weight"),
+            (".down_proj.weight_scale", ".w2_weight_scale"),
+            (".down_proj.bias", ".w2_bias"),
+            (".down_proj.input_scale", ".w2_input_scale"),
+        ),
     ),
 }
 
