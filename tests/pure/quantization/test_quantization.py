@@ -20,6 +20,8 @@ TOKENS = {"num_bits": 8, "type": "int", "strategy": "token", "dynamic": True}
 FP8 = {"num_bits": 8, "type": "float", "strategy": "channel", "symmetric": True}
 SCHEME = FP8 | {"strategy": "tensor"}
 FLOATS = FP8 | {"strategy": "token", "dynamic": True}
+FOURS = {"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16}
+BY_32 = FP8 | {"strategy": "group", "group_size": 32}
 QUARK_TENSOR = {"dtype": "fp8_e4m3", "qscheme": "per_tensor"}
 QUARK_FP8 = {"weight": QUARK_TENSOR, "input_tensors": QUARK_TENSOR}
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False, "sym": True}
@@ -181,6 +183,22 @@ REFUSED = {
         compressed("int-quantized", INT8 | {"symmetric": False}, TOKENS),
         "symmetric: vLLM 0.32 has no class for such weights that are not symmetric",
     ),
+    "nvfp4 with fp8": (
+        compressed("nvfp4-pack-quantized", FOURS, TOKENS),
+        "type: vLLM 0.32 has a class for nvfp4 weights with nvfp4 activations only",
+    ),
+    "mxfp8 without its exponents": (
+        compressed("mxfp8-quantized", BY_32),
+        "scale_dtype: vLLM 0.32 has a class for fp8 by group with uint8 only",
+    ),
+    "packed int4 with fp8 by tensor": (
+        compressed(
+            "pack-quantized",
+            INT8 | {"num_bits": 4, "strategy": "group", "group_size": 128},
+            FLOATS | {"strategy": "tensor"},
+        ),
+        "strategy: vLLM 0.32 has a class for dynamic symmetric tokens only here",
+    ),
     "a slow pattern": (
         compressed("int-quantized", INT8, TOKENS, ignore=["re:(a+)+b"]),
         'ignore: the pattern "(a+)+b" repeats a group, which is not read',
@@ -339,6 +357,44 @@ def test_a_broken_description_is_one_message(raw: bytes, tmp_path: Path) -> None
 def test_a_description_beside_a_stated_method_is_not_looked_at(tmp_path: Path) -> None:
     (tmp_path / DESCRIPTION).write_bytes(b"broken")
     assert read_model(write(tmp_path, GPTQ)).quantization == "gptq_int4_g128"
+
+
+ROUTED_NEVER = {
+    "fp8 rows alone": (
+        compressed("float-quantized", FP8),
+        "input_activations: is missing, and vLLM 0.32 has no class for routed experts of fp8",
+    ),
+    "fp8 tensors alone": (compressed("float-quantized", SCHEME), "input_activations: is missing"),
+    "fp8 blocks alone": (
+        compressed("float-quantized", FP8 | {"strategy": "block", "block_structure": [128, 128]}),
+        "input_activations: is missing",
+    ),
+    "fp8 tensors with tokens": (
+        compressed("float-quantized", SCHEME, FLOATS),
+        "input_activations: 'token' activations with fp8 weights by 'tensor': vLLM 0.32 has no",
+    ),
+    "fp8 rows with tensors": (
+        compressed("float-quantized", FP8, SCHEME),
+        "input_activations: 'tensor' activations with fp8 weights by 'channel'",
+    ),
+    "int8 tensors": (
+        compressed("int-quantized", INT8 | {"strategy": "tensor"}, TOKENS),
+        "weights: strategy: vLLM 0.32 has no class for routed experts in int8 with one scale",
+    ),
+    "mxfp4 with fp8": (
+        compressed("mxfp4-pack-quantized", BY_32 | {"num_bits": 4}, FLOATS),
+        "routed experts in mxfp4 with fp8 activations, and the planner does not read it yet",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ROUTED_NEVER)
+def test_a_scheme_without_routed_experts_is_for_linears_alone(case: str, tmp_path: Path) -> None:
+    quantization, message = ROUTED_NEVER[case]
+    assert read_model(write(tmp_path, quantization)).linears(ONE)
+    with pytest.raises(ModelError) as error:
+        read_model(write(tmp_path, quantization, "Qwen--Qwen3-235B-A22B")).linears(ONE)
+    assert message in str(error.value)
 
 
 NAMED = [f"model.layers.1.mlp.experts.0.{part}_proj" for part in ("gate", "up", "down")]

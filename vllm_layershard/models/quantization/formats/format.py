@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Protocol
+from typing import Literal, Protocol
 
 from vllm_layershard.errors import PlanError
 from vllm_layershard.models.dtypes import DTYPE_BYTES
 from vllm_layershard.models.operation import Precision
 from vllm_layershard.models.shape import Shape
 from vllm_layershard.plan import TensorSpec
+
+Biases = Literal["none", "model", "float32"]
+"""The dtype of routed experts' biases. `none`: vLLM's method creates none, though its model has."""
 
 
 class Format(Protocol):
@@ -86,11 +89,12 @@ def expert_matrices(hidden: int, intermediate: int) -> tuple[tuple[str, int, int
 
 
 def expert_biases(
-    count: int, hidden: int, intermediate: int, bias: bool, dtype: str
+    count: int, hidden: int, intermediate: int, bias: bool, dtype: str, kept: Biases = "model"
 ) -> tuple[TensorSpec, ...]:
-    """The biases of experts that have them."""
-    if not bias:
+    """The biases of experts that have them, as far as their method keeps any."""
+    if not bias or kept == "none":
         return ()
+    dtype = dtype if kept == "model" else kept
     return (
         tensor("w13_bias", (count, 2 * intermediate), dtype),
         tensor("w2_bias", (count, hidden), dtype),

@@ -5,9 +5,10 @@ from __future__ import annotations
 from math import gcd
 from typing import NamedTuple
 
-from vllm_layershard.errors import PlanError
+from vllm_layershard.errors import ModelError, PlanError
 from vllm_layershard.models.operation import Precision
 from vllm_layershard.models.quantization.formats.format import (
+    Biases,
     bias_of,
     expert_biases,
     tensor,
@@ -21,7 +22,8 @@ _LEAST_REFINED = 32
 class Fp8Block(NamedTuple):
     """`block` is (rows, columns) of one scale, `scale` what its tensor is called.
 
-    `refines`: experts that ranks split within a block get smaller ones, not a refusal.
+    `refines`: experts that ranks split within a block get smaller ones, not a refusal. `biases`:
+    the dtype of those of experts. `unrouted`: why vLLM has no experts of this kind.
 
     Source: vLLM 0.32, layers/quantization/fp8.py, `Fp8LinearMethod` and `Fp8MoEMethod`.
     """
@@ -29,6 +31,8 @@ class Fp8Block(NamedTuple):
     block: tuple[int, int]
     scale: str = "weight_scale_inv"
     refines: bool = True
+    biases: Biases = "model"
+    unrouted: str = ""
 
     @property
     def name(self) -> str:
@@ -44,12 +48,18 @@ class Fp8Block(NamedTuple):
     def experts(
         self, prefix: str, count: int, hidden: int, intermediate: int, bias: bool, dtype: str
     ) -> tuple[TensorSpec, ...]:
-        """The stacked weights and scales."""
+        """The stacked weights and scales.
+
+        Raises:
+            ModelError: vLLM has no experts of this kind.
+        """
+        if self.unrouted:
+            raise ModelError(f"{prefix}: {self.unrouted}")
         block = self._expert_block(prefix, hidden, intermediate)
         return (
             *self._pair("w13_weight", (count, 2 * intermediate, hidden), block),
             *self._pair("w2_weight", (count, hidden, intermediate), block),
-            *expert_biases(count, hidden, intermediate, bias, dtype),
+            *expert_biases(count, hidden, intermediate, bias, dtype, self.biases),
         )
 
     @property

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+from vllm_layershard.errors import ModelError
 from vllm_layershard.models.operation import Precision
 from vllm_layershard.models.quantization.formats.format import (
+    Biases,
     bias_of,
     check_groups,
     expert_biases,
@@ -21,7 +23,8 @@ class Microscaled(NamedTuple):
     """`bits`: 4, two of them in a byte, 6, four in three bytes, or 8.
 
     `weight` is what the tensor is called.
-    `low_bit`: activations are quantised, too.
+    `low_bit`: activations are quantised, too. `biases`: the dtype of those of experts.
+    `unrouted`: why there are no experts of this kind.
 
     Source: vLLM 0.32, quantization/modelopt.py, `KMxfp8Static` and `ModelOptMxFp8FusedMoE`;
     compressed_tensors, w8a8_mxfp8 and w4a4_mxfp4, of linears and of experts.
@@ -31,6 +34,8 @@ class Microscaled(NamedTuple):
     bits: int
     weight: str = "weight"
     low_bit: bool = True
+    biases: Biases = "none"
+    unrouted: str = ""
 
     def linear(self, prefix: str, shape: Shape, dtype: str, tp: int) -> tuple[TensorSpec, ...]:
         """The weight, its exponents, and the bias if there is one.
@@ -47,11 +52,14 @@ class Microscaled(NamedTuple):
 
         Raises:
             PlanError: a block would be split over two ranks.
+            ModelError: there are no experts of this kind.
         """
+        if self.unrouted:
+            raise ModelError(f"{prefix}: {self.unrouted}")
         return (
             *self._pair("w13_", prefix, (count, 2 * intermediate, hidden)),
             *self._pair("w2_", prefix, (count, hidden, intermediate)),
-            *expert_biases(count, hidden, intermediate, bias, dtype),
+            *expert_biases(count, hidden, intermediate, bias, dtype, self.biases),
         )
 
     @property

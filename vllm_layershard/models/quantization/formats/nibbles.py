@@ -8,7 +8,6 @@ from vllm_layershard.models.operation import Precision
 from vllm_layershard.models.quantization.formats.format import (
     bias_of,
     check_groups,
-    expert_biases,
     expert_matrices,
     tensor,
 )
@@ -51,7 +50,7 @@ class Nibbles(NamedTuple):
     def experts(
         self, prefix: str, count: int, hidden: int, intermediate: int, bias: bool, dtype: str
     ) -> tuple[TensorSpec, ...]:
-        """Packed along the input, two in a byte.
+        """Packed along the input, two in a byte, without biases.
 
         Raises:
             PlanError: a group would be split over two ranks.
@@ -65,7 +64,7 @@ class Nibbles(NamedTuple):
                 tensor(f"{name}_weight_scale", (count, rows, groups), dtype),
                 tensor(f"{name}_weight_zero_point", (count, rows // _IN_BYTE, groups), "uint8"),
             ]
-        return (*tensors, *expert_biases(count, hidden, intermediate, bias, dtype))
+        return tuple(tensors)
 
     @property
     def precision(self) -> Precision:

@@ -86,7 +86,8 @@ class Packed(NamedTuple):
                 check_packing(prefix, rows * self.bits, 32)
                 zeros = (count, rows * self.bits // 32, groups)
                 tensors.append(tensor(f"{name}_weight_zero_point", zeros, "int32"))
-        return (*tensors, *expert_biases(count, hidden, intermediate, bias, dtype))
+        biased = bias and self.inputs != "a8"  # `CompressedTensorsW4A8Fp8MoEMethod` has none
+        return (*tensors, *expert_biases(count, hidden, intermediate, biased, dtype))
 
     @property
     def precision(self) -> Precision:

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 from vllm_layershard.errors import ModelError
 from vllm_layershard.models.operation import Precision
 from vllm_layershard.models.quantization.formats.format import (
+    Biases,
     bias_of,
     expert_biases,
     tensor,
@@ -21,7 +22,8 @@ class Scaled(NamedTuple):
     `static`: activations have scales too, which the checkpoint stores. `column`: scales of rows
     are a column. `routed`: how experts are, where that is otherwise. `once`: all parts of a fused
     linear share the scale of a static activation, `shifted`: and it has a zero point.
-    `unrouted`: why vLLM has no experts of this kind.
+    `unrouted`: why vLLM has no experts of this kind. `biases`: the dtype of those of experts.
+    `joined`: gate and up of an expert with a bias share their scale: only gpt-oss has such experts.
 
     Source: vLLM 0.32, quantization/fp8.py, `Fp8LinearMethod` and `Fp8MoEMethod`; modelopt.py,
     `KFp8StaticTensor` and `ModelOptFp8MoEMethod`; compressed_tensors/schemes and
@@ -37,6 +39,8 @@ class Scaled(NamedTuple):
     once: bool = False
     shifted: bool = False
     unrouted: str = ""
+    joined: bool = False
+    biases: Biases = "model"
 
     def linear(self, prefix: str, shape: Shape, dtype: str, tp: int) -> tuple[TensorSpec, ...]:
         """The weight, its scales, the activation's, and the bias if there is one."""
@@ -64,14 +68,17 @@ class Scaled(NamedTuple):
             return self.routed.experts(prefix, count, hidden, intermediate, bias, dtype)
         rows = 2 * intermediate
         names = ("w13", "w2")
-        by_row, by_tensor = ((count, rows, 1), (count, hidden, 1)), ((count, 2), (count,))
+        by_row, by_tensor = (
+            ((count, rows, 1), (count, hidden, 1)),
+            ((count, 1 if bias and self.joined else 2), (count,)),
+        )
         scales = zip(names, by_row if self.by_row else by_tensor, strict=True)
         return (
             tensor("w13_weight", (count, rows, hidden), self.dtype),
             tensor("w2_weight", (count, hidden, intermediate), self.dtype),
             *(tensor(f"{name}_weight_scale", scale, "float32") for name, scale in scales),
             *(tensor(f"{n}_input_scale", (count,), "float32") for n in names if self.static),
-            *expert_biases(count, hidden, intermediate, bias, dtype),
+            *expert_biases(count, hidden, intermediate, bias, dtype, self.biases),
         )
 
     def _inputs(self, scales: int) -> tuple[TensorSpec, ...]:

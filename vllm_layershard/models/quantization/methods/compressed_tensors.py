@@ -28,6 +28,17 @@ _STATIC_EXPERTS: Final = (
     "vLLM 0.32 has no class for routed experts in int8 with static activations; it takes dynamic "
     "ones of tokens"
 )
+_INT8_EXPERTS: Final = (
+    "config_groups: weights: strategy: vLLM 0.32 has no class for routed experts in int8 with one "
+    "scale a tensor; it takes 'channel'"
+)
+_PAIRS: Final = {"tensor": "tensor", "channel": "token"}
+"""Strategy of routed experts' fp8 weights -> that of their activations."""
+
+_EIGHT: Final = (
+    "config_groups: input_activations: vLLM 0.32 has a class for routed experts in mxfp4 with fp8 "
+    "activations, and the planner does not read it yet"
+)
 
 _ACTIVATIONS = ("naive-quantized", "int-quantized", "float-quantized", "nvfp4-pack-quantized")
 """Formats whose activations are quantised, too.
@@ -109,6 +120,8 @@ def _format(section: ConfigFile, group: ConfigFile) -> Format:
     if kind == "float" and bits == 4:
         return _float4(weights, inputs, strategy)
     if kind == "float" and bits == 8 and strategy == "group" and weights.get("group_size"):
+        if weights.get("scale_dtype") not in ("torch.uint8", "uint8"):
+            weights.fail("scale_dtype", "vLLM 0.32 has a class for fp8 by group with uint8 only")
         return _microscaled(weights, "compressed_tensors_mxfp8", 8, "weight", low_bit=True)
     if form == "pack-quantized" and kind == "int":
         return _packed(weights, inputs, bits, strategy)
@@ -138,10 +151,13 @@ def _symmetric(weights: ConfigFile) -> None:
 def _float4(weights: ConfigFile, inputs: ConfigFile | None, strategy: str | None) -> Format:
     _symmetric(weights)
     if strategy == "group":
-        low = inputs is not None
-        return _microscaled(weights, "compressed_tensors_mxfp4", 4, "weight_packed", low_bit=low)
+        low, eight = inputs is not None, inputs is not None and _are_dynamic_fp8(inputs)
+        found = _microscaled(weights, "compressed_tensors_mxfp4", 4, "weight_packed", low_bit=low)
+        return found._replace(unrouted=_EIGHT) if eight else found
     if strategy != "tensor_group" or weights.integer("group_size", low=1, high=1 << 16) != 16:
         weights.fail("group_size", "nvfp4 has groups of 16")
+    if inputs is not None and _nvfp4_kind(inputs) != ("float", 4, "tensor_group", 16, True):
+        inputs.fail("type", "vLLM 0.32 has a class for nvfp4 weights with nvfp4 activations only")
     return Nvfp4(
         name="compressed_tensors_nvfp4",
         group=16,
@@ -150,6 +166,27 @@ def _float4(weights: ConfigFile, inputs: ConfigFile | None, strategy: str | None
         inputs="input_global_scale",
         weight_only=inputs is None,
     )
+
+
+def _nvfp4_kind(inputs: ConfigFile) -> tuple[object, ...]:
+    """Source: vLLM 0.32, `CompressedTensorsConfig._is_nvfp4_format`."""
+    keys = ("type", "num_bits", "strategy", "group_size")
+    return (*map(inputs.get, keys), inputs.get("symmetric") is not False)
+
+
+def _are_dynamic_fp8(inputs: ConfigFile) -> bool:
+    """Source: vLLM 0.32, `CompressedTensorsConfig._is_mxfp4_w4a8_fp8`."""
+    return (
+        (inputs.get("type"), inputs.get("num_bits")) == ("float", 8)
+        and bool(inputs.get("dynamic"))
+        and _strategy(inputs) in ("token", "group")
+        and inputs.get("symmetric") is not False
+    )
+
+
+def _strategy(arguments: ConfigFile) -> str:
+    """What is stated, or what compressed-tensors takes without a word."""
+    return arguments.string("strategy") or ("group" if arguments.get("group_size") else "tensor")
 
 
 def _microscaled(
@@ -181,6 +218,8 @@ def _packed(
         inputs.fail("type", "vLLM 0.32 has a class for activations in int8, int4 and fp8 only here")
     if bits != 4 or group is None or not symmetric:
         weights.fail("num_bits", "vLLM 0.32 has a class for four symmetric bits by group only here")
+    if not _are_dynamic_fp8(inputs) or _strategy(inputs) != "token":
+        inputs.fail("strategy", "vLLM 0.32 has a class for dynamic symmetric tokens only here")
     return Packed(bits, group, symmetric, inputs="a8")
 
 
@@ -207,7 +246,9 @@ def _float8(weights: ConfigFile, inputs: ConfigFile | None, strategy: str | None
     static = inputs is not None and not inputs.get("dynamic")
     if strategy == "block" and not static:
         block = read_block(weights, "block_structure")
-        return Fp8Block(block=block, scale="weight_scale", refines=False)
+        return Fp8Block(
+            block, "weight_scale", refines=False, biases="none", unrouted=_unrouted(inputs, "block")
+        )
     if strategy not in ("tensor", "channel"):
         weights.fail("strategy", f"{shown(strategy)} is not supported with fp8 weights")
     if static and inputs is not None and inputs.string("strategy") != "tensor":
@@ -217,6 +258,32 @@ def _float8(weights: ConfigFile, inputs: ConfigFile | None, strategy: str | None
         dtype="float8_e4m3fn",
         by_row=strategy == "channel",
         static=static,
+        biases="none",
+        unrouted=_unrouted(inputs, strategy),
+    )
+
+
+def _unrouted(inputs: ConfigFile | None, strategy: str) -> str:
+    """Why vLLM has no routed experts of fp8 weights with these activations; empty: it has.
+
+    Source: vLLM 0.32, compressed_tensors_moe.py, `get_moe_method`, and
+    `CompressedTensorsW8A8Fp8MoEMethod`.
+    """
+    if inputs is None:
+        return (
+            "config_groups: input_activations: is missing, and vLLM 0.32 has no class for routed "
+            "experts of fp8 weights alone; of weights alone it takes the format pack-quantized"
+        )
+    kind = _strategy(inputs)
+    fits = inputs.get("type") == "float" and (
+        bool(inputs.get("dynamic")) if strategy == "block" else kind == _PAIRS[strategy]
+    )
+    if fits and (inputs.get("dynamic") or inputs.get("symmetric") is not False):
+        return ""
+    return (
+        f"config_groups: input_activations: {kind!r} activations with fp8 weights by {strategy!r}: "
+        "vLLM 0.32 has no class for such routed experts; it takes 'tensor' with 'tensor', 'token' "
+        "with 'channel', and dynamic ones with 'block', all of them floats"
     )
 
 
@@ -240,5 +307,5 @@ def _int8(weights: ConfigFile, inputs: ConfigFile | None, strategy: str | None) 
         static=static,
         once=True,
         shifted=inputs.get("symmetric") is False,
-        unrouted=_STATIC_EXPERTS if static else "",
+        unrouted=_STATIC_EXPERTS if static else _INT8_EXPERTS if strategy == "tensor" else "",
     )

@@ -18,7 +18,7 @@ from vllm_layershard.models.quantization.names import Names
 from vllm_layershard.models.quantization.uniform import uniform
 from vllm_layershard.models.sources.config_file import ConfigFile, shown
 
-_FP8: Final = Scaled("modelopt_fp8", "float8_e4m3fn", by_row=False, static=True)
+_FP8: Final = Scaled("modelopt_fp8", "float8_e4m3fn", by_row=False, static=True, biases="none")
 _ROWS: Final = Scaled(
     "modelopt_fp8_channel", "float8_e4m3fn", by_row=True, static=False, column=False, routed=_FP8
 )

@@ -151,7 +151,8 @@ def _format(group: ConfigFile, packs: str) -> Format:
         if weight.get("scale_format") != "e8m0":
             weight.fail("scale_format", "vLLM 0.32 has a class for 'e8m0' only")
         bits = _MICROSCALED[dtype]
-        return Microscaled(f"quark_mxfp{bits}", bits, low_bit=inputs is not None)
+        low = inputs is not None
+        return Microscaled(f"quark_mxfp{bits}", bits, low_bit=low, biases="float32")
     if dtype in ("int4", "uint4") and inputs is None and packs in ("order", "reorder"):
         return Nibbles(weight.integer("group_size", high=1 << 16))
     if dtype == "int8" and inputs is not None and inputs.string("dtype") == "int8":
@@ -168,10 +169,18 @@ def _format(group: ConfigFile, packs: str) -> Format:
     if scheme == "per_block":
         if weight.get("block_size") != [128, 128] or not dynamic:
             weight.fail("block_size", "vLLM 0.32 has a class for 128 x 128, dynamic, only")
-        return Fp8Block((128, 128), scale="weight_scale", refines=False)
+        return Fp8Block((128, 128), scale="weight_scale", refines=False, biases="float32")
     by_row = scheme == "per_channel"
     name = f"quark_fp8_{scheme.removeprefix('per_')}"
-    return Scaled(name, "float8_e4m3fn", by_row=by_row, static=not dynamic, column=False)
+    return Scaled(
+        name,
+        "float8_e4m3fn",
+        by_row=by_row,
+        static=not dynamic,
+        column=False,
+        joined=True,
+        biases="float32",
+    )
 
 
 _MICROSCALED: Final = {"fp4": 4, "fp6_e3m2": 6, "fp6_e2m3": 6, "fp8_e4m3": 8}
@@ -194,6 +203,7 @@ def _int8(weight: ConfigFile, inputs: ConfigFile, scheme: str) -> Scaled:
         static=not dynamic,
         once=True,
         shifted=inputs.get("symmetric") is not True,
+        biases="float32",
     )
 
 
