@@ -407,6 +407,16 @@ def test_experts_of_gpt_oss_are_found_by_the_names_that_vllm_makes_of_them(tmp_p
         read_model(write(tmp_path, stated, "openai--gpt-oss-120b")).weight_bytes(ONE, rank=0)
 
 
+@pytest.mark.parametrize("target", ["Embedding", "VocabParallelEmbedding", "Parallel"])
+def test_targets_that_name_the_class_of_the_embedding_are_refused(
+    target: str, tmp_path: Path
+) -> None:
+    stated = compressed("float-quantized", FP8, FLOATS)
+    stated["config_groups"]["0"]["targets"] = ["Linear", target]
+    with pytest.raises(ModelError, match="quantised embeddings are not supported"):
+        read_model(write(tmp_path, stated))
+
+
 def test_static_int8_is_for_linears_alone(tmp_path: Path) -> None:
     """vLLM 0.32 raises where it would be asked for such experts."""
     weights = {"num_bits": 8, "type": "int", "strategy": "channel", "symmetric": True}

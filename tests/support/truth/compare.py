@@ -16,6 +16,7 @@ import pytest
 from vllm_layershard.errors import ModelError
 from vllm_layershard.models import Deployment, Model, read_model
 from vllm_layershard.models.layer_weights import layer_linears
+from vllm_layershard.models.quantization.groups import CLASSES
 from vllm_layershard.models.quantization.names import names_of
 from vllm_layershard.plan import ParallelLayout
 
@@ -119,7 +120,7 @@ class Truth:
                 read_model(str(directory)).weight_bytes(deployment, rank=0)
             return
         model = read_model(str(directory))._replace(drafted=self._drafted[name])
-        _check_names(model, truth)
+        _check_names(model, deployment, truth)
         planned = {
             linear.prefix: {
                 "prefix": linear.prefix,
@@ -144,11 +145,17 @@ class Truth:
             assert tokens == truth["engine_tokens"]
 
 
-def _check_names(model: Model, truth: Mapping[str, Any]) -> None:
-    """What vLLM calls the head, and a routed expert's matrices."""
+def _check_names(model: Model, deployment: Deployment, truth: Mapping[str, Any]) -> None:
+    """What vLLM calls the head, a routed expert's matrices, and the classes of linears."""
     assert truth["heads"] == [model.blueprint.head]
     expert = list(names_of(model.architecture).expert)
     assert all(said == expert for said in truth["experts"])
+    for layer_id in range(model.num_layers):
+        for segment in layer_linears(model.blueprint, layer_id, deployment):
+            for shape, linear in segment:
+                if shape.quantisable:
+                    last = linear.prefix.rpartition(".")[2]
+                    assert CLASSES[last] == truth["classes"][linear.prefix]
 
 
 def _partial(model: Model, deployment: Deployment) -> Iterator[str]:

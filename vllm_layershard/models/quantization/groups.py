@@ -14,17 +14,31 @@ from vllm_layershard.models.quantization.ignored import Ignored
 from vllm_layershard.models.quantization.names import Names
 from vllm_layershard.models.sources.config_file import ConfigFile, shown
 
-_LINEARS: Final = (
-    "ColumnParallelLinear",
-    "MergedColumnParallelLinear",
-    "QKVParallelLinear",
-    "ReplicatedLinear",
-    "RowParallelLinear",
-)
-"""vLLM's classes of linears."""
+CLASSES: Final[Mapping[str, str]] = {
+    "qkv_proj": "QKVParallelLinear",
+    "query_key_value": "QKVParallelLinear",
+    "gate_up_proj": "MergedColumnParallelLinear",
+    "in_proj_qkvz": "MergedColumnParallelLinear",
+    "in_proj_ba": "MergedColumnParallelLinear",
+    "fused_qkv_a_proj": "DeepSeekV2FusedQkvAProjLinear",
+    "q_proj": "ColumnParallelLinear",
+    "q_b_proj": "ColumnParallelLinear",
+    "kv_b_proj": "ColumnParallelLinear",
+    "kv_a_proj_with_mqa": "ReplicatedLinear",
+    "wq_b": "ReplicatedLinear",
+    "gate": "GateLinear",
+    "o_proj": "RowParallelLinear",
+    "out_proj": "RowParallelLinear",
+    "dense": "RowParallelLinear",
+    "down_proj": "RowParallelLinear",
+    "fc": "ColumnParallelLinear",
+}
+"""The last name of a linear that may be quantised -> vLLM's class of it. A test builds the classes
+and compares."""
 
 _EXPERTS: Final = "RoutedExperts"
 _HEAD: Final = "ParallelLMHead"
+_EMBEDDING: Final = "VocabParallelEmbedding"
 
 
 class Target(NamedTuple):
@@ -60,7 +74,8 @@ class Groups(NamedTuple):
         """
         if self.ignored.linear(prefix):
             return None
-        return self.named(prefix) or self._parts(prefix) or self._of_class(_LINEARS[0])
+        of_class = CLASSES[prefix.rpartition(".")[2]]
+        return self.named(prefix) or self._parts(prefix) or self._of_class(of_class)
 
     def experts(self, prefix: str) -> Format | None:
         """The one format of the first expert's matrices.
@@ -83,6 +98,10 @@ class Groups(NamedTuple):
     def head(self, prefix: str) -> Format | None:
         """Only what names it, or its own class."""
         return None if self.ignored.linear(prefix) else self.named(prefix) or self._of_class(_HEAD)
+
+    def embedding(self) -> Format | None:
+        """Of the class of the embedding, if a target names it."""
+        return self._of_class(_EMBEDDING)
 
     def named(self, prefix: str) -> Format | None:
         """The format of the first target that names a module, not one that names its class."""
@@ -129,10 +148,12 @@ def groups_of(
 def read_target(section: ConfigFile, text: str, format: Format, names: Names) -> Target:
     """Read a target: a whole name, a pattern after `re:`, or a class.
 
+    Source: vLLM 0.32, compressed_tensors/utils.py, `is_equal_or_regex_match`.
+
     Raises:
-        ModelError: a pattern that may take long to match, or one for some classes of linears only.
+        ModelError: a pattern that may take long to match.
     """
-    everything = (*_LINEARS, _EXPERTS, _HEAD)
+    everything = {*CLASSES.values(), _EXPERTS, _HEAD, _EMBEDDING}
     pattern: Expression | None = None
     if text.startswith("re:"):
         try:
@@ -145,9 +166,6 @@ def read_target(section: ConfigFile, text: str, format: Format, names: Names) ->
         classes = frozenset(name for name in everything if text.lower() in name.lower())
         if "." in text and names.renames:
             text = names.of(text)
-    some = classes & frozenset(_LINEARS)
-    if some and some != frozenset(_LINEARS):
-        section.fail("targets", f"{shown(text)} names some of vLLM's classes of linears, not all")
     if text == "Linear":
         classes |= {"Linear"}
     return Target(text, format, pattern, classes)

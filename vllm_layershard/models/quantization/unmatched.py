@@ -36,7 +36,7 @@ embeddings, norms, routers, towers, draft layers, states."""
 
 _CLASSES: Final = (
     "columnparallellinear mergedcolumnparallellinear qkvparallellinear replicatedlinear "
-    "rowparallellinear routedexperts parallellmhead"
+    "rowparallellinear gatelinear deepseekv2fusedqkvaprojlinear routedexperts parallellmhead"
 )
 """vLLM's classes of linears, of experts and of the head, in small letters: a target may be a part
 of such a name."""

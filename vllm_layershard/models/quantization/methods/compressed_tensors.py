@@ -73,6 +73,8 @@ def read_compressed_tensors(section: ConfigFile, names: Names) -> Quantization:
         )
     read = (read_target(section, target, found, names) for target, found in targets)
     groups = groups_of(section, read, ignored, names)
+    if groups.embedding() is not None:
+        section.fail("config_groups", _unread("quantised embeddings"))
     for embedding in ("model.embed_tokens", "language_model.model.embed_tokens"):
         if groups.named(embedding) is not None and not ignored.linear(embedding):
             section.fail("config_groups", _unread("quantised embeddings"))
