@@ -39,6 +39,7 @@ from vllm_layershard.hosts.ffn.model import ffn_started_with, split_model
 from vllm_layershard.hosts.ffn.part import leave_split
 from vllm_layershard.hosts.graphs.breaks import end_graphs_at_movements
 from vllm_layershard.hosts.graphs.hidden import wait_ahead_of_adapters, wait_ahead_of_experts
+from vllm_layershard.hosts.graphs.reads import require_reads
 from vllm_layershard.hosts.groups import Groups, form_groups
 from vllm_layershard.hosts.identity import checkpoint_of, read_as
 from vllm_layershard.hosts.linears import check_matched, check_untied, collecting, leave_towers
@@ -129,6 +130,9 @@ def build(
 
         def attach_and_serve(loaded: Sequence[LoadedGroup]) -> None:
             attach(model, modules, decisions, loaded)
+            if device.torch_device.type != "npu":  # dummy batches skip attention's linears there
+                on_cpu = device.torch_device.type == "cpu"
+                guard(modules, decisions, loaded, traced=on_cpu and _is_compiled(vllm_config))
             exchange_before(exchanged, _counters(decisions, loaded))
             groups.have_stored()
             every_series = [series for group in loaded for series in group.series]
@@ -198,6 +202,23 @@ def attach(
         install_boundary(model.get_submodule(path), path)
     wait_ahead_of_experts(model, waiting)
     wait_ahead_of_adapters()
+
+
+def guard(
+    modules: Mapping[str, nn.Module],
+    decisions: Sequence[Decision],
+    loaded: Sequence[LoadedGroup],
+    *,
+    traced: bool,
+) -> None:
+    """Require that each weight that is moved is read: see hosts/graphs/reads.py."""
+    for decision, group in zip(decisions, loaded, strict=True):
+        for series, linears in zip(group.series, decision.group_plan.linears, strict=True):
+            require_reads(series, [modules[x.prefix] for x in linears], traced=traced)
+
+
+def _is_compiled(vllm_config: VllmConfig) -> bool:
+    return bool(vllm_config.compilation_config.mode)  # 0 and None: not
 
 
 def _counters(decisions: Sequence[Decision], loaded: Sequence[LoadedGroup]) -> dict[str, Counters]:

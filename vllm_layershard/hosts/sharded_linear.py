@@ -101,6 +101,8 @@ class ShardedLinearMethod(InFront):
         self._place = place
         self._waiting: str | None = None
         """The class of the module that waits in its place."""
+        self.has_run = False
+        """Whether it was seen to run where another module waits; a compiler hides it."""
 
     @property
     def waits_itself(self) -> bool:
@@ -136,12 +138,17 @@ class ShardedLinearMethod(InFront):
             # CUDA kernels that quantise as they activate hand over a QuantizedActivation.
             data = x if isinstance(x, torch.Tensor) else x.data
             torch.ops.layershard.wait(data, self._key)
-        elif not torch.compiler.is_compiling() and not self._place.has_arrived():
+        elif not torch.compiler.is_compiling():
+            self._require_arrived()
+            self.has_run = True
+        return self._inner.apply(layer, x, bias)
+
+    def _require_arrived(self) -> None:
+        if not self._place.has_arrived():
             raise HostError(
                 f"{KEY}: {self._key} runs where its weight was not waited for: {self._waiting} "
                 "waits for it at its entry, and was not entered before; leave it out"
             )
-        return self._inner.apply(layer, x, bias)
 
 
 def check_linear(module: Any) -> None:

@@ -8,7 +8,7 @@ forward] in plan/schedule.py. How a series gets there: runtime/loading.py.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -42,6 +42,8 @@ class ShardedSeries:
         self.group = group
         self.transport = transport
         self.counters = Counters()
+        self.on_forward_start: Callable[[Sequence[int]], None] = lambda unread: None
+        """Is given the positions that the last forward has moved and never waited for."""
         self.on_forward_end: Callable[[], None] = lambda: None
         self.on_renewed: Callable[[int, int], None] = lambda position, fingerprint: None
         self._weights = weights
@@ -105,10 +107,11 @@ class ShardedSeries:
 
         Raises:
             TransportError: a rank of the group is gone, or was not given the weights of a reload.
+            HostError: the host wants each weight read, and the last forward has not read one.
         """
         if position == 0:
             self.counters.forwards += 1
-            self._under_way.begin()
+            self.on_forward_start(self._under_way.begin())
             self.transport.begin()
         for ahead in self.plan.schedule.launches[position]:
             self._under_way.start(ahead, self.transport)
@@ -141,7 +144,7 @@ class ShardedSeries:
         Raises:
             TransportError: it did not arrive.
         """
-        self._under_way.begin()
+        self._under_way.forget_captured()
         for position in self.in_flight:
             self._under_way.wait(position)
 

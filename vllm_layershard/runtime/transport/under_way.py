@@ -18,6 +18,8 @@ class UnderWay:
         """By position: a movement that has started and was not waited for yet."""
         self._occupant: list[int | None] = [None] * plan.schedule.num_slots
         """The position that each slot holds or is receiving; None before its first movement."""
+        self._unread: list[int] = []
+        """Positions that nobody had waited for when their slots were needed again."""
 
     @property
     def positions(self) -> tuple[int, ...]:
@@ -32,11 +34,17 @@ class UnderWay:
         slots = self._plan.schedule.slot
         return not slots or self._occupant[slots[position]] == position
 
-    def begin(self) -> None:
-        """At the start of a forward, and between two: forget what a graph holds that is captured.
+    def begin(self) -> tuple[int, ...]:
+        """At the start of a forward: the positions that the last one has moved and never read."""
+        self.forget_captured()
+        unread, self._unread = (*self._unread, *self.positions), []
+        return unread
+
+    def forget_captured(self) -> None:
+        """Outside a forward: nothing that a graph has started is left to wait for.
 
         A graph joins all that it starts. What is left of it was being captured when that failed:
-        it has never moved, and nothing could wait for it now.
+        it has never moved.
         """
         for position in self.positions:
             ticket = self._arriving[position]
@@ -55,6 +63,7 @@ class UnderWay:
             # A forward that skips a linear (vllm-ascend's dummy batches) never waits for it:
             # two movements into one slot must not overlap.
             self.wait(before)
+            self._unread.append(before)
         try:
             self._arriving[position] = transport.start(position, slot)
         except RuntimeError as error:
