@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -149,3 +150,17 @@ def test_without_acl_ipc_an_npu_is_refused_with_the_alternative(monkeypatch):
     group = RankGroup((4, 5), 1, data=None, control=None)  # type: ignore[arg-type]
     with pytest.raises(NodeError, match=r"rank 5: this torch_npu cannot share .*'broadcast'"):
         NpuExports(group, torch.device("privateuseone", 0))
+
+
+@pytest.mark.parametrize("refusal", [errno.ENOSYS, errno.EPERM, errno.EMFILE])
+def test_a_system_without_handles_on_processes_is_refused_with_the_alternative(
+    refusal, monkeypatch
+):
+    """An old kernel, a sandbox, no descriptor left."""
+
+    def refused(pid: int) -> int:
+        raise OSError(refusal, os.strerror(refusal))
+
+    monkeypatch.setattr(os, "pidfd_open", refused)
+    with pytest.raises(NodeError, match=f"pidfd_open says {os.strerror(refusal)}.*'broadcast'"):
+        Peers(rank=0).watch(1, address())

@@ -56,7 +56,8 @@ class Peers:
         """Count the process at this address in, as global rank `rank`.
 
         Raises:
-            NodeError: it is on another node, or in another container.
+            NodeError: it is on another node, or in another container; or the system gives no handle
+                on it.
             TransportError: it has ended.
         """
         here = address()
@@ -72,6 +73,12 @@ class Peers:
             fd = os.pidfd_open(pid)
         except ProcessLookupError:
             raise self._gone(rank) from None
+        except OSError as error:  # an old kernel (ENOSYS), a sandbox (EPERM), no descriptor left
+            raise NodeError(
+                f"rank {self._rank} on {here['hostname']} cannot watch rank {rank}, process {pid}: "
+                f"pidfd_open says {error.strerror}; allow that call (Linux 5.3 and later), or use "
+                "transport 'broadcast' where the ranks run in lockstep"
+            ) from error
         try:
             same = _started(pid) == where["started"]
         except OSError:
