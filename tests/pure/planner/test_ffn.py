@@ -54,7 +54,7 @@ def test_what_it_saves_is_part_of_what_is_saved(size, saved):
 
 
 def test_a_part_of_a_rank_is_what_the_server_reports(tmp_path):
-    """The bytes that tests/servers/test_ffn.py finds: four MLPs of 3 x 128 x 256 in bfloat16."""
+    """The bytes that tests/servers/tokens/test_ffn.py finds: four MLPs of 3 x 128 x 256 in bf16."""
     model = str(write_config(tmp_path / "model", CONFIG))
     result = split_dense_mlps(model, Layout(dp=2), 2)
     whole = 4 * 3 * 128 * 256 * 2

@@ -15,11 +15,11 @@ import torch.distributed as dist
 import vllm
 from torch import nn
 from vllm.distributed import tensor_model_parallel_all_reduce
-from vllm.forward_context import get_forward_context, is_forward_context_available
 from vllm.logger import init_logger
 
-from vllm_layershard.errors import HostError, PlanError
+from vllm_layershard.errors import PlanError
 from vllm_layershard.ffn_config import FFN_KEY, FfnConfig
+from vllm_layershard.hosts.agreed_counts import agreed_counts
 from vllm_layershard.hosts.ffn.mlps import DenseMlp, block_of, check_mlp, dense_mlps
 from vllm_layershard.hosts.ffn.part import make_part
 from vllm_layershard.hosts.ffn.settings import split_of
@@ -146,7 +146,11 @@ def _split(mlp: DenseMlp, part: int, split: FfnSplit, group: RankGroup) -> Split
     finish = tensor_model_parallel_all_reduce if split.layout.tp > 1 else None
     compute = type(module).forward.__get__(module)
     bound = SplitMlp(
-        name, group, compute, lambda: _agreed(name)[first : first + split.size], finish
+        name,
+        group,
+        compute,
+        lambda: agreed_counts(FFN_KEY, name)[first : first + split.size],
+        finish,
     )
 
     def forward(x: torch.Tensor) -> torch.Tensor:
@@ -154,22 +158,6 @@ def _split(mlp: DenseMlp, part: int, split: FfnSplit, group: RankGroup) -> Split
 
     module.forward = forward
     return bound
-
-
-def _agreed(name: str) -> list[int]:
-    """How many tokens each data-parallel rank has in this forward, as vLLM made them agree.
-
-    Raises:
-        HostError: they did not.
-    """
-    context = get_forward_context() if is_forward_context_available() else None
-    if context is None or context.dp_metadata is None:
-        raise HostError(
-            f"{FFN_KEY}: {name} runs in a forward for which the data-parallel ranks have agreed on "
-            "no token counts; leave the key out for this model"
-        )
-    counts: list[int] = context.dp_metadata.num_tokens_across_dp_cpu.tolist()
-    return counts
 
 
 def _bytes(linear: nn.Module) -> int:
