@@ -22,6 +22,7 @@ KEY = "layer_sharding"
 Placement = Literal["round_robin", "striped", "replicated"]
 TransportChoice = Literal["auto", "broadcast", "pull"]
 TransportName = Literal["broadcast", "pull"]
+Move = Literal["weights", "activations", "auto"]
 
 MAX_PREFETCH_STEP = 64
 """A slot is a whole layer: more of them than this is a slip of the pen, not a plan."""
@@ -82,6 +83,8 @@ REMEDIES: Final = {
     "report_dir": "give the path of a directory, or leave it out",
     "verify": "give true or false",
     "token_exchange": 'give a list of names that stand in layers, such as ["o_proj"]',
+    "move": f"choose one of {', '.join(get_args(Move))}",
+    "move_weights_from": "give a whole number of tokens, at least 1, together with move 'auto'",
 }
 
 
@@ -107,7 +110,9 @@ class LayerShardConfig:
     `layershard-rank{global rank}.json`; `verify` compares a checksum of every layer's first
     arrival with its owner's. The row-parallel linears that `token_exchange` names, some of
     `layers`, are whole on every tensor-parallel rank: the ranks exchange tokens before, and gather
-    the results behind.
+    the results behind. A forward moves what `move` says: the weights to the tokens, or the
+    activations to the weights and back; with `auto` the weights if a rank has at least
+    `move_weights_from` tokens.
 
     Raises:
         ConfigError: names the key, the value and the remedy.
@@ -122,6 +127,8 @@ class LayerShardConfig:
     slice_bytes: int = 0
     report_dir: str | None = None
     verify: bool = False
+    move: Move = "weights"
+    move_weights_from: int | None = None
     token_exchange: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -164,6 +171,8 @@ _TYPES: Final[dict[str, tuple[type | UnionType, str]]] = {
     "slice_bytes": (int, "a valid integer"),
     "report_dir": (str | None, "a valid string"),
     "verify": (bool, "a valid boolean"),
+    "move": (str, _one_of(get_args(Move))),
+    "move_weights_from": (int | None, "a valid integer"),
 }
 """What each value has to be, in the words that schema.py has for JSON."""
 
@@ -174,7 +183,8 @@ def _type_faults(config: LayerShardConfig) -> Iterator[str]:
     yield from _list_faults(first, config.layers)
     for key, (kind, said) in _TYPES.items():
         value = getattr(config, key)
-        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        is_number = kind in (int, int | None)
+        if not isinstance(value, kind) or (is_number and isinstance(value, bool)):
             yield f"{key} = {short(value)}: should be {said}; {REMEDIES[key]}"
     for key in others:
         yield from _list_faults(key, getattr(config, key))
@@ -213,6 +223,7 @@ def _faults(config: LayerShardConfig) -> Iterator[str]:
     for key, known in (
         ("placement", get_args(Placement)),
         ("transport", get_args(TransportChoice)),
+        ("move", get_args(Move)),
     ):
         if getattr(config, key) not in known:
             yield f"{key} = {short(getattr(config, key))}: is not known; {REMEDIES[key]}"
@@ -226,6 +237,37 @@ def _faults(config: LayerShardConfig) -> Iterator[str]:
         yield f"report_dir: {short(path)} names no directory; {REMEDIES['report_dir']}"
     for problem in islice(_exchange_faults(config.token_exchange, config.layers), 1):
         yield f"token_exchange: {problem}"
+    yield from _move_faults(config)
+
+
+def _move_faults(config: LayerShardConfig) -> Iterator[str]:
+    start, move = config.move_weights_from, short(config.move)
+    if start is not None and start < 1:
+        remedy = REMEDIES["move_weights_from"]
+        yield f"move_weights_from = {short(start)}: should be greater than or equal to 1; {remedy}"
+    if config.move == "auto" and start is None:
+        yield (
+            "move_weights_from: is missing; with move 'auto' give the fewest tokens of a rank from "
+            "which on weights move"
+        )
+    if config.move != "auto" and start is not None:
+        yield (
+            f"move_weights_from = {short(start)}: with move {move} every forward moves the same; "
+            "leave it out, or use move 'auto'"
+        )
+    if config.move == "weights":
+        return
+    if config.placement == "striped":
+        yield (
+            f"move = {move}: a stripe ends anywhere in a layer, and no product can use it; use "
+            "placement 'round_robin'"
+        )
+    if config.token_exchange:
+        names = ", ".join(map(short, config.token_exchange[:_MAX_FAULTS]))
+        yield (
+            f"move = {move}: token_exchange moves the tokens of {names} already; leave out one of "
+            "the two"
+        )
 
 
 def _name_faults(names: tuple[str, ...]) -> Iterator[str]:

@@ -32,13 +32,27 @@ def reference(model, prompts) -> list[tuple[int, ...]]:
 
 
 @pytest.fixture(scope="session")
-def plain(model, prompts, tmp_path_factory) -> tuple[list[Answer], str]:
-    """A server whose key is one letter off, so that nothing is sharded: its answers, its log."""
+def unsharded(model, prompts, tmp_path_factory) -> tuple[list[Answer], list[Answer], str]:
+    """A server whose key is one letter off, so that nothing is sharded.
+
+    Its answers, those to the same questions in other batches (of one rank alone), its log.
+    """
     log = tmp_path_factory.mktemp("plain") / "log"
     with Server(model, log, arguments=("--additional-config", NEARLY)) as server:
-        return ask(server, prompts), server.log_text()
+        answers = ask(server, prompts)
+        return answers, ask(server, prompts, rank=0), server.log_text()
+
+
+@pytest.fixture(scope="session")
+def plain(unsharded) -> tuple[list[Answer], str]:
+    return unsharded[0], unsharded[2]
 
 
 @pytest.fixture(scope="session")
 def plain_eager(plain) -> list[Answer]:
     return plain[0]
+
+
+@pytest.fixture(scope="session")
+def rebatched(unsharded) -> list[Answer]:
+    return unsharded[1]

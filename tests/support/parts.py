@@ -9,6 +9,7 @@ import pytest
 PARTS = {
     "exchange": "broadcasts and pulls among ranks in lockstep, and what a rank reads and holds",
     "tokens": "token exchanges: layouts, modes, a bias, and beside plain tensor parallelism",
+    "moves": "forwards that move tokens: always, compiled, on four ranks, with LoRA",
     "mlps": "dense MLPs in parts: alone, compiled, and on four ranks",
     "compiled": "compiled servers beside their controls and beside plain ones",
     "layouts": "tensor parallelism and two nodes, eager and compiled",

@@ -44,6 +44,7 @@ from vllm_layershard.hosts.groups import Groups, form_groups
 from vllm_layershard.hosts.identity import checkpoint_of, read_as
 from vllm_layershard.hosts.linears import check_matched, check_untied, collecting, leave_towers
 from vllm_layershard.hosts.loading import LoadedGroup, LoadingModel
+from vllm_layershard.hosts.moves.moved_linear import moving_series, serve_moved
 from vllm_layershard.hosts.reload.guard import guard_reloads, reload_together
 from vllm_layershard.hosts.settings import layout_of
 from vllm_layershard.hosts.sharded_linear import serve_through
@@ -129,7 +130,7 @@ def build(
             check_boundary(model.get_submodule(path))
 
         def attach_and_serve(loaded: Sequence[LoadedGroup]) -> None:
-            attach(model, modules, decisions, loaded)
+            attach(model, modules, decisions, loaded, config, layout)
             if device.torch_device.type != "npu":  # dummy batches skip attention's linears there
                 on_cpu = device.torch_device.type == "cpu"
                 guard(modules, decisions, loaded, traced=on_cpu and _is_compiled(vllm_config))
@@ -187,16 +188,20 @@ def attach(
     modules: Mapping[str, nn.Module],
     decisions: Sequence[Decision],
     loaded: Sequence[LoadedGroup],
+    config: LayerShardConfig,
+    layout: ParallelLayout,
 ) -> None:
     """Bind the ops to the loaded series, hook the decoder layers, and have the linears wait."""
     end_graphs_at_movements()
     waiting = {}
     for decision, group in zip(decisions, loaded, strict=True):
         for index, series in enumerate(group.series):
+            moving = moving_series(series, config, layout)
+            serve_linear = serve_through if moving is None else serve_moved
             for position, linear in enumerate(decision.group_plan.linears[index]):
-                place = Place(series, position)
+                place = Place(series, position, moving)
                 bind(decision.boundaries[index][position], linear.prefix, place)
-                serve_through(modules[linear.prefix], place)
+                serve_linear(modules[linear.prefix], place)
                 waiting[linear.prefix] = modules[linear.prefix]
     for path in _boundaries(decisions):
         install_boundary(model.get_submodule(path), path)

@@ -11,6 +11,7 @@ from vllm_layershard.hosts.deployment import launched_as, note_launch, reaches_o
 from vllm_layershard.hosts.exchange.command import stated_with_exchange, with_published_command
 from vllm_layershard.hosts.exchange.excluded import check_exchange
 from vllm_layershard.hosts.exclusions import breaking_lockstep, fine_grained_size
+from vllm_layershard.hosts.moves.excluded import check_move
 from vllm_layershard.plan import ParallelLayout, engines_that_share, sharing_layout
 from vllm_layershard.runtime.report_file import make_writable
 from vllm_layershard.schema import validated
@@ -28,6 +29,8 @@ _FINE_GRAINED = {
 """What vllm-ascend splits over groups of its own. Source: vllm-ascend 0.23, ops/linear_op.py."""
 
 _OPS = ("layershard::reach", "layershard::wait")
+_MOVING_OPS = (*_OPS, "layershard::linear")
+"""Those that a compiler sees where a forward may move tokens."""
 
 
 def requested(vllm_config: VllmConfig) -> LayerShardConfig | None:
@@ -90,6 +93,7 @@ def check(vllm_config: VllmConfig) -> None:
     note_launch(vllm_config)
     layout = _asked_layout(vllm_config, config)
     layout.require_peers()
+    check_move(vllm_config, config, layout)
     _check_loading(vllm_config)
     _check_execution(vllm_config)
     _check_split(vllm_config, config)
@@ -104,7 +108,8 @@ def check(vllm_config: VllmConfig) -> None:
     vllm_config.additional_config = {**extra, KEY: stated}  # the user's own dict is left as it is
     pieces = vllm_config.compilation_config.splitting_ops
     if pieces and vllm_config.device_config.device_type != "cpu":
-        pieces.extend(op for op in _OPS if op not in pieces)
+        ops = _OPS if config.move == "weights" else _MOVING_OPS
+        pieces.extend(op for op in ops if op not in pieces)
 
 
 def _check_loading(vllm_config: VllmConfig) -> None:

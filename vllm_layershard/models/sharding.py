@@ -134,7 +134,8 @@ def shard_model(model: Model, deployment: Deployment, config: LayerShardConfig) 
     Raises:
         PlanError: a name matches nothing, or the prefetch_step is too large; the layout cannot
             split the model, gives a rank nobody to share with, or has experts to distribute where
-            there are none; broadcasts among replicas; a token exchange that cannot be.
+            there are none; broadcasts among replicas; a token exchange, or a movement of tokens,
+            that cannot be.
     """
     require_experts(model, deployment)
     sizes = deployment.layout
@@ -142,6 +143,10 @@ def shard_model(model: Model, deployment: Deployment, config: LayerShardConfig) 
         tp=sizes.tp, dp=sizes.dp, pcp=sizes.pcp, pp=sizes.pp, is_moe=model.is_moe, config=config
     )
     layout.require_peers()
+    if config.move != "weights":
+        from vllm_layershard.plan.move import require_agreed_counts  # seldom asked for
+
+        require_agreed_counts(layout, config)
     deployment = replace(deployment, layout=layout)
     if config.token_exchange:
         from vllm_layershard.models.exchange import require_exchange  # seldom asked for

@@ -34,6 +34,13 @@ class SeriesPlan(NamedTuple):
         """Whether this rank stores the position's weight itself instead of reading a slot."""
         return self.owner[position] in (group_rank, EVERY_RANK)
 
+    def arriving_bytes(self, position: int, group_rank: int) -> int:
+        """Bytes that come to this rank where the position's weight moves."""
+        if not self.moves or self.is_resident(position, group_rank):
+            return 0
+        start, end = self.stripes[group_rank] if self.is_striped else (0, 0)
+        return self.series.layer_bytes - (end - start)
+
     @property
     def moves(self) -> bool:
         """Whether its layers move at all: those of the `replicated` placement do not."""

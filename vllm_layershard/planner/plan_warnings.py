@@ -28,6 +28,7 @@ def warnings_on(sharding: Sharding, hardware: Hardware | None) -> tuple[str, ...
         *_on_drafts(sharding),
         *_on_exchange(sharding),
         *_on_dense_mlps(sharding),
+        *_on_move(sharding),
     )
 
 
@@ -40,6 +41,15 @@ DENSE_MLPS = (
     "dense MLPs in parts: their tokens move in every forward, which no time here counts, and "
     "answers are equal to rounding only"
 )
+
+
+def _on_move(sharding: Sharding) -> Iterator[str]:
+    move = sharding.config.move
+    if move != "weights":
+        yield (
+            f"move {move!r}: times here are those of forwards that move weights, and answers are "
+            "equal to rounding only"
+        )
 
 
 def _on_series(sharding: Sharding) -> Iterator[str]:

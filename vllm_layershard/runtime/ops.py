@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
+from vllm_layershard.runtime.moves.series import MovingSeries
 from vllm_layershard.runtime.series import ShardedSeries
 
 _LIBRARY = torch.library.Library("layershard", "DEF")
@@ -21,10 +22,11 @@ _LIBRARY.define("wait(Tensor(a!) x, str linear) -> ()")
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A position of a series."""
+    """A position of a series; `moving` decides what a forward moves, if it has a choice."""
 
     series: ShardedSeries
     position: int
+    moving: MovingSeries | None = None
 
     def has_arrived(self) -> bool:
         """Whether its weight was waited for, and may be read."""
@@ -57,20 +59,24 @@ def bound_series() -> list[ShardedSeries]:
     return list({id(place.series): place.series for place in _linears.values()}.values())
 
 
-def _start_at(layer: str) -> None:
+def _start_at(layer: str, rows: int) -> None:
     """What `reach` does. It is named apart from the op, so that a host may put itself around it."""
     for place in _boundaries[layer]:
-        place.series.reach(place.position)
+        if place.moving is None:
+            place.series.reach(place.position)
+        else:
+            place.moving.reach(place.position, rows)
 
 
 def _wait_for(linear: str) -> None:
     """What `wait` does, likewise."""
     place = _linears[linear]
-    place.series.wait(place.position)
+    if place.moving is None or place.moving.moves_weights:
+        place.series.wait(place.position)
 
 
-Work = Callable[[str], None]
-"""What an op does at the key that it is given."""
+Work = Callable[..., None]
+"""What an op does at the key that it is given; `reach` has the activation's rows, too."""
 
 _work: dict[str, Work] = {"reach": _start_at, "wait": _wait_for}
 
@@ -83,8 +89,9 @@ def run_within(around: Callable[[Work], Work]) -> None:
     _work.update(reach=around(_start_at), wait=around(_wait_for))
 
 
-def _reach(x: torch.Tensor, layer: str) -> None:
-    _work["reach"](layer)
+def _reach(x: torch.Tensor | None, layer: str) -> None:
+    # A first layer may be given none. vLLM's Transformers backend has a dimension more, in front.
+    _work["reach"](layer, 0 if x is None else x.shape[:-1].numel())
 
 
 def _wait(x: torch.Tensor, linear: str) -> None:

@@ -115,7 +115,7 @@ class ShardedSeries:
             self.transport.begin()
         for ahead in self.plan.schedule.launches[position]:
             self._under_way.start(ahead, self.transport)
-            self.counters.launches += 1
+            self.counters.launched(self.plan.arriving_bytes(ahead, self.group.group_rank))
 
     def wait(self, position: int) -> None:
         """Before the linear of `position` reads its weight: wait until it is there.

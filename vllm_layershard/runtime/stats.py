@@ -10,7 +10,9 @@ class Counters:
     """Counts since loading. `waited_us` is the CPU's time in waits (on the CPU: exposed time).
 
     `exchanges` counts token exchanges, `exchanged_rows` the rows that this rank's share of their
-    products had.
+    products had. `activation_forwards` are those of the `forwards` that moved tokens instead of
+    weights. `weight_bytes` and `activation_bytes` came from other ranks to this one: so each byte
+    that moves is counted once in its group.
     """
 
     forwards: int = 0
@@ -19,3 +21,11 @@ class Counters:
     waited_us: float = 0.0
     exchanges: int = 0
     exchanged_rows: int = 0
+    activation_forwards: int = 0
+    weight_bytes: int = 0
+    activation_bytes: int = 0
+
+    def launched(self, nbytes: int) -> None:
+        """A movement has started, of which so many bytes come to this rank."""
+        self.launches += 1
+        self.weight_bytes += nbytes

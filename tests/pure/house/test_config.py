@@ -27,6 +27,7 @@ def test_a_list_is_short_for_an_object():
     assert config.slice_bytes == 0
     assert config.keep_first is False
     assert config.token_exchange == ()
+    assert (config.move, config.move_weights_from) == ("weights", None)
 
 
 def test_it_is_frozen():
@@ -124,6 +125,41 @@ def test_shared_experts_may_be_sharded():
             "token_exchange: 'b.a' is not among layers ('a'); name it there, too, as it is here",
         ),
         ({"layers": ["a"], "token_exchange": ["a", "a"]}, "token_exchange: 'a' stands there more"),
+        ({"layers": ["a"], "move": "tokens"}, "choose one of weights, activations, auto"),
+        ({"layers": ["a"], "move": None}, "move = null: should be 'weights', 'activations' or"),
+        ({"layers": ["a"], "move": ["auto"]}, "move = ['auto']: should be 'weights', 'activat"),
+        (
+            {"layers": ["a"], "move": "auto"},
+            "layer_sharding.move_weights_from: is missing; with move 'auto' give the fewest tokens",
+        ),
+        (
+            {"layers": ["a"], "move": "auto", "move_weights_from": 0},
+            "move_weights_from = 0: should be greater than or equal to 1; give a whole number of",
+        ),
+        (
+            {"layers": ["a"], "move": "auto", "move_weights_from": True},
+            "move_weights_from = true: should be a valid integer; give a whole number of tokens",
+        ),
+        (
+            {"layers": ["a"], "move": "auto", "move_weights_from": 1.0},
+            "move_weights_from = 1.0: should be a valid integer; give a whole number of tokens",
+        ),
+        (
+            {"layers": ["a"], "move": "activations", "move_weights_from": 8},
+            "move_weights_from = 8: with move 'activations' every forward moves the same; leave",
+        ),
+        (
+            {"layers": ["a"], "move_weights_from": 8},
+            "move_weights_from = 8: with move 'weights' every forward moves the same; leave it out",
+        ),
+        (
+            {"layers": ["a"], "move": "activations", "placement": "striped"},
+            "move = 'activations': a stripe ends anywhere in a layer, and no product can use it;",
+        ),
+        (
+            {"layers": ["a"], "move": "activations", "token_exchange": ["a"]},
+            "move = 'activations': token_exchange moves the tokens of 'a' already; leave out one",
+        ),
         (
             {"layers": ["a"], "step": 1},
             "layer_sharding.step: unknown key; the known ones are layer",
@@ -276,7 +312,11 @@ def answer(make: Any, *arguments: Any, **keywords: Any) -> LayerShardConfig | st
     return made
 
 
-NAMED = {"placement": ["round_robin", "striped"], "transport": ["auto", "pull", "broadcast"]}
+NAMED = {
+    "placement": ["round_robin", "striped"],
+    "transport": ["auto", "pull", "broadcast"],
+    "move": ["weights", "activations", "auto"],
+}
 """Of these keys a string that is not known has words of its own in Python."""
 VALUES = {
     key: st.sampled_from(NAMED[key]) | JSON.filter(lambda value: not isinstance(value, str))

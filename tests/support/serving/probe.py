@@ -28,6 +28,13 @@ class Probe:
             series.slots.poison()
         return len(bound_series())
 
+    def are_poisoned(self) -> list[str]:
+        """The series of which every byte of every slot is as `poison_slots` has left it."""
+        from gloo.moving import is_poisoned
+        from vllm_layershard.runtime.ops import bound_series
+
+        return [series.name for series in bound_series() if is_poisoned(series)]
+
     def poison_padding(self) -> None:
         """From now on the rows that a token exchange adds are NaN instead of zeros."""
         from vllm_layershard.runtime.exchange import tokens

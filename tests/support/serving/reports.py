@@ -22,10 +22,53 @@ def reports(directory: Path, layout: Layout) -> list[dict[str, Any]]:
         files = [directory / f"layershard-rank{rank}.json" for rank in ranks]
         found = [json.loads(file.read_text()) for file in files]
         series = [s for report in found for s in report["series"]]
-        at_rest = all(s["waits"] == s["forwards"] * len(s["layer_ids"]) > 0 for s in series)
+        at_rest = all(s["waits"] == _moved(s) and s["forwards"] > 0 for s in series)
         if at_rest or time.monotonic() > deadline:
             return found
         time.sleep(0.5)
+
+
+def _moved(series: dict[str, Any]) -> int:
+    """How many weights moved, by the report itself."""
+    moving: int = series["forwards"] - series["activation_forwards"]
+    return moving * len(series["layer_ids"])
+
+
+def _alike(directory: Path, layout: Layout) -> list[dict[str, Any]]:
+    """The ranks' reports once all ranks of each group count the same forwards, as all have run."""
+    deadline = time.monotonic() + DEADLINE_S
+    while True:
+        found = reports(directory, layout)
+        counts: dict[tuple[str, tuple[int, ...]], set[tuple[int, int]]] = {}
+        for series in (s for report in found for s in report["series"]):
+            group = (series["name"], tuple(series["group_ranks"]))
+            counted = (series["forwards"], series["activation_forwards"])
+            counts.setdefault(group, set()).add(counted)
+        if all(len(counted) == 1 for counted in counts.values()):
+            return found
+        assert time.monotonic() < deadline, f"ranks have run other forwards: {counts}"
+        time.sleep(0.5)
+
+
+def check_moved(directory: Path, layout: Layout, kinds: set[str]) -> list[dict[str, Any]]:
+    """Forwards of just these kinds, `weights` and `activations`, have run; the ranks' reports.
+
+    Every rank of a group counts as many of each. What moved is counted in its own kind, and of the
+    other kind nothing did.
+    """
+    found = _alike(directory, layout)
+    for report in found:
+        for series in report["series"]:
+            moving = series["forwards"] - series["activation_forwards"]
+            counted = {"weights": moving, "activations": series["activation_forwards"]}
+            moved = {"weights": series["weight_bytes"], "activations": series["activation_bytes"]}
+            assert {kind for kind, forwards in counted.items() if forwards} == kinds
+            assert {kind for kind, nbytes in moved.items() if nbytes} == kinds
+            assert series["launches"] == series["waits"] == _moved(series)
+            layer_bytes = series["replicated_bytes"] // len(series["layer_ids"])
+            others = len(series["layer_ids"]) - len(series["owned_layers"])
+            assert series["weight_bytes"] == moving * others * layer_bytes
+    return found
 
 
 def check_reports(
@@ -75,3 +118,4 @@ def check_reports(
             exchanged = moved if series["name"] in token_exchange else 0
             assert series["exchanges"] == exchanged
             assert series["exchanged_rows"] >= exchanged
+            assert series["activation_forwards"] == series["activation_bytes"] == 0

@@ -21,12 +21,12 @@ for value in values:
 """
 
 PIECES = """
-import sys
+import json, sys
 from vllm.engine.arg_utils import EngineArgs
 from vllm_layershard.hosts.settings import check
 config = EngineArgs(
     model=sys.argv[1], data_parallel_size=2, skip_tokenizer_init=True,
-    additional_config={"layer_sharding": ["o_proj"]},
+    additional_config={"layer_sharding": json.loads(sys.argv[2])},
 ).create_engine_config()
 on_cpu = list(config.compilation_config.splitting_ops)
 config.device_config.device_type = "cuda"
@@ -52,6 +52,9 @@ def test_the_compile_cache_is_keyed_by_the_sharding(tmp_path):
         {"layers": ["o_proj"], "prefetch_step": 2},
         {"layers": ["o_proj"], "keep_first": True},
         {"layers": ["o_proj"], "placement": "replicated"},
+        {"layers": ["o_proj"], "move": "activations"},
+        {"layers": ["o_proj"], "move": "auto", "move_weights_from": 8},
+        {"layers": ["o_proj"], "move": "auto", "move_weights_from": 9},
     ]
     keys = run_child(HASHES, str(model), json.dumps(values))
     assert keys[1] == keys[2]
@@ -101,7 +104,22 @@ def test_the_compile_cache_knows_of_an_exchange_that_a_variable_asks_for(tmp_pat
 def test_a_piecewise_graph_is_cut_at_both_ops_on_a_device(tmp_path):
     """What starts in one captured piece must not be joined in another; a whole graph stays one."""
     model = write_config(tmp_path / "model", CONFIG)
-    on_cpu, piecewise, whole = run_child(PIECES, str(model))
+    on_cpu, piecewise, whole = run_child(PIECES, str(model), '["o_proj"]')
     assert not [op for op in on_cpu if "layershard" in op]
     assert piecewise == ["vllm::unified_attention", "layershard::reach", "layershard::wait"]
+    assert whole == []
+
+
+def test_it_is_cut_at_a_linear_whose_tokens_may_move(tmp_path):
+    """What is gathered within has another size on every rank: it is captured with no graph."""
+    model = write_config(tmp_path / "model", CONFIG)
+    moving = {"layers": ["o_proj"], "move": "activations"}
+    on_cpu, piecewise, whole = run_child(PIECES, str(model), json.dumps(moving))
+    assert not [op for op in on_cpu if "layershard" in op]
+    assert piecewise == [
+        "vllm::unified_attention",
+        "layershard::reach",
+        "layershard::wait",
+        "layershard::linear",
+    ]
     assert whole == []

@@ -2,13 +2,15 @@
 
 On CUDA it does so for DeepSeek-V3.2, GLM-5, Kimi-K3 and others, in the place of pieces that a
 compiler cuts. A movement that is started in one graph would be waited for in another. So graphs end
-at both ops, too: what they start and wait for is outside all of them. In a graph of a whole forward
-vLLM's decorator breaks nothing, and the ops are captured. Source: vLLM 0.32, config/vllm.py,
-compilation/breakable_cudagraph.py.
+at both ops, too: what they start and wait for is outside all of them. They end at a linear whose
+tokens may move, too, whose result comes to where the next graph reads it. In a graph of a whole
+forward vLLM's decorator breaks nothing, and the ops are captured. Source: vLLM 0.32,
+config/vllm.py, compilation/breakable_cudagraph.py.
 """
 
 from __future__ import annotations
 
+from vllm_layershard.runtime.moves.ops import run_linears_within
 from vllm_layershard.runtime.ops import run_within
 
 
@@ -22,3 +24,4 @@ def end_graphs_at_movements() -> None:
     except ImportError:  # a version that has no breakable graphs
         return
     run_within(eager_break_during_capture)
+    run_linears_within(eager_break_during_capture)

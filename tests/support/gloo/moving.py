@@ -1,0 +1,230 @@
+"""Generated sequences of forwards over real ranks, each of which moves weights or tokens.
+
+Every rank draws the same sequence from its seed. What a linear makes is compared, bit by bit, with
+its product in one process: of this rank's rows where weights move, of all ranks' rows together
+where tokens do.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.functional import linear
+
+from vllm_layershard.config import Move
+from vllm_layershard.manual import Lane, LayerSharding
+from vllm_layershard.plan.move import MoveRule
+from vllm_layershard.runtime import ops
+from vllm_layershard.runtime.moves.linear import MovedLinear
+from vllm_layershard.runtime.moves.ops import bind_linear, order_on
+from vllm_layershard.runtime.moves.series import MovingSeries
+from vllm_layershard.runtime.series import ShardedSeries
+
+MOST_TOKENS = 300
+SHAPES = {"o_proj": (24, 16), "q_b_proj": (16, 40)}
+"""Input and output of each series' linears."""
+
+
+@dataclass(frozen=True)
+class Forward:
+    """Tokens of each rank; `skipped` linears are run on no rank, as some dummy batches do."""
+
+    counts: tuple[int, ...]
+    skipped: frozenset[tuple[str, int]] = frozenset()
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """What one model is asked for, and the forwards that it runs."""
+
+    options: dict[str, Any]
+    layers: int
+    bias: bool
+    rule: MoveRule
+    forwards: tuple[Forward, ...]
+
+
+def drawn(seed: int, ranks: int) -> Sequence:
+    """A sequence: any step, placement, transport and rule, before and after which others come."""
+    draw = random.Random(seed)
+    step = draw.choice((0, 1, 1, 2))
+    layers = draw.randint(step + 1, step + 4)
+    move: Move = draw.choice(("auto", "auto", "auto", "activations", "weights"))
+    loads = [_counts(draw, ranks) for _ in range(draw.randint(2, 6))]
+    about = draw.choice(loads)
+    start = max(1, max(about) + draw.choice((-1, 0, 1))) if move == "auto" else None
+    return Sequence(
+        options={
+            "prefetch_step": step,
+            "placement": draw.choice(("round_robin",) * 4 + ("replicated",)),
+            "transport": draw.choice(("broadcast", "pull")),
+        },
+        layers=layers,
+        bias=draw.random() < 0.5,
+        rule=MoveRule(move, start),
+        forwards=tuple(Forward(load, _skipped(draw, layers)) for load in loads),
+    )
+
+
+def _counts(draw: random.Random, ranks: int) -> tuple[int, ...]:
+    kind = draw.random()
+    if kind < 0.1:
+        return (0,) * ranks
+    most = draw.choice((1, 3, 32, MOST_TOKENS))
+    if kind < 0.3:
+        return (draw.randint(1, most),) * ranks
+    return tuple(draw.choice((0, 1, draw.randint(0, most))) for _ in range(ranks))
+
+
+def _skipped(draw: random.Random, layers: int) -> frozenset[tuple[str, int]]:
+    if draw.random() < 0.8:
+        return frozenset()
+    return frozenset((name, draw.randrange(layers - 1)) for name in SHAPES if layers > 1)
+
+
+@dataclass
+class Seen:
+    """What a rank saw of a sequence: `wrong` in words, and how many forwards moved what."""
+
+    wrong: list[str] = field(default_factory=list)
+    weight_forwards: int = 0
+    activation_forwards: int = 0
+
+
+def play(rank: int, first: int, count: int) -> Seen:
+    """Run the sequences of these seeds one after another, on one lane of process groups."""
+    seen = Seen()
+    lanes: dict[int, Lane] = {}
+
+    def lane(group: Any) -> Lane:
+        return lanes.setdefault(0, Lane(group))
+
+    with torch.inference_mode():
+        for seed in range(first, first + count):
+            _play_one(rank, seed, drawn(seed, dist.get_world_size()), lane, seen)
+    return seen
+
+
+def _play_one(
+    rank: int, seed: int, sequence: Sequence, lane: Callable[[Any], Lane], seen: Seen
+) -> None:
+    sharding = LayerSharding(lane=lane, **sequence.options)
+    plain = {name: _linears(sequence, name, seed) for name in SHAPES}
+    shared = {name: _linears(sequence, name, seed) for name in SHAPES}
+    for name, linears in shared.items():
+        for layer_id, each in enumerate(linears):
+            sharding.add(each, layer_id=layer_id, series=name)
+    sharding.finish(verify=True)
+    now: list[tuple[int, ...]] = [()]
+    for name, linears in shared.items():
+        bind_moving(sharding.series[name], list(linears), name, sequence.rule, lambda _: now[0])
+    for number, forward in enumerate(sequence.forwards):
+        now[0] = forward.counts
+        for fault in _faults(rank, seed + number, sequence, forward, sharding, plain, shared):
+            seen.wrong.append(f"seed {seed}, forward {number}, {forward}: {fault}")
+        if sequence.options["placement"] == "replicated":
+            continue
+        if sequence.rule.moves_weights(forward.counts):
+            seen.weight_forwards += 1
+        else:
+            seen.activation_forwards += 1
+    ops.unbind([f"layers.{layer}" for layer in range(sequence.layers)])
+
+
+def _linears(sequence: Sequence, name: str, seed: int) -> nn.ModuleList:
+    torch.manual_seed(seed)
+    of, to = SHAPES[name]
+    return nn.ModuleList(
+        nn.Linear(of, to, bias=sequence.bias, dtype=torch.bfloat16) for _ in range(sequence.layers)
+    )
+
+
+def bind_moving(
+    series: ShardedSeries,
+    linears: list[nn.Module],
+    name: str,
+    rule: MoveRule,
+    agreed: Callable[[int], Any],
+) -> MovingSeries:
+    """Bind both ops to the series: `layers.{i}` are its boundaries, `layers.{i}.{name}` linears."""
+    moving = MovingSeries(series, rule, agreed)
+    for position, module in enumerate(linears):
+        path = f"layers.{position}.{name}"
+        ops.bind(f"layers.{position}", path, ops.Place(series, position, moving))
+        bind_linear(MovedLinear(moving, position, path, computing(module)))
+    return moving
+
+
+def computing(module: Any) -> Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]:
+    """What the module makes, with the weight that it has by then."""
+    return lambda x, bias: linear(x, module.weight, bias)
+
+
+def tokens_of(rank: int, count: int, columns: int, seed: int) -> torch.Tensor:
+    """A rank's rows: every rank can draw those of all."""
+    draw = torch.Generator().manual_seed(1000 * seed + rank)
+    return torch.randn(count, columns, generator=draw).bfloat16()
+
+
+def _faults(
+    rank: int,
+    seed: int,
+    sequence: Sequence,
+    forward: Forward,
+    sharding: LayerSharding,
+    plain: dict[str, nn.ModuleList],
+    shared: dict[str, nn.ModuleList],
+) -> list[str]:
+    every_series = sharding.series.values()
+    weights = sequence.options["placement"] == "replicated" or sequence.rule.moves_weights(
+        forward.counts
+    )
+    before = [(s.counters.weight_bytes, s.counters.launches) for s in every_series]
+    found = []
+    if not any(series.in_flight for series in every_series):
+        poison(every_series)
+    for layer in range(sequence.layers):
+        hidden = torch.zeros(forward.counts[rank], 1)
+        torch.ops.layershard.reach(hidden, f"layers.{layer}")
+        if layer == 0 and not weights:
+            if any(series.in_flight for series in every_series):
+                found.append("weights are in flight where tokens move")
+            poison(every_series)
+        for name, (of, to) in SHAPES.items():
+            if (name, layer) in forward.skipped:
+                continue
+            module, key = plain[name][layer], f"layers.{layer}.{name}"
+            everyone = [tokens_of(r, n, of, seed + layer) for r, n in enumerate(forward.counts)]
+            rows = everyone[rank] if weights else torch.cat(everyone)
+            expected = linear(rows, module.weight, module.bias)
+            if not weights:
+                expected = expected.split(list(forward.counts))[rank]
+            bias, order = shared[name][layer].bias, order_on(torch.device("cpu"))
+            made = everyone[rank].new_full((len(everyone[rank]), to), float("nan"))
+            torch.ops.layershard.linear(everyone[rank], bias, made, order, key)
+            if not torch.equal(made, expected):
+                found.append(f"{key} makes something else")
+    if not weights:
+        after = [(s.counters.weight_bytes, s.counters.launches) for s in every_series]
+        if after != before:
+            found.append(f"weights moved: {before} -> {after}")
+        if not all(is_poisoned(series) for series in every_series):
+            found.append("a slot was written to")
+    return found
+
+
+def poison(every_series: Iterable[ShardedSeries]) -> None:
+    for series in every_series:
+        series.slots.poison()
+
+
+def is_poisoned(series: ShardedSeries) -> bool:
+    """Whether every byte of every slot is as `poison` has left it."""
+    tensors = [tensor for slot in series.slots.tensors for tensor in slot]
+    return all(bool((t.flatten().view(torch.uint8) == 0xFF).all()) for t in tensors)

@@ -1,0 +1,134 @@
+"""What forwards that move tokens cannot stand beside, before any worker; and what they can."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hosted.child import run_child
+from hosted.tiny import CONFIG, DENSE, write_config
+
+ASKED = """
+import json, os, sys
+from vllm.engine.arg_utils import EngineArgs
+
+result = []
+for environment, arguments in json.loads(sys.argv[1]):
+    os.environ.update(environment)
+    try:
+        EngineArgs(**arguments).create_engine_config()
+        result.append("accepted")
+    except Exception as error:
+        result.append(f"{type(error).__name__}: {error}")
+    for name in environment:
+        del os.environ[name]
+"""
+
+AUTO = {"layers": ["o_proj"], "move": "auto", "move_weights_from": 8}
+
+
+def asking(**options: Any) -> dict[str, Any]:
+    return {"additional_config": {"layer_sharding": AUTO | options}}
+
+
+def answers(model: Path, cases: list[tuple[dict[str, str], dict[str, Any]]]) -> list[str]:
+    """What each case, its environment and its arguments, is answered with; in one process."""
+    common = {"model": str(model), "data_parallel_size": 2, "skip_tokenizer_init": True}
+    found: list[str] = run_child(ASKED, json.dumps([(env, common | own) for env, own in cases]))
+    return found
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_config(tmp_path_factory.mktemp("moves") / "model", CONFIG)
+
+
+TAKEN = [
+    asking(),
+    asking(keep_first=True),
+    asking(transport="pull"),
+    asking(placement="replicated"),
+    asking() | {"tensor_parallel_size": 2},
+    asking() | {"tensor_parallel_size": 2, "data_parallel_size": 1},
+    asking() | {"pipeline_parallel_size": 2},
+    asking() | {"enable_lora": True},
+]
+
+ON_SHARDS = "linears run on shards of the tokens, whose numbers the ranks do not tell each other"
+ASKED_FOR = "layer_sharding.move = 'auto'"
+REFUSED = {
+    f"ConfigError: {ASKED_FOR}: a stripe ends anywhere in a layer": (
+        {}, asking(placement="striped"),
+    ),
+    f"ConfigError: {ASKED_FOR}: token_exchange moves the tokens of 'o_proj' already": (
+        {}, asking(token_exchange=["o_proj"]) | {"tensor_parallel_size": 2},
+    ),
+    f"HostError: {ASKED_FOR}: with sequence parallelism of routed experts": (
+        {}, asking() | {"tensor_parallel_size": 2, "enable_expert_parallel": True},
+    ),
+    f"HostError: {ASKED_FOR}: with VLLM_ASCEND_ENABLE_FLASHCOMM1 {ON_SHARDS}": (
+        {"VLLM_ASCEND_ENABLE_FLASHCOMM1": "1"}, asking(),
+    ),
+    f"HostError: {ASKED_FOR}: with enable_flashcomm1 {ON_SHARDS}": (
+        {}, {"additional_config": {"layer_sharding": AUTO, "enable_flashcomm1": True}},
+    ),
+}  # fmt: skip
+
+
+def test_what_tokens_cannot_move_beside_is_refused_in_one_line_and_the_rest_is_taken(model):
+    assert answers(model, [({}, case) for case in TAKEN]) == ["accepted"] * len(TAKEN)
+    for expected, said in zip(REFUSED, answers(model, list(REFUSED.values())), strict=True):
+        assert expected in said, f"{expected!r} is not in {said!r}"
+        assert "\n" not in said
+
+
+def test_replicas_of_a_dense_model_are_refused_and_its_tensor_parallel_ranks_taken(tmp_path):
+    dense = write_config(tmp_path / "dense", DENSE)
+    engines, one = answers(
+        dense,
+        [({}, asking()), ({}, asking() | {"tensor_parallel_size": 2, "data_parallel_size": 1})],
+    )
+    assert f"PlanError: {ASKED_FOR}: the 2 data-parallel ranks of a dense model" in engines
+    assert one == "accepted"
+
+
+SET = """
+import sys
+from vllm.engine.arg_utils import EngineArgs
+from vllm_layershard.hosts.settings import check
+
+result = []
+for dp, tp in ((2, 1), (1, 2)):
+    config = EngineArgs(
+        model=sys.argv[1], data_parallel_size=dp, tensor_parallel_size=tp, skip_tokenizer_init=True,
+        additional_config={
+            "layer_sharding": {"layers": ["kv_a_proj_with_mqa"], "move": "activations"}
+        },
+    ).create_engine_config()
+
+    def verdict(owner, attribute, value):
+        former = getattr(owner, attribute)
+        setattr(owner, attribute, value)
+        try:
+            return check(config)
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+        finally:
+            setattr(owner, attribute, former)
+
+    result.append([
+        verdict(config.parallel_config, "prefill_context_parallel_size", 2),
+        verdict(config.device_config, "device_type", "npu"),
+    ])
+"""
+
+
+def test_what_no_cpu_can_be_asked_for_is_refused_where_it_is_set(model):
+    (context, dummies), (_, together) = run_child(SET, str(model))
+    asked = "layer_sharding.move = 'activations'"
+    assert f"PlanError: {asked}: prefill-context-parallel ranks have token counts" in context
+    assert f"HostError: {asked}: vllm-ascend's dummy batches leave out attention's" in dummies
+    assert together is None

@@ -1,0 +1,1 @@
+"""Forwards that move tokens, on a host: what excludes them, and their linears."""

@@ -1,0 +1,61 @@
+"""MoveRule: whether a forward moves the weights to the tokens, or the tokens to the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from vllm_layershard.config import KEY, LayerShardConfig, Move
+from vllm_layershard.errors import PlanError
+from vllm_layershard.plan.layout import ParallelLayout
+
+
+class MoveRule(NamedTuple):
+    """What every rank decides alike, from token counts that all have agreed on beforehand."""
+
+    move: Move
+    weights_from: int | None
+
+    def moves_weights(self, counts: Sequence[int]) -> bool:
+        """Whether a forward of so many tokens on each rank moves weights."""
+        if self.weights_from is None:
+            return self.move == "weights"
+        return max(counts) >= self.weights_from
+
+
+def move_rule(config: LayerShardConfig) -> MoveRule:
+    """The rule that the configuration gives."""
+    return MoveRule(config.move, config.move_weights_from)
+
+
+def require_agreed_counts(layout: ParallelLayout, config: LayerShardConfig) -> None:
+    """Refuse a layout whose ranks do not know each other's tokens, where tokens may move.
+
+    Raises:
+        PlanError: says why, and the remedy.
+    """
+    if config.move == "weights":
+        return
+    asked = f"{KEY}.move = {config.move!r}"
+    if not layout.in_lockstep:
+        raise PlanError(
+            f"{asked}: the {layout.dp} data-parallel ranks of a dense model are engines of their "
+            "own, which never wait for each other; leave it out, or use tensor parallelism alone"
+        )
+    if layout.pcp > 1:
+        raise PlanError(
+            f"{asked}: prefill-context-parallel ranks have token counts of their own, on which "
+            "nobody has agreed; leave out one of the two"
+        )
+
+
+def counts_in_group(
+    layout: ParallelLayout, ranks: Sequence[int], by_data_parallel: Sequence[int]
+) -> tuple[int, ...]:
+    """The tokens of each of these global ranks, where its data-parallel rank has so many.
+
+    Tensor-parallel ranks of one engine have the same tokens. `ranks` may be counted over several
+    deployments.
+    """
+    engine = layout.pp * layout.pcp * layout.tp
+    return tuple(by_data_parallel[rank % layout.world_size // engine] for rank in ranks)

@@ -1,0 +1,63 @@
+"""MovingSeries: a sharded series of which each forward moves either the weights or the tokens.
+
+Note [Either, as a whole]
+What a forward moves is decided at the boundary of the series' first position, from counts that are
+the same on all ranks, and holds until its last position. A forward that moves tokens starts no
+movement of a weight, waits for none and reads no slot. Nothing is remembered from one forward to
+the next, so forwards of either kind follow each other in any order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from vllm_layershard.plan.move import MoveRule
+from vllm_layershard.runtime.series import ShardedSeries
+
+
+class MovingSeries:
+    """`agreed(rows)` says how many tokens each rank of the group has in the forward that runs now.
+
+    It is asked once a forward, with this rank's own number of rows, and says the same on all ranks.
+    """
+
+    def __init__(
+        self,
+        series: ShardedSeries,
+        rule: MoveRule,
+        agreed: Callable[[int], Sequence[int]],
+    ) -> None:
+        self.series = series
+        self.counts: tuple[int, ...] = ()
+        self.moves_weights = True
+        self._rule = rule
+        self._agreed = agreed
+
+    def reach(self, position: int, rows: int) -> None:
+        """At the boundary of `position`, with so many rows: start what this forward moves ahead.
+
+        Raises:
+            TransportError: a rank of the group is gone, or was not given the weights of a reload.
+            Others: what `agreed` raises.
+        """
+        if position == 0:
+            self._begin(rows)
+        if self.moves_weights:
+            self.series.reach(position)
+
+    def _begin(self, rows: int) -> None:
+        self.counts = tuple(self._agreed(rows))
+        series = self.series
+        # Where every rank stores every layer, nothing moves in either direction.
+        self.moves_weights = not series.plan.moves or self._rule.moves_weights(self.counts)
+        if self.moves_weights:
+            return
+        series.counters.forwards += 1
+        series.counters.activation_forwards += 1
+        series.transport.begin()
+        series.drain()  # a former forward may have skipped a linear, and tokens use the same group
+
+    def leave(self, position: int) -> None:
+        """Where no weight was waited for: the linear of `position` has its results."""
+        if position == len(self.series.plan.series) - 1:
+            self.series.on_forward_end()
