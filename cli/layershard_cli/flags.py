@@ -129,6 +129,23 @@ TokenExchange = Annotated[
         show_default=False,
     ),
 ]
+MoveName = Annotated[
+    str | None,
+    typer.Option(
+        "--move",
+        help="What a forward moves: weights, activations, or auto: weights from so many tokens a "
+        "rank on, activations below.  [default: weights]",
+    ),
+]
+MoveWeightsFrom = Annotated[
+    int | None,
+    typer.Option(
+        "--move-weights-from",
+        help="With --move auto, the fewest tokens a rank whose forwards move weights; left out, "
+        "the planner finds them.",
+        show_default=False,
+    ),
+]
 FfnTp = Annotated[
     int | None,
     typer.Option(

@@ -64,6 +64,11 @@ class Sharding(NamedTuple):
         return self.deployment.layout.transport_name
 
     @property
+    def moves(self) -> bool:
+        """Whether any weight moves: those of the `replicated` placement do not."""
+        return any(series.moves for group in self.groups for series in group.plan.series)
+
+    @property
     def shared_needs(self) -> tuple[SharedNeed, ...]:
         """What each global rank takes of its node's shared memory on a CPU; () without pulls."""
         if self.transport_name != "pull":

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any, Final, TypedDict
 
-from vllm_layershard.config import LayerShardConfig, Placement, TransportChoice, short
+from vllm_layershard.config import LayerShardConfig, Move, Placement, TransportChoice, short
 from vllm_layershard.errors import ConfigError
 from vllm_layershard.models import Deployment, Model
 from vllm_layershard.planner.default_layers import default_names
@@ -25,6 +25,8 @@ class Options(TypedDict, total=False):
     transport: TransportChoice
     slice_bytes: int
     token_exchange: str | Sequence[str]
+    move: Move
+    move_weights_from: int
 
 
 def config_with(names: Sequence[str], options: Options) -> LayerShardConfig:

@@ -8,6 +8,7 @@ from typing import Final, get_args
 from vllm_layershard.errors import ConfigError
 from vllm_layershard.estimate import Abstention, Estimate, Forecast, PhaseName
 from vllm_layershard.estimate.capacity import may_fit
+from vllm_layershard.estimate.overlap import TOLERANCE
 from vllm_layershard.models import Sharding
 from vllm_layershard.planner.options import names_of
 
@@ -45,6 +46,8 @@ def failures_of(
     match forecast:
         case Estimate():
             shown = [phase.name for phase in forecast.phases if not phase.hidden]
+            if sharding.config.move != "weights" and sharding.moves:
+                shown = _shown_by_move(sharding, forecast, shown)
             failures += [f"{name} does not hide" for name in shown if name in phases]
         case Abstention():
             failures += [f"{name} is not estimated" for name in forecast.batches if name in phases]
@@ -57,3 +60,24 @@ def failures_of(
         if not times and isinstance(forecast, Estimate):
             failures.append("the exchange is not estimated")
     return tuple(failures)
+
+
+def _shown_by_move(
+    sharding: Sharding, forecast: Estimate, by_weights: Sequence[PhaseName]
+) -> list[PhaseName]:
+    """The phases that get longer, each as it moves: `by_weights` do where weights move."""
+    from vllm_layershard.estimate.activations.clock import Clock  # seldom asked for
+    from vllm_layershard.estimate.activations.linears import moved_linears
+
+    linears = moved_linears(sharding, forecast.hardware)
+    clock, shown = Clock(sharding, forecast.hardware, linears), []
+    for phase in forecast.phases:
+        rule = sharding.config.move_weights_from
+        if rule is not None and phase.batch.tokens >= rule:
+            longer = phase.name in by_weights
+        else:
+            both = clock.both(phase.batch)
+            longer = both.activations > TOLERANCE * both.compute
+        if longer:
+            shown.append(phase.name)
+    return shown

@@ -31,6 +31,7 @@ from vllm_layershard.planner.question import (
     sharding_of,
 )
 from vllm_layershard.planner.results.plan_result import PlanResult
+from vllm_layershard.planner.search.threshold import is_open, to_be_found, with_threshold
 from vllm_layershard.planner.serve_command import launch_warnings
 
 
@@ -82,6 +83,9 @@ def plan_model(
     sizes = sizes_of(tokens, batch, context, prompt, cached)
     device = device_of(hardware)
     found = drafting(on_device(loaded(model), device), mtp)
+    open_threshold = is_open(options)
+    if open_threshold:
+        options = to_be_found(options)
     if layers is not None and names_of(layers) == [AUTO]:
         sharding, assumed = _chosen(
             found, layout, options, device, sizes, phases or PREFILL, ffn_tp
@@ -91,6 +95,9 @@ def plan_model(
     else:
         sharding, assumed = sharding_of(found, layout, config, layers, options, ffn_tp)
     sharding.tokens_gained(kv_cache_dtype)  # refuses a dtype before anything is simulated
+    if open_threshold:
+        sharding, note = with_threshold(sharding, device, sizes, kv_cache_dtype)
+        assumed = (*assumed, *note)
     if hardware is None:
         assumed = (*assumed, f"assumed {device.name} devices for the times; give --hardware")
     expected = forecast(sharding, device, **sizes, traced=traced)
@@ -116,7 +123,7 @@ def _chosen(
     ffn_tp: int | None,
 ) -> tuple[Sharding, tuple[str, ...]]:
     """The plan of the layers that the planner chooses, and what was assumed for it and chosen."""
-    from vllm_layershard.planner.auto import Conditions, chosen_sharding
+    from vllm_layershard.planner.search.auto import Conditions, chosen_sharding
 
     deployment, assumed = deployment_of(layout, found.model, ffn_tp)
     conditions = Conditions(device, sizes, phases)

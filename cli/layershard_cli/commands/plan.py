@@ -31,6 +31,8 @@ def plan_command(
     placement: flag.PlacementName = None,
     transport: flag.TransportName = None,
     token_exchange: flag.TokenExchange = None,
+    move: flag.MoveName = None,
+    move_weights_from: flag.MoveWeightsFrom = None,
     slice_bytes: flag.SliceBytes = None,
     ffn_tp: flag.FfnTp = None,
     hardware: flag.HardwareName = None,
@@ -82,6 +84,8 @@ def plan_command(
             placement=placement,
             transport=transport,
             token_exchange=listed(token_exchange),
+            move=move,
+            move_weights_from=move_weights_from,
             slice_bytes=slice_bytes,
         ),
     )

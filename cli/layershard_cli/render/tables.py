@@ -63,6 +63,10 @@ def print_plan(result: PlanResult, *, timeline: bool = False, ledger: bool = Fal
         from layershard_cli.render.exchange import print_exchange
 
         print_exchange(sheet, result)
+    if sharding.config.move != "weights" and sharding.moves:
+        from layershard_cli.render.move import print_move
+
+        print_move(sheet, result)
     if timeline and isinstance(forecast, Estimate):
         _print_timelines(sheet, forecast)
     if ledger:

@@ -36,6 +36,25 @@ def all_to_all_seconds(nbytes: float, spread: Spread, hardware: Hardware) -> flo
     return max(within, latency + outside / own)
 
 
+def rooted_seconds(nbytes: float, spread: Spread, hardware: Hardware) -> float:
+    """Seconds until one rank has `nbytes` of every other rank, or has sent each of them so many.
+
+    All of it passes that rank's own link, and what comes from other nodes its own NICs.
+    """
+    latency = _latency(spread, hardware)
+    near = spread.in_a_domain - 1
+    within = 0.0
+    if near and hardware.topology == "mesh" and not hardware.bus:
+        within = latency + nbytes / _to_one_peer(hardware)
+    elif near:
+        within = _within(near * nbytes, near * nbytes, latency, spread, hardware)
+    if spread.domains == 1:
+        return within
+    far = spread.ranks - spread.least_in_a_domain
+    own = entry_rate(spread, hardware) / spread.least_in_a_domain
+    return max(within, latency + far * nbytes / own)
+
+
 def lacking(spread: Spread, hardware: Hardware) -> tuple[str, ...]:
     """The numbers that these times need and the hardware lacks; a broadcast's times are no help."""
     return replace(hardware, broadcast=()).lacking(spread)
@@ -63,10 +82,18 @@ def _within(
     if hardware.bus:  # a table's times have their latency in them
         return max(latency, sent / bus_bandwidth(hardware.bus, ranks, max(1, int(message))))
     assert hardware.intra_node is not None, "lacking() names it"
-    rate = hardware.intra_node.value * hardware.link_efficiency.value
     if hardware.topology == "mesh":
-        rate *= (ranks - 1) / (hardware.node_size.value - 1)
+        rate = _to_one_peer(hardware) * (ranks - 1)
+    else:
+        rate = hardware.intra_node.value * hardware.link_efficiency.value
     return latency + sent / rate
+
+
+def _to_one_peer(hardware: Hardware) -> float:
+    """Bytes per second to one peer of a full mesh."""
+    assert hardware.intra_node is not None, "lacking() names it"
+    link = hardware.intra_node.value * hardware.link_efficiency.value
+    return link / (hardware.node_size.value - 1)
 
 
 def _latency(spread: Spread, hardware: Hardware) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from vllm_layershard.config import Placement, TransportChoice, TransportName
+from vllm_layershard.config import Move, Placement, TransportChoice, TransportName
 from vllm_layershard.models import Deployment, Evidence, GroupPlan, Sharding
 from vllm_layershard.planner.layout import Layout
 
@@ -40,6 +40,8 @@ class ShardingFacts(NamedTuple):
     movement: TransportName | None
     slice_bytes: int
     token_exchange: tuple[str, ...]
+    move: Move
+    move_weights_from: int | None
 
 
 class FfnFacts(NamedTuple):
@@ -97,6 +99,8 @@ def sharding_facts(sharding: Sharding) -> ShardingFacts:
         movement=sharding.transport_name,
         slice_bytes=config.slice_bytes,
         token_exchange=config.token_exchange,
+        move=config.move,
+        move_weights_from=config.move_weights_from,
     )
 
 

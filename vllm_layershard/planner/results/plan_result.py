@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from vllm_layershard.estimate import Estimate, Forecast
+from vllm_layershard.estimate import Estimate, Forecast, Hardware
 from vllm_layershard.estimate.capacity import capacity, may_fit
 from vllm_layershard.models import Evidence, Sharding
 from vllm_layershard.planner.paying import PREFILL, failures_of, phases_of
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         ShardingFacts,
     )
     from vllm_layershard.planner.results.memory import KvCache, Memory, SeriesBytes
+    from vllm_layershard.planner.results.move import Move
     from vllm_layershard.planner.results.prefetch import Prefetch
 
 _SECTIONS: Final = (
@@ -37,6 +38,7 @@ _SECTIONS: Final = (
     "kv_cache",
     "prefetch",
     "exchange",
+    "move",
     "basis",
     "groups",
     "launch",
@@ -139,6 +141,15 @@ class PlanResult(NamedTuple):
         return exchange_of(self.planned, self.forecast, self.kv_cache_dtype)
 
     @property
+    def move(self) -> Move | None:
+        """What moves in which forward; None where weights do in each, or nothing does."""
+        if self.planned.config.move == "weights" or not self.planned.moves:
+            return None
+        from vllm_layershard.planner.results.move import move_of
+
+        return move_of(self.planned, self.forecast, self.kv_cache_dtype)
+
+    @property
     def basis(self) -> Mapping[str, str]:
         """What stands behind the numbers: exact, formula, measured or assumed."""
         return _basis_of(self.forecast)
@@ -162,27 +173,17 @@ class PlanResult(NamedTuple):
 
     @property
     def room_tokens(self) -> int | None:
-        """KV-cache tokens that have room on every rank, as `compare_layouts` counts them.
-
-        None where the device's memory is not known.
-        """
-        planned, device = self.planned, self.forecast.hardware
+        """KV-cache tokens with room on every rank, as `compare_layouts` counts; None: not known."""
         if self.forecast.fit is None:
             return None
-        saved = planned.saved_bytes.__getitem__
-        held = capacity(planned.model, planned.deployment, device, saved, self.kv_cache_dtype)
-        return held.engine_tokens
+        return _room_tokens(self.planned, self.forecast.hardware, self.kv_cache_dtype)
 
     def alternatives(self) -> tuple[Point, ...]:
         """Other linears and strides: what each saves, and by how much it lengthens a forward.
 
         Empty where the device lacks a number.
         """
-        from vllm_layershard.estimate.pareto import pareto
-
-        planned, batches = self.planned, tuple(self.forecast.batches.values())
-        device = self.forecast.hardware
-        return pareto(planned.model, planned.deployment, device, planned.config, batches)
+        return _alternatives(self.planned, self.forecast)
 
     def failures(self, hide_in: str | Sequence[str] = PREFILL) -> tuple[str, ...]:
         """Why the plan does not pay; empty where it does. The phases of `hide_in` have to hide.
@@ -201,6 +202,19 @@ def _launches(planned: Sharding, kv_cache_dtype: str, expected: Forecast) -> tup
     if not may_fit(expected.fit):
         return ()
     return launch_commands(planned, kv_cache_dtype, expected.batches, expected.hardware)
+
+
+def _room_tokens(planned: Sharding, device: Hardware, kv_cache_dtype: str) -> int:
+    saved = planned.saved_bytes.__getitem__
+    held = capacity(planned.model, planned.deployment, device, saved, kv_cache_dtype)
+    return held.engine_tokens
+
+
+def _alternatives(planned: Sharding, expected: Forecast) -> tuple[Point, ...]:
+    from vllm_layershard.estimate.pareto import pareto
+
+    batches, device = tuple(expected.batches.values()), expected.hardware
+    return pareto(planned.model, planned.deployment, device, planned.config, batches)
 
 
 def _basis_of(expected: Forecast) -> dict[str, str]:

@@ -1,0 +1,135 @@
+"""`layershard plan --move`: the threshold, the section, and what a check asks of it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from typing import Any
+
+import pytest
+
+from console import complaint, document, said
+from vllm_layershard import Layout, plan_model
+from vllm_layershard.config import LayerShardConfig
+from vllm_layershard.errors import ConfigError
+from vllm_layershard.planner.results.move import Move
+from vllm_layershard.planner.results.plan_result import PlanResult
+from vllm_layershard.schema import validated
+
+PLAN = ["plan", "--model", "DeepSeek-V3", "--dp", "8", "--ep", "--hardware", "910B2"]
+
+
+def _plan(**options: Any) -> PlanResult:
+    layout = Layout(dp=8, ep=True)
+    return plan_model("DeepSeek-V3", ["o_proj"], layout, hardware="910B2", **options)
+
+
+def _move(result: PlanResult) -> Move:
+    assert result.move is not None
+    return result.move
+
+
+def test_the_threshold_that_is_found_stands_in_the_launch_line() -> None:
+    result = _plan(move="auto")
+    found = _move(result)
+    assert found.move_weights_from == found.break_even_tokens
+    assert result.launch is None or "move_weights_from" in result.launch
+    (note,) = [text for text in result.warnings if text.startswith("--move auto")]
+    assert f"{found.move_weights_from:,} tokens a rank" in note
+
+
+def test_the_launch_line_is_the_plugins_own_configuration() -> None:
+    layout = Layout(dp=8, ep=True)
+    result = plan_model("DeepSeek-V3", ["o_proj"], layout, hardware="H200", move="auto")
+    assert result.launch is not None
+    told = json.loads(shlex.split(result.launch)[-1])
+    config = validated(told["layer_sharding"])
+    assert config == LayerShardConfig(
+        ("o_proj",), move="auto", move_weights_from=_move(result).move_weights_from
+    )
+    again = plan_model("DeepSeek-V3", layout=layout, hardware="H200", config=config)
+    assert _move(again) == _move(result)
+
+
+def test_a_threshold_that_is_given_stays() -> None:
+    found = _move(_plan(move="auto", move_weights_from=100))
+    assert found.move_weights_from == 100
+    assert found.break_even_tokens != 100
+
+
+def test_where_weights_move_nothing_is_said_of_it() -> None:
+    assert _plan().move is None
+    assert _plan(move="weights").move is None
+    assert document(*PLAN, "--json")["move"] is None
+
+
+def test_the_document_has_what_the_result_has() -> None:
+    told = document(*PLAN, "--layers", "o_proj", "--move", "auto", "--json")
+    found = _move(_plan(move="auto"))
+    assert told["move"]["verdict"] == found.verdict
+    assert told["sharding"]["move_weights_from"] == found.move_weights_from
+    assert [phase["phase"] for phase in told["move"]["phases"]] == ["prefill", "decode"]
+
+
+def test_the_text_has_the_verdict_and_both_ways() -> None:
+    text = said(*PLAN, "--layers", "o_proj", "--move", "auto")
+    assert _move(_plan(move="auto")).verdict in text
+    assert "where weights move" in text
+
+
+@pytest.mark.parametrize("move", ["weights", "activations"])
+def test_a_check_judges_each_phase_as_it_moves(move: Any) -> None:
+    result = _plan(move=move, batch=2)
+    if move == "weights":
+        hides = next(phase.hidden for phase in result.prefetch.phases if phase.phase == "decode")
+    else:
+        both = _move(result).phases[1]
+        hides = both.activations_us <= 0.01 * both.compute_us
+    assert ("decode does not hide" in result.failures(["decode"])) == (not hides)
+
+
+def test_a_check_goes_by_the_threshold() -> None:
+    """A prefill that hides where weights move does not where activations do."""
+    layout = Layout(dp=8, ep=True)
+    for threshold, failures in ((16384, ()), (16385, ("prefill does not hide",))):
+        result = plan_model(
+            "DeepSeek-V3",
+            ["o_proj"],
+            layout,
+            hardware="H200",
+            tokens=16384,
+            move="auto",
+            move_weights_from=threshold,
+        )
+        assert result.failures(["prefill"]) == failures
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"move": "tokens"}, "move = 'tokens': is not known"),
+        ({"move_weights_from": 8}, "with move 'weights' every forward moves the same"),
+        ({"move": "auto", "move_weights_from": 0}, "greater than or equal to 1"),
+        ({"move": "auto", "token_exchange": ["o_proj"]}, "token_exchange"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused(options: dict[str, object], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        _plan(**options)
+
+
+def test_a_device_without_numbers_asks_for_the_threshold() -> None:
+    code, words = complaint(
+        "plan",
+        "--model",
+        "DeepSeek-V3",
+        "--dp",
+        "32",
+        "--ep",
+        "--hardware",
+        "MI300X",
+        "--move",
+        "auto",
+    )
+    assert code == 3
+    assert "--move-weights-from" in words

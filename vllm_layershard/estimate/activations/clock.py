@@ -1,0 +1,82 @@
+"""Clock: times the linears of one sharding whose activations move, on one device."""
+
+from __future__ import annotations
+
+from vllm_layershard.estimate.activations.linears import Moved
+from vllm_layershard.estimate.activations.outcome import BothWays, LinearTime
+from vllm_layershard.estimate.exchange.collectives import (
+    all_gather_seconds,
+    all_to_all_seconds,
+    rooted_seconds,
+)
+from vllm_layershard.estimate.forwards import Forwards
+from vllm_layershard.estimate.hardware import Hardware
+from vllm_layershard.estimate.roofline import Roofline
+from vllm_layershard.models import Batch, Sharding
+from vllm_layershard.models.layer_operations import product
+
+
+class Clock:
+    """Both ways of one sharding. The hardware lacks no number."""
+
+    def __init__(self, sharding: Sharding, hardware: Hardware, linears: tuple[Moved, ...]) -> None:
+        self._sharding = sharding
+        self._hardware = hardware
+        self._linears = linears
+        self._roofline = Roofline(hardware)
+        self._forwards = Forwards(sharding, hardware)
+        self._striped = sharding.config.placement == "striped"
+
+    def both(self, batch: Batch) -> BothWays:
+        """One forward, each way."""
+        weights = self._forwards.run(batch, self._sharding.config.prefetch_step)
+        tokens = batch.tokens
+        counts = [len(one.layer_ids) for one in self._linears]
+        times = [self.linear(one, tokens) for one in self._linears]
+        layers = sum(counts)
+        sums = [
+            sum(count * value for count, value in zip(counts, values, strict=True))
+            for values in zip(*times, strict=True)
+        ]
+        return BothWays(
+            tokens=tokens,
+            layers=layers,
+            linear=LinearTime(*(total / layers for total in sums)),
+            activations=self.longer(tokens),
+            weights=weights.exposed,
+            compute=weights.compute,
+        )
+
+    def longer(self, tokens: int) -> float:
+        """Seconds by which activations that move lengthen the stage that loses most."""
+        stages: dict[int, float] = {}
+        for one in self._linears:
+            longer = len(one.layer_ids) * self.linear(one, tokens).longer
+            stages[one.pp_stage] = stages.get(one.pp_stage, 0.0) + longer
+        return max(stages.values())
+
+    def linear(self, one: Moved, tokens: int) -> LinearTime:
+        """One layer of a linear, with so many tokens on each rank."""
+        blueprint, spread, hardware = self._sharding.model.blueprint, one.spread, self._hardware
+        ranks, element = one.traffic.ranks, one.traffic.element
+        own = product(blueprint, one.shape, one.linear, tokens)
+        of_all = product(blueprint, one.shape, one.linear, ranks * tokens)
+        there, back = tokens * one.shape.inner * element, tokens * one.shape.rows * element
+        if self._striped:
+            weight, inner = one.linear.tensors[0].nbytes, one.shape.inner
+            split = of_all._replace(
+                flops=of_all.flops / ranks,
+                moved_bytes=weight / ranks + 2.0 * tokens * (one.shape.rows + ranks * inner),
+            )
+            return LinearTime(
+                own=self._roofline.seconds(own),
+                there=all_gather_seconds(ranks * there, spread, hardware),
+                product=self._roofline.seconds(split),
+                back=all_to_all_seconds(back, spread, hardware),
+            )
+        return LinearTime(
+            own=self._roofline.seconds(own),
+            there=rooted_seconds(there, spread, hardware),
+            product=self._roofline.seconds(of_all),
+            back=rooted_seconds(back, spread, hardware),
+        )

@@ -1,0 +1,109 @@
+"""Judges whether activations or weights should move: from how many tokens on, and what it gains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from vllm_layershard.estimate.activations.clock import Clock
+from vllm_layershard.estimate.activations.linears import Moved, moved_linears
+from vllm_layershard.estimate.activations.outcome import ActivationsOutcome, BothWays, Served
+from vllm_layershard.estimate.activations.verdict import verdict_on
+from vllm_layershard.estimate.capacity import budget_of, capacity
+from vllm_layershard.estimate.exchange.collectives import lacking
+from vllm_layershard.estimate.hardware import Hardware
+from vllm_layershard.estimate.outcome import PhaseName
+from vllm_layershard.estimate.phases.batches import decode
+from vllm_layershard.estimate.phases.thresholds import fewest_tokens
+from vllm_layershard.estimate.transfer import Transfer
+from vllm_layershard.models import Batch, Sharding
+
+
+def judge(
+    sharding: Sharding,
+    hardware: Hardware,
+    batches: Mapping[PhaseName, Batch],
+    kv_cache_dtype: str,
+) -> ActivationsOutcome:
+    """Compare both ways. The sharding moves something, among ranks in lockstep.
+
+    Raises:
+        PlanError: ranks that pull from each other lie on several nodes.
+    """
+    linears = moved_linears(sharding, hardware)
+    lacks = _lacking(sharding, hardware, linears)
+    phases: dict[PhaseName, BothWays] = {}
+    threshold = alone = shared = None
+    if not lacks:
+        clock = Clock(sharding, hardware, linears)
+        phases = {name: clock.both(batch) for name, batch in batches.items()}
+        threshold = _threshold(clock, batches["decode"])
+        if budget_of(hardware) is not None:
+            context = batches["decode"].context
+            alone, shared = _served(sharding, hardware, clock, context, kv_cache_dtype)
+    most = threshold - 1 if threshold is not None else batches["prefill"].tokens
+    return ActivationsOutcome(
+        linears=linears,
+        verdict=verdict_on(phases, threshold, alone, shared, hardware, lacks),
+        phases=phases,
+        move_weights_from=threshold,
+        alone=alone,
+        shared=shared,
+        gathered_bytes=max(one.traffic.gathered_bytes(most) for one in linears),
+        lacking=lacks,
+        assumptions=_assumptions(sharding, hardware),
+    )
+
+
+def _lacking(sharding: Sharding, hardware: Hardware, linears: tuple[Moved, ...]) -> tuple[str, ...]:
+    of_weights = Transfer(sharding, hardware).lacking()
+    spreads = sorted({one.spread for one in linears})
+    of_activations = [lack for spread in spreads for lack in lacking(spread, hardware)]
+    return tuple(dict.fromkeys((*of_weights, *of_activations)))
+
+
+def _threshold(clock: Clock, asked: Batch) -> int | None:
+    """The fewest tokens a rank from which on weights expose no more than activations cost.
+
+    Near it most forwards decode: so many sequences, each at the context that was asked for.
+    """
+
+    def progress(tokens: int) -> float:
+        both = clock.both(asked._replace(tokens=tokens))
+        return both.activations - both.weights
+
+    return fewest_tokens(progress, asked.tokens, asked.tokens)
+
+
+def _served(
+    sharding: Sharding, hardware: Hardware, clock: Clock, context: float, kv_cache_dtype: str
+) -> tuple[Served | None, Served | None]:
+    """Decodes that fill the cache, without sharding and with it; None: not one sequence fits."""
+    found: list[Served | None] = []
+    for shares in (False, True):
+        saved = sharding.saved_bytes.__getitem__ if shares else _nothing
+        held = capacity(sharding.model, sharding.deployment, hardware, saved, kv_cache_dtype)
+        sequences = int(held.engine_tokens // context)
+        if not held.fits or not sequences:
+            found.append(None)
+            continue
+        both = clock.both(decode(sequences, int(context)))
+        found.append(Served(sequences, both.compute + (both.quicker if shares else 0.0)))
+    return found[0], found[1]
+
+
+def _nothing(rank: int) -> int:
+    return 0
+
+
+def _assumptions(sharding: Sharding, hardware: Hardware) -> tuple[str, ...]:
+    if sharding.config.placement == "striped":
+        way = "every rank computes its rows for all ranks' tokens"
+    else:
+        way = "a layer's owner computes for all ranks"
+    return (
+        f"activations: {way}, with two collectives a linear that nothing hides",
+        "the threshold is of decodes at the context that was asked for, all ranks with as many "
+        "tokens",
+        "tokens a second: as many sequences as the cache has room for, whatever --max-num-seqs "
+        "says",
+    )

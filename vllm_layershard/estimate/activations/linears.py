@@ -1,0 +1,62 @@
+"""The linears of a sharding that move, those that are alike on a pipeline stage together."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from vllm_layershard.estimate.activations.bytes_moved import BytesMoved
+from vllm_layershard.estimate.hardware import Hardware
+from vllm_layershard.estimate.nodes import Spread
+from vllm_layershard.estimate.transfer import spread_of
+from vllm_layershard.models import Model, Sharding
+from vllm_layershard.models.dtypes import DTYPE_BYTES
+from vllm_layershard.models.layer_weights import layer_linears
+from vllm_layershard.models.shape import Shape
+from vllm_layershard.plan import Linear
+
+
+class Moved(NamedTuple):
+    """Linears of one series of a pipeline stage, in so many layers; `linear` stands for all."""
+
+    name: str
+    pp_stage: int
+    layer_ids: tuple[int, ...]
+    shape: Shape
+    linear: Linear
+    spread: Spread
+    traffic: BytesMoved
+
+
+def moved_linears(sharding: Sharding, hardware: Hardware) -> tuple[Moved, ...]:
+    """By stage, then by series. A layer whose weight stays on every rank is none of them."""
+    model, element = sharding.model, DTYPE_BYTES[sharding.model.dtype]
+    found = []
+    for group in sharding.groups:
+        spread = spread_of(group, hardware)
+        for series_plan, members in zip(group.plan.series, group.linears, strict=True):
+            if not series_plan.moves:
+                continue
+            shape, linear = _with_shape(model, sharding, members[0])
+            found.append(
+                Moved(
+                    name=series_plan.series.name,
+                    pp_stage=group.pp_stage,
+                    layer_ids=series_plan.series.layer_ids,
+                    shape=shape,
+                    linear=linear,
+                    spread=spread,
+                    traffic=BytesMoved(
+                        ranks=group.plan.group_size,
+                        inner=shape.inner,
+                        rows=shape.rows,
+                        element=element,
+                        weight=series_plan.series.layer_bytes,
+                    ),
+                )
+            )
+    return tuple(found)
+
+
+def _with_shape(model: Model, sharding: Sharding, linear: Linear) -> tuple[Shape, Linear]:
+    segments = layer_linears(model.blueprint, linear.layer_id, sharding.deployment)
+    return next(pair for segment in segments for pair in segment if pair[1].prefix == linear.prefix)

@@ -1,0 +1,83 @@
+"""What it comes to where activations move, beside what weights that move expose."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from vllm_layershard.estimate.activations.linears import Moved
+from vllm_layershard.estimate.outcome import PhaseName
+
+
+class LinearTime(NamedTuple):
+    """Seconds of one linear whose activations move, a layer's mean; `own` is its product at home.
+
+    `there` and `back` are the two collectives, and `product` is all ranks' tokens in the place of
+    a rank's own. Nothing hides any of them.
+    """
+
+    own: float
+    there: float
+    product: float
+    back: float
+
+    @property
+    def longer(self) -> float:
+        """Seconds by which a layer takes longer; below 0 where a split spares more than it adds."""
+        return self.there + self.product + self.back - self.own
+
+
+class BothWays(NamedTuple):
+    """One forward of so many tokens a rank, of the pipeline stage that loses most by each way.
+
+    `layers` are so many, and `linear` their mean. In seconds: `activations` is by how much the
+    forward takes longer where activations move, `weights` where weights do (with the most
+    contention of the device's), and `compute` the forward without sharding.
+    """
+
+    tokens: int
+    layers: int
+    linear: LinearTime
+    activations: float
+    weights: float
+    compute: float
+
+    @property
+    def quicker(self) -> float:
+        """By how much it takes longer the quicker way."""
+        return min(self.activations, self.weights)
+
+
+class Served(NamedTuple):
+    """Decodes of as many sequences as the cache has room for: of one engine, at one context.
+
+    `step` is the seconds of a step; sequences of a rank.
+    """
+
+    sequences: int
+    step: float
+
+    @property
+    def rate(self) -> float:
+        """Tokens a second."""
+        return self.sequences / self.step if self.step else 0.0
+
+
+class ActivationsOutcome(NamedTuple):
+    """The linears, both ways in each phase, the threshold, and what decodes gain.
+
+    `move_weights_from` are the fewest tokens a rank whose weights expose no more than activations
+    cost; None where activations are quicker however many tokens there are. `alone` and `shared`
+    are decodes without sharding and with it, the quicker way; None where no cache size is known.
+    `lacking` names what the device lacks; then there are no times.
+    """
+
+    linears: tuple[Moved, ...]
+    verdict: str
+    phases: Mapping[PhaseName, BothWays]
+    move_weights_from: int | None
+    alone: Served | None
+    shared: Served | None
+    gathered_bytes: int
+    lacking: tuple[str, ...]
+    assumptions: tuple[str, ...]

@@ -1,0 +1,134 @@
+"""Move: what moves in which forward, weights or activations, and what decodes gain."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from vllm_layershard.estimate import Forecast, PhaseName
+from vllm_layershard.estimate.activations.judge import judge
+from vllm_layershard.estimate.activations.linears import Moved
+from vllm_layershard.estimate.activations.outcome import BothWays, Served
+from vllm_layershard.models import Sharding
+
+
+class MovedLinear(NamedTuple):
+    """Linears of one series of a pipeline stage, in so many layers, over `ranks` ranks.
+
+    Each of the last three is a number of tokens a rank: from there on it moves as many bytes as the
+    weight would. `owner_tokens`: the owner computes for all; `output_tokens` and `input_tokens`:
+    every rank computes for all tokens its part of the output, or of the input, which is not served.
+    """
+
+    name: str
+    pp_stage: int
+    layer_ids: tuple[int, ...]
+    ranks: int
+    weight_bytes: int
+    owner_tokens: int
+    output_tokens: int
+    input_tokens: int
+
+
+class MovedPhase(NamedTuple):
+    """One forward of `tokens` a rank, each way; microseconds.
+
+    A layer's mean: its product at home `own_us`, and where activations move `there_us`,
+    `product_us` and `back_us` in its place. The forward takes `activations_us` longer where
+    activations move, `weights_us` where weights do; `compute_us` is the forward without sharding.
+    """
+
+    phase: PhaseName
+    tokens: int
+    own_us: float
+    there_us: float
+    product_us: float
+    back_us: float
+    activations_us: float
+    weights_us: float
+    compute_us: float
+
+
+class FullDecode(NamedTuple):
+    """Decodes of as many sequences a rank as the cache has room for."""
+
+    sequences: int
+    step_us: float
+    tokens_per_second: float
+
+
+class Move(NamedTuple):
+    """What is planned to move, the threshold that the planner finds, and both ways' times.
+
+    `move_weights_from` is the plan's; None where it has none. `break_even_tokens` are the fewest
+    tokens a rank whose weights expose no more than activations cost; None where activations are
+    quicker however many there are, or nothing is estimated. `gathered_bytes`: memory of the
+    activations that a rank gathers of the widest linear, at most.
+    """
+
+    move: str
+    move_weights_from: int | None
+    break_even_tokens: int | None
+    verdict: str
+    linears: tuple[MovedLinear, ...]
+    phases: tuple[MovedPhase, ...]
+    unsharded_decode: FullDecode | None
+    sharded_decode: FullDecode | None
+    gathered_bytes: int
+    assumptions: tuple[str, ...]
+    lacking: tuple[str, ...]
+
+
+def move_of(sharding: Sharding, forecast: Forecast, kv_cache_dtype: str) -> Move:
+    """Judge both ways for the forecast's batches. The sharding moves something, in lockstep."""
+    found = judge(sharding, forecast.hardware, forecast.batches, kv_cache_dtype)
+    return Move(
+        move=sharding.config.move,
+        move_weights_from=sharding.config.move_weights_from,
+        break_even_tokens=found.move_weights_from,
+        verdict=found.verdict,
+        linears=tuple(map(_linear, found.linears)),
+        phases=tuple(_phase(name, both) for name, both in found.phases.items()),
+        unsharded_decode=_full(found.alone),
+        sharded_decode=_full(found.shared),
+        gathered_bytes=found.gathered_bytes,
+        assumptions=found.assumptions,
+        lacking=found.lacking,
+    )
+
+
+def _linear(one: Moved) -> MovedLinear:
+    traffic = one.traffic
+    return MovedLinear(
+        name=one.name,
+        pp_stage=one.pp_stage,
+        layer_ids=one.layer_ids,
+        ranks=traffic.ranks,
+        weight_bytes=traffic.weight,
+        owner_tokens=traffic.equal_owner_tokens,
+        output_tokens=traffic.equal_output_tokens,
+        input_tokens=traffic.equal_input_tokens,
+    )
+
+
+def _phase(name: PhaseName, both: BothWays) -> MovedPhase:
+    return MovedPhase(
+        phase=name,
+        tokens=both.tokens,
+        own_us=_microseconds(both.linear.own),
+        there_us=_microseconds(both.linear.there),
+        product_us=_microseconds(both.linear.product),
+        back_us=_microseconds(both.linear.back),
+        activations_us=_microseconds(both.activations),
+        weights_us=_microseconds(both.weights),
+        compute_us=_microseconds(both.compute),
+    )
+
+
+def _full(served: Served | None) -> FullDecode | None:
+    if served is None:
+        return None
+    return FullDecode(served.sequences, _microseconds(served.step), round(served.rate, 1))
+
+
+def _microseconds(seconds: float) -> float:
+    return round(seconds * 1e6, 1)

@@ -1,0 +1,1 @@
+"""What the planner looks for where the user leaves it open."""
