@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Literal, Protocol
 
@@ -88,6 +89,18 @@ def expert_matrices(hidden: int, intermediate: int) -> tuple[tuple[str, int, int
     return (("w13", 2 * intermediate, hidden), ("w2", hidden, intermediate))
 
 
+def grouped_matrices(
+    prefix: str, hidden: int, intermediate: int, group: int | None
+) -> Iterator[tuple[str, int, int, int]]:
+    """`expert_matrices`, each with its groups of columns: see `groups_of`.
+
+    Raises:
+        PlanError: a group would be split over two ranks.
+    """
+    for name, rows, inner in expert_matrices(hidden, intermediate):
+        yield name, rows, inner, groups_of(prefix, inner, group)
+
+
 def expert_biases(
     count: int, hidden: int, intermediate: int, bias: bool, dtype: str, kept: Biases = "model"
 ) -> tuple[TensorSpec, ...]:
@@ -112,6 +125,18 @@ def check_groups(prefix: str, columns: int, group: int) -> None:
             f"{prefix}: {columns:,} columns on a rank are not a multiple of the group of {group}; "
             "use fewer ranks, or --ep for routed experts"
         )
+
+
+def groups_of(prefix: str, columns: int, group: int | None) -> int:
+    """How many groups of columns have a scale each in a row; None: the whole row has one.
+
+    Raises:
+        PlanError: a group would be split over two ranks.
+    """
+    if group is None:
+        return 1
+    check_groups(prefix, columns, group)
+    return columns // group
 
 
 def check_packing(prefix: str, elements: int, pack: int) -> None:

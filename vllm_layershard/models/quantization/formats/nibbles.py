@@ -7,8 +7,8 @@ from typing import NamedTuple
 from vllm_layershard.models.operation import Precision
 from vllm_layershard.models.quantization.formats.format import (
     bias_of,
-    check_groups,
-    expert_matrices,
+    grouped_matrices,
+    groups_of,
     tensor,
 )
 from vllm_layershard.models.shape import Shape
@@ -38,8 +38,8 @@ class Nibbles(NamedTuple):
         Raises:
             PlanError: a group would be split over two ranks.
         """
-        check_groups(prefix, shape.inner, self.group)
-        groups, packed = shape.inner // self.group, -(-shape.rows // _IN_INT32)
+        groups = groups_of(prefix, shape.inner, self.group)
+        packed = -(-shape.rows // _IN_INT32)
         return (
             tensor("weight", (shape.inner, packed), "int32"),
             tensor("weight_zero_point", (groups, packed), "int32"),
@@ -56,9 +56,7 @@ class Nibbles(NamedTuple):
             PlanError: a group would be split over two ranks.
         """
         tensors = []
-        for name, rows, inner in expert_matrices(hidden, intermediate):
-            check_groups(prefix, inner, self.group)
-            groups = inner // self.group
+        for name, rows, inner, groups in grouped_matrices(prefix, hidden, intermediate, self.group):
             tensors += [
                 tensor(f"{name}_weight", (count, rows, inner // _IN_BYTE), "uint8"),
                 tensor(f"{name}_weight_scale", (count, rows, groups), dtype),

@@ -11,10 +11,10 @@ from vllm_layershard.errors import ModelError
 from vllm_layershard.models.operation import Precision
 from vllm_layershard.models.quantization.formats.format import (
     bias_of,
-    check_groups,
     check_packing,
     expert_biases,
-    expert_matrices,
+    grouped_matrices,
+    groups_of,
     tensor,
 )
 from vllm_layershard.models.shape import Shape
@@ -51,7 +51,7 @@ class Packed(NamedTuple):
         Raises:
             PlanError: a group would be split over two ranks.
         """
-        groups = self._groups(prefix, shape.inner)
+        groups = groups_of(prefix, shape.inner, self.group)
         zeros = (-(-shape.rows * self.bits // 32), groups)
         return (
             tensor("weight_packed", (shape.rows, -(-shape.inner * self.bits // 32)), "int32"),
@@ -72,10 +72,8 @@ class Packed(NamedTuple):
         """
         if self.unrouted:
             raise ModelError(f"{prefix}: {self.unrouted}")
-        sizes = expert_matrices(hidden, intermediate)
         tensors = []
-        for name, rows, inner in sizes:
-            groups = self._groups(prefix, inner)
+        for name, rows, inner, groups in grouped_matrices(prefix, hidden, intermediate, self.group):
             packed = (count, rows, inner * self.bits // 32)
             tensors += [
                 tensor(f"{name}_weight_packed", packed, "int32"),
@@ -93,9 +91,3 @@ class Packed(NamedTuple):
     def precision(self) -> Precision:
         """Products are computed in the model's dtype, or at the low-bit rate."""
         return "fp8" if self.inputs else "bf16"
-
-    def _groups(self, prefix: str, inner: int) -> int:
-        if self.group is None:
-            return 1
-        check_groups(prefix, inner, self.group)
-        return inner // self.group

@@ -8,9 +8,9 @@ from vllm_layershard.models.operation import Precision
 from vllm_layershard.models.quantization.choice import Quantization
 from vllm_layershard.models.quantization.formats.format import (
     bias_of,
-    check_groups,
     check_packing,
-    expert_matrices,
+    grouped_matrices,
+    groups_of,
     tensor,
 )
 from vllm_layershard.models.quantization.ignored import read_ignored
@@ -43,9 +43,8 @@ class Awq(NamedTuple):
         Raises:
             PlanError: a group or an int32 would be split over two ranks.
         """
-        check_groups(prefix, shape.inner, self.group)
+        groups = groups_of(prefix, shape.inner, self.group)
         check_packing(prefix, shape.rows, _PACK)
-        groups = shape.inner // self.group
         return (
             tensor("qweight", (shape.inner, shape.rows // _PACK), "int32"),
             tensor("qzeros", (groups, shape.rows // _PACK), "int32"),
@@ -62,9 +61,7 @@ class Awq(NamedTuple):
             PlanError: a group would be split over two ranks.
         """
         tensors = []
-        for name, rows, inner in expert_matrices(hidden, intermediate):
-            check_groups(prefix, inner, self.group)
-            groups = inner // self.group
+        for name, rows, inner, groups in grouped_matrices(prefix, hidden, intermediate, self.group):
             tensors += [
                 tensor(f"{name}_qweight", (count, inner, rows // _PACK), "int32"),
                 tensor(f"{name}_qzeros", (count, groups, rows // _PACK), "int32"),

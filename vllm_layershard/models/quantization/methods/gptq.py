@@ -13,10 +13,10 @@ from vllm_layershard.models.quantization.choice import Quantization
 from vllm_layershard.models.quantization.formats.format import (
     Format,
     bias_of,
-    check_groups,
     check_packing,
     expert_biases,
-    expert_matrices,
+    grouped_matrices,
+    groups_of,
     tensor,
 )
 from vllm_layershard.models.quantization.names import Names
@@ -48,7 +48,7 @@ class Gptq(NamedTuple):
         Raises:
             PlanError: a group or an int32 would be split over two ranks.
         """
-        pack, groups = self._columns(prefix, shape.inner)
+        groups, pack = groups_of(prefix, shape.inner, self.group), self._pack(prefix, shape.inner)
         return (
             tensor("qweight", (shape.inner // pack, shape.rows), "int32"),
             tensor("scales", (groups, shape.rows), dtype),
@@ -64,8 +64,8 @@ class Gptq(NamedTuple):
             PlanError: a group would be split over two ranks.
         """
         tensors = []
-        for name, rows, inner in expert_matrices(hidden, intermediate):
-            pack, groups = self._columns(prefix, inner)
+        for name, rows, inner, groups in grouped_matrices(prefix, hidden, intermediate, self.group):
+            pack = self._pack(prefix, inner)
             tensors += [
                 tensor(f"{name}_qweight", (count, inner // pack, rows), "int32"),
                 tensor(f"{name}_scales", (count, groups, rows), dtype),
@@ -77,11 +77,10 @@ class Gptq(NamedTuple):
         """Products are computed in the model's dtype."""
         return "bf16"
 
-    def _columns(self, prefix: str, inner: int) -> tuple[int, int]:
-        """Elements in an int32, and groups."""
-        check_groups(prefix, inner, self.group or 1)
+    def _pack(self, prefix: str, inner: int) -> int:
+        """Elements in an int32."""
         check_packing(prefix, inner, 32 // self.bits)
-        return 32 // self.bits, inner // (self.group or inner)
+        return 32 // self.bits
 
 
 class Ruled(NamedTuple):
