@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from vllm_layershard.models.blueprint import MAX_LAYERS, Blueprint, Segment
 from vllm_layershard.models.families.gqa import mlp_split, norm_if, read_experts, read_gqa
+from vllm_layershard.models.families.window import window_of_all
 from vllm_layershard.models.parts.feed_forward import GatedMlp, Router
 from vllm_layershard.models.parts.grouped import GroupedAttention
 from vllm_layershard.models.sources.config_file import ConfigFile
@@ -32,6 +33,7 @@ def build(architecture: str, config: ConfigFile) -> Blueprint:
         config.fail("use_rmsnorm", "is false, and the planner knows no other norm here")
     attention = GroupedAttention(
         sizes.heads,
+        window_of_all(config),
         qkv="attention.query_key_value",
         out="attention.dense",
         qkv_bias=bias or config.boolean("use_qkv_bias"),

@@ -10,6 +10,7 @@ from dataclasses import replace
 from vllm_layershard.models.blueprint import MAX_LAYERS, Blueprint, Drafts, Segment
 from vllm_layershard.models.families.activation import require_silu
 from vllm_layershard.models.families.gqa import mlp_split, norm_if, read_experts, read_gqa
+from vllm_layershard.models.families.window import window_of_all
 from vllm_layershard.models.parts.feed_forward import GatedMlp, Router
 from vllm_layershard.models.parts.grouped import GroupedAttention
 from vllm_layershard.models.sources.config_file import ConfigFile
@@ -28,6 +29,7 @@ def build(architecture: str, config: ConfigFile) -> Blueprint:
     shared_experts = config.optional_integer("n_shared_experts", low=0, high=1 << 10) or 0
     attention = GroupedAttention(
         sizes.heads,
+        window_of_all(config),
         qkv_bias=config.boolean("attention_bias"),
         qk_norm=norm_if(config.boolean("use_qk_norm")),
     )

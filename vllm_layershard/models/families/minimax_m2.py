@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from vllm_layershard.models.blueprint import Blueprint, Segment
 from vllm_layershard.models.families.gqa import read_experts, read_gqa
+from vllm_layershard.models.families.window import window_of_all
 from vllm_layershard.models.parts.feed_forward import Router
 from vllm_layershard.models.parts.grouped import GroupedAttention
 from vllm_layershard.models.sources.config_file import ConfigFile
@@ -28,5 +29,7 @@ def build(architecture: str, config: ConfigFile) -> Blueprint:
         dtype="float32",
         correction_bias=config.boolean("use_routing_bias"),
     )
-    segment = Segment(GroupedAttention(sizes.heads, qkv_bias=bias, qk_norm="all"), (router,))
+    window = window_of_all(config)
+    attention = GroupedAttention(sizes.heads, window, qkv_bias=bias, qk_norm="all")
+    segment = Segment(attention, (router,))
     return sizes.blueprint([segment] * sizes.layers, {}, experts)

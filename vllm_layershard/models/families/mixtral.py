@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from vllm_layershard.models.blueprint import Blueprint, Segment
 from vllm_layershard.models.families.gqa import read_experts, read_gqa
+from vllm_layershard.models.families.window import window_of_all
 from vllm_layershard.models.parts.feed_forward import Router
 from vllm_layershard.models.parts.grouped import GroupedAttention
 from vllm_layershard.models.sources.config_file import ConfigFile
@@ -19,7 +20,7 @@ def build(architecture: str, config: ConfigFile) -> Blueprint:
         ModelError: its config.json is broken or inconsistent.
     """
     sizes = read_gqa(config, ties=True)
-    window = config.optional_integer("sliding_window", high=1 << 30)
+    window = window_of_all(config)
     width = config.integer("intermediate_size")
     experts = read_experts(
         config, "num_local_experts", intermediate=width, name="block_sparse_moe.experts"

@@ -9,6 +9,7 @@ from vllm_layershard.models.blueprint import MAX_LAYERS, Blueprint, Segment
 from vllm_layershard.models.families.activation import require_silu
 from vllm_layershard.models.families.gqa import mlp_split, read_experts, read_gqa
 from vllm_layershard.models.families.language_model import language_model_of, within
+from vllm_layershard.models.families.window import window_of_all
 from vllm_layershard.models.parts.feed_forward import GatedMlp, Router
 from vllm_layershard.models.parts.grouped import GroupedAttention
 from vllm_layershard.models.sources.config_file import ConfigFile
@@ -37,7 +38,8 @@ def _read(config: ConfigFile, *, whole: bool) -> Blueprint:
     dense = config.integers("mlp_only_layers")
     routed = tuple(i not in dense and (i + 1) % every == 0 for i in range(sizes.layers))
     bias = config.boolean("attention_bias")
-    attention = GroupedAttention(sizes.heads, qkv_bias=bias, qk_norm="head")
+    window = window_of_all(config, switched=True)
+    attention = GroupedAttention(sizes.heads, window, qkv_bias=bias, qk_norm="head")
     mlp = GatedMlp("mlp", config.integer("intermediate_size"))
     experts = read_experts(config, "num_experts")
     router = Router("mlp.gate", experts.experts, quantisable=True, shares_out=True)
