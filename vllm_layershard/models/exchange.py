@@ -48,7 +48,8 @@ def require_exchange(model: Model, deployment: Deployment, names: tuple[str, ...
     `RowParallelLinear`, and where the models build one with `reduce_results=False`.
 
     Raises:
-        PlanError: names the linear, the reason and the remedy.
+        PlanError: names the linear, the reason and the remedy; or the layout cannot split the
+            model.
     """
     plain = without_exchange(deployment)
     if plain.layout.tp == 1:
@@ -89,6 +90,7 @@ def _unfit(model: Model, shape: Shape, linear: Linear) -> str:
 
 
 def _named(model: Model, deployment: Deployment, name: str) -> Iterator[tuple[Shape, Linear]]:
+    model.require_split(deployment)
     for layer_id in range(model.num_layers):
         for segment in layer_linears(model.blueprint, layer_id, deployment):
             for shape, linear in segment:

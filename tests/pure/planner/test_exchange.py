@@ -241,3 +241,21 @@ def test_a_bias_that_one_rank_alone_adds_is_refused(tmp_path: Path) -> None:
     (tmp_path / "quant_model_description.json").write_text(json.dumps(described))
     with pytest.raises(PlanError, match="vllm-ascend adds on the first tensor-parallel rank alone"):
         plan_model(tmp_path, layout=Layout(tp=2), **O_PROJ)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["plan", "--layers", "o_proj", "--token-exchange", "o_proj", "--tp", "3"],
+        ["plan", "--token-exchange", "o_proj", "--tp", "3"],
+        ["map", "--layers", "o_proj", "--token-exchange", "o_proj", "--tp", "3"],
+        ["check", '{"layers": ["o_proj"], "token_exchange": ["o_proj"]}', "--tp", "3"],
+        ["compare", "--layout", "tp3+exchange"],
+    ],
+    ids=lambda command: f"{command[0]}-{len(command)}",
+)
+def test_ranks_that_do_not_divide_the_heads_are_refused_in_a_line(command: list[str]) -> None:
+    name, *rest = command
+    code, message = complaint(name, "--model", "DeepSeek-V3", *rest)
+    assert code == 2
+    assert "does not divide num_attention_heads = 128" in message
