@@ -28,10 +28,12 @@ PLACEHOLDER = "MODEL"
 """Where nobody knows what to serve: a config under another name says nothing of its folder."""
 
 
-def additional_config(config: LayerShardConfig, ffn: int = 1) -> str:
+def additional_config(config: LayerShardConfig, ffn: int = 1, *, plain_rows: bool = False) -> str:
     """The shortest `--additional-config` that means this configuration.
 
-    `ffn` data-parallel ranks split each dense MLP; 1: none is split.
+    `ffn` data-parallel ranks split each dense MLP; 1: none is split. `plain_rows`: an NPU is to
+    keep quantised weights as rows, not in a format of its own, which does not move.
+    Source: vllm-ascend 0.23, ascend_config.py, `weight_nz_mode`: 1, its default, tiles them.
     """
     said = {
         field.name: getattr(config, field.name)
@@ -39,11 +41,14 @@ def additional_config(config: LayerShardConfig, ffn: int = 1) -> str:
         if getattr(config, field.name) != field.default
     }
     value = said["layers"] if list(said) == ["layers"] else said
-    if ffn == 1:
-        return json.dumps({KEY: value})
-    from vllm_layershard.ffn_config import FFN_KEY  # seldom asked for
+    whole = {KEY: value}
+    if ffn > 1:
+        from vllm_layershard.ffn_config import FFN_KEY  # seldom asked for
 
-    return json.dumps({KEY: value, FFN_KEY: ffn})
+        whole[FFN_KEY] = ffn
+    if plain_rows:
+        whole["weight_nz_mode"] = 0
+    return json.dumps(whole)
 
 
 def launch_commands(
@@ -83,7 +88,9 @@ def launch_commands(
     if drafted := sharding.model.drafted:
         speculation = {"method": "mtp", "num_speculative_tokens": drafted}
         words += ["--speculative-config", json.dumps(speculation)]
-    words += ["--additional-config", additional_config(sharding.config, sharding.deployment.ffn)]
+    model, ffn = sharding.model, sharding.deployment.ffn
+    tiled = model.cache_device.is_ascend and model.quantization != "none"
+    words += ["--additional-config", additional_config(sharding.config, ffn, plain_rows=tiled)]
     first = shlex.join(words)
     return (first, *(f"{first} {shlex.join(more)}" for more in (nodes.added if nodes else ())))
 

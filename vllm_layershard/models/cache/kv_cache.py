@@ -67,6 +67,8 @@ class CacheDevice(NamedTuple):
             )
         if self.rocm:
             return ("auto", *WIDE, *FP8)
+        if self.is_ascend:  # vllm-ascend 182b75ea84, platform.py: the model's dtype, come what may
+            return ("auto", *WIDE)
         wide = () if self.packs_always else WIDE
         return ("auto", *wide, *FP8, "fp8_ds_mla", *(("nvfp4_ds_mla",) * self.is_blackwell))
 
@@ -149,6 +151,8 @@ class LatentCache(NamedTuple):
 
     def bytes_per_token(self, kv_cache_dtype: str, dtype: str, device: CacheDevice) -> int:
         """Source: vLLM 0.32, mla_attention.py and deepseek_v2.py, `get_kv_cache_spec`."""
+        if self.sparse and device.is_ascend:
+            return self._ascend_bytes(kv_cache_dtype, dtype, device)
         known = device.sparse_forms if self.sparse else ("auto", *WIDE, *FP8)
         if self.sparse and not self._can_be_packed:
             known = ("auto", *WIDE)
@@ -158,6 +162,15 @@ class LatentCache(NamedTuple):
             per_token = (self.kv_lora + self.rope) * element
         scales = self.indexer_dim // _INDEXER_SCALE_BLOCK * DTYPE_BYTES["float32"]
         return per_token + self.indexer_dim + scales
+
+    def _ascend_bytes(self, kv_cache_dtype: str, dtype: str, device: CacheDevice) -> int:
+        """All in the model's dtype, the indexer's key too, whatever wide dtype is asked for.
+
+        Source: vllm-ascend 182b75ea84, worker/model_runner_v1.py, `AscendSFAIndexerCacheSpec`
+        (without `enable_sparse_li_c8`, which is off by default); platform.py.
+        """
+        _element_bytes(kv_cache_dtype, dtype, device.sparse_forms)  # refuses all others
+        return (self.kv_lora + self.rope + self.indexer_dim) * DTYPE_BYTES[dtype]
 
     @property
     def _can_be_packed(self) -> bool:

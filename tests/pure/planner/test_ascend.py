@@ -1,0 +1,52 @@
+"""What vllm-ascend has otherwise than vLLM on CUDA: a cache, and a key of the launch line."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from typing import Any
+
+import pytest
+
+from console import complaint
+from vllm_layershard import Layout, plan_model
+from vllm_layershard.planner.results.plan_result import PlanResult
+
+
+def _plan(model: str, hardware: str, **options: Any) -> PlanResult:
+    return plan_model(model, layout=Layout(dp=16, ep=True), hardware=hardware, **options)
+
+
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16", "float16"])
+@pytest.mark.parametrize(("model", "layers"), [("DeepSeek-V3.2", 61), ("GLM-5", 78)])
+def test_sparse_mla_and_its_indexer_keep_the_models_dtype(
+    dtype: str, model: str, layers: int
+) -> None:
+    """1,152 bytes of latent and rope, and 256 of the indexer's key."""
+    found = _plan(model, "910C", kv_cache_dtype=dtype).kv_cache
+    assert found.bytes_per_token == layers * (1152 + 256)
+
+
+@pytest.mark.parametrize("dtype", ["fp8", "fp8_e4m3", "fp8_ds_mla"])
+def test_no_other_cache_of_sparse_mla_is_planned(dtype: str) -> None:
+    """vllm-ascend would set it back to the model's dtype, without a word."""
+    words = ["--model", "DeepSeek-V3.2", "--dp", "16", "--ep", "--hardware", "910C"]
+    code, message = complaint("plan", *words, "--kv-cache-dtype", dtype)
+    assert code == 2
+    assert "known are auto, bfloat16, float16" in message
+
+
+@pytest.mark.parametrize(
+    ("model", "hardware", "rows"),
+    [
+        ("DeepSeek-V3.2", "910C", True),
+        ("DeepSeek-V3.2", "H200", False),
+        ("Qwen3-235B-A22B", "910C", False),
+    ],
+)
+def test_quantised_weights_are_to_stay_rows(model: str, hardware: str, rows: bool) -> None:
+    """The plugin refuses tiles, which vllm-ascend makes of quantised weights by default."""
+    launch = _plan(model, hardware).launch
+    assert launch is not None
+    told = json.loads(shlex.split(launch)[-1])
+    assert told.get("weight_nz_mode", "absent") == (0 if rows else "absent")
