@@ -161,7 +161,8 @@ def build_plan(
         raise PlanError(
             f"series {', '.join(map(repr, moved))}: a group of one rank has nobody to share with; "
             "layer sharding needs at least two ranks that hold the same copy (data or context "
-            "parallel ranks, or tensor-parallel ranks for a linear that is not split)"
+            "parallel ranks, or tensor-parallel ranks for a linear that is not split, or before "
+            "which they exchange tokens: token_exchange)"
         )
     return Plan(
         group_size=group_size,

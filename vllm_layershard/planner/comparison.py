@@ -154,7 +154,9 @@ def compare_layouts(
                 found, candidate, device, layers, options, kv_cache_dtype
             )
         except PlanError as error:
-            if layouts or (said and candidate.deployment not in refused):
+            if layouts:
+                raise PlanError(f"--layout {candidate.name}: {error}") from None
+            if said and candidate.deployment not in refused:
                 raise
             refused.add(candidate.deployment)
             counted[candidate.name] = RefusedLayout(candidate.name, str(error))

@@ -50,8 +50,8 @@ def _times(phase: ExchangedPhase) -> str:
     said = (
         f"a layer {whole:,.1f} us (product of {phase.rows:,} rows {phase.whole_product_us:,.1f}, "
         f"collectives {phase.whole_collectives_us:,.1f}) in the place of {split:,.1f} us (product "
-        f"{phase.split_product_us:,.1f}, all-reduce {phase.split_collectives_us:,.1f}); the "
-        f"forward {phase.longer_share:+.1%}"
+        f"{phase.split_product_us:,.1f}, all-reduce {phase.split_collectives_us:,.1f}); "
+        f"{phase.longer_share:+.1%} of the forward's compute"
     )
     if phase.with_movement_share is None:
         return said

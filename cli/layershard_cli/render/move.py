@@ -38,8 +38,8 @@ def _bytes(linear: MovedLinear) -> str:
 def _times(phase: MovedPhase) -> str:
     return (
         f"a layer there {phase.there_us:,.1f} us, product {phase.product_us:,.1f} in the place of "
-        f"{phase.own_us:,.1f}, back {phase.back_us:,.1f}; the forward "
-        f"{_share(phase.activations_us, phase)}, where weights move "
+        f"{phase.own_us:,.1f}, back {phase.back_us:,.1f}; "
+        f"{_share(phase.activations_us, phase)} of the forward's compute, where weights move "
         f"{_share(phase.weights_us, phase)}"
     )
 

@@ -266,7 +266,8 @@ def test_a_group_of_one_is_refused_but_for_the_control():
     assert str(error.value) == (
         "series 'o_proj', 'q_b_proj': a group of one rank has nobody to share with; "
         "layer sharding needs at least two ranks that hold the same copy (data or context "
-        "parallel ranks, or tensor-parallel ranks for a linear that is not split)"
+        "parallel ranks, or tensor-parallel ranks for a linear that is not split, or before which "
+        "they exchange tokens: token_exchange)"
     )
     assert build_plan([series()], 1, 1, "replicated").saved_bytes == (0,)
 

@@ -280,7 +280,7 @@ def test_each_key_of_a_document_is_an_attribute(question: str) -> None:
         ("B200", "auto", 61 * (1152 + 132)),
         ("RTX-PRO-6000", "auto", 61 * (656 + 132)),
         ("MI300X", "fp8", 61 * (576 + 132)),
-        ("910C", "fp8", 61 * (656 + 132)),
+        ("910C", "auto", 61 * (1152 + 256)),
     ],
 )
 def test_a_plan_and_a_comparison_count_the_cache_of_the_device(

@@ -259,3 +259,19 @@ def test_ranks_that_do_not_divide_the_heads_are_refused_in_a_line(command: list[
     code, message = complaint(name, "--model", "DeepSeek-V3", *rest)
     assert code == 2
     assert "does not divide num_attention_heads = 128" in message
+
+
+def test_the_verdict_says_prefill_only_where_the_prefill_wins() -> None:
+    words = ["--model", "DeepSeek-V3", "--tp", "8", "--layers", "o_proj"]
+    exchange = ["--token-exchange", "o_proj", "--hardware", "H200", "--tokens"]
+    for tokens, only in ((256, False), (8192, True)):
+        verdict = document("plan", *words, *exchange, str(tokens))["exchange"]["verdict"]
+        assert f"a prefill of {tokens:,} tokens {'gains' if only else 'loses'}" in verdict
+        assert verdict.endswith(": prefill only") == only
+
+
+def test_a_refusal_among_several_layouts_says_which() -> None:
+    layouts = ["--layout", "tp8", "--layout", "tp8+ep+shard", "--layout", "dp8+ep"]
+    code, message = complaint("compare", "--model", "DeepSeek-V3", *layouts)
+    assert code == 2
+    assert "--layout tp8+ep+shard: " in message

@@ -27,7 +27,8 @@ def verdict_on(
         return "never wins: two collectives and the whole weight take longer than the all-reduce"
     prefill, decode = phases["prefill"], phases["decode"]
     said = f"wins from {tokens(wins_from)} a forward; {_said('prefill', prefill)}"
-    return f"{said}; {_said('decode', decode)}{'' if decode.wins else ': prefill only'}"
+    only = ": prefill only" if prefill.wins and not decode.wins else ""
+    return f"{said}; {_said('decode', decode)}{only}"
 
 
 def more_bytes(linears: Sequence[Alike]) -> str:
