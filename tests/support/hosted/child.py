@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import traceback
+from pathlib import Path
 from typing import Any
 
 from forked import CONTEXT, forked
@@ -18,6 +19,7 @@ ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
 }
 HANG_S = 180
+SUPPORT = Path(__file__).parents[1]
 
 
 def run_child(code: str, *arguments: str, **environment: str) -> Any:
@@ -48,7 +50,11 @@ def _run(finds: Any, code: str, arguments: tuple[str, ...], environment: dict[st
 
 
 def run_fresh(code: str, *arguments: str, **environment: str) -> Any:
-    """The same in an interpreter of its own, which imports vLLM anew: ten seconds."""
+    """The same in an interpreter of its own, which imports vLLM anew: ten seconds.
+
+    It finds the modules of tests/support, as the tests themselves do.
+    """
+    paths = [str(SUPPORT), *filter(None, [os.environ.get("PYTHONPATH")])]
     finished = subprocess.run(
         [
             sys.executable,
@@ -56,7 +62,7 @@ def run_fresh(code: str, *arguments: str, **environment: str) -> Any:
             f"{code}\nimport json\nprint('\\n' + json.dumps(result))",
             *arguments,
         ],
-        env={**os.environ, **ENVIRONMENT, **environment},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), **ENVIRONMENT, **environment},
         capture_output=True,
         text=True,
         timeout=HANG_S,

@@ -27,7 +27,9 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_PLUGINS": "",
     "VLLM_LOGGING_LEVEL": "ERROR",
-    "PYTHONPATH": os.pathsep.join([str(STAND_INS), os.environ.get("PYTHONPATH", "")]),
+    "PYTHONPATH": os.pathsep.join(
+        [str(STAND_INS), str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    ),
 }
 
 CACHE_BYTES = 8 << 30

@@ -122,7 +122,7 @@ def chosen(directories: dict[str, str]) -> dict[str, Any]:
         capture_output=True,
         text=True,
         timeout=500,
-        env=os.environ | ENVIRONMENT | {"PYTHONPATH": str(SCRIPT.parents[1])},
+        env=os.environ | ENVIRONMENT,
     )
     assert result.returncode == 0, result.stderr[-4000:]
     found: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
