@@ -138,10 +138,11 @@ class Corrupting(Ticket):
     """Arrives with another byte than was sent."""
 
     def __init__(self, inner: Ticket, slot: torch.Tensor) -> None:
-        self._inner, self._slot = inner, slot
+        super().__init__(inner._device, inner._arrived)
+        self._slot = slot
 
     def wait(self) -> None:
-        self._inner.wait()
+        super().wait()
         self._slot.view(torch.uint8)[0, 0] ^= 1
 
 
