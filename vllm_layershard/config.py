@@ -15,6 +15,7 @@ from types import UnionType
 from typing import Any, Final, Literal, get_args
 
 from vllm_layershard.errors import ConfigError
+from vllm_layershard.never_sharded import refusal_of
 
 KEY = "layer_sharding"
 """The key under which `additional_config` carries the configuration."""
@@ -58,20 +59,6 @@ class _Repr(reprlib.Repr):
 _REPR = _Repr()
 _REPR.maxstring = _REPR.maxother = 80
 
-_NEVER_SHARDED = {
-    "kv_b_proj": "attention absorbs it and reads its weight outside the linear, only for prefills",
-    "gate": "the router is read by the fused MoE kernels and is small",
-    "router": "the router is read by the fused MoE kernels and is small",
-    "classifier": "the router is read by the fused MoE kernels and is small",
-    "conv1d": "the convolution's kernels read its weight outside the linear",
-    "lm_head": "it is not a hidden layer's linear: there is nothing to hide its movement behind",
-    "embed_tokens": "an embedding is no linear, and there is nothing to hide its movement behind",
-    "wte": "an embedding is no linear, and there is nothing to hide its movement behind",
-    "experts": "routed experts are distributed by expert parallelism, not by layer sharding",
-    "w13_weight": "routed experts are distributed by expert parallelism, not by layer sharding",
-    "w2_weight": "routed experts are distributed by expert parallelism, not by layer sharding",
-}
-
 REMEDIES: Final = {
     "layers": 'name at least one linear, such as ["o_proj", "q_b_proj"]',
     "prefetch_step": f"give a whole number from 0 to {MAX_PREFETCH_STEP}",
@@ -86,14 +73,6 @@ REMEDIES: Final = {
     "move": f"choose one of {', '.join(get_args(Move))}",
     "move_weights_from": "give a whole number of tokens, at least 1, together with move 'auto'",
 }
-
-
-def refusal_of(name: str) -> str | None:
-    """Why a linear of this dotted name may never be sharded, or None if it may."""
-    parts = name.split(".")
-    if "experts" in parts:
-        return _NEVER_SHARDED["experts"]
-    return _NEVER_SHARDED.get(parts[-1])
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
-from vllm_layershard.config import LayerShardConfig, refusal_of
+from vllm_layershard.config import LayerShardConfig
 from vllm_layershard.errors import HardwareError, PlanError
 from vllm_layershard.estimate.forecast import lacking_for
 from vllm_layershard.estimate.forwards import Forwards
@@ -21,6 +21,7 @@ from vllm_layershard.estimate.phases.batches import (
     prefill,
 )
 from vllm_layershard.models import Deployment, Model, Sharding, is_min_latency, shard_model
+from vllm_layershard.never_sharded import refusal_of
 from vllm_layershard.plan.linear import short_names
 
 _STRIDES: Final = (1, 2, 3, 4, 6, 8)

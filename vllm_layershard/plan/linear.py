@@ -7,8 +7,8 @@ from functools import cache
 from itertools import pairwise
 from typing import NamedTuple
 
-from vllm_layershard.config import refusal_of
 from vllm_layershard.errors import PlanError
+from vllm_layershard.never_sharded import refusal_of
 
 _SMALL_SHARE = 10
 """A tensor below 1/10 of the linear's largest one stays replicated: block scales of fp8 (1/16384

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
-from vllm_layershard.config import refusal_of
 from vllm_layershard.models import (
     Deployment,
     Model,
@@ -14,6 +13,7 @@ from vllm_layershard.models import (
     is_min_latency,
     linears_by_suffix,
 )
+from vllm_layershard.never_sharded import refusal_of
 from vllm_layershard.plan import Linear, ParallelLayout
 from vllm_layershard.plan.linear import short_names
 

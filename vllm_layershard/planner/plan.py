@@ -31,7 +31,6 @@ from vllm_layershard.planner.question import (
     sharding_of,
 )
 from vllm_layershard.planner.results.plan_result import PlanResult
-from vllm_layershard.planner.search.threshold import is_open, to_be_found, with_threshold
 from vllm_layershard.planner.serve_command import launch_warnings
 
 
@@ -83,9 +82,9 @@ def plan_model(
     sizes = sizes_of(tokens, batch, context, prompt, cached)
     device = device_of(hardware)
     found = drafting(on_device(loaded(model), device), mtp)
-    open_threshold = is_open(options)
+    open_threshold = options.get("move") == "auto" and "move_weights_from" not in options
     if open_threshold:
-        options = to_be_found(options)
+        options = options | Options(move_weights_from=1)  # stands for the one that is found below
     if layers is not None and names_of(layers) == [AUTO]:
         sharding, assumed = _chosen(
             found, layout, options, device, sizes, phases or PREFILL, ffn_tp
@@ -96,6 +95,8 @@ def plan_model(
         sharding, assumed = sharding_of(found, layout, config, layers, options, ffn_tp)
     sharding.tokens_gained(kv_cache_dtype)  # refuses a dtype before anything is simulated
     if open_threshold:
+        from vllm_layershard.planner.search.threshold import with_threshold  # seldom asked for
+
         sharding, note = with_threshold(sharding, device, sizes, kv_cache_dtype)
         assumed = (*assumed, *note)
     if hardware is None:

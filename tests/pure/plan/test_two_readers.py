@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import pytest
 
-from vllm_layershard.config import LayerShardConfig, refusal_of
+from vllm_layershard.config import LayerShardConfig
 from vllm_layershard.models import Deployment, Model, bundled_names, read_model, shard_model
+from vllm_layershard.never_sharded import refusal_of
 from vllm_layershard.plan import (
     GroupPlan,
     ParallelLayout,

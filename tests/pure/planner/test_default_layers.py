@@ -11,9 +11,9 @@ import pytest
 from checkpoints import small_config
 from console import complaint, document, said
 from vllm_layershard import Layout, PlanError, compare_layouts, load_model, plan_model
-from vllm_layershard.config import refusal_of
 from vllm_layershard.models import Deployment, Model, bundled_names, is_min_latency, read_model
 from vllm_layershard.models.sources import source
+from vllm_layershard.never_sharded import refusal_of
 from vllm_layershard.plan import Linear, ParallelLayout
 from vllm_layershard.plan.linear import suffix_of
 from vllm_layershard.planner.default_layers import default_names

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from checkpoints import small_config
 from layershard_cli.additional_config import read_additional
-from vllm_layershard.config import refusal_of
 from vllm_layershard.errors import LayerShardError
 from vllm_layershard.estimate import DEFAULT, forecast, profile
 from vllm_layershard.models import Deployment, FoundModel, model_of, shard_model
@@ -20,6 +19,7 @@ from vllm_layershard.models.checkpoint.safetensors import PREFIX_BYTES, header_b
 from vllm_layershard.models.checkpoint.weight_map import INDEX, parse_weight_map
 from vllm_layershard.models.quantization.methods.modelslim import parse_description
 from vllm_layershard.models.sources.config_file import parse_config
+from vllm_layershard.never_sharded import refusal_of
 from vllm_layershard.plan import Linear, ParallelLayout
 from vllm_layershard.plan.linear import suffix_of
 from vllm_layershard.schema import validated

@@ -7,8 +7,8 @@ import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
-from vllm_layershard.config import refusal_of
 from vllm_layershard.models import Deployment, bundled_names, read_model
+from vllm_layershard.never_sharded import refusal_of
 from vllm_layershard.plan import ParallelLayout
 from vllm_layershard.plan.linear import short_names
 

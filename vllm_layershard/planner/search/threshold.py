@@ -4,26 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Final
 
 from vllm_layershard.errors import HardwareError
 from vllm_layershard.estimate import Hardware, forecast
+from vllm_layershard.estimate.activations.judge import judge
 from vllm_layershard.estimate.phases.thresholds import MAX_TOKENS
 from vllm_layershard.models import Sharding
-from vllm_layershard.planner.options import Options
-
-_ANY: Final = 1
-"""Stands for the threshold until it is found."""
-
-
-def is_open(options: Options) -> bool:
-    """Whether the planner is to find the threshold."""
-    return options.get("move") == "auto" and "move_weights_from" not in options
-
-
-def to_be_found(options: Options) -> Options:
-    """The options with a threshold in the place of none."""
-    return options | Options(move_weights_from=_ANY)
 
 
 def with_threshold(
@@ -37,8 +23,6 @@ def with_threshold(
     """
     if not sharding.moves:
         return sharding, ()
-    from vllm_layershard.estimate.activations.judge import judge  # seldom asked for
-
     batches = forecast(sharding, hardware, **sizes, traced=False).batches
     found = judge(sharding, hardware, batches, kv_cache_dtype)
     if found.lacking:
