@@ -58,6 +58,7 @@ def paced_link() -> None:
         with paced(4):
             pass
     except LinkError as error:
+        # The tests beside run the same benchmarks, unpaced: only the pacing itself is left out.
         pytest.skip(str(error))
 
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from truth.asking import answers_of
 from vllm_layershard.errors import ModelError
 from vllm_layershard.models import Deployment, Model, read_model
 from vllm_layershard.models.layer_weights import layer_linears
@@ -21,16 +19,6 @@ from vllm_layershard.models.quantization.names import names_of
 from vllm_layershard.plan import ParallelLayout
 
 CONFIGS = Path(__file__).parents[3] / "vllm_layershard" / "models" / "configs"
-
-STAND_INS = Path(__file__).parent / "stand_ins"
-ENVIRONMENT = {
-    "HF_HUB_OFFLINE": "1",
-    "VLLM_PLUGINS": "",
-    "VLLM_LOGGING_LEVEL": "ERROR",
-    "PYTHONPATH": os.pathsep.join(
-        [str(STAND_INS), str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    ),
-}
 
 CACHE_BYTES = 8 << 30
 """As in vllm_inventory.py."""
@@ -186,13 +174,4 @@ def _built_by_vllm(
         }
         for name, (directory, deployment) in asked.items()
     ]
-    result = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("vllm_inventory.py"))],
-        input=json.dumps(cases),
-        capture_output=True,
-        text=True,
-        timeout=500,
-        env=os.environ | ENVIRONMENT,
-    )
-    assert result.returncode == 0, result.stderr[-4000:]
-    return json.loads(result.stdout.splitlines()[-1])
+    return answers_of(Path(__file__).with_name("vllm_inventory.py"), cases, timeout_s=500)

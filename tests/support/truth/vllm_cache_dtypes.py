@@ -50,7 +50,7 @@ def chosen(directory: str, scratch: str) -> str | None:
                 parallel_state._EP = parallel_state._EP or parallel_state._DP
             with set_default_torch_dtype(config.model_config.dtype), torch.device("meta"):
                 initialize_model(config)
-    except (NotImplementedError, ValueError) as refused:
+    except (NotImplementedError, ValueError) as refused:  # vLLM's two ways to refuse a model
         print(f"{directory}: {refused}", file=sys.stderr)
         return None
     return str(config.cache_config.cache_dtype)

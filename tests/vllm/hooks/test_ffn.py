@@ -2,40 +2,20 @@
 
 from __future__ import annotations
 
-import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from hosted.asked import answers as answers_of
 from hosted.child import run_child
 from hosted.tiny import CONFIG, DENSE, write_config
 
 KEY = "denseffn_tensor_parallel_size"
 
-ASKED = """
-import json, os, sys
-from vllm.engine.arg_utils import EngineArgs
-from vllm.platforms import current_platform
 
-result = []
-for environment, arguments in json.loads(sys.argv[1]):
-    os.environ.update(environment)
-    try:
-        EngineArgs(**arguments).create_engine_config()
-        result.append("accepted")
-    except Exception as error:
-        result.append(f"{type(error).__name__}: {error}")
-    for name in environment:
-        del os.environ[name]
-"""
-
-
-def answers(model: Path, cases: list[tuple[dict[str, str], dict[str, Any]]]) -> list[str]:
-    """What each case, its environment and its arguments, is answered with; in one process."""
-    common = {"model": str(model), "data_parallel_size": 4, "skip_tokenizer_init": True}
-    found: list[str] = run_child(ASKED, json.dumps([(env, common | own) for env, own in cases]))
-    return found
+answers = partial(answers_of, data_parallel_size=4)
 
 
 def asking(size: Any, **beside: Any) -> dict[str, Any]:

@@ -130,7 +130,7 @@ def stack(case: Case) -> Callable[[], nn.Module]:
             )
 
         def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-            raise NotImplementedError("the kernel is a GPU's")
+            return self.o_proj(hidden_states)[0]
 
     def construct() -> nn.Module:
         model = nn.Module()

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.vllm.truth.test_truth_mla import SMALL_LORA
-from truth.compare import ENVIRONMENT, Case
+from truth.asking import answers_of
+from truth.compare import Case
 from vllm_layershard.errors import ConfigError, HardwareError
 from vllm_layershard.models import CacheDevice, read_model
 from vllm_layershard.models.cache.kv_cache import HeadsCache, LatentCache
@@ -32,16 +29,7 @@ def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def forms(directories: dict[str, str]) -> dict[str, Any]:
-    result = subprocess.run(
-        [sys.executable, str(SCRIPT)],
-        input=json.dumps(directories),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=os.environ | ENVIRONMENT,
-    )
-    assert result.returncode == 0, result.stderr[-4000:]
-    found: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
+    found: dict[str, Any] = answers_of(SCRIPT, directories)
     return found
 
 

@@ -6,17 +6,13 @@ then that of the config with the class's value written into it, or the field is 
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
 import pytest
 
-from truth.compare import ENVIRONMENT
+from truth.asking import answers_of
 from truth.published import PUBLISHED, WITHOUT_A_CLASS, put, without
 from vllm_layershard.errors import LayerShardError
 from vllm_layershard.models import Deployment, FoundModel, Model, model_of
@@ -93,16 +89,7 @@ def asked() -> dict[tuple[str, str], tuple[dict[str, Any], bool, list[Any]]]:
 
 def ask(cases: list[Any]) -> list[Any]:
     """Whether each class lacks a field, and what it has there."""
-    result = subprocess.run(
-        [sys.executable, "-c", SAID],
-        input=json.dumps(cases),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=os.environ | ENVIRONMENT,
-    )
-    assert result.returncode == 0, result.stderr[-4000:]
-    found: list[Any] = json.loads(result.stdout.splitlines()[-1])
+    found: list[Any] = answers_of(SAID, cases)
     return found
 
 

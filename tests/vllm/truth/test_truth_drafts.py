@@ -1,9 +1,5 @@
 """The weights and caches of draft (MTP) layers equal those of vLLM's own draft classes."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +10,8 @@ from tests.vllm.truth import (
     test_truth_mla,
     test_truth_wider,
 )
-from truth.compare import ENVIRONMENT, Case, Truth, names
+from truth.asking import answers_of
+from truth.compare import Case, Truth, names
 from truth.stated import GLM_4_7_FLASH, QWEN3_5_27B
 from vllm_layershard import ConfigError, PlanError, load_model
 from vllm_layershard.models import Deployment
@@ -73,7 +70,7 @@ for name, (directory, tokens, pcp) in json.load(sys.stdin).items():
         ).create_engine_config()
         config.parallel_config.prefill_context_parallel_size = pcp
         PCPManager.validate_config(config, supports_mm_inputs=False)
-    except (NotImplementedError, ValueError) as refused:
+    except (NotImplementedError, ValueError) as refused:  # vLLM's two ways to refuse a model
         said[name] = str(refused)
     else:
         said[name] = None
@@ -102,16 +99,7 @@ def test_what_several_draft_layers_draft_is_refused_where_vllm_refuses_it(tmp_pa
     }
     for name, case in SEVERAL.items():
         case.write(tmp_path / name)
-    result = subprocess.run(
-        [sys.executable, "-c", SERVED],
-        input=json.dumps(asked),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=os.environ | ENVIRONMENT,
-    )
-    assert result.returncode == 0, result.stderr[-4000:]
-    refused = json.loads(result.stdout.splitlines()[-1])
+    refused = answers_of(SERVED, asked)
     for name, (directory, tokens, pcp) in asked.items():
         if refused[name] is None:
             require_drafts(directory, tokens, pcp)

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from functools import cache
 from typing import Any
 
 import pytest
 
-from truth.compare import ENVIRONMENT
+from truth.asking import answers_of
 from vllm_layershard.models import bundled_names, read_model, supported
 from vllm_layershard.models.quantization.names import names_of
 from vllm_layershard.models.quantization.read import UNREAD_METHODS, known_methods
@@ -76,16 +72,7 @@ TOWER = {"qkv": ["qkv"]}
 @cache
 def said() -> dict[str, Any]:
     """What vLLM's classes say, asked once."""
-    result = subprocess.run(
-        [sys.executable, "-c", SAID],
-        input=json.dumps(supported()),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=os.environ | ENVIRONMENT,
-    )
-    assert result.returncode == 0, result.stderr[-4000:]
-    found: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
+    found: dict[str, Any] = answers_of(SAID, supported())
     return found
 
 

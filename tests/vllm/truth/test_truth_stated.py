@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from truth.compare import ENVIRONMENT
+from truth.asking import answers_of
 from truth.stated import QWEN3_5_27B
 from vllm_layershard.models import find
 from vllm_layershard.models.quantization import stated_section
@@ -67,16 +64,7 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[bool, ...], tu
     """Each case's directory, and what vLLM takes there."""
     root = tmp_path_factory.mktemp("stated")
     directories = [write(places, root / str(i)) for i, places in enumerate(CASES)]
-    result = subprocess.run(
-        [sys.executable, "-c", SAID],
-        input=json.dumps(directories),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=os.environ | ENVIRONMENT,
-    )
-    assert result.returncode == 0, result.stderr[-4000:]
-    said = json.loads(result.stdout.splitlines()[-1])
+    said = answers_of(SAID, directories)
     return dict(zip(CASES, zip(directories, said, strict=True), strict=True))
 
 

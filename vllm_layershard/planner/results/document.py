@@ -24,6 +24,11 @@ def plain(value: Any) -> Any:
     return value
 
 
+def microseconds(seconds: float) -> float:
+    """As the documents have times: to a tenth of a microsecond."""
+    return round(seconds * 1e6, 1)
+
+
 def document_of(result: Any, sections: Sequence[str]) -> dict[str, Any]:
     """The document of an answer: each section is the result's attribute of that name."""
     said = {name: plain(getattr(result, name)) for name in sections}

@@ -10,6 +10,7 @@ from vllm_layershard.estimate.exchange.linears import Alike
 from vllm_layershard.estimate.exchange.outcome import ExchangeOutcome, ExchangeTimes
 from vllm_layershard.models import Sharding, rank_weight_bytes
 from vllm_layershard.models.exchange import without_exchange
+from vllm_layershard.planner.results.document import microseconds
 
 
 class ExchangedLinear(NamedTuple):
@@ -149,18 +150,14 @@ def _phase(name: PhaseName, times: ExchangeTimes, exposed: float | None) -> Exch
         phase=name,
         tokens=times.tokens,
         rows=times.rows,
-        split_product_us=_microseconds(times.split.product),
-        split_collectives_us=_microseconds(times.split.collectives),
-        whole_product_us=_microseconds(times.whole.product),
-        whole_collectives_us=_microseconds(times.whole.collectives),
-        longer_us=_microseconds(times.longer),
+        split_product_us=microseconds(times.split.product),
+        split_collectives_us=microseconds(times.split.collectives),
+        whole_product_us=microseconds(times.whole.product),
+        whole_collectives_us=microseconds(times.whole.collectives),
+        longer_us=microseconds(times.longer),
         longer_share=round(times.share, 4),
         with_movement_share=(
             None if exposed is None else round(times.share + exposed / times.forward, 4)
         ),
         wins=times.wins,
     )
-
-
-def _microseconds(seconds: float) -> float:
-    return round(seconds * 1e6, 1)

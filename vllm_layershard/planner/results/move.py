@@ -9,6 +9,7 @@ from vllm_layershard.estimate.activations.judge import judge
 from vllm_layershard.estimate.activations.linears import Moved
 from vllm_layershard.estimate.activations.outcome import BothWays, Served
 from vllm_layershard.models import Sharding
+from vllm_layershard.planner.results.document import microseconds
 
 
 class MovedLinear(NamedTuple):
@@ -114,21 +115,17 @@ def _phase(name: PhaseName, both: BothWays) -> MovedPhase:
     return MovedPhase(
         phase=name,
         tokens=both.tokens,
-        own_us=_microseconds(both.linear.own),
-        there_us=_microseconds(both.linear.there),
-        product_us=_microseconds(both.linear.product),
-        back_us=_microseconds(both.linear.back),
-        activations_us=_microseconds(both.activations),
-        weights_us=_microseconds(both.weights),
-        compute_us=_microseconds(both.compute),
+        own_us=microseconds(both.linear.own),
+        there_us=microseconds(both.linear.there),
+        product_us=microseconds(both.linear.product),
+        back_us=microseconds(both.linear.back),
+        activations_us=microseconds(both.activations),
+        weights_us=microseconds(both.weights),
+        compute_us=microseconds(both.compute),
     )
 
 
 def _full(served: Served | None) -> FullDecode | None:
     if served is None:
         return None
-    return FullDecode(served.sequences, _microseconds(served.step), round(served.rate, 1))
-
-
-def _microseconds(seconds: float) -> float:
-    return round(seconds * 1e6, 1)
+    return FullDecode(served.sequences, microseconds(served.step), round(served.rate, 1))

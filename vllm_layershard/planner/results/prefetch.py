@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from vllm_layershard.estimate import Abstention, Estimate, Forecast, Phase, PhaseName
 from vllm_layershard.models import Batch
+from vllm_layershard.planner.results.document import microseconds
 
 
 class PhaseTimes(NamedTuple):
@@ -93,17 +94,17 @@ def prefetch_of(forecast: Forecast) -> Prefetch:
 def _times(phase: Phase) -> PhaseTimes:
     forward, kept = phase.asked.forward, phase.kept
     return _unknown(phase.name, phase.batch)._replace(
-        compute_us=_microseconds(forward.compute),
-        fetch_us=_microseconds(forward.fetch),
-        exposed_us=_microseconds(forward.exposed),
-        stalled_us=_microseconds(forward.stalled),
+        compute_us=microseconds(forward.compute),
+        fetch_us=microseconds(forward.fetch),
+        exposed_us=microseconds(forward.exposed),
+        stalled_us=microseconds(forward.stalled),
         link_bound=forward.link_bound,
         hidden=phase.hidden,
         recommended_step=phase.best.step,
-        keep_first_exposed_us=None if kept is None else _microseconds(kept.forward.exposed),
+        keep_first_exposed_us=None if kept is None else microseconds(kept.forward.exposed),
         exposed_range_us=(
-            _microseconds(phase.with_least.exposed),
-            _microseconds(forward.exposed),
+            microseconds(phase.with_least.exposed),
+            microseconds(forward.exposed),
         ),
     )
 
@@ -111,7 +112,3 @@ def _times(phase: Phase) -> PhaseTimes:
 def _unknown(name: PhaseName, batch: Batch) -> PhaseTimes:
     """A phase of which nothing is estimated."""
     return PhaseTimes(name, batch.tokens, batch.context)
-
-
-def _microseconds(seconds: float) -> float:
-    return round(seconds * 1e6, 1)

@@ -6,10 +6,6 @@ turn, and its class is asked to read it.
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Mapping
 from functools import cache
 from importlib.util import find_spec
@@ -18,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from truth.compare import ENVIRONMENT
+from truth.asking import answers_of
 from truth.published import PUBLISHED, WITHOUT_A_CLASS, put
 from vllm_layershard.errors import LayerShardError
 from vllm_layershard.models import FoundModel, Model, model_of
@@ -74,16 +70,9 @@ KINDS = [kind for kind in PUBLISHED if kind not in WITHOUT_A_CLASS]
 @cache
 def refused() -> dict[str, tuple[list[str], list[str]]]:
     """Model type -> fields that may not be null: of the language model, and of what is around."""
-    result = subprocess.run(
-        [sys.executable, "-c", REFUSED],
-        input=json.dumps({kind: PUBLISHED[kind] for kind in KINDS}),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=os.environ | ENVIRONMENT,
+    found: dict[str, tuple[list[str], list[str]]] = answers_of(
+        REFUSED, {kind: PUBLISHED[kind] for kind in KINDS}
     )
-    assert result.returncode == 0, result.stderr[-4000:]
-    found: dict[str, tuple[list[str], list[str]]] = json.loads(result.stdout.splitlines()[-1])
     return found
 
 

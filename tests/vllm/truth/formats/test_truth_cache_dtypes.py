@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +11,8 @@ from tests.vllm.truth.test_truth_grouped import SMALL
 from tests.vllm.truth.test_truth_mixed import BY_TENSOR, FP8, _quark
 from tests.vllm.truth.test_truth_mla import SMALL_LORA
 from tests.vllm.truth.test_truth_wider import DENSE
-from truth.compare import ENVIRONMENT, Case
+from truth.asking import answers_of
+from truth.compare import Case
 from truth.stated import QWEN3_VL_4B
 from vllm_layershard.errors import ModelError
 from vllm_layershard.models import Deployment, read_model
@@ -116,16 +113,7 @@ def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def chosen(directories: dict[str, str]) -> dict[str, Any]:
-    result = subprocess.run(
-        [sys.executable, str(SCRIPT)],
-        input=json.dumps(directories),
-        capture_output=True,
-        text=True,
-        timeout=500,
-        env=os.environ | ENVIRONMENT,
-    )
-    assert result.returncode == 0, result.stderr[-4000:]
-    found: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
+    found: dict[str, Any] = answers_of(SCRIPT, directories, timeout_s=500)
     return found
 
 
