@@ -1,9 +1,10 @@
 """What layer sharding replaces in vLLM: two symbols, each inert for a config without our keys.
 
-docs/patches.md has all that is replaced. Others stand in reload/guard.py (two, in a worker whose
-model is sharded), inductor.py (one of torch, in a worker whose model is compiled),
-exchange/construction.py (one, while a model with a token exchange is built) and cpu_dp.py (three,
-for data parallelism on a CPU).
+docs/patches.md has all that is replaced. Others stand beside what needs them:
+- reload/guard.py: two, in a worker whose model is sharded;
+- inductor.py: one of torch, in a worker whose model is compiled;
+- exchange/construction.py: one, while a model with a token exchange is built;
+- cpu_dp.py: three, for data parallelism on a CPU.
 """
 
 from __future__ import annotations

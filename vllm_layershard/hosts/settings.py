@@ -73,10 +73,10 @@ def _asked_layout(vllm_config: VllmConfig, config: LayerShardConfig) -> Parallel
 def check(vllm_config: VllmConfig) -> None:
     """Refuse a configuration that cannot be served sharded; runs before any worker starts.
 
-    Effect: in a piecewise-compiled model the two ops are made borders of the pieces, so that what
-    is started in one captured graph is not left to be joined in another; it is noted how many
-    data-parallel ranks were asked for (hosts/deployment.py); and an exchange that a variable asks
-    for is written into the key, from which vLLM knows one compiled graph from another.
+    Effect: the ops become borders of the pieces of a piecewise-compiled model. So what is started
+    in one captured graph is not left to be joined in another. It is noted how many data-parallel
+    ranks were asked for (hosts/deployment.py). An exchange that a variable asks for is written into
+    the key: from it vLLM knows one compiled graph from another.
 
     Raises:
         ConfigError: the value of the key is not valid.

@@ -137,10 +137,10 @@ def shard_model(model: Model, deployment: Deployment, config: LayerShardConfig) 
     """Plan the sharding of a model.
 
     Raises:
-        PlanError: a name matches nothing, or the prefetch_step is too large; the layout cannot
-            split the model, gives a rank nobody to share with, or has experts to distribute where
-            there are none; broadcasts among replicas; a token exchange, or a movement of tokens,
-            that cannot be.
+        PlanError: a name that matches nothing; a prefetch_step that is too large; a layout that
+            cannot split the model, that gives a rank nobody to share with, or that distributes
+            experts where there are none. Broadcasts among replicas. A token exchange, or a
+            movement of tokens, that cannot be.
     """
     require_experts(model, deployment)
     sizes = deployment.layout

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 from vllm_layershard.estimate.activations.linears import Moved
-from vllm_layershard.estimate.activations.outcome import BothWays, LinearTime
-from vllm_layershard.estimate.exchange.collectives import (
-    all_gather_seconds,
-    all_to_all_seconds,
-    rooted_seconds,
-)
+from vllm_layershard.estimate.activations.outcome import BothWays, OwnerTime
+from vllm_layershard.estimate.exchange.collectives import rooted_seconds
 from vllm_layershard.estimate.forwards import Forwards
 from vllm_layershard.estimate.hardware import Hardware
 from vllm_layershard.estimate.roofline import Roofline
@@ -25,7 +21,6 @@ class Clock:
         self._linears = linears
         self._roofline = Roofline(hardware)
         self._forwards = Forwards(sharding, hardware)
-        self._striped = sharding.config.placement == "striped"
 
     def both(self, batch: Batch) -> BothWays:
         """One forward, each way."""
@@ -41,7 +36,7 @@ class Clock:
         return BothWays(
             tokens=tokens,
             layers=layers,
-            linear=LinearTime(*(total / layers for total in sums)),
+            linear=OwnerTime(*(total / layers for total in sums)),
             activations=self.longer(tokens),
             weights=weights.exposed,
             compute=weights.compute,
@@ -55,26 +50,14 @@ class Clock:
             stages[one.pp_stage] = stages.get(one.pp_stage, 0.0) + longer
         return max(stages.values())
 
-    def linear(self, one: Moved, tokens: int) -> LinearTime:
-        """One layer of a linear, with so many tokens on each rank."""
+    def linear(self, one: Moved, tokens: int) -> OwnerTime:
+        """One layer of a linear, with so many tokens on each rank: its owner computes for all."""
         blueprint, spread, hardware = self._sharding.model.blueprint, one.spread, self._hardware
         ranks, element = one.traffic.ranks, one.traffic.element
         own = product(blueprint, one.shape, one.linear, tokens)
         of_all = product(blueprint, one.shape, one.linear, ranks * tokens)
         there, back = tokens * one.shape.inner * element, tokens * one.shape.rows * element
-        if self._striped:
-            weight, inner = one.linear.tensors[0].nbytes, one.shape.inner
-            split = of_all._replace(
-                flops=of_all.flops / ranks,
-                moved_bytes=weight / ranks + 2.0 * tokens * (one.shape.rows + ranks * inner),
-            )
-            return LinearTime(
-                own=self._roofline.seconds(own),
-                there=all_gather_seconds(ranks * there, spread, hardware),
-                product=self._roofline.seconds(split),
-                back=all_to_all_seconds(back, spread, hardware),
-            )
-        return LinearTime(
+        return OwnerTime(
             own=self._roofline.seconds(own),
             there=rooted_seconds(there, spread, hardware),
             product=self._roofline.seconds(of_all),

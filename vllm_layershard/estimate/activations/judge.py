@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
 from vllm_layershard.estimate.activations.clock import Clock
 from vllm_layershard.estimate.activations.linears import Moved, moved_linears
@@ -17,6 +18,13 @@ from vllm_layershard.estimate.phases.thresholds import fewest_tokens
 from vllm_layershard.estimate.transfer import Transfer
 from vllm_layershard.models import Batch, Sharding
 
+_ASSUMPTIONS: Final = (
+    "activations: a layer's owner computes for all ranks, with two collectives a linear that "
+    "nothing hides",
+    "the threshold is of decodes at the context that was asked for, all ranks with as many tokens",
+    "tokens a second: as many sequences as the cache has room for, whatever --max-num-seqs says",
+)
+
 
 def judge(
     sharding: Sharding,
@@ -24,7 +32,7 @@ def judge(
     batches: Mapping[PhaseName, Batch],
     kv_cache_dtype: str,
 ) -> ActivationsOutcome:
-    """Compare both ways. The sharding moves something, among ranks in lockstep.
+    """Compare both ways. The sharding moves whole layers, among ranks in lockstep.
 
     Raises:
         PlanError: ranks that pull from each other lie on several nodes.
@@ -50,7 +58,7 @@ def judge(
         shared=shared,
         gathered_bytes=max(one.traffic.gathered_bytes(most) for one in linears),
         lacking=lacks,
-        assumptions=_assumptions(sharding, hardware),
+        assumptions=_ASSUMPTIONS,
     )
 
 
@@ -93,17 +101,3 @@ def _served(
 
 def _nothing(rank: int) -> int:
     return 0
-
-
-def _assumptions(sharding: Sharding, hardware: Hardware) -> tuple[str, ...]:
-    if sharding.config.placement == "striped":
-        way = "every rank computes its rows for all ranks' tokens"
-    else:
-        way = "a layer's owner computes for all ranks"
-    return (
-        f"activations: {way}, with two collectives a linear that nothing hides",
-        "the threshold is of decodes at the context that was asked for, all ranks with as many "
-        "tokens",
-        "tokens a second: as many sequences as the cache has room for, whatever --max-num-seqs "
-        "says",
-    )

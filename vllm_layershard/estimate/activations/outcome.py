@@ -9,7 +9,7 @@ from vllm_layershard.estimate.activations.linears import Moved
 from vllm_layershard.estimate.outcome import PhaseName
 
 
-class LinearTime(NamedTuple):
+class OwnerTime(NamedTuple):
     """Seconds of one linear whose activations move, a layer's mean; `own` is its product at home.
 
     `there` and `back` are the two collectives, and `product` is all ranks' tokens in the place of
@@ -23,7 +23,7 @@ class LinearTime(NamedTuple):
 
     @property
     def longer(self) -> float:
-        """Seconds by which a layer takes longer; below 0 where a split spares more than it adds."""
+        """Seconds by which a layer takes longer."""
         return self.there + self.product + self.back - self.own
 
 
@@ -37,7 +37,7 @@ class BothWays(NamedTuple):
 
     tokens: int
     layers: int
-    linear: LinearTime
+    linear: OwnerTime
     activations: float
     weights: float
     compute: float
