@@ -102,17 +102,25 @@ class ShardedSeries:
         """Bytes of the storages that this rank stores for good, as really allocated."""
         return self._weights.resident_bytes()
 
-    def reach(self, position: int) -> None:
-        """At the boundary of `position`: start the movements that the plan puts there.
+    def begin(self) -> None:
+        """At the start of a forward, whatever it moves.
 
         Raises:
             TransportError: a rank of the group is gone, or was not given the weights of a reload.
             HostError: the host wants each weight read, and the last forward has not read one.
         """
+        self.counters.forwards += 1
+        self.on_forward_start(self._under_way.begin())
+        self.transport.begin()
+
+    def reach(self, position: int) -> None:
+        """At the boundary of `position`: start the movements that the plan puts there.
+
+        Raises:
+            TransportError, HostError: at the first position, as `begin`.
+        """
         if position == 0:
-            self.counters.forwards += 1
-            self.on_forward_start(self._under_way.begin())
-            self.transport.begin()
+            self.begin()
         for ahead in self.plan.schedule.launches[position]:
             self._under_way.start(ahead, self.transport)
             self.counters.launched(self.plan.arriving_bytes(ahead, self.group.group_rank))

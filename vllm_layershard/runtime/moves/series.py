@@ -52,9 +52,8 @@ class MovingSeries:
         self.moves_weights = not series.plan.moves or self._rule.moves_weights(self.counts)
         if self.moves_weights:
             return
-        series.counters.forwards += 1
+        series.begin()
         series.counters.activation_forwards += 1
-        series.transport.begin()
         series.drain()  # a former forward may have skipped a linear, and tokens use the same group
 
     def leave(self, position: int) -> None:
