@@ -57,6 +57,17 @@ def test_a_threshold_that_is_given_stays() -> None:
     assert found.break_even_tokens != 100
 
 
+@pytest.mark.parametrize(
+    ("rule", "tokens"),
+    [({"move": "auto", "move_weights_from": 100}, 99), ({"move": "activations"}, 8192)],
+)
+def test_the_memory_gathered_is_that_of_the_largest_forward_that_moves_them(
+    rule: dict[str, Any], tokens: int
+) -> None:
+    """All eight ranks' tokens and results of o_proj, in two bytes each."""
+    assert _move(_plan(**rule)).gathered_bytes == 8 * tokens * 2 * (16384 + 7168)
+
+
 def test_where_weights_move_nothing_is_said_of_it() -> None:
     assert _plan().move is None
     assert _plan(move="weights").move is None

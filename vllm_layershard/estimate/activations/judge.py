@@ -48,7 +48,6 @@ def judge(
         if budget_of(hardware) is not None:
             context = batches["decode"].context
             alone, shared = _served(sharding, hardware, clock, context, kv_cache_dtype)
-    most = threshold - 1 if threshold is not None else batches["prefill"].tokens
     return ActivationsOutcome(
         linears=linears,
         verdict=verdict_on(phases, threshold, alone, shared, hardware, lacks),
@@ -56,10 +55,25 @@ def judge(
         move_weights_from=threshold,
         alone=alone,
         shared=shared,
-        gathered_bytes=max(one.traffic.gathered_bytes(most) for one in linears),
+        gathered_bytes=_gathered_bytes(sharding, linears, threshold, batches),
         lacking=lacks,
         assumptions=_ASSUMPTIONS,
     )
+
+
+def _gathered_bytes(
+    sharding: Sharding,
+    linears: tuple[Moved, ...],
+    threshold: int | None,
+    batches: Mapping[PhaseName, Batch],
+) -> int:
+    """Of the widest linear, in the largest forward that moves activations by the plan's rule."""
+    weights_from = sharding.config.move_weights_from or threshold
+    if sharding.config.move == "activations" or weights_from is None:
+        most = max(batch.tokens for batch in batches.values())
+    else:
+        most = weights_from - 1
+    return max(one.traffic.gathered_bytes(most) for one in linears)
 
 
 def _lacking(sharding: Sharding, hardware: Hardware, linears: tuple[Moved, ...]) -> tuple[str, ...]:
