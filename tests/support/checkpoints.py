@@ -10,7 +10,7 @@ from pathlib import Path
 Tensors = Mapping[str, tuple[str, Sequence[int]]]
 """Name -> dtype in the format's words, and shape."""
 
-BYTES = {"BF16": 2, "F32": 4, "F8_E4M3": 1, "U8": 1, "I8": 1, "I32": 4, "F16": 2}
+BYTES = {"BF16": 2, "F32": 4, "F8_E4M3": 1, "U8": 1, "I8": 1, "I32": 4, "I64": 8, "F16": 2}
 
 
 def header_of(tensors: Tensors) -> tuple[bytes, int]:

@@ -40,6 +40,23 @@ def linear_as_stored(method: str, rows: int, inner: int) -> Tensors:
             "weight": ("I8", [rows, inner]),
             "weight_scale": ("BF16", [rows, 1]),
         },
+        "pack-quantized": {
+            "weight_packed": ("I32", [rows, inner // 8]),
+            "weight_scale": ("BF16", [rows, groups]),
+            "weight_shape": ("I64", [2]),
+        },
+        "pack-quantized, shifted": {
+            "weight_packed": ("I32", [rows, inner // 8]),
+            "weight_scale": ("BF16", [rows, groups]),
+            "weight_shape": ("I32", [2]),
+            "weight_zero_point": ("I32", [eighths, groups]),
+        },
+        "int8, static": {
+            "weight": ("I8", [rows, inner]),
+            "weight_scale": ("BF16", [rows, 1]),
+            "input_scale": ("BF16", [1]),
+            "input_zero_point": ("I8", [1]),
+        },
         "ascend": {
             "weight": ("I8", [rows, inner]),
             "weight_scale": ("F32", [rows, 1]),
@@ -52,7 +69,25 @@ def linear_as_stored(method: str, rows: int, inner: int) -> Tensors:
     }[method]
 
 
+def in_groups(
+    bits: int, symmetric: bool, inputs: dict[str, object] | None = None, **weights: object
+) -> dict[str, object]:
+    """A section of compressed-tensors with one group."""
+    stated = {"num_bits": bits, "type": "int", "symmetric": symmetric, **weights}
+    group = {"targets": ["Linear"], "weights": stated, "input_activations": inputs}
+    form = "int-quantized" if inputs else "pack-quantized"
+    return {
+        "quant_method": "compressed-tensors",
+        "format": form,
+        "config_groups": {"group_0": group},
+    }
+
+
+STATIC = {"num_bits": 8, "type": "int", "strategy": "tensor", "symmetric": False, "dynamic": False}
 METHODS: dict[str, dict[str, object]] = {
+    "pack-quantized": in_groups(4, True, strategy="group", group_size=128),
+    "pack-quantized, shifted": in_groups(4, False, strategy="group", group_size=128),
+    "int8, static": in_groups(8, True, STATIC, strategy="channel"),
     "awq": {"bits": 4, "group_size": 128},
     "gptq": {"bits": 4, "group_size": 128, "desc_act": False, "sym": True},
     "modelopt": {"quant_algo": "FP8"},
@@ -71,8 +106,8 @@ METHODS: dict[str, dict[str, object]] = {
 }
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_a_quantised_layout_agrees(method: str, tmp_path: Path) -> None:
+def dense(method: str, stored_as: str | None = None) -> tuple[dict[str, object], Tensors]:
+    """A config that states a method, and a layer as that or another one stores it."""
     sizes = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 1, "head_dim": 128}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 512}
     stated = {"quantization_config": {"quant_method": method, **METHODS[method]}}
@@ -89,10 +124,26 @@ def test_a_quantised_layout_agrees(method: str, tmp_path: Path) -> None:
     tensors = {
         f"model.layers.0.{linear}.{name}": tensor
         for linear, (rows, inner) in linears.items()
-        for name, tensor in linear_as_stored(method, rows, inner).items()
+        for name, tensor in linear_as_stored(stored_as or method, rows, inner).items()
     }
-    description = {f"model.layers.0.{linear}.weight": "W8A8" for linear in linears}
+    return config, tensors
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_quantised_layout_agrees(method: str, tmp_path: Path) -> None:
+    config, tensors = dense(method)
+    description = {name: "W8A8" for name in tensors if name.endswith(".weight")}
     (tmp_path / "quant_model_description.json").write_text(json.dumps(description))
     assert compared(tmp_path, config, tensors).disagreements == ()
     tensors["model.layers.0.self_attn.o_proj.bias"] = ("BF16", [256])
     assert len(compared(tmp_path, config, tensors).disagreements) == 1
+
+
+def test_each_part_of_a_fused_linear_states_a_shape_of_two_sides(tmp_path: Path) -> None:
+    config, tensors = dense("pack-quantized")
+    tensors["model.layers.0.self_attn.k_proj.weight_shape"] = ("I64", [3])
+    found = compared(tmp_path, config, tensors)
+    assert [str(one) for one in found.disagreements] == [
+        "model.layers.0.self_attn.qkv_proj.weight_shape: expected int64 [2], "
+        "stored I64 [2] + I64 [3] + I64 [2]"
+    ]

@@ -19,6 +19,7 @@ from vllm_layershard.models.checkpoint.transforms import (
     PARTS,
     RENAMED,
     SCALES,
+    SHARED,
     STEMS,
     TORCH_DTYPES,
 )
@@ -116,6 +117,8 @@ def _differences(linear: Linear, on_disk: str, parts: tuple[Module, ...]) -> Ite
 
 def _agree(spec: TensorSpec, stored: Sequence[Stored], dequantised: bool) -> bool:
     """Whether the stored parts make up the planned tensor."""
+    if spec.name in SHARED:
+        return {t.shape for t in stored} == {spec.shape}
     dtypes = {TORCH_DTYPES.get(t.dtype, t.dtype) for t in stored}
     if spec.name not in ("weight", "bias") or spec.dtype.startswith(("int", "uint")):
         # Scales are cast, those of an activation shared, and packed weights repacked: nobody keeps

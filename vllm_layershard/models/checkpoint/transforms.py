@@ -58,6 +58,11 @@ TRANSFORMS: Final = (
         "one; counted as on disk, 4 bytes a part",
     ),
     Transform(
+        "the shape of packed weights (`weight_shape`)",
+        "one for each part of a fused linear",
+        "one of as many elements; parts are loaded over one another",
+    ),
+    Transform(
         "Ascend W8A8",
         "int8 rows with scales and offsets",
         "NZ tiles; copies of the scales in float32 and int64",
@@ -103,6 +108,13 @@ COMPUTED: Final = frozenset(
     }
 )
 """Tensors that vllm-ascend makes while loading: no file has them."""
+
+SHARED: Final = frozenset({"weight_shape"})
+"""Tensors that each part of a fused linear has, and that all have one place for in memory.
+
+Those of one element need not be named. Source: vLLM 0.32, model_executor/parameter.py,
+`BasevLLMParameter`, and the schemes of compressed-tensors that make one.
+"""
 
 RENAMED: Final = ((".attn.", ".self_attn."),)
 """Parts of a prefix that vLLM's weight mappers rename: (in vLLM, on disk). gpt-oss."""
