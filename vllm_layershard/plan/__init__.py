@@ -3,8 +3,9 @@
 from vllm_layershard.plan.groups import GroupPlan, group_plans, layers_of, require_layers
 from vllm_layershard.plan.layout import ParallelLayout, stage_layers
 from vllm_layershard.plan.linear import Linear, TensorSpec, inventory, no_match, none_left, select
-from vllm_layershard.plan.placement import EVERY_RANK, NO_RANK, Stripe
+from vllm_layershard.plan.placement import EVERY_RANK, NO_RANK
 from vllm_layershard.plan.plan import Plan, SeriesPlan, build_plan, differences
+from vllm_layershard.plan.rows import Stripe
 from vllm_layershard.plan.series import Series, as_processed, by_group, in_stride, series_of
 from vllm_layershard.plan.shared_need import SharedNeed, shared_need
 from vllm_layershard.plan.sharing import engines_that_share, sharing_layout

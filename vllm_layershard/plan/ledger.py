@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from vllm_layershard.plan.placement import EVERY_RANK, Stripe
+from vllm_layershard.plan.placement import EVERY_RANK
+from vllm_layershard.plan.rows import Stripe
 from vllm_layershard.plan.series import Series
 
 

@@ -6,6 +6,7 @@ from itertools import pairwise
 from typing import Final
 
 from vllm_layershard.config import Placement
+from vllm_layershard.plan.rows import Stripe
 from vllm_layershard.plan.series import Series
 
 EVERY_RANK: Final = -1
@@ -15,10 +16,7 @@ NO_RANK: Final = -2
 """The owner of a layer of which every rank stores a stripe (`striped` placement)."""
 
 _UNIT_BYTES: Final = 256
-"""Stripes begin at multiples of it: what a device copies best."""
-
-Stripe = tuple[int, int]
-"""First byte, and the one after the last, in a layer's large tensors laid end to end."""
+"""Stripes begin at multiples of it: what a device copies best. Those of rows begin at rows."""
 
 
 def round_robin_owner(layer_id: int, group_size: int, layer_stride: int = 1) -> int:
@@ -43,10 +41,10 @@ def loaders(series: Series, group_size: int, layer_stride: int) -> tuple[int, ..
     return tuple(round_robin_owner(i, group_size, layer_stride) for i in series.layer_ids)
 
 
-def stripes(layer_bytes: int, group_size: int) -> tuple[Stripe, ...]:
+def stripes(layer_bytes: int, group_size: int, unit_bytes: int = _UNIT_BYTES) -> tuple[Stripe, ...]:
     """What each group rank stores of a layer; they differ by a unit at most, some may be empty."""
-    units = -(-layer_bytes // _UNIT_BYTES)
+    units = -(-layer_bytes // unit_bytes)
     bounds = [
-        min(layer_bytes, rank * units // group_size * _UNIT_BYTES) for rank in range(group_size + 1)
+        min(layer_bytes, rank * units // group_size * unit_bytes) for rank in range(group_size + 1)
     ]
     return tuple(pairwise(bounds))

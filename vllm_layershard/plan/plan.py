@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 from vllm_layershard.config import Placement
 from vllm_layershard.errors import PlanError
 from vllm_layershard.plan.ledger import Ledger, ledger_of
-from vllm_layershard.plan.placement import EVERY_RANK, Stripe, loaders, owners, stripes
+from vllm_layershard.plan.placement import EVERY_RANK, loaders, owners, stripes
+from vllm_layershard.plan.rows import Stripe
 from vllm_layershard.plan.schedule import Schedule, schedule_of, stay_put
-from vllm_layershard.plan.series import Series
+from vllm_layershard.plan.series import IN_DOCUMENT, Series
 from vllm_layershard.version import __version__
 
 
@@ -67,7 +68,15 @@ class SeriesPlan(NamedTuple):
 
         They are `stripes` of the plan that is made once the bytes are known (Plan.with_series).
         """
-        return stripes(layer_bytes, len(self.stripes))
+        return _stripes(self.series, layer_bytes, len(self.stripes))
+
+    def rows(self, group_rank: int) -> tuple[int, int]:
+        """The first of the rows that this rank stores, and the one after its last.
+
+        The series is cut at rows: see the note [Stripes of rows] in plan/rows.py.
+        """
+        assert self.series.rows is not None, f"series {self.series.name!r} is not cut at rows"
+        return self.series.rows.of(self.stripes[group_rank])
 
     def owned_layers(self, group_rank: int) -> tuple[int, ...]:
         """The absolute indices of the layers that this rank stores."""
@@ -130,7 +139,8 @@ class Plan(NamedTuple):
 def _plain(value: Any) -> Any:
     """A record as an object by the names of its fields, a tuple as a list."""
     if is_dataclass(value):
-        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+        named = [field.name for field in fields(value) if field.metadata.get(IN_DOCUMENT, True)]
+        return {name: _plain(getattr(value, name)) for name in named}
     if hasattr(value, "_fields"):
         return {name: _plain(part) for name, part in value._asdict().items()}
     return [_plain(part) for part in value] if isinstance(value, tuple) else value
@@ -187,7 +197,7 @@ def _plan_series(
     owner = owners(series, group_size, placement, layer_stride)
     moves = placement != "replicated"
     schedule = schedule_of(series, prefetch_step, layer_stride) if moves else stay_put(series)
-    parts = stripes(series.layer_bytes, group_size) if placement == "striped" else ()
+    parts = _stripes(series, series.layer_bytes, group_size) if placement == "striped" else ()
     return SeriesPlan(
         series=series,
         owner=owner,
@@ -196,6 +206,14 @@ def _plan_series(
         schedule=schedule,
         ledger=ledger_of(series, owner, parts, group_size, schedule.num_slots),
     )
+
+
+def _stripes(series: Series, layer_bytes: int, group_size: int) -> tuple[Stripe, ...]:
+    """Of a layer of that many bytes, which is another than as loaded if processing changes it."""
+    if series.rows is None:
+        return stripes(layer_bytes, group_size)
+    assert layer_bytes == series.layer_bytes, f"series {series.name!r}: its rows have changed"
+    return stripes(layer_bytes, group_size, series.rows.unit_bytes)
 
 
 def differences(mine: Any, theirs: Any, path: str = "plan") -> list[str]:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from typing import Final
 
 from vllm_layershard.plan.linear import Linear
+from vllm_layershard.plan.rows import Rows, rows_of
+
+IN_DOCUMENT: Final = "in_document"
+"""Metadata of a field: False for one that a plan's document leaves out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +22,8 @@ class Series:
     `layer_bytes` move, `small_bytes` stay on every rank; both are per layer. `layout` says shape,
     stride and dtype of what moves: ranks whose layouts differ cannot share slots. `kept_layer` is
     the layer like them, ahead of all, that every rank keeps (`keep_first`); it has no position.
+    `rows` are those of a weight that is cut at rows, if striped. A plan's document has the stripes
+    that come of them, and not the rows.
     """
 
     name: str
@@ -26,6 +33,7 @@ class Series:
     tp_replicated: bool = False
     layout: str = ""
     kept_layer: int | None = None
+    rows: Rows | None = field(default=None, metadata={IN_DOCUMENT: False})
 
     def __post_init__(self) -> None:
         assert self.layer_ids, f"series {self.name!r} has no layers"
@@ -35,6 +43,8 @@ class Series:
         assert first >= 0, f"series {self.name!r}: negative layer index"
         assert first <= self.layer_ids[0], f"series {self.name!r}: a later layer is kept"
         assert self.layer_bytes > 0, f"series {self.name!r} moves no bytes"
+        cut = self.rows is None or self.rows.number * self.rows.nbytes == self.layer_bytes
+        assert cut, f"series {self.name!r}: {self.layer_bytes} bytes are not {self.rows}"
 
     def __len__(self) -> int:
         return len(self.layer_ids)
@@ -62,13 +72,20 @@ def in_stride(layer_id: int, layer_stride: int) -> bool:
 
 
 def series_of(
-    selected: Mapping[str, Sequence[Linear]], layer_stride: int = 1, *, keep_first: bool = False
+    selected: Mapping[str, Sequence[Linear]],
+    layer_stride: int = 1,
+    *,
+    keep_first: bool = False,
+    by_rows: bool = False,
 ) -> dict[Series, tuple[Linear, ...]]:
     """Group each name's linears into series, in the order of the names, then of the layers.
 
     With `layer_stride` s only the layers with index % s == 0 take part, the others stay replicated;
     so does with `keep_first` the first one of each series that has a second. A name whose linears
-    differ in layout gives several series, told apart by their layout.
+    differ in layout gives several series, told apart by their layout. `by_rows` are cut at rows.
+
+    Raises:
+        PlanError: a linear that is to be cut at rows cannot be.
     """
     grouped: dict[Series, tuple[Linear, ...]] = {}
     for name, linears in selected.items():
@@ -91,14 +108,19 @@ def series_of(
                 tp_replicated=tp_replicated,
                 layout=layout,
                 kept_layer=None if kept is None else kept.layer_id,
+                rows=rows_of(members[0]) if by_rows else None,
             )
             grouped[series] = tuple(members)
     return grouped
 
 
 def as_processed(series: Series, members: Sequence[Linear]) -> Series:
-    """The same series, of what its linears hold once they are processed."""
-    processed, *others = series_of({series.name: members})
+    """The same series, of what its linears hold once they are processed.
+
+    Raises:
+        PlanError: it is cut at rows, and they are none any more.
+    """
+    processed, *others = series_of({series.name: members}, by_rows=series.rows is not None)
     assert not others, f"series {series.name!r}: layouts differ within the series"
     return replace(processed, name=series.name, kept_layer=series.kept_layer)
 
