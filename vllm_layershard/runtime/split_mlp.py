@@ -10,18 +10,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from vllm_layershard.errors import MismatchError
 from vllm_layershard.ffn_config import FFN_KEY
 from vllm_layershard.runtime.ranks.group import RankGroup
+from vllm_layershard.runtime.ranks.rows import gather_rows, scatter_sums
 
 _LIBRARY = torch.library.Library("layershard", "FRAGMENT")
 _LIBRARY.define("ffn(Tensor x, str mlp) -> Tensor")
-
-_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
-"""By the names that torch 2.13 has for them, or else by their former ones."""
 
 _mlps: dict[str, SplitMlp] = {}
 
@@ -76,44 +72,6 @@ class SplitMlp:
         except RuntimeError as error:
             raise self.group.lost(f"{self.name}: no results came", error) from error
         return own if self._finish is None else self._finish(own)
-
-
-def gather_rows(x: torch.Tensor, counts: Sequence[int], group: RankGroup) -> torch.Tensor:
-    """Every rank's rows, in the order of the group: [counts[r], H] -> [sum(counts), H]. Collective.
-
-    Ranks with fewer rows than the one that has most send zeros behind them, which are left out.
-    """
-    most, width = max(counts), x.shape[1]
-    gathered = x.new_empty(group.size * most, width)
-    _all_gather(gathered, _padded(x, most), group=group.data)
-    if min(counts) == most:
-        return gathered
-    blocks = gathered.view(group.size, most, width)
-    return torch.cat([block[:count] for block, count in zip(blocks, counts, strict=True)])
-
-
-def scatter_sums(partial: torch.Tensor, counts: Sequence[int], group: RankGroup) -> torch.Tensor:
-    """This rank's rows of the sum over the group: [sum(counts), H] -> [counts[r], H]. Collective.
-
-    With two ranks a sum does not depend on their order.
-    """
-    most, width = max(counts), partial.shape[1]
-    if min(counts) == most:
-        blocks = partial.contiguous()
-    else:
-        blocks = torch.cat([_padded(rows, most) for rows in partial.split(list(counts))])
-    own = partial.new_empty(most, width)
-    _reduce_scatter(own, blocks, group=group.data)
-    return own[: counts[group.group_rank]]
-
-
-def _padded(rows: torch.Tensor, most: int) -> torch.Tensor:
-    """The rows with zeros behind them, contiguous."""
-    if rows.shape[0] == most:
-        return rows.contiguous()
-    padded = rows.new_zeros(most, rows.shape[1])
-    padded[: rows.shape[0]] = rows
-    return padded
 
 
 class SplitFfn:
