@@ -6,7 +6,7 @@ from vllm_layershard.models.checkpoint.stored import Evidence, evidence_for
 from vllm_layershard.models.deployment import Deployment
 from vllm_layershard.models.layer_operations import layer_operations
 from vllm_layershard.models.min_latency import is_min_latency
-from vllm_layershard.models.model import Model
+from vllm_layershard.models.model import Model, cache_name
 from vllm_layershard.models.operation import Batch, Operation
 from vllm_layershard.models.registry import model_of, read_model, supported
 from vllm_layershard.models.sharding import (
@@ -32,6 +32,7 @@ __all__ = [
     "WeightBytes",
     "attention_suffixes",
     "bundled_names",
+    "cache_name",
     "evidence_for",
     "find",
     "is_min_latency",

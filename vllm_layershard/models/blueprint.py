@@ -140,13 +140,14 @@ class Blueprint:
         for segment in self.layers[layer_id]:
             yield from segment.vectors(self.hidden, self.dtype, tp)
 
-    def attentions(self, layers: Sequence[int], drafted: int) -> Iterator[Attention]:
-        """Those of some layers, and of the draft layers beside the last where tokens are drafted.
+    def attentions(self, layers: Sequence[int], drafted: int) -> Iterator[tuple[int, Attention]]:
+        """Index and attention of some layers, as they keep caches where so many tokens are drafted.
 
-        As they keep their caches where each sequence drafts so many.
+        Draft layers stand beside the last one.
         """
-        found = [self.layers[layer_id] for layer_id in layers]
+        found = [(layer_id, self.layers[layer_id]) for layer_id in layers]
         if drafted and self.drafts is not None and len(self.layers) - 1 in layers:
-            found += self.drafts.layers
-        for segment in (segment for layer in found for segment in layer):
-            yield segment.attention.drafting(drafted)
+            found += enumerate(self.drafts.layers, len(self.layers))
+        for layer_id, layer in found:
+            for segment in layer:
+                yield layer_id, segment.attention.drafting(drafted)

@@ -5,7 +5,7 @@ Draft (MTP) layers are a part of it only where they are asked for: vLLM loads th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from vllm_layershard.errors import ConfigError, PlanError
@@ -13,6 +13,7 @@ from vllm_layershard.models.blueprint import Blueprint
 from vllm_layershard.models.cache.kv_cache import (
     AttentionCache,
     CacheDevice,
+    HeadsCache,
     StoredCache,
     device_cache_dtype,
     means_auto,
@@ -33,6 +34,7 @@ class Model(NamedTuple):
     `stored_cache`: that which its checkpoint asks for, where nobody names one.
     `cache_device`: that whose form of the cache is counted; without a word, Hopper's. `drafted`:
     tokens that each sequence drafts in a step with the model's own draft layers; 0: not loaded.
+    `int8_layers`: those whose keys and values a checkpoint has as eight-bit integers.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Model(NamedTuple):
     stored_cache: StoredCache | None = None
     cache_device: CacheDevice = CacheDevice()
     drafted: int = 0
+    int8_layers: frozenset[int] = frozenset()
 
     @property
     def num_layers(self) -> int:
@@ -129,7 +132,7 @@ class Model(NamedTuple):
             ModelError: its checkpoint asks for one.
             HardwareError: no backend of vLLM takes its attention on this device.
         """
-        return sum(_token_bytes(self, kv_cache_dtype, tuple(self._caches(layers, deployment))))
+        return sum(_token_bytes(self, kv_cache_dtype, _caches(self, layers, deployment)))
 
     def cache_tokens(
         self, room: int, kv_cache_dtype: str, layers: Sequence[int], deployment: Deployment
@@ -141,7 +144,7 @@ class Model(NamedTuple):
             ModelError: its checkpoint asks for one.
             HardwareError: no backend of vLLM takes its attention on this device.
         """
-        caches = tuple(self._caches(layers, deployment))
+        caches = _caches(self, layers, deployment)
         held = LayerCaches(
             _token_bytes(self, kv_cache_dtype, caches),
             tuple(one.state_bytes for one in caches if one.state_bytes),
@@ -151,11 +154,7 @@ class Model(NamedTuple):
 
     def state_bytes_per_sequence(self, layers: Sequence[int], deployment: Deployment) -> int:
         """Bytes that these layers keep of each sequence on one rank, however long it is."""
-        return sum(cache.state_bytes for cache in self._caches(layers, deployment))
-
-    def _caches(self, layers: Sequence[int], deployment: Deployment) -> Iterator[AttentionCache]:
-        for attention in self.blueprint.attentions(layers, self.drafted):
-            yield attention.cache(self.dtype, deployment.layout.tp)
+        return sum(cache.state_bytes for cache in _caches(self, layers, deployment))
 
     def require_split(self, deployment: Deployment) -> None:
         """Refuse a layout that cannot split the model.
@@ -173,6 +172,16 @@ class Model(NamedTuple):
                 layer_experts(b, layer_id, deployment, rank=0)  # refuses split blocks
 
 
+def cache_name(model: Model, kv_cache_dtype: str) -> str:
+    """`int8` where all keys and values of hidden layers are; else what `auto` comes to."""
+    eight = bool(model.int8_layers) and all(
+        cache.int8
+        for cache in _caches(model, range(model.num_layers), _WHOLE)
+        if isinstance(cache, HeadsCache)
+    )
+    return "int8" if eight else model.cache_dtype(kv_cache_dtype)
+
+
 def _require_one_module(model: Model, layout: ParallelLayout) -> None:
     """Source: vLLM 0.32, v1/worker/gpu/pcp_manager.py, `validate_config`."""
     drafts = model.blueprint.drafts
@@ -182,6 +191,19 @@ def _require_one_module(model: Model, layout: ParallelLayout) -> None:
             f"--mtp {model.drafted}: would use {modules} draft layers, and under prefill-context "
             "parallelism vLLM 0.32 drafts with one alone; give --mtp 1, or leave --pcp out"
         )
+
+
+def _caches(
+    model: Model, layers: Sequence[int], deployment: Deployment
+) -> tuple[AttentionCache, ...]:
+    """What each attention of these layers keeps, and each of draft layers beside the last."""
+    found: list[AttentionCache] = []
+    for layer_id, attention in model.blueprint.attentions(layers, model.drafted):
+        cache = attention.cache(model.dtype, deployment.layout.tp)
+        if layer_id in model.int8_layers and isinstance(cache, HeadsCache):
+            cache = cache._replace(int8=True)
+        found.append(cache)
+    return tuple(found)
 
 
 def _token_bytes(model: Model, asked: str, caches: Sequence[AttentionCache]) -> tuple[int, ...]:

@@ -113,8 +113,16 @@ def model_of(found: FoundModel) -> Model:
     blueprint = replace(blueprint, quantization=quantization)
     if section is not None:
         blueprint = _matched(section, architecture, blueprint)
-    asked = cache_of(section, latent=family in _LATENT)
-    return Model(found.name, found.source, architecture, blueprint, asked)
+    latent = family in _LATENT
+    asked = cache_of(section, latent=latent)
+    read = Model(found.name, found.source, architecture, blueprint, asked)
+    if section is not None and section.get("quant_method") == "ascend":
+        from vllm_layershard.models.quantization.described_cache import described_cache
+
+        cache = described_cache(section, latent=latent)
+        noted = replace(blueprint, notes=(*blueprint.notes, *cache.notes))
+        return read._replace(blueprint=noted, int8_layers=cache.layers)
+    return read
 
 
 def _matched(section: ConfigFile, architecture: str, blueprint: Blueprint) -> Blueprint:

@@ -108,12 +108,16 @@ class AttentionCache(Protocol):
 
 
 class HeadsCache(NamedTuple):
-    """Keys and values of the heads that are on one rank; sizes in elements."""
+    """Keys and values of the heads that are on one rank; sizes in elements.
+
+    `int8`: they are integers of eight bits, whatever dtype is asked for.
+    """
 
     heads: int
     key_dim: int
     value_dim: int
     state_bytes: int = 0
+    int8: bool = False
 
     def bytes_per_token(self, kv_cache_dtype: str, dtype: str, device: CacheDevice) -> int:
         """Source: vLLM 0.32, v1/kv_cache_interface.py, `FullAttentionSpec.page_size_bytes`, and
@@ -124,7 +128,7 @@ class HeadsCache(NamedTuple):
             return self.heads * of_a_head
         known = ("auto", *WIDE, *FP8, *(("nvfp4",) * self._has_nvfp4(device)))
         element = _element_bytes(kv_cache_dtype, dtype, known)
-        return self.heads * (self.key_dim + self.value_dim) * element
+        return self.heads * (self.key_dim + self.value_dim) * (1 if self.int8 else element)
 
     def _has_nvfp4(self, device: CacheDevice) -> bool:
         """Source: vLLM 0.32, flashinfer.py, `supports_kv_cache_dtype`, `supports_combination`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from vllm_layershard.estimate.capacity import Fit
-from vllm_layershard.models import GroupPlan, Sharding, WeightBytes
+from vllm_layershard.models import GroupPlan, Sharding, WeightBytes, cache_name
 from vllm_layershard.plan import SeriesPlan, Stripe
 
 
@@ -113,7 +113,7 @@ def memory_of(sharding: Sharding, fit: Fit | None) -> Memory:
 def kv_cache_of(sharding: Sharding, kv_cache_dtype: str) -> KvCache:
     """The cache of the whole deployment."""
     return KvCache(
-        dtype=sharding.model.cache_dtype(kv_cache_dtype),
+        dtype=cache_name(sharding.model, kv_cache_dtype),
         bytes_per_token=max(sharding.stage_kv_bytes(kv_cache_dtype)),
         state_bytes_per_sequence=max(sharding.stage_state_bytes()),
         tokens_gained=sharding.tokens_gained(kv_cache_dtype),

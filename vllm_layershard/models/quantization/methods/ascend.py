@@ -12,7 +12,7 @@ from vllm_layershard.errors import ModelError
 from vllm_layershard.models.quantization.choice import Quantization
 from vllm_layershard.models.quantization.formats.ascend import Ascend
 from vllm_layershard.models.quantization.formats.format import Format
-from vllm_layershard.models.quantization.methods.modelslim import KINDS
+from vllm_layershard.models.quantization.methods.modelslim import DESCRIBED, Description
 from vllm_layershard.models.quantization.names import Names
 from vllm_layershard.models.sources.beside import DESCRIPTION
 from vllm_layershard.models.sources.config_file import ConfigFile
@@ -67,7 +67,7 @@ def read_ascend(section: ConfigFile, names: Names) -> Quantization:
     Raises:
         ModelError: there is no such description.
     """
-    kinds = section.get(KINDS)
-    if not isinstance(kinds, Mapping):
+    found = section.get(DESCRIBED)
+    if not isinstance(found, Description):
         section.fail("quant_method", f"'ascend' needs {DESCRIPTION} beside config.json")
-    return Quantization("ascend_w8a8", Described(kinds, names))
+    return Quantization("ascend_w8a8", Described(found.kinds, names))

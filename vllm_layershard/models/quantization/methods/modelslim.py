@@ -6,15 +6,31 @@ import re
 from collections.abc import Mapping
 from itertools import chain
 from sys import intern
-from typing import Final
+from typing import Final, NamedTuple
 
 from vllm_layershard.models.scanner import Scanner, decoded
 from vllm_layershard.models.sources.config_file import ConfigFile
 
-KINDS: Final = "kinds"
-"""The key under which what was read stands in a config's `quantization_config`."""
+DESCRIBED: Final = "described"
+"""The key under which a `Description` stands in a config's `quantization_config`."""
+
+_OF_CACHES: Final = (
+    *("kv_cache_type", "kv_quant_type", "fa_quant_type", "indexer_quant_type"),
+    *(".k_proj.kv_cache_scale", ".fa_k.scale", ".indexer.quant_type"),
+)
+"""How those keys end."""
 
 _LATER_EXPERT = re.compile(r"\.experts\.[1-9]")
+
+
+class Description(NamedTuple):
+    """`kinds`: module -> precision of its weight, without experts beyond the first of each layer.
+
+    `caches`: the keys that speak of the cache, with what they say.
+    """
+
+    kinds: Mapping[str, str]
+    caches: Mapping[str, str]
 
 
 def described(raw: bytes, where: str) -> ConfigFile:
@@ -23,11 +39,12 @@ def described(raw: bytes, where: str) -> ConfigFile:
     Raises:
         ModelError: it is too large, or is not a description.
     """
-    return ConfigFile(where, {"quant_method": "ascend", KINDS: parse_description(raw, where)})
+    found = parse_description(raw, where)
+    return ConfigFile(where, {"quant_method": "ascend", DESCRIBED: found})
 
 
-def parse_description(raw: bytes, where: str) -> Mapping[str, str]:
-    """Module -> precision of its weight, without experts beyond the first of each layer.
+def parse_description(raw: bytes, where: str) -> Description:
+    """What a description says of weights and of the cache.
 
     Raises:
         ModelError: not JSON, or not an object.
@@ -35,12 +52,16 @@ def parse_description(raw: bytes, where: str) -> Mapping[str, str]:
     scanner = Scanner(decoded(raw, where), where)
     del raw  # the caller keeps no reference: the bytes and the text are not held together
     kinds: dict[str, str] = {}
+    caches: dict[str, str] = {}
     for name in scanner.names():
         if scanner.peek() != '"':
             scanner.skip()
             continue
         for weight, kind in chain([(name, scanner.string())], scanner.run()):
-            if weight.endswith(".weight") and not _LATER_EXPERT.search(weight):
-                kinds[weight.removesuffix(".weight")] = intern(kind)
+            if weight.endswith(".weight"):
+                if not _LATER_EXPERT.search(weight):
+                    kinds[weight.removesuffix(".weight")] = intern(kind)
+            elif weight.endswith(_OF_CACHES):
+                caches[weight] = intern(kind)
     scanner.end()
-    return kinds
+    return Description(kinds, caches)
