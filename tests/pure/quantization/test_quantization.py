@@ -162,14 +162,19 @@ REFUSED = {
         "config_groups: 0: names no targets",
     ),
     "no weights": (compressed("int-quantized", None), "weights: is missing"),
-    "static int8": (compressed("int-quantized", INT8), "strategy: supported are int8 rows"),
+    "static int8": (
+        compressed("int-quantized", INT8),
+        "input_activations: vLLM 0.32 has no class for linears of int8 by channel with these "
+        "activations (unquantised); it takes these: static float8 or int8 by tensor, dynamic",
+    ),
     "packed int8 with static activations": (
         compressed("pack-quantized", INT8, TOKENS | {"dynamic": False}),
-        "strategy: vLLM 0.32 has a class for dynamic activations by token and group only here",
+        "strategy: compressed-tensors has no static scales of tokens",
     ),
     "packed int8 with activations that are shifted": (
         compressed("pack-quantized", INT8, TOKENS | {"symmetric": False}),
-        "symmetric: vLLM 0.32 has no class for such activations here",
+        "(dynamic asymmetric int8 by token); it takes these: "
+        "dynamic symmetric int8 by token or group, dynamic symmetric int4 by token or group, unq",
     ),
     "fbgemm without its bound": (
         {"quant_method": "fbgemm_fp8", "modules_to_not_convert": []},
@@ -177,19 +182,20 @@ REFUSED = {
     ),
     "fp8 by group": (
         compressed("float-quantized", FP8 | {"strategy": "group"}),
-        'strategy: "group" is not supported with fp8 weights',
+        "group_size: is for the strategies group and tensor_group, and they need it",
     ),
     "unsigned": (
         compressed("int-quantized", INT8 | {"symmetric": False}, TOKENS),
-        "symmetric: vLLM 0.32 has no class for such weights that are not symmetric",
+        "type: asymmetric int8 by channel: vLLM 0.32 has no class for such weights in the format "
+        '"int-quantized"; it has for symmetric float4 by tensor_group of 16, ',
     ),
     "nvfp4 with fp8": (
         compressed("nvfp4-pack-quantized", FOURS, TOKENS),
-        "type: vLLM 0.32 has a class for nvfp4 weights with nvfp4 activations only",
+        "int8 by token); it takes these: unquantised, symmetric float4 by tensor_group of 16",
     ),
     "mxfp8 without its exponents": (
         compressed("mxfp8-quantized", BY_32),
-        "scale_dtype: vLLM 0.32 has a class for fp8 by group with uint8 only",
+        "symmetric float8 by group of 32 with scales in uint8",
     ),
     "packed int4 with fp8 by tensor": (
         compressed(
@@ -197,7 +203,8 @@ REFUSED = {
             INT8 | {"num_bits": 4, "strategy": "group", "group_size": 128},
             FLOATS | {"strategy": "tensor"},
         ),
-        "strategy: vLLM 0.32 has a class for dynamic symmetric tokens only here",
+        "int4 by group of 128 with these activations (dynamic float8 by tensor); it takes these: "
+        "dynamic symmetric float8 by token, dynamic symmetric int8 by token or group, dynamic",
     ),
     "a slow pattern": (
         compressed("int-quantized", INT8, TOKENS, ignore=["re:(a+)+b"]),
@@ -362,28 +369,32 @@ def test_a_description_beside_a_stated_method_is_not_looked_at(tmp_path: Path) -
 ROUTED_NEVER = {
     "fp8 rows alone": (
         compressed("float-quantized", FP8),
-        "input_activations: is missing, and vLLM 0.32 has no class for routed experts of fp8",
+        "routed experts of float8 by channel with these activations (unquantised), since weights "
+        "alone are integers of the format pack-quantized; it takes these: dynamic float4 or",
     ),
-    "fp8 tensors alone": (compressed("float-quantized", SCHEME), "input_activations: is missing"),
+    "fp8 tensors alone": (
+        compressed("float-quantized", SCHEME),
+        "routed experts of float8 by tensor with these activations (unquantised); it takes these:",
+    ),
     "fp8 blocks alone": (
         compressed("float-quantized", FP8 | {"strategy": "block", "block_structure": [128, 128]}),
-        "input_activations: is missing",
+        "routed experts of float8 by block with these activations (unquantised); it takes these:",
     ),
     "fp8 tensors with tokens": (
         compressed("float-quantized", SCHEME, FLOATS),
-        "input_activations: 'token' activations with fp8 weights by 'tensor': vLLM 0.32 has no",
+        "routed experts of float8 by tensor with these activations (dynamic float8 by token)",
     ),
     "fp8 rows with tensors": (
         compressed("float-quantized", FP8, SCHEME),
-        "input_activations: 'tensor' activations with fp8 weights by 'channel'",
+        "routed experts of float8 by channel with these activations (float8 by tensor)",
     ),
     "int8 tensors": (
         compressed("int-quantized", INT8 | {"strategy": "tensor"}, TOKENS),
-        "weights: strategy: vLLM 0.32 has no class for routed experts in int8 with one scale",
+        "no class for routed experts of int8 by tensor with these activations",
     ),
     "mxfp4 with fp8": (
         compressed("mxfp4-pack-quantized", BY_32 | {"num_bits": 4}, FLOATS),
-        "routed experts in mxfp4 with fp8 activations, and the planner does not read it yet",
+        "CompressedTensorsW4A8Mxfp4MoEMethod, and the planner does not read it yet",
     ),
 }
 
@@ -429,8 +440,10 @@ def test_static_int8_is_for_linears_alone(tmp_path: Path) -> None:
         ("input_scale", (1,), "float32"),
     ]
     model = read_model(write(tmp_path, section, "Qwen--Qwen3-235B-A22B"))
-    with pytest.raises(ModelError, match="no class for routed experts in int8 with static"):
+    with pytest.raises(ModelError, match="no class for routed experts of int8 by channel with"):
         model.weight_bytes(Deployment(ParallelLayout()), rank=0)
     token = static | {"strategy": "token"}
-    with pytest.raises(ModelError, match=r'strategy: "token": vLLM 0\.32 has a class for int8'):
+    with pytest.raises(
+        ModelError, match="strategy: compressed-tensors has no static scales of tokens"
+    ):
         read_model(write(tmp_path, compressed("int-quantized", weights, token)))

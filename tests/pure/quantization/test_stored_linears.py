@@ -98,7 +98,12 @@ METHODS: dict[str, dict[str, object]] = {
             "group_0": {
                 "targets": ["Linear"],
                 "weights": {"num_bits": 8, "type": "int", "strategy": "channel", "symmetric": True},
-                "input_activations": {"num_bits": 8, "type": "int", "dynamic": True},
+                "input_activations": {
+                    "num_bits": 8,
+                    "type": "int",
+                    "strategy": "token",
+                    "dynamic": True,
+                },
             }
         },
     },

@@ -1,7 +1,7 @@
 """Run as a script: builds vLLM's own model class and prints what it holds.
 
 Input: a JSON list of {name, directory, tp, dp, ep, refused}; output: one JSON object by name. Of
-what is to be refused it is what vLLM says.
+what may be refused it is what vLLM says where it refuses.
 
 One process stands for rank 0 of each layout: the groups are told their size, nothing is sent.
 Kernel choices that this machine's CPU refuses (fp8, sparse attention) are stood in for: they have
@@ -27,6 +27,7 @@ from vllm.model_executor.layers.fused_moe.oracle.int8 import Int8MoeBackend
 from vllm.model_executor.layers.fused_moe.oracle.int_wna16 import WNA16MoEBackend
 from vllm.model_executor.layers.fused_moe.oracle.mxfp4 import Mxfp4MoeBackend
 from vllm.model_executor.layers.fused_moe.oracle.nvfp4 import NvFp4MoeBackend
+from vllm.model_executor.layers.fused_moe.oracle.w4a8 import W4A8MoeBackend
 from vllm.model_executor.layers.linear import LinearBase, ReplicatedLinear, RowParallelLinear
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.utils import initialize_model
@@ -50,6 +51,7 @@ CACHE_SCALES = (
 zero points that compressed-tensors does not use."""
 
 QUANTIZATION = "vllm.model_executor.layers.quantization"
+ORACLE = "vllm.model_executor.layers.fused_moe.oracle"
 MOE = "compressed_tensors.compressed_tensors_moe.compressed_tensors_moe"
 QUARK = "quark.schemes.quark"
 SCHEMES = "compressed_tensors.schemes.compressed_tensors"
@@ -80,12 +82,16 @@ METHODS = (
     f"{SCHEMES}_wNa16",
     f"{SCHEMES}_wNa8",
     f"{SCHEMES}_wNa4",
+    f"{SCHEMES}_w4a8_fp8",
+    f"{SCHEMES}_w4a8_int",
+    f"{SCHEMES}_w4a8_mxfp4",
     f"{MOE}_w8a8_fp8",
     f"{MOE}_w8a8_int8",
     f"{MOE}_w4a4_mxfp4",
     f"{MOE}_w8a8_mxfp8",
     f"{MOE}_w4a4_nvfp4",
     f"{MOE}_wna16",
+    f"{MOE}_w4a8_fp8",
 )
 
 
@@ -115,6 +121,7 @@ CHOICES = {
     "select_nvfp4_moe_backend": lambda **_: (NvFp4MoeBackend.MARLIN, Kernel),
     "select_mxfp4_moe_backend": lambda *_, **__: (Mxfp4MoeBackend.MARLIN, Kernel),
     "select_deepseek_v4_mxfp4_moe_backend": lambda *_, **__: (Mxfp4MoeBackend.MARLIN, Kernel),
+    "select_w4a8_moe_backend": lambda **_: (W4A8MoeBackend.HUMMING, Kernel),
     "select_wna16_moe_backend": lambda *_, **__: (WNA16MoEBackend.MARLIN, Kernel),
     "check_moe_marlin_supports_config": lambda *_, **__: True,
     "check_moe_marlin_supports_layer": lambda *_, **__: True,
@@ -151,33 +158,36 @@ def main() -> None:
     cases = json.load(sys.stdin)
     inventories: dict[str, object] = {}
     with tempfile.TemporaryDirectory() as scratch:
+        start(f"file://{scratch}/rendezvous")
         for case in cases:
-            config = EngineArgs(
-                model=case["directory"],
-                load_format="dummy",
-                skip_tokenizer_init=True,
-                enforce_eager=True,
-                speculative_config=speculation(case["drafted"]),
-                allow_deprecated_quantization=True,
-            ).create_engine_config()
-            with set_current_vllm_config(config):
-                if not inventories:
-                    init_distributed_environment(1, 0, f"file://{scratch}/rendezvous", 0, "gloo")
-                    initialize_model_parallel()
-                inventories[case["name"]] = asked(config, case)
+            inventories[case["name"]] = asked(case)
     print(json.dumps(inventories))
 
 
-def asked(config: VllmConfig, case: dict[str, object]) -> dict[str, object]:
+def start(rendezvous: str) -> None:
+    """The one rank."""
+    with set_current_vllm_config(VllmConfig()):
+        init_distributed_environment(1, 0, rendezvous, 0, "gloo")
+        initialize_model_parallel()
+
+
+def asked(case: dict[str, object]) -> dict[str, object]:
     """What a rank holds, or why vLLM builds no such model."""
-    layout = (case["tp"], case["dp"], case["ep"])
-    if not case["refused"]:
-        return inventory(config, *layout)
     try:
-        inventory(config, *layout)
+        config = EngineArgs(
+            model=case["directory"],
+            load_format="dummy",
+            skip_tokenizer_init=True,
+            enforce_eager=True,
+            speculative_config=speculation(case["drafted"]),
+            allow_deprecated_quantization=True,
+        ).create_engine_config()
+        with set_current_vllm_config(config):
+            return inventory(config, case["tp"], case["dp"], case["ep"])
     except Exception as error:  # the case says which words of it are expected
+        if not case["refused"]:
+            raise
         return {"refused": f"{type(error).__name__}: {error}"}
-    return {"refused": "nothing"}
 
 
 def keep_names_of_heads() -> None:
@@ -224,8 +234,16 @@ def inventory(config: object, tp: int, dp: int, ep: bool) -> dict[str, object]:
             for m in model.modules()
             if isinstance(m, RoutedExperts)
         ],
+        "schemes": schemes_of(model),
         **sums_of([model, *drafts], config),
     }
+
+
+def schemes_of(model: torch.nn.Module) -> list[str]:
+    """The classes that vLLM chose for quantised linears and for routed experts."""
+    chosen = [getattr(module, "scheme", None) for module in model.modules()]
+    chosen += [m.quant_method for m in model.modules() if isinstance(m, RoutedExperts)]
+    return sorted({type(one).__name__ for one in chosen if one is not None})
 
 
 SHARED = ("embed_tokens", "lm_head", "head")
@@ -253,6 +271,7 @@ def stand_in_for_kernels() -> None:
             if hasattr(module, choice):
                 setattr(module, choice, stand_in)
     import_module(f"{QUANTIZATION}.inc.schemes.inc_wna16_scheme").current_platform = Cuda
+    import_module(f"{ORACLE}.w4a8_int8").current_platform = Cuda
     linear = import_module(f"{QUANTIZATION}.inc.schemes.inc_wna16_linear")
     linear.check_marlin_supported = lambda *_, **__: True
     quark = import_module(f"{QUANTIZATION}.quark.quark")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import gcd
 from typing import NamedTuple
 
-from vllm_layershard.errors import ModelError, PlanError
+from vllm_layershard.errors import PlanError
 from vllm_layershard.models.operation import Precision
 from vllm_layershard.models.quantization.formats.format import (
     Biases,
@@ -23,7 +23,7 @@ class Fp8Block(NamedTuple):
     """`block` is (rows, columns) of one scale, `scale` what its tensor is called.
 
     `refines`: experts that ranks split within a block get smaller ones, not a refusal. `biases`:
-    the dtype of those of experts. `unrouted`: why vLLM has no experts of this kind.
+    the dtype of those of experts.
 
     Source: vLLM 0.32, layers/quantization/fp8.py, `Fp8LinearMethod` and `Fp8MoEMethod`.
     """
@@ -32,7 +32,6 @@ class Fp8Block(NamedTuple):
     scale: str = "weight_scale_inv"
     refines: bool = True
     biases: Biases = "model"
-    unrouted: str = ""
 
     @property
     def name(self) -> str:
@@ -48,13 +47,7 @@ class Fp8Block(NamedTuple):
     def experts(
         self, prefix: str, count: int, hidden: int, intermediate: int, bias: bool, dtype: str
     ) -> tuple[TensorSpec, ...]:
-        """The stacked weights and scales.
-
-        Raises:
-            ModelError: vLLM has no experts of this kind.
-        """
-        if self.unrouted:
-            raise ModelError(f"{prefix}: {self.unrouted}")
+        """The stacked weights and scales."""
         block = self._expert_block(prefix, hidden, intermediate)
         return (
             *self._pair("w13_weight", (count, 2 * intermediate, hidden), block),

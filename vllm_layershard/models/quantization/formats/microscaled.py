@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from vllm_layershard.errors import ModelError
 from vllm_layershard.models.operation import Precision
 from vllm_layershard.models.quantization.formats.format import (
     Biases,
@@ -24,7 +23,6 @@ class Microscaled(NamedTuple):
 
     `weight` is what the tensor is called.
     `low_bit`: activations are quantised, too. `biases`: the dtype of those of experts.
-    `unrouted`: why there are no experts of this kind.
 
     Source: vLLM 0.32, quantization/modelopt.py, `KMxfp8Static` and `ModelOptMxFp8FusedMoE`;
     compressed_tensors, w8a8_mxfp8 and w4a4_mxfp4, of linears and of experts.
@@ -35,7 +33,6 @@ class Microscaled(NamedTuple):
     weight: str = "weight"
     low_bit: bool = True
     biases: Biases = "none"
-    unrouted: str = ""
 
     def linear(self, prefix: str, shape: Shape, dtype: str, tp: int) -> tuple[TensorSpec, ...]:
         """The weight, its exponents, and the bias if there is one.
@@ -52,10 +49,7 @@ class Microscaled(NamedTuple):
 
         Raises:
             PlanError: a block would be split over two ranks.
-            ModelError: there are no experts of this kind.
         """
-        if self.unrouted:
-            raise ModelError(f"{prefix}: {self.unrouted}")
         return (
             *self._pair("w13_", prefix, (count, 2 * intermediate, hidden)),
             *self._pair("w2_", prefix, (count, hidden, intermediate)),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from vllm_layershard.errors import ModelError
 from vllm_layershard.models.operation import Precision
 from vllm_layershard.models.quantization.formats.format import (
     bias_of,
@@ -25,7 +24,7 @@ class Packed(NamedTuple):
     """Without activation order. `group` is None where a row has one scale.
 
     `symmetric`: no zero points are stored. `inputs`: what activations are quantised to, if they
-    are. `unrouted`: why there are no experts of this kind.
+    are.
 
     Source: vLLM 0.32, quantization/compressed_tensors/, `CompressedTensorsWNA16.create_weights`
     and `CompressedTensorsWNA16MoEMethod.create_weights`; w4a8_fp8, wNa8 and wNa4 store the same.
@@ -35,7 +34,6 @@ class Packed(NamedTuple):
     group: int | None
     symmetric: bool = True
     inputs: Literal["", "a8", "int8", "int4"] = ""
-    unrouted: str = ""
 
     @property
     def name(self) -> str:
@@ -68,10 +66,7 @@ class Packed(NamedTuple):
 
         Raises:
             PlanError: a group, or the elements of an int32, would be split over two ranks.
-            ModelError: there are no experts of this kind.
         """
-        if self.unrouted:
-            raise ModelError(f"{prefix}: {self.unrouted}")
         tensors = []
         for name, rows, inner, groups in grouped_matrices(prefix, hidden, intermediate, self.group):
             packed = (count, rows, inner * self.bits // 32)

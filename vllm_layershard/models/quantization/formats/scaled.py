@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from vllm_layershard.errors import ModelError
 from vllm_layershard.models.operation import Precision
 from vllm_layershard.models.quantization.formats.format import (
     Biases,
@@ -22,7 +21,7 @@ class Scaled(NamedTuple):
     `static`: activations have scales too, which the checkpoint stores. `column`: scales of rows
     are a column. `routed`: how experts are, where that is otherwise. `once`: all parts of a fused
     linear share the scale of a static activation, `shifted`: and it has a zero point.
-    `unrouted`: why vLLM has no experts of this kind. `biases`: the dtype of those of experts.
+    `biases`: the dtype of those of experts.
     `joined`: gate and up of an expert with a bias share their scale: only gpt-oss has such experts.
 
     Source: vLLM 0.32, quantization/fp8.py, `Fp8LinearMethod` and `Fp8MoEMethod`; modelopt.py,
@@ -38,7 +37,6 @@ class Scaled(NamedTuple):
     routed: Scaled | None = None
     once: bool = False
     shifted: bool = False
-    unrouted: str = ""
     joined: bool = False
     biases: Biases = "model"
 
@@ -57,13 +55,7 @@ class Scaled(NamedTuple):
     def experts(
         self, prefix: str, count: int, hidden: int, intermediate: int, bias: bool, dtype: str
     ) -> tuple[TensorSpec, ...]:
-        """The stacked weights and scales, and one scale an expert for static activations.
-
-        Raises:
-            ModelError: vLLM has no experts of this kind.
-        """
-        if self.unrouted:
-            raise ModelError(f"{prefix}: {self.unrouted}")
+        """The stacked weights and scales, and one scale an expert for static activations."""
         if self.routed is not None:
             return self.routed.experts(prefix, count, hidden, intermediate, bias, dtype)
         rows = 2 * intermediate

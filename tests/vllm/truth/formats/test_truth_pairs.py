@@ -1,0 +1,28 @@
+"""Some of the pairs of weights and activations: planned where vLLM builds them, refused where not.
+
+All of them are in test_truth_activations.py.
+"""
+
+import pytest
+
+from truth.pairs import COMPRESSED_WEIGHTS, Answers, Pair, compressed
+
+INPUTS = ("none", "fp8-token", "fp8-tensor", "int8-token")
+PAIRS = {
+    f"compressed-tensors {what}: {weights} with {inputs}": Pair(
+        what, compressed(weights, inputs, what)
+    )
+    for what in ("linears", "experts")
+    for weights in COMPRESSED_WEIGHTS
+    for inputs in INPUTS
+}
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> Answers:
+    return Answers(PAIRS, tmp_path_factory.mktemp("pairs"))
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_planned_where_vllm_builds_it(name: str, answers: Answers) -> None:
+    answers.check(name)
