@@ -84,7 +84,7 @@ REFUSED = {
                 "input_tensors": {"dtype": "int8", "qscheme": "per_tensor"},
             },
         },
-        "qscheme: vLLM 0.32 has a class for symmetric int8 tensors and rows only",
+        "weight: asymmetric int8 by per_tensor: vLLM 0.32 has no class for such weights; it has ",
     ),
     "fp8 without a scheme": ({"quant_method": "fp8"}, "activation_scheme: null is neither"),
     "fp8 stored as mxfp4": ({"quant_method": "fp8", "store_dtype": "mxfp4"}, "store_dtype"),
@@ -142,7 +142,7 @@ REFUSED = {
             "export": {},
             "global_quant_config": {"weight": {"dtype": "fp6_e2m3", "qscheme": "per_group"}},
         },
-        'dtype: "fp6_e2m3" "per_group" is not supported: vLLM 0.32 has no class for it with',
+        "weight: fp6_e2m3 by per_group: vLLM 0.32 has no class for such weights; it has for ",
     ),
     "quark in several scales": (
         {
@@ -150,7 +150,7 @@ REFUSED = {
             "export": {},
             "global_quant_config": {"weight": [{"dtype": "fp4"}, {"dtype": "fp8_e4m3"}]},
         },
-        "weight: tensors with several scales are not supported: vLLM 0.32 has a class",
+        "weight: fp4 and fp8_e4m3 by none and none: vLLM 0.32 has no class for such weights",
     ),
     "ascend without its file": ({"quant_method": "ascend"}, "needs quant_model_description.json"),
     "no groups": (

@@ -5,7 +5,7 @@ Linears are asked of a dense model; routed experts of a model whose other linear
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -115,6 +115,81 @@ def compressed(weights: str, inputs: str, what: str) -> Section:
     }
 
 
+def _scale(dtype: str, scheme: str, **more: object) -> dict[str, object]:
+    scale = {"dtype": dtype, "qscheme": scheme, "is_dynamic": False, "symmetric": True}
+    return scale | more
+
+
+_MX: Final = {"group_size": 32, "scale_format": "e8m0", "ch_axis": -1}
+_WIDE: Final = {"dtype": "fp8_e4m3", "qscheme": "per_tensor", "is_dynamic": False}
+_ON: Final = {"is_dynamic": True}
+_FP8: Final = "fp8_e4m3"
+_BLOCKS: Final = {"block_size": [128, 128]}
+
+QUARK_WEIGHTS: Final[Mapping[str, object]] = {
+    "fp8-tensor": _scale(_FP8, "per_tensor"),
+    "fp8-tensor-list": [_scale(_FP8, "per_tensor")],
+    "fp8-tensor-dynamic": _scale(_FP8, "per_tensor", **_ON),
+    "fp8-channel": _scale(_FP8, "per_channel", ch_axis=0),
+    "fp8-block": _scale(_FP8, "per_block", **_BLOCKS),
+    "fp8-block-e8m0": _scale(_FP8, "per_block", scale_type="float8_e8m0fnu", **_BLOCKS),
+    "fp8-block64": _scale(_FP8, "per_block", block_size=[64, 64]),
+    "fp8-block-shifted": _scale(_FP8, "per_block", **_BLOCKS | {"symmetric": False}),
+    "fp8-group": _scale(_FP8, "per_group", group_size=128),
+    "mxfp4": _scale("fp4", "per_group", **_MX),
+    "mxfp4-dynamic": _scale("fp4", "per_group", **_MX, **_ON),
+    "mxfp4-float": _scale("fp4", "per_group", group_size=32, scale_format="float32"),
+    "mxfp6-e3m2": _scale("fp6_e3m2", "per_group", **_MX),
+    "mxfp6-e2m3": _scale("fp6_e2m3", "per_group", **_MX),
+    "mxfp8": _scale(_FP8, "per_group", **_MX),
+    "mxfp8-block": _scale(_FP8, "per_block", scale_type="float8_e8m0fnu", block_size=[32, 32]),
+    "int8-tensor": _scale("int8", "per_tensor"),
+    "int8-channel": _scale("int8", "per_channel"),
+    "int8-shifted": _scale("int8", "per_tensor", symmetric=False),
+    "int8-dynamic": _scale("int8", "per_tensor", **_ON),
+    "int4-group": _scale("int4", "per_group", group_size=128),
+    "uint4-group": _scale("uint4", "per_group", group_size=32, symmetric=False),
+    "int4-unstated": {"dtype": "int4", "qscheme": "per_group", "group_size": 128},
+    "nvfp4": [_scale("fp4", "per_group", group_size=16), _WIDE],
+    "nvfp4-32": [_scale("fp4", "per_group", group_size=32), _WIDE],
+    "fp8-int4": [_WIDE, _scale("int4", "per_channel", ch_axis=0)],
+}
+QUARK_INPUTS: Final[Mapping[str, object]] = {
+    "none": None,
+    "fp8-tensor": _scale(_FP8, "per_tensor"),
+    "fp8-tensor-unstated": _WIDE,
+    "fp8-tensor-dynamic": _scale(_FP8, "per_tensor", **_ON),
+    "fp8-channel": _scale(_FP8, "per_channel"),
+    "fp8-channel-dynamic": _scale(_FP8, "per_channel", **_ON),
+    "fp8-group": _scale(_FP8, "per_group", group_size=128, **_ON),
+    "fp8-group-shifted": _scale(_FP8, "per_group", group_size=128, **_ON | {"symmetric": False}),
+    "mxfp4": _scale("fp4", "per_group", **_MX, **_ON),
+    "mxfp4-static": _scale("fp4", "per_group", **_MX),
+    "mxfp6-e3m2": _scale("fp6_e3m2", "per_group", **_MX, **_ON),
+    "mxfp6-e2m3": _scale("fp6_e2m3", "per_group", **_MX, **_ON),
+    "mxfp8": _scale(_FP8, "per_group", **_MX, **_ON),
+    "int8-tensor": _scale("int8", "per_tensor"),
+    "int8-tensor-shifted": _scale("int8", "per_tensor", symmetric=False),
+    "int8-tensor-dynamic": _scale("int8", "per_tensor", **_ON),
+    "int8-channel-dynamic": _scale("int8", "per_channel", **_ON),
+    "nvfp4": [_scale("fp4", "per_group", group_size=16, **_ON), _WIDE],
+    "nvfp4-static": [_scale("fp4", "per_group", group_size=16), _WIDE],
+}
+
+
+def quark(weights: str, inputs: str, what: str) -> Section:
+    """A section of Quark with this pair."""
+    stated = {"weight": QUARK_WEIGHTS[weights], "input_tensors": QUARK_INPUTS[inputs]}
+    return {
+        "quant_method": "quark",
+        "export": {"kv_cache_group": [], "pack_method": "reorder"},
+        "exclude": list(IGNORED[what]),
+        "global_quant_config": stated | {"output_tensors": None, "bias": None},
+        "layer_quant_config": {},
+        "layer_type_quant_config": {},
+    }
+
+
 class Pair(NamedTuple):
     """`what`: linears or experts."""
 
@@ -126,6 +201,26 @@ class Pair(NamedTuple):
         config, sizes = MODELS[self.what]
         changes = sizes | {"quantization_config": self.section}
         return Case(config, changes, layouts=((1, 1, False),), refused="either")
+
+
+METHODS: Final = {
+    "compressed-tensors": (compressed, COMPRESSED_WEIGHTS, COMPRESSED_INPUTS),
+    "quark": (quark, QUARK_WEIGHTS, QUARK_INPUTS),
+}
+
+
+def pairs_of(inputs: Collection[str] | None = None) -> dict[str, Pair]:
+    """Of both methods all weights, with all activations or with these."""
+    return {
+        f"{method} {what}: {stated} with {activations}": Pair(
+            what, section(stated, activations, what)
+        )
+        for method, (section, weights, known) in METHODS.items()
+        for what in MODELS
+        for stated in weights
+        for activations in known
+        if inputs is None or activations in inputs
+    }
 
 
 class Answers:

@@ -2,18 +2,11 @@
 
 import pytest
 
-from truth.pairs import COMPRESSED_INPUTS, COMPRESSED_WEIGHTS, Answers, Pair, compressed
-from vllm_layershard.models.quantization.served import compressed_tensors
+from truth.pairs import Answers, pairs_of
+from vllm_layershard.models.quantization.served import compressed_tensors, quark
 
-PAIRS = {
-    f"compressed-tensors {what}: {weights} with {inputs}": Pair(
-        what, compressed(weights, inputs, what)
-    )
-    for what in ("linears", "experts")
-    for weights in COMPRESSED_WEIGHTS
-    for inputs in COMPRESSED_INPUTS
-}
-TABLES = (compressed_tensors.LINEARS, compressed_tensors.EXPERTS)
+PAIRS = pairs_of()
+TABLES = (compressed_tensors.LINEARS, compressed_tensors.EXPERTS, quark.LINEARS, quark.EXPERTS)
 
 
 @pytest.fixture(scope="module")

@@ -5,17 +5,9 @@ All of them are in test_truth_activations.py.
 
 import pytest
 
-from truth.pairs import COMPRESSED_WEIGHTS, Answers, Pair, compressed
+from truth.pairs import Answers, pairs_of
 
-INPUTS = ("none", "fp8-token", "fp8-tensor", "int8-token")
-PAIRS = {
-    f"compressed-tensors {what}: {weights} with {inputs}": Pair(
-        what, compressed(weights, inputs, what)
-    )
-    for what in ("linears", "experts")
-    for weights in COMPRESSED_WEIGHTS
-    for inputs in INPUTS
-}
+PAIRS = pairs_of(("none", "fp8-token", "fp8-tensor", "int8-token", "fp8-channel-dynamic", "mxfp4"))
 
 
 @pytest.fixture(scope="module")

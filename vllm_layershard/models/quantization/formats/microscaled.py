@@ -16,6 +16,7 @@ from vllm_layershard.models.shape import Shape
 from vllm_layershard.plan import TensorSpec
 
 _BLOCK: Final = 32
+_STACKED: Final = ("w13", "w2")
 
 
 class Microscaled(NamedTuple):
@@ -23,9 +24,11 @@ class Microscaled(NamedTuple):
 
     `weight` is what the tensor is called.
     `low_bit`: activations are quantised, too. `biases`: the dtype of those of experts.
+    `static`: activations have scales too, which the checkpoint stores.
 
     Source: vLLM 0.32, quantization/modelopt.py, `KMxfp8Static` and `ModelOptMxFp8FusedMoE`;
-    compressed_tensors, w8a8_mxfp8 and w4a4_mxfp4, of linears and of experts.
+    compressed_tensors, w8a8_mxfp8 and w4a4_mxfp4, of linears and of experts; quark/schemes,
+    quark_w4a8_mxfp4_fp8.py; quark_moe.py, `QuarkOCP_MX_MoEMethod`.
     """
 
     name: str
@@ -33,6 +36,7 @@ class Microscaled(NamedTuple):
     weight: str = "weight"
     low_bit: bool = True
     biases: Biases = "none"
+    static: bool = False
 
     def linear(self, prefix: str, shape: Shape, dtype: str, tp: int) -> tuple[TensorSpec, ...]:
         """The weight, its exponents, and the bias if there is one.
@@ -40,7 +44,11 @@ class Microscaled(NamedTuple):
         Raises:
             PlanError: a block would be split over two ranks.
         """
-        return (*self._pair("", prefix, (shape.rows, shape.inner)), *bias_of(shape, dtype))
+        return (
+            *self._pair("", prefix, (shape.rows, shape.inner)),
+            *((tensor("input_scale", (len(shape.outs),), "float32"),) if self.static else ()),
+            *bias_of(shape, dtype),
+        )
 
     def experts(
         self, prefix: str, count: int, hidden: int, intermediate: int, bias: bool, dtype: str
@@ -53,6 +61,7 @@ class Microscaled(NamedTuple):
         return (
             *self._pair("w13_", prefix, (count, 2 * intermediate, hidden)),
             *self._pair("w2_", prefix, (count, hidden, intermediate)),
+            *(tensor(f"{n}_input_scale", (count,), "float32") for n in _STACKED if self.static),
             *expert_biases(count, hidden, intermediate, bias, dtype, self.biases),
         )
 

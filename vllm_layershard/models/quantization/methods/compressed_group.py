@@ -139,7 +139,7 @@ def _packed(group: Group) -> Format:
     return Packed(
         bits=int(weights.kind.removeprefix("int")),
         group=weights.group,
-        symmetric=weights.symmetric,
+        symmetric=weights.symmetric is not False,
         inputs="" if inputs is None else _SHORT[inputs.kind],
     )
 

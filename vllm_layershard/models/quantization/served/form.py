@@ -8,6 +8,7 @@ from typing import NamedTuple
 class Form(NamedTuple):
     """`kind`: the numbers and their bits. `strategy`: what has one scale, in the method's words.
 
+    `symmetric`: None where the config does not say, and the method does not assume it.
     `group`: how many elements have one, or rows and columns. `scales`: the dtype of scales, where
     the config states one.
     """
@@ -15,17 +16,19 @@ class Form(NamedTuple):
     kind: str
     strategy: str
     dynamic: bool = False
-    symmetric: bool = True
+    symmetric: bool | None = True
     group: int | tuple[int, ...] | None = None
     scales: str = ""
 
     def __str__(self) -> str:
         """For example `dynamic float8 by token`."""
-        size = f" of {self.group}" if isinstance(self.group, int) else ""
-        return (
-            f"{'dynamic ' if self.dynamic else ''}{'' if self.symmetric else 'asymmetric '}"
-            f"{self.kind} by {self.strategy}{size}"
+        words = (
+            "dynamic" if self.dynamic else "",
+            "asymmetric" if self.symmetric is False else "",
+            f"{self.kind} by {self.strategy}",
+            f"of {self.group}" if isinstance(self.group, int) else "",
         )
+        return " ".join(word for word in words if word)
 
 
 class Forms(NamedTuple):
