@@ -62,6 +62,16 @@ REFUSED = {
         {"quant_method": "auto-round", "bits": 4, "group_size": 128, "sym": False},
         "sym: vLLM 0.32 has a class for gptq's packing with symmetric 4 and 8",
     ),
+    "inc on a backend that vLLM does not know": (
+        {"quant_method": "auto-round", "bits": 4, "group_size": 128}
+        | {"backend": "auto_round:gptq:exllamav2"},
+        'backend: "auto_round:gptq:exllamav2": vLLM 0.32 ',
+    ),
+    "inc with other activations": (
+        {"quant_method": "auto-round", "bits": 8, "group_size": 32, "data_type": "mx_fp"}
+        | {"act_dynamic": False},
+        "act_dynamic: false: vLLM 0.32 takes true here",
+    ),
     "inc of another type": (
         {"quant_method": "auto-round", "bits": 4, "group_size": 16, "data_type": "nv_fp"},
         'data_type: "nv_fp": vLLM 0.32 has no class for it',
@@ -242,6 +252,11 @@ def test_refused_with_the_key_and_the_reason(case: str, tmp_path: Path) -> None:
             {"quant_method": "awq", "bits": 4, "group_size": 2048},
             8,
             "a multiple of the group of 2048",
+        ),
+        (
+            {"quant_method": "awq", "bits": 4, "group_size": -1},
+            2,
+            "no awq with one scale a row whose columns 2 ranks share",
         ),
         (GPTQ | {"group_size": 2048}, 8, "are not a multiple of the group of 2048"),
         (

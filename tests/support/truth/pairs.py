@@ -30,7 +30,7 @@ MODELS: Final = {
     "linears": ("Qwen--Qwen3-32B", SMALL),
     "experts": (
         "Qwen--Qwen3-235B-A22B",
-        SMALL | {"moe_intermediate_size": 1024, "num_experts": 4, "num_experts_per_tok": 2},
+        SMALL | {"moe_intermediate_size": 1024, "num_experts": 16, "num_experts_per_tok": 2},
     ),
 }
 NOT_EXPERTS: Final = ("lm_head", "re:.*self_attn.*", "re:.*mlp.gate$")
@@ -203,6 +203,46 @@ class Pair(NamedTuple):
         return Case(config, changes, layouts=((1, 1, False),), refused="either")
 
 
+_ROUNDED: Final = {"quant_method": "auto-round", "bits": 4, "group_size": 128, "sym": True}
+_MXFP: Final = _ROUNDED | {"data_type": "mx_fp", "group_size": 32}
+_FPBLOCK: Final = _ROUNDED | {"data_type": "fp", "bits": 8, "group_size": [128, 128]}
+_AWQ: Final = {"quant_method": "awq", "bits": 4, "zero_point": True}
+
+ROUNDED: Final[Mapping[str, Section]] = {
+    "int": _ROUNDED,
+    "int, a null packing": _ROUNDED | {"packing_format": None},
+    **{
+        f"int {key} {value}": _ROUNDED | {key: value}
+        for key in ("backend", "vllm_backend")
+        for value in ("auto", "gptq", "awq:marlin", "marlin", "auto_round:gptq:exllamav2", "", None)
+    },
+    "int awq": _ROUNDED | {"packing_format": "auto_round:auto_awq"},
+    "int awq rows": _ROUNDED | {"packing_format": "auto_round:auto_awq", "group_size": -1},
+    "int fp8 packing": _ROUNDED | {"packing_format": "auto_round:fp8"},
+    **{
+        f"{name} {key} {value}": section | {key: value}
+        for name, section in (("mxfp4", _MXFP), ("mxfp8", _MXFP | {"bits": 8}), ("fp8", _FPBLOCK))
+        for key, values in {
+            "data": (None,),
+            "backend": ("auto", "marlin"),
+            "packing_format": ("auto_round:llm_compressor", "auto_round:fp8", "auto_round:x", None),
+            "act_bits": (4, 8, 16),
+            "act_group_size": (32, 128),
+            "act_data_type": ("fp", "mx_fp", "int"),
+            "act_sym": (True, False),
+            "act_dynamic": (True, False),
+            "activation_scheme": ("dynamic", "static", None),
+            "fmt": ("e4m3", "e5m2"),
+        }.items()
+        for value in values
+    },
+    "awq": _AWQ | {"group_size": 128},
+    "awq rows": _AWQ | {"group_size": -1},
+    "awq of nothing": _AWQ | {"group_size": 0},
+}
+"""Of auto-round and awq, whose activations are not stated beside each weight."""
+
+
 METHODS: Final = {
     "compressed-tensors": (compressed, COMPRESSED_WEIGHTS, COMPRESSED_INPUTS),
     "quark": (quark, QUARK_WEIGHTS, QUARK_INPUTS),
@@ -220,6 +260,15 @@ def pairs_of(inputs: Collection[str] | None = None) -> dict[str, Pair]:
         for stated in weights
         for activations in known
         if inputs is None or activations in inputs
+    }
+
+
+def stated_pairs() -> dict[str, Pair]:
+    """Of auto-round and awq all sections, of linears and of a model with experts."""
+    return {
+        f"{what}: {name}": Pair(what, section)
+        for what in MODELS
+        for name, section in ROUNDED.items()
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+from vllm_layershard.errors import ModelError, PlanError
 from vllm_layershard.models.operation import Precision
 from vllm_layershard.models.quantization.choice import Quantization
 from vllm_layershard.models.quantization.formats.format import (
@@ -25,24 +26,29 @@ _PACK: Final = 8
 
 
 class Awq(NamedTuple):
-    """Zero points are kept also where the kernel takes none.
+    """Zero points are kept also where the kernel takes none. `group`: None is a whole row.
 
     Source: vLLM 0.32, quantization/auto_awq.py, `AutoAWQMarlinLinearMethod` and `AutoAWQMoEMethod`.
     """
 
-    group: int
+    group: int | None
 
     @property
     def name(self) -> str:
         """For example `awq_int4_g128`."""
-        return f"awq_int4_g{self.group}"
+        return f"awq_int4_{f'g{self.group}' if self.group else 'channel'}"
 
     def linear(self, prefix: str, shape: Shape, dtype: str, tp: int) -> tuple[TensorSpec, ...]:
         """Packed weight, packed zero points, scales, and the bias if there is one.
 
         Raises:
-            PlanError: a group or an int32 would be split over two ranks.
+            PlanError: a row, a group or an int32 would be split over two ranks.
         """
+        if self.group is None and tp > 1 and shape.split == "in":
+            raise PlanError(
+                f"{prefix}: vLLM 0.32 has no awq with one scale a row whose columns {tp} ranks "
+                "share; use --tp 1"
+            )
         groups = groups_of(prefix, shape.inner, self.group)
         check_packing(prefix, shape.rows, _PACK)
         return (
@@ -59,7 +65,13 @@ class Awq(NamedTuple):
 
         Raises:
             PlanError: a group would be split over two ranks.
+            ModelError: rows with one scale, of which vLLM has no experts.
         """
+        if self.group is None:
+            raise ModelError(
+                f"{prefix}: group_size: vLLM 0.32 has no routed experts in awq with one scale a "
+                "row (-1); it has them by group"
+            )
         tensors = []
         for name, rows, inner, groups in grouped_matrices(prefix, hidden, intermediate, self.group):
             tensors += [
@@ -85,6 +97,7 @@ def read_awq(section: ConfigFile, names: Names) -> Quantization:
     if section.integer(bits, high=64) != 4:
         section.fail(bits, "vLLM supports awq with 4 bits only")
     group = "q_group_size" if section.get("q_group_size") is not None else "group_size"
-    awq = Awq(group=section.integer(group, low=16, high=1 << 16))
+    whole = section.get(group) == -1
+    awq = Awq(group=None if whole else section.integer(group, low=16, high=1 << 16))
     ignored = read_ignored(section, ("modules_to_not_convert",), "inside", names)
     return uniform(awq, ignored, quantises_head=section.boolean("lm_head"))

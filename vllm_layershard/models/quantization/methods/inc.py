@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, NoReturn
 
 from vllm_layershard.errors import ModelError
 from vllm_layershard.models.matching.expression import ExpressionError
@@ -14,14 +14,19 @@ from vllm_layershard.models.quantization.choice import Quantization
 from vllm_layershard.models.quantization.formats.format import Format
 from vllm_layershard.models.quantization.formats.fp8_block import Fp8Block
 from vllm_layershard.models.quantization.formats.microscaled import Microscaled
+from vllm_layershard.models.quantization.formats.split import Split
 from vllm_layershard.models.quantization.methods.awq import Awq
 from vllm_layershard.models.quantization.methods.fp8 import read_block
 from vllm_layershard.models.quantization.methods.gptq import Gptq
 from vllm_layershard.models.quantization.names import Names
+from vllm_layershard.models.quantization.served.inc import BACKENDS, FIXED, FORMATS
 from vllm_layershard.models.sources.config_file import ConfigFile, shown
 
 _SPECIAL: Final = frozenset("*+?^$()[]{}|\\")
 """What makes a regular expression of a name."""
+
+_NO_EXPERTS: Final = "vLLM 0.32 has no class for routed experts in auto-round's fp8 blocks"
+"""Source: vLLM 0.32, inc/schemes/inc_scheme.py, `get_moe_method`, which the fp8 scheme leaves."""
 
 _MAX_EXTRA: Final = 1 << 16
 _KEPT: Final = 16
@@ -124,6 +129,7 @@ def read_inc(section: ConfigFile, names: Names) -> Quantization:
     default = _format(section, section)
     if default is None:
         section.fail("bits", "vLLM 0.32 has no class for sixteen bits and more")
+    _check_stated(section)
     key = "block_name_to_quantize" if section.get("block_name_to_quantize") else _BLOCKS
     value = section.get(key)
     blocks = tuple(value.split(",")) if isinstance(value, str) else section.strings(key)
@@ -138,6 +144,46 @@ def read_inc(section: ConfigFile, names: Names) -> Quantization:
 
 
 _BLOCKS: Final = "to_quant_block_names"
+
+
+def _check_stated(section: ConfigFile) -> None:
+    """Refuse activations, a packing or a backend that vLLM's class does not take.
+
+    Source: vLLM 0.32, inc/inc.py, `INCConfig.from_config`.
+
+    Raises:
+        ModelError: names the key and what it may say.
+    """
+    values = section.values
+    key = next((key for key in ("backend", "vllm_backend") if key in values), "backend")
+    stated = section.string("data_type") or "int"
+    kind = "fp" if stated == "fp8" else "mx_fp" if "mx_fp" in stated else stated
+    backends = ("auto",) if kind in _WHOLE else BACKENDS
+    if values.get(key, "auto") not in backends:
+        _refuse(section, key, backends)
+    if values.get("packing_format") not in (None, *FORMATS):
+        _refuse(section, "packing_format", FORMATS)
+    expected: dict[str, Any] = {}
+    for fixed in FIXED:
+        if fixed.data_type == kind and fixed.bits in (None, values.get("bits")):
+            expected |= fixed.values
+    if kind == "fp":
+        expected["act_group_size"] = section.values["group_size"][0]
+    for name, value in expected.items():
+        if values.get(name, value) not in (value, _UNSAID.get(name, value)):
+            _refuse(section, name, (value,))
+
+
+def _refuse(section: ConfigFile, key: str, known: Sequence[Any]) -> NoReturn:
+    said = ", ".join(shown(value) for value in known)
+    section.fail(key, f"{shown(section.values.get(key))}: vLLM 0.32 takes {said} here")
+
+
+_UNSAID: Final = {"packing_format": None}
+"""A null that is as if the key were absent; vLLM takes no other for it."""
+
+_WHOLE: Final = frozenset(fixed.data_type for fixed in FIXED)
+"""Types of data that only the backend `auto` takes."""
 
 
 def _own(section: ConfigFile, names: Names) -> Own:
@@ -183,7 +229,7 @@ def _format(section: ConfigFile, rule: ConfigFile) -> Format | None:
     if kind in ("fp", "fp8"):
         if bits != 8 or not symmetric or not isinstance(merged.get("group_size"), list):
             fail("vLLM 0.32 has a class for symmetric fp8 in blocks only")
-        return Fp8Block(read_block(merged, "group_size"))
+        return Split(Fp8Block(read_block(merged, "group_size")), _NO_EXPERTS)
     if "mx_fp" in kind:
         if bits not in (4, 8) or merged.get("group_size") != 32 or not symmetric:
             fail("vLLM 0.32 has a class for mxfp4 and mxfp8, symmetric, in groups of 32 only")
@@ -207,7 +253,9 @@ def _integers(merged: ConfigFile, bits: int, *, symmetric: bool) -> Format:
     if "gptq" in packing or "gptq" in str(backend):
         if not symmetric or bits not in (4, 8):
             merged.fail("sym", "vLLM 0.32 has a class for gptq's packing with symmetric 4 and 8")
+        if backend != "auto" and "marlin" not in str(backend):
+            merged.fail("backend", f"{shown(backend)}: vLLM 0.32 has gptq's packing on Marlin only")
         return Gptq(bits, group)
-    if bits != 4 or group is None:
-        merged.fail("bits", "vLLM 0.32 has a class for awq's packing with 4 bits by group only")
+    if bits != 4:
+        merged.fail("bits", "vLLM 0.32 has a class for awq's packing with 4 bits only")
     return Awq(group)
