@@ -144,6 +144,18 @@ def test_a_quantised_layout_agrees(method: str, tmp_path: Path) -> None:
     assert len(compared(tmp_path, config, tensors).disagreements) == 1
 
 
+@pytest.mark.parametrize(("method", "other"), [("awq", "gptq"), ("gptq", "awq")])
+def test_the_other_packing_of_as_many_bytes_disagrees(
+    method: str, other: str, tmp_path: Path
+) -> None:
+    """Awq packs the outputs of a linear, gptq its inputs."""
+    config, tensors = dense(method, other)
+    found = compared(tmp_path, config, tensors)
+    linears = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")
+    wrong = {one.tensor for one in found.disagreements}
+    assert wrong == {f"model.layers.0.{linear}.qweight" for linear in linears}
+
+
 def test_each_part_of_a_fused_linear_states_a_shape_of_two_sides(tmp_path: Path) -> None:
     config, tensors = dense("pack-quantized")
     tensors["model.layers.0.self_attn.k_proj.weight_shape"] = ("I64", [3])

@@ -119,6 +119,9 @@ def _agree(spec: TensorSpec, stored: Sequence[Stored], dequantised: bool) -> boo
     """Whether the stored parts make up the planned tensor."""
     if spec.name in SHARED:
         return {t.shape for t in stored} == {spec.shape}
+    if spec.name == "qweight":  # awq packs its columns, gptq its rows: parts lie side by side
+        columns = sum(t.shape[1] for t in stored if len(t.shape) == len(spec.shape))
+        return {t.shape[:1] for t in stored} == {spec.shape[:1]} and columns == spec.shape[1]
     dtypes = {TORCH_DTYPES.get(t.dtype, t.dtype) for t in stored}
     if spec.name not in ("weight", "bias") or spec.dtype.startswith(("int", "uint")):
         # Scales are cast, those of an activation shared, and packed weights repacked: nobody keeps
