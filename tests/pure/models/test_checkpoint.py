@@ -229,6 +229,15 @@ def test_a_scale_where_the_config_says_nothing_of_it(
     ]
 
 
+@pytest.mark.parametrize(
+    "name", ["lm_head.weight_scale", "model.embed_tokens.weight_scale_inv", "visual.proj.scales"]
+)
+def test_a_scale_anywhere_contradicts_that_nothing_is_quantised(tmp_path: Path, name: str) -> None:
+    tensors = deepseek(small_config()) | {name: ("F32", [1])}
+    with pytest.raises(ModelError, match=f"is missing, and {name} is stored, as beside"):
+        compared(tmp_path, small_config(), tensors)
+
+
 def test_every_tensor_of_the_layers_too_many_is_counted(tmp_path: Path) -> None:
     tensors = deepseek(small_config())
     config = small_config(num_hidden_layers=6, num_nextn_predict_layers=0)

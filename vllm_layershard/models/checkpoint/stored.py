@@ -91,7 +91,7 @@ def _require_stated(found: FoundModel, model: Model, checkpoint: Checkpoint) -> 
     """Refuse a checkpoint that is quantised where no source says so: the plan would be too large.
 
     Raises:
-        ModelError: names the first tensor of a layer that is stored in fewer bits.
+        ModelError: names the first tensor in fewer bits, or as beside a quantised weight.
     """
     if model.quantization != "none":
         return
@@ -99,8 +99,6 @@ def _require_stated(found: FoundModel, model: Model, checkpoint: Checkpoint) -> 
 
     for name, tensor in checkpoint.tensors.items():
         leaf = name.rpartition(".")[2]
-        if "layers." not in name:
-            continue
         if tensor.dtype in LOW_BITS or leaf in PACKED:
             found.config.fail(
                 "quantization_config",
