@@ -17,6 +17,8 @@ from one_gpu.graphs import captured
 from one_gpu.sent import Sent
 from one_gpu.stack import batch
 from vllm_layershard.runtime.device import device_of
+from vllm_layershard.runtime.ranks.group import create_groups, group_over, private_group
+from vllm_layershard.runtime.ranks.nccl import MAX_CTAS
 
 LONG_CYCLES = 20_000_000
 """About ten milliseconds: far longer than a copy or a GEMM here."""
@@ -92,6 +94,25 @@ def test_the_watchdog_may_poll_while_a_forward_is_captured(tmp_path, asynchronou
         assert torch.equal(said, stack.unsharded(x))
         assert torch.equal(stack(x), stack.unsharded(x))
         torch.cuda.synchronize()
+
+
+@cases("made", ["for the host", "for the manual API"])
+def test_a_group_that_moves_weights_may_take_a_few_blocks_only(tmp_path, rows, made):
+    nccl_group(tmp_path)
+    try:
+        if made == "for the host":
+            group = create_groups([(0,)], "nccl", beside_others=True)[0]
+        else:
+            group = private_group(group_over(None))
+        x = torch.arange(1 << 20, device="cuda")
+        group.broadcast(x, 0)
+        torch.cuda.synchronize()
+        config = group.data._get_backend(torch.device("cuda")).options.config
+        rows({made: f"at most {config.max_ctas} blocks"})
+        assert config.max_ctas == MAX_CTAS
+        assert torch.equal(x.cpu(), torch.arange(1 << 20))
+    finally:
+        dist.destroy_process_group()
 
 
 @torch.inference_mode()

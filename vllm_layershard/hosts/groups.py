@@ -137,6 +137,7 @@ class _WorldGroups(Groups):
             backend,
             data_timeout=timeout(parallel_config, "distributed_timeout_seconds"),
             control_timeout=timeout(parallel_config, "cpu_distributed_timeout_seconds"),
+            beside_others=True,
         )
         super().__init__(layout, list(groups.values()))
 

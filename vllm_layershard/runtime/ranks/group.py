@@ -15,6 +15,7 @@ from torch.distributed.distributed_c10d import _set_pg_timeout, _world, get_back
 from vllm_layershard.errors import PlanError, TransportError
 from vllm_layershard.plan import SeriesPlan
 from vllm_layershard.runtime.ranks.messages import exchange
+from vllm_layershard.runtime.ranks.nccl import options_for
 
 
 class Group(ABC):
@@ -114,20 +115,24 @@ def create_groups(
     *,
     data_timeout: timedelta | None = None,
     control_timeout: timedelta | None = None,
+    beside_others: bool = False,
 ) -> dict[int, RankGroup]:
     """Create private process groups; collective over the whole world, same order everywhere.
 
     Returns this rank's groups, keyed by their index in `groups`. A timeout is how long a rank waits
-    for the others in one collective; None is torch.distributed's own.
+    for the others in one collective; None is torch.distributed's own. What moves `beside_others`,
+    on a side stream, leaves the model's own collectives room on the device: see nccl.py.
 
     Raises:
         TransportError: a rank did not take part, within torch.distributed's timeout.
+        HostError: NCCL cannot be told to leave room.
     """
     rank = dist.get_rank()
     mine: dict[int, RankGroup] = {}
     for index, ranks in enumerate(groups):
+        options = options_for(backend, data_timeout) if beside_others else None
         try:
-            data = _new_group(ranks, data_timeout, backend)
+            data = _new_group(ranks, data_timeout, backend, pg_options=options)
             control = _new_group(ranks, control_timeout, "gloo")
         except RuntimeError as error:
             raise _lost(rank, "no private groups could be formed", ranks, error) from error
@@ -177,14 +182,17 @@ def private_group(group: RankGroup) -> RankGroup:
 
     Raises:
         TransportError: a rank did not take part, within the given group's timeout.
+        HostError: NCCL cannot be told to leave the group's other collectives room.
     """
     given = group.data
     _count_alike(group)
     timeout = _timeout_of(given)  # a new group would have the default
+    backend = get_backend_config(given)
+    options = options_for(backend, timeout)
     try:
         data, control = (
-            _new_group(group.ranks, timeout, backend, use_local_synchronization=True)
-            for backend in (get_backend_config(given), "gloo")
+            _new_group(group.ranks, timeout, kind, pg_options=told, use_local_synchronization=True)
+            for kind, told in ((backend, options), ("gloo", None))
         )
     except RuntimeError as error:
         raise group.lost("no private groups could be formed", error) from error

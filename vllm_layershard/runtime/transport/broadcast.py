@@ -10,6 +10,7 @@ import torch.distributed as dist
 from vllm_layershard.plan import SeriesPlan
 from vllm_layershard.runtime.device import Device
 from vllm_layershard.runtime.ranks.group import RankGroup
+from vllm_layershard.runtime.ranks.nccl import warn_of_order
 from vllm_layershard.runtime.slots import SlotPool
 from vllm_layershard.runtime.tensors import flat
 from vllm_layershard.runtime.transport.base import Ticket, Transport
@@ -45,6 +46,8 @@ class Broadcast(Transport):
         return self._stored[position]
 
     def open(self, plan: SeriesPlan, slots: SlotPool) -> None:
+        if self._device.backend == "nccl" and self._group.ranks[self._group.group_rank] == 0:
+            warn_of_order()  # one rank speaks for all
         self._options = tuple(_from(rank) for rank in plan.owner)
         self._incoming = tuple(tuple(flat(t) for t in slot) for slot in slots.tensors)
 
