@@ -128,13 +128,23 @@ def test_in_every_mode_and_layout(
         check_moved(tmp_path / "reports", layout, {"weights", "activations"})
 
 
+ATTENTION = ["o_proj", "q_b_proj"]
+"""In each of two stages there are several of them, but one layer of shared experts in the first."""
+
+
 @MOVES
-@pytest.mark.parametrize("layout", [TWO_RANKS, Layout(dp=2, pp=2)], ids=["dp2", "dp2 pp2"])
-def test_compiled_they_say_what_the_control_says(model, prompts, reference, tmp_path, layout):
+@pytest.mark.parametrize(
+    ("layout", "layers"),
+    [(TWO_RANKS, LAYERS), (Layout(dp=2, pp=2), ATTENTION)],
+    ids=["dp2", "dp2 pp2"],
+)
+def test_compiled_they_say_what_the_control_says(
+    model, prompts, reference, tmp_path, layout, layers
+):
     """The control runs the same ops, and moves neither weights nor tokens."""
     answers = {}
     for placement in ("replicated", "round_robin"):
-        asked = asking(tmp_path / placement, "auto", placement=placement)
+        asked = asking(tmp_path / placement, "auto", placement=placement, layers=layers)
         with Server(
             model, tmp_path / f"{placement}.log", layout=layout, eager=False, sharding=asked
         ) as server:
