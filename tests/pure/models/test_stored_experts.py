@@ -79,7 +79,7 @@ SECTIONS: dict[str, dict[str, Any] | None] = {
     "quark int4": {
         "quant_method": "quark",
         "export": {"kv_cache_group": [], "pack_method": "reorder"},
-        "global_quant_config": {"weight": {"dtype": "int4", "group_size": 128}},
+        "global_quant_config": {"weight": {"dtype": "int4", "group_size": 128, "symmetric": False}},
     },
     "quark int8": {
         "quant_method": "quark",
