@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Final
 
+from vllm_layershard.config import KEY
+from vllm_layershard.errors import HostError
+from vllm_layershard.hosts.deployment import reaches_other_nodes
+
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
@@ -57,3 +61,29 @@ def fine_grained_size(vllm_config: VllmConfig, key: str) -> int | None:
     extra = vllm_config.additional_config
     stated = extra.get("finegrained_tp_config") if isinstance(extra, dict) else None
     return stated.get(key) if isinstance(stated, dict) else None
+
+
+def check_pulls(vllm_config: VllmConfig) -> None:
+    """Refuse what a pull cannot reach: other nodes' memory, and memory that changes hands.
+
+    Raises:
+        HostError: names the setting, and what to do.
+    """
+    if reaches_other_nodes(vllm_config.parallel_config):
+        raise HostError(
+            f"{KEY}: its ranks would be on several nodes, and weights are pulled within one node "
+            "only; put all data-parallel ranks on one, or, for a model with routed experts, use "
+            "transport 'broadcast'"
+        )
+    model = vllm_config.model_config
+    allocators = {
+        "--enable-sleep-mode": model.enable_sleep_mode,
+        "--enable-cumem-allocator": getattr(model, "enable_cumem_allocator", False),
+    }
+    for setting, present in allocators.items():
+        if present:
+            raise HostError(
+                f"{KEY}: with {setting} weights are in memory that no other process can map, so "
+                "they cannot be pulled; leave it out, or, for a model with routed experts, use "
+                "transport 'broadcast'"
+            )

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 from vllm_layershard.config import KEY, LayerShardConfig, short
 from vllm_layershard.errors import HostError
 from vllm_layershard.hosts import cpu_dp
-from vllm_layershard.hosts.deployment import launched_as, note_launch, reaches_other_nodes
+from vllm_layershard.hosts.deployment import launched_as, note_launch
 from vllm_layershard.hosts.exchange.command import stated_with_exchange, with_published_command
 from vllm_layershard.hosts.exchange.excluded import check_exchange
-from vllm_layershard.hosts.exclusions import breaking_lockstep, fine_grained_size
+from vllm_layershard.hosts.exclusions import breaking_lockstep, check_pulls, fine_grained_size
 from vllm_layershard.hosts.moves.excluded import check_move
 from vllm_layershard.plan import ParallelLayout, engines_that_share, sharing_layout
 from vllm_layershard.runtime.report_file import make_writable
@@ -98,7 +98,7 @@ def check(vllm_config: VllmConfig) -> None:
     _check_execution(vllm_config)
     _check_split(vllm_config, config)
     if layout.one_sided:
-        _check_pulls(vllm_config)
+        check_pulls(vllm_config)
     if vllm_config.device_config.device_type == "cpu" and layout.dp > 1 and layout.dp_lockstep:
         cpu_dp.require()
     if config.report_dir is not None:  # last: it makes the directory
@@ -153,26 +153,4 @@ def _check_split(vllm_config: VllmConfig, config: LayerShardConfig) -> None:
             raise HostError(
                 f"{KEY}: finegrained_tp_config.{key} = {short(size)} splits {', '.join(split)} "
                 "over data-parallel ranks, which then hold no copies of it; use one of the two"
-            )
-
-
-def _check_pulls(vllm_config: VllmConfig) -> None:
-    """Refuse what a pull cannot reach: other nodes' memory, and memory that changes hands."""
-    if reaches_other_nodes(vllm_config.parallel_config):
-        raise HostError(
-            f"{KEY}: its ranks would be on several nodes, and weights are pulled within one node "
-            "only; put all data-parallel ranks on one, or, for a model with routed experts, use "
-            "transport 'broadcast'"
-        )
-    model = vllm_config.model_config
-    allocators = {
-        "--enable-sleep-mode": model.enable_sleep_mode,
-        "--enable-cumem-allocator": getattr(model, "enable_cumem_allocator", False),
-    }
-    for setting, present in allocators.items():
-        if present:
-            raise HostError(
-                f"{KEY}: with {setting} weights are in memory that no other process can map, so "
-                "they cannot be pulled; leave it out, or, for a model with routed experts, use "
-                "transport 'broadcast'"
             )
