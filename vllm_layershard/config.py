@@ -119,13 +119,17 @@ class LayerShardConfig:
         if faults:
             raise ConfigError("; ".join(faults))
 
-    def transport_in(self, *, lockstep: bool) -> TransportName:
+    def transport_in(self, *, lockstep: bool, paired_gpus: bool = False) -> TransportName:
         """How weights move in a group that runs its forwards together, or does not.
 
-        `auto` broadcasts where it can: among ranks in lockstep, and whole layers.
+        `auto` broadcasts where it can: among ranks in lockstep, and whole layers. Two GPUs that map
+        each other's memory (`paired_gpus`) pull instead: each link has one reader, and a copy takes
+        nothing of what computes.
         """
         if self.transport != "auto":
             return self.transport
+        if paired_gpus and self.placement == "round_robin":
+            return "pull"
         return "broadcast" if lockstep and self.placement != "striped" else "pull"
 
 

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import TYPE_CHECKING, Final
 
 from vllm_layershard.config import KEY
 from vllm_layershard.errors import HostError
-from vllm_layershard.hosts.deployment import reaches_other_nodes
+from vllm_layershard.hosts.deployment import launched_as, reaches_other_nodes
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
 _FLASHCOMM1: Final = "VLLM_ASCEND_ENABLE_FLASHCOMM1"
+
+_CONFS: Final = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
+_ASYNC: Final = "cudaMallocAsync"
+"""Where torch reads which allocator to use, and the one whose memory nobody else can map."""
+
+logger = logging.getLogger(f"vllm.{__name__}")  # below vLLM's own: with its format
 
 
 def breaking_lockstep(vllm_config: VllmConfig) -> dict[str, str]:
@@ -75,15 +82,41 @@ def check_pulls(vllm_config: VllmConfig) -> None:
             "only; put all data-parallel ranks on one, or, for a model with routed experts, use "
             "transport 'broadcast'"
         )
+    for setting in _allocators(vllm_config):
+        raise HostError(
+            f"{KEY}: with {setting} weights are in memory that no other process can map, so "
+            "they cannot be pulled; leave it out, or, for a model with routed experts, use "
+            "transport 'broadcast'"
+        )
+
+
+def gpus_reach_each_other(vllm_config: VllmConfig) -> bool:
+    """Whether all ranks are on GPUs of this node, and each can map the memory of every other.
+
+    It is as the driver says of their fast link, without a context on any of them. Not where it is
+    not known: parts that are launched apart may be in containers of their own.
+    """
+    parallel, launch = vllm_config.parallel_config, launched_as(vllm_config)
+    if vllm_config.device_config.device_type != "cuda" or launch.in_parts or parallel.nnodes > 1:
+        return False
+    if _allocators(vllm_config) or any(_ASYNC in os.environ.get(name, "") for name in _CONFS):
+        return False
+    from vllm.platforms import current_platform
+
+    ranks = range(launch.size * parallel.world_size)
+    try:
+        gpus = [current_platform.device_id_to_physical_device_id(rank) for rank in ranks]
+        return bool(current_platform.is_fully_connected(gpus))
+    except Exception as error:  # of the driver's library, or of fewer GPUs than ranks
+        logger.info("Layer sharding: it is not known which GPUs reach each other (%s)", error)
+        return False
+
+
+def _allocators(vllm_config: VllmConfig) -> list[str]:
+    """The settings that are given and allocate weights where no other process can map them."""
     model = vllm_config.model_config
-    allocators = {
+    known = {
         "--enable-sleep-mode": model.enable_sleep_mode,
         "--enable-cumem-allocator": getattr(model, "enable_cumem_allocator", False),
     }
-    for setting, present in allocators.items():
-        if present:
-            raise HostError(
-                f"{KEY}: with {setting} weights are in memory that no other process can map, so "
-                "they cannot be pulled; leave it out, or, for a model with routed experts, use "
-                "transport 'broadcast'"
-            )
+    return [setting for setting, present in known.items() if present]

@@ -10,7 +10,12 @@ from vllm_layershard.hosts import cpu_dp
 from vllm_layershard.hosts.deployment import launched_as, note_launch
 from vllm_layershard.hosts.exchange.command import stated_with_exchange, with_published_command
 from vllm_layershard.hosts.exchange.excluded import check_exchange
-from vllm_layershard.hosts.exclusions import breaking_lockstep, check_pulls, fine_grained_size
+from vllm_layershard.hosts.exclusions import (
+    breaking_lockstep,
+    check_pulls,
+    fine_grained_size,
+    gpus_reach_each_other,
+)
 from vllm_layershard.hosts.moves.excluded import check_move
 from vllm_layershard.plan import ParallelLayout, engines_that_share, sharing_layout
 from vllm_layershard.runtime.report_file import make_writable
@@ -18,6 +23,10 @@ from vllm_layershard.schema import validated
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
+
+GPUS_REACH = f"{KEY}_gpus_reach"
+"""The key of `additional_config` that tells all workers what was found before any of them starts.
+It is there only where GPUs reach each other."""
 
 LOAD_FORMATS = frozenset({"auto", "hf", "safetensors", "pt", "npcache", "dummy", "mistral"})
 """They fill parameters through their weight loaders, layer by layer, on whatever device."""
@@ -67,6 +76,7 @@ def _asked_layout(vllm_config: VllmConfig, config: LayerShardConfig) -> Parallel
         dcp=parallel.decode_context_parallel_size,
         is_moe=vllm_config.model_config.is_moe,
         config=config,
+        gpus_reach=bool(vllm_config.additional_config.get(GPUS_REACH)),
     )
 
 
@@ -75,8 +85,9 @@ def check(vllm_config: VllmConfig) -> None:
 
     Effect: the ops become borders of the pieces of a piecewise-compiled model. So what is started
     in one captured graph is not left to be joined in another. It is noted how many data-parallel
-    ranks were asked for (hosts/deployment.py). An exchange that a variable asks for is written into
-    the key: from it vLLM knows one compiled graph from another.
+    ranks were asked for (hosts/deployment.py), and whether their GPUs reach each other. An exchange
+    that a variable asks for is written into the key: from it vLLM knows one compiled graph from
+    another.
 
     Raises:
         ConfigError: the value of the key is not valid.
@@ -91,6 +102,7 @@ def check(vllm_config: VllmConfig) -> None:
         return
     check_exchange(vllm_config, config)
     note_launch(vllm_config)
+    _note_reach(vllm_config)
     layout = _asked_layout(vllm_config, config)
     layout.require_peers()
     check_move(vllm_config, config, layout)
@@ -110,6 +122,13 @@ def check(vllm_config: VllmConfig) -> None:
     if pieces and vllm_config.device_config.device_type != "cpu":
         ops = _OPS if config.move == "weights" else _MOVING_OPS
         pieces.extend(op for op in ops if op not in pieces)
+
+
+def _note_reach(vllm_config: VllmConfig) -> None:
+    """Note once whether GPUs reach each other: a worker sees fewer of them."""
+    extra = vllm_config.additional_config
+    if GPUS_REACH not in extra and gpus_reach_each_other(vllm_config):
+        vllm_config.additional_config = {**extra, GPUS_REACH: True}
 
 
 def _check_loading(vllm_config: VllmConfig) -> None:

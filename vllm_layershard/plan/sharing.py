@@ -9,11 +9,20 @@ from vllm_layershard.plan.layout import ParallelLayout, run_in_lockstep
 
 
 def sharing_layout(
-    *, tp: int, dp: int, pcp: int, pp: int, is_moe: bool, config: LayerShardConfig, dcp: int = 1
+    *,
+    tp: int,
+    dp: int,
+    pcp: int,
+    pp: int,
+    is_moe: bool,
+    config: LayerShardConfig,
+    dcp: int = 1,
+    gpus_reach: bool = False,
 ) -> ParallelLayout:
     """The layout of a deployment of these sizes, with its lockstep and its movement decided.
 
-    The planner and the plugin both call it: they read the sizes, and decide nothing. The replicas
+    The planner and the plugin both call it: they read the sizes, and decide nothing. `gpus_reach`
+    says that all ranks are on GPUs that map each other's memory. The replicas
     of a dense model that exchanges tokens share each within itself: its tensor-parallel ranks hold
     the same whole linears, and run every forward together.
 
@@ -22,17 +31,12 @@ def sharing_layout(
     """
     together = run_in_lockstep(dp, dp_lockstep=is_moe)
     apart = not together and exchanges(config, tp)
-    transport_name = config.transport_in(lockstep=together or apart)
-    return ParallelLayout(
-        tp=tp,
-        dp=dp,
-        pcp=pcp,
-        pp=pp,
-        dp_lockstep=is_moe,
-        one_sided=transport_name == "pull",
-        engines_apart=apart,
-        dcp=dcp,
+    layout = ParallelLayout(
+        tp=tp, dp=dp, pcp=pcp, pp=pp, dp_lockstep=is_moe, engines_apart=apart, dcp=dcp
     )
+    paired = gpus_reach and max(layout.group_size(*kind) for kind in layout.kinds) == 2
+    transport_name = config.transport_in(lockstep=together or apart, paired_gpus=paired)
+    return replace(layout, one_sided=transport_name == "pull")
 
 
 def exchanges(config: LayerShardConfig, tp: int) -> bool:

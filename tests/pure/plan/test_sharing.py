@@ -111,3 +111,27 @@ def test_whole_linears_of_two_stages_of_two_by_two_ranks_written_out(is_moe, opt
     layout = sharing_layout(tp=2, dp=2, pcp=1, pp=2, is_moe=is_moe, config=config)
     assert layout.groups(tp_replicated=True) == groups
     assert [layout.stage_of(rank) for rank in range(8)] == [0, 0, 1, 1, 0, 0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "options", "transport"),
+    [
+        ({"dp": 2}, {}, "pull"),
+        ({"tp": 2}, {}, "pull"),
+        ({"dp": 2, "pp": 4}, {}, "pull"),
+        ({"dp": 2}, {"transport": "broadcast"}, "broadcast"),
+        ({"dp": 2}, {"placement": "replicated"}, "broadcast"),
+        ({"dp": 3}, {}, "broadcast"),
+        ({"dp": 3}, {"placement": "striped"}, "pull"),
+        ({"tp": 2, "dp": 2}, {}, "broadcast"),
+    ],
+)
+def test_two_gpus_that_reach_each_other_pull_and_more_of_them_broadcast(sizes, options, transport):
+    config = LayerShardConfig(("o_proj",), **options)
+    sizes = {"tp": 1, "dp": 1, "pcp": 1, "pp": 1} | sizes
+    layout = sharing_layout(**sizes, is_moe=True, config=config, gpus_reach=True)
+    assert layout.transport_name == transport
+    without = sharing_layout(**sizes, is_moe=True, config=config)
+    assert replace(layout, one_sided=without.one_sided) == without, "nothing else depends on it"
+    if options.get("placement") != "striped":
+        assert without.transport_name == "broadcast"

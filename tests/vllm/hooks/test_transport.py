@@ -1,0 +1,92 @@
+"""`auto` on CUDA: two ranks pull where the driver says that they can, and no check refuses it.
+
+vLLM's own `create_engine_config` decides, with its CUDA platform; no GPU is needed for it.
+"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from hosted.child import run_child
+from hosted.tiny import CONFIG, write_config
+
+DECIDE = """
+import json, os, sys
+from hosted.cuda import stand_in
+
+stand_in()
+from vllm.engine.arg_utils import EngineArgs
+from vllm.platforms import current_platform
+from vllm_layershard.config import KEY
+from vllm_layershard.hosts.settings import layout_of, requested
+
+type(current_platform).is_cumem_allocator_available = lambda self: True  # asks for a library
+asked = []
+
+def answered(answer):
+    def is_fully_connected(gpus):
+        asked.append(gpus)
+        if isinstance(answer, str):
+            raise RuntimeError(answer)
+        return answer
+    type(current_platform).is_fully_connected = staticmethod(is_fully_connected)
+
+result = []
+for arguments, options, environ, answer in json.loads(sys.argv[1]):
+    answered(answer)
+    os.environ.update(environ)
+    asked.clear()
+    config = EngineArgs(
+        skip_tokenizer_init=True, additional_config={KEY: {"layers": ["o_proj"], **options}},
+        model=sys.argv[2], **{"data_parallel_size": 2, **arguments},
+    ).create_engine_config()
+    for name in environ:
+        del os.environ[name]
+    assert config.device_config.device_type == "cuda"
+    transport = layout_of(config, requested(config)).transport_name
+    first = list(asked)
+    answered("a worker sees one GPU of its own")
+    config.__post_init__()
+    assert layout_of(config, requested(config)).transport_name == transport, "decided once"
+    result.append([transport, first])
+"""
+
+PAIR = [[0, 1]]
+CASES = {
+    "two that reach each other": ({}, {}, {}, True, "pull", PAIR),
+    "two that do not": ({}, {}, {}, False, "broadcast", PAIR),
+    "two of which the driver cannot tell": ({}, {}, {}, "no such GPU", "broadcast", PAIR),
+    "asked to broadcast": ({}, {"transport": "broadcast"}, {}, True, "broadcast", PAIR),
+    "three": ({"data_parallel_size": 3}, {}, {}, True, "broadcast", [[0, 1, 2]]),
+    "sleep": ({"enable_sleep_mode": True}, {}, {}, True, "broadcast", []),
+    "parts launched apart": (
+        {"data_parallel_size_local": 1, "data_parallel_address": "127.0.0.1"},
+        {},
+        {},
+        True,
+        "broadcast",
+        [],
+    ),
+    "another allocator": (
+        {},
+        {},
+        {"PYTORCH_CUDA_ALLOC_CONF": "backend:cudaMallocAsync"},
+        True,
+        "broadcast",
+        [],
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def decided(tmp_path_factory) -> dict:
+    model = write_config(tmp_path_factory.mktemp("model"), CONFIG)
+    found = run_child(DECIDE, json.dumps([case[:4] for case in CASES.values()]), str(model))
+    return dict(zip(CASES, found, strict=True))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_auto_pulls_between_two_gpus_that_reach_each_other(decided, case):
+    assert decided[case] == list(CASES[case][4:])
