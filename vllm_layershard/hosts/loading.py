@@ -12,6 +12,7 @@ from vllm_layershard.config import LayerShardConfig
 from vllm_layershard.hosts.decision import Decision
 from vllm_layershard.hosts.groups import Groups
 from vllm_layershard.hosts.linears import describe_linear
+from vllm_layershard.hosts.replicas.raw_weight import RawWeights
 from vllm_layershard.hosts.sharded_linear import LoadingLinearMethod, check_linear, put_in_front
 from vllm_layershard.plan import Linear, ParallelLayout, Plan, SharedNeed, shared_need
 from vllm_layershard.runtime.device import Device
@@ -35,7 +36,7 @@ class LoadingModel:
 
     `modules` has the linears by prefix. After the last one `on_loaded` is called, once, with the
     groups in the order of `decisions`. A pipeline stage with none of the named linears has loaded
-    them at once.
+    them at once. `random` weights come from no checkpoint.
     """
 
     def __init__(
@@ -45,12 +46,15 @@ class LoadingModel:
         device: Device,
         modules: Mapping[str, nn.Module],
         on_loaded: Callable[[list[LoadedGroup]], None],
+        *,
+        random: bool = False,
     ) -> None:
         self._decisions = decisions
         self._groups = groups
         self._device = device
         self._modules = modules
         self._on_loaded = on_loaded
+        self._raw_weights = RawWeights(device.torch_device, self._telling, random=random)
         self._loading: list[list[LoadingSeries]] = []
         self._to_adopt = sum(
             len(linears) for each in decisions for linears in each.group_plan.linears
@@ -92,36 +96,39 @@ class LoadingModel:
                     series_plan, group, self._device, transport, verify=config.verify
                 )
                 for position, linear in enumerate(linears):
-                    self._begin_linear(series, position, linear, lockstep=group.lockstep)
+                    self._begin_linear(series, position, linear)
                 loading.append(series)
             self._loading.append(loading)
         if self._to_adopt == 0:
             self._finish()
 
-    def _begin_linear(
-        self, series: LoadingSeries, position: int, linear: Linear, *, lockstep: bool
-    ) -> None:
+    def _begin_linear(self, series: LoadingSeries, position: int, linear: Linear) -> None:
         module = self._modules[linear.prefix]
         check_linear(module)
         if series.loads(position):
             materialise(module, self._device.torch_device)
-        elif not lockstep:  # nobody sends it the small ones
-            large = tuple(tensor.name for tensor in linear.large)
-            materialise(module, self._device.torch_device, leave=large)
-        put_in_front(module, LoadingLinearMethod(module, series, position, self._adopting))
+        method = LoadingLinearMethod(module, series, position, self._adopting)
+        if series.passes(position):
+            method.raw = self._raw_weights.take(module, method.process_raw)
+        put_in_front(module, method)
 
     @contextmanager
     def _adopting(self) -> Iterator[None]:
-        """Count one linear in that is adopted within; after the last, end the loading.
-
-        What is raised is also told to ranks that would wait for this one. Those in lockstep see its
-        end: what they do together fails.
-        """
-        try:
+        """Count one linear in that is adopted within, or was; after the last, end the loading."""
+        with self._telling():
             yield
             self._to_adopt -= 1
             if self._to_adopt == 0:
                 self._finish()
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        """Tell ranks that would wait for this one what is raised within.
+
+        Those in lockstep see its end: what they do together fails.
+        """
+        try:
+            yield
         except Exception as error:
             if not all(self._group_of(decision).lockstep for decision in self._decisions):
                 self._groups.leave(error)

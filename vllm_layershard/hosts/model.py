@@ -140,7 +140,8 @@ def build(
             reload_together(model, Reloads(Act(groups.board()), every_series, device))
             serve(loaded, config, groups, ffn)
 
-        loading = LoadingModel(decisions, groups, device, modules, attach_and_serve)
+        random = str(vllm_config.load_config.load_format) == "dummy"
+        loading = LoadingModel(decisions, groups, device, modules, attach_and_serve, random=random)
         loading.begin(config, layout)
         sharded = {
             prefix

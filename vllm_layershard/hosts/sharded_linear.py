@@ -13,6 +13,7 @@ from vllm.model_executor.layers.linear import LinearMethodBase, UnquantizedLinea
 from vllm_layershard.config import KEY
 from vllm_layershard.errors import HostError
 from vllm_layershard.hosts.linears import describe_linear, method_name
+from vllm_layershard.hosts.replicas.raw_weight import RawWeight
 from vllm_layershard.runtime.loading import LoadingSeries
 from vllm_layershard.runtime.ops import Place
 
@@ -41,7 +42,8 @@ class InFront(LinearMethodBase):  # type: ignore[misc]
 class LoadingLinearMethod(InFront):
     """The quant method of a linear that is being loaded.
 
-    `adopting` is entered around the adoption, and counts it: see LoadingModel.
+    `adopting` is entered around the adoption, and counts it: see LoadingModel. A weight that passes
+    through this rank is `raw`, and may be processed and adopted before the others are loaded.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class LoadingLinearMethod(InFront):
         self._series = series
         self._position = position
         self._adopting = adopting
+        self.raw: RawWeight | None = None
         self._as_loaded = describe_linear(module, 0)
         self._method = method_name(module)
 
@@ -68,18 +71,34 @@ class LoadingLinearMethod(InFront):
             HostError: the quant method left no tensor that could be the weight, or one in a format
                 of the device's own, or there is no memory that the others can read.
         """
+        if self.raw is not None:
+            with self._adopting():
+                self.raw.finish()
+            return
         self._series.receive(self._position, layer)
         self._inner.process_weights_after_loading(layer)
         with self._adopting():
-            processed = describe_linear(layer, 0)
-            if processed.lost_weight_of(self._as_loaded):
-                raise HostError(
-                    f"{KEY}: {self._prefix}: its quant method ({self._method}) moves the "
-                    "weight out of the layer's tensors, into memory of a kernel's own, from where "
-                    "it cannot be sent; leave it out"
-                )
-            large = tuple(tensor.name for tensor in processed.large)
-            self._series.adopt(self._position, layer, large)
+            self._adopt(layer)
+
+    def process_raw(self, layer: torch.nn.Module) -> None:
+        """Process the weight that passes through, and hand over what this rank keeps of it.
+
+        Raises:
+            HostError: as process_weights_after_loading.
+        """
+        self._inner.process_weights_after_loading(layer)
+        self._adopt(layer)
+
+    def _adopt(self, layer: torch.nn.Module) -> None:
+        processed = describe_linear(layer, 0)
+        if processed.lost_weight_of(self._as_loaded):
+            raise HostError(
+                f"{KEY}: {self._prefix}: its quant method ({self._method}) moves the "
+                "weight out of the layer's tensors, into memory of a kernel's own, from where "
+                "it cannot be sent; leave it out"
+            )
+        large = tuple(tensor.name for tensor in processed.large)
+        self._series.adopt(self._position, layer, large)
 
     def apply(
         self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None

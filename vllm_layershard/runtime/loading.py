@@ -42,30 +42,39 @@ class LoadingSeries:
         self._first_arrivals = FirstArrivals(group, plan) if verify and plan.moves else None
         self._former = Former()
         self._adopted: set[int] = set()
-        self._each_loads = not plan.moves or (plan.is_striped and not group.lockstep)
+        self._each_loads = not plan.moves
 
     def loads(self, position: int) -> bool:
-        """Whether this rank reads the position's weight from the checkpoint.
+        """Whether this rank reads the position's weight from the checkpoint, to keep it.
 
-        Of a replicated series every rank reads all. So does every rank of a striped one where the
-        ranks are not in lockstep: they cannot send each other what they have loaded.
+        Of a replicated series every rank does so.
         """
-        return self._each_loads or self._plan.loader[position] == self._group.group_rank
+        return self._each_loads or (self._is_loader(position) and not self.passes(position))
+
+    def passes(self, position: int) -> bool:
+        """Whether this rank reads the position's weight to process it, and then lets go of it.
+
+        So it is with ranks that are not in lockstep, of what they do not store whole: they cannot
+        send each other what they have loaded.
+        """
+        return self._plan.moves and not self._group.lockstep and not self._weights.owns(position)
+
+    def _is_loader(self, position: int) -> bool:
+        return self._plan.loader[position] == self._group.group_rank
 
     def receive(self, position: int, module: nn.Module, *, leave: tuple[str, ...] = ()) -> None:
         """Fill the module's parameters, but for `leave`, with the weight as its loader has read it.
 
         Collective in a group in lockstep: the loader's parameters hold the weight, those of the
-        other ranks may be on meta. Elsewhere what is on meta becomes zeros, for the quant method
-        to process.
+        other ranks may be on meta. Elsewhere each rank has read the weight itself.
 
         Raises:
             HostError: a parameter is in a format of the device's own.
             TransportError: a rank of the group is gone.
         """
-        if not self.loads(position):
-            materialise(module, self._device.torch_device, leave=leave)
         if isinstance(self._group, RankGroup) and not self._each_loads:
+            if not self._is_loader(position):
+                materialise(module, self._device.torch_device, leave=leave)
             self._broadcast(self._group, position, module, leave)
 
     def _broadcast(
@@ -94,7 +103,7 @@ class LoadingSeries:
         large = {name: held(module)[name] for name in names}
         self._weights.check_formats(position, large)
         self._small_tensors.note(position, module, names)
-        if self._first_arrivals is not None and self.loads(position):
+        if self._first_arrivals is not None and self._is_loader(position):
             self._first_arrivals.note(position, tuple(large.values()))
         before = memory_of(large)
         self._weights.take(position, module, names)

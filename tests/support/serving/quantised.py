@@ -1,6 +1,7 @@
-"""The test model quantised: the checkpoints of four methods of vLLM's and of the tests' own one.
+"""The test model quantised: the checkpoints of five methods of vLLM's and of the tests' own one.
 
-Only `LINEARS` are: attention linears with no other name in them, in all nine layers.
+Only `LINEARS` are: attention linears with no other name in them, in all nine layers. Of the dense
+model, which takes fp8 in blocks, all linears are: `DENSE_LINEARS`.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from safetensors.torch import load_file, save_file
 from serving.weights import FILE
 
 LINEARS = ("q_b_proj", "o_proj")
+DENSE_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 GROUP = 32
 """Columns that share a scale: 16-bit scales are then an eighth of the weight's bytes, and large."""
 
 PLUGINS = Path(__file__).parents[1] / "plugins"
-"""The path that makes `reference_int4` known to vLLM."""
+"""The path that makes `reference_int4` known to vLLM, and lets any CPU serve fp8 in blocks."""
 
 Tensors = dict[str, torch.Tensor]
 
@@ -83,6 +85,17 @@ def int8(weight: torch.Tensor) -> Tensors:
     return {"weight": (weight.float() / scale).round().to(torch.int8), "weight_scale": scale}
 
 
+def fp8_blocks(weight: torch.Tensor) -> Tensors:
+    """DeepSeek's fp8, a scale for each block of `GROUP` rows and columns: no power of two."""
+    blocks = weight.float().unflatten(1, (-1, GROUP)).unflatten(0, (-1, GROUP))
+    scale = blocks.abs().amax(dim=(1, 3), keepdim=True) / 448
+    values = (blocks / scale).flatten(2, 3).flatten(0, 1)
+    return {
+        "weight": values.to(torch.float8_e4m3fn).contiguous(),
+        "weight_scale_inv": scale[:, 0, :, 0].contiguous(),
+    }
+
+
 def reference_int4(rows: int, columns: int) -> Callable[[torch.Tensor], Tensors]:
     """The tests' own method: see plugins/reference_int4.py."""
 
@@ -123,6 +136,7 @@ class Method:
 
     config: dict[str, Any]
     quantise: Callable[[torch.Tensor], Tensors]
+    linears: tuple[str, ...] = LINEARS
 
 
 METHODS = {
@@ -152,6 +166,15 @@ METHODS = {
         pack_quantized,
     ),
     "fp8": Method(_compressed("float-quantized", *_of_rows("float")), fp8),
+    "fp8-blocks": Method(
+        {
+            "quant_method": "fp8",
+            "activation_scheme": "dynamic",
+            "weight_block_size": [GROUP, GROUP],
+        },
+        fp8_blocks,
+        DENSE_LINEARS,
+    ),
     "int8": Method(_compressed("int-quantized", *_of_rows("int")), int8),
     "reference-groups": Method(_reference(1, 16), reference_int4(1, 16)),
     "reference-blocks": Method(_reference(32, 32), reference_int4(32, 32)),
@@ -159,7 +182,7 @@ METHODS = {
 
 
 def quantised(model: Path, directory: Path, name: str, left: tuple[str, ...] = ()) -> Path:
-    """A copy of `model` in `directory`, its `LINEARS` quantised by the method of that name.
+    """A copy of `model` in `directory`, its linears quantised by the method of that name.
 
     But for those that are `left` as they were, by their names; the method has a list for them.
     """
@@ -168,7 +191,7 @@ def quantised(model: Path, directory: Path, name: str, left: tuple[str, ...] = (
     tensors: Tensors = {}
     for key, tensor in load_file(model / FILE).items():
         linear = key.removesuffix(".weight")
-        if linear.endswith(LINEARS) and linear not in left:
+        if linear.endswith(method.linears) and linear not in left:
             tensors |= {f"{linear}.{k}": t for k, t in method.quantise(tensor).items()}
         else:
             tensors[key] = tensor

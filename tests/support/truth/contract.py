@@ -82,6 +82,10 @@ CONTRACT: dict[str, dict[str, tuple[str, ...] | None]] = {
     f"{_LOADER}/utils.py": {
         "initialize_model": ("vllm_config", "prefix", "model_class", "model_config"),
     },
+    f"{_LOADER}/weight_utils.py": {
+        "default_weight_loader": ("param", "loaded_weight"),
+        "initialize_single_dummy_weight": ("param", "low", "high", "seed"),
+    },
     f"{_LOADER}/reload/layerwise.py": {
         "record_metadata_for_reloading": ("model",),
         "_layerwise_process": ("layer", "info"),

@@ -1,8 +1,8 @@
 """SmallTensors: what every rank stores beside the large tensors, compared among the ranks.
 
-Ranks that do not wait for each other load their small tensors themselves, and process them beside a
-large one of zeros. That is right as long as no small tensor depends on the large one's values, and
-all ranks have loaded the same checkpoint; here both are seen.
+Ranks that do not wait for each other load every weight themselves, process it, and keep its small
+tensors. These are alike as long as all ranks have loaded the same checkpoint, and have processed it
+alike; here both are seen.
 """
 
 from __future__ import annotations
@@ -46,6 +46,6 @@ class SmallTensors:
                     raise MismatchError(
                         f"rank {rank}: {self._plan.layer_name(position)} has other scales, biases "
                         f"or other small tensors than on rank {self._group.ranks[loader]}: the "
-                        "replicas were not given the same checkpoint, or its quantisation derives "
-                        "them from the weight, which this rank does not load; leave the series out"
+                        "replicas were not given the same checkpoint, or its quantisation makes "
+                        "others of it on each of them; leave the series out"
                     )

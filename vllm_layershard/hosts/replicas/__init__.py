@@ -1,0 +1,1 @@
+"""What replicas read of weights that they do not store."""
