@@ -19,6 +19,8 @@ _CONFS: Final = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_A
 _ASYNC: Final = "cudaMallocAsync"
 """Where torch reads which allocator to use, and the one whose memory nobody else can map."""
 
+_REGISTER: Final = "NCCL_GRAPH_REGISTER"
+
 logger = logging.getLogger(f"vllm.{__name__}")  # below vLLM's own: with its format
 
 
@@ -88,6 +90,29 @@ def check_pulls(vllm_config: VllmConfig) -> None:
             "they cannot be pulled; leave it out, or, for a model with routed experts, use "
             "transport 'broadcast'"
         )
+
+
+def leave_unregistered(vllm_config: VllmConfig) -> None:
+    """Have NCCL map nothing of other ranks' for captured broadcasts, where they may sleep.
+
+    Effect: NCCL_GRAPH_REGISTER=0 in this process, which workers inherit, as vLLM itself relies on
+    (0.32, config/vllm.py). What is registered stays mapped while its owner gives the pages away.
+
+    Raises:
+        HostError: it is set otherwise.
+    """
+    graphs = vllm_config.compilation_config.cudagraph_mode
+    captured = graphs is not None and graphs.name != "NONE"
+    if not captured or vllm_config.device_config.device_type != "cuda":
+        return
+    for setting in _allocators(vllm_config):
+        value = os.environ.setdefault(_REGISTER, "0")
+        if value != "0":
+            raise HostError(
+                f"{KEY}: with {setting} and {_REGISTER}={value} other ranks keep memory mapped "
+                "that sleep gives away, and captured broadcasts would write there; unset "
+                f"{_REGISTER}, or leave out sleep mode"
+            )
 
 
 def gpus_reach_each_other(vllm_config: VllmConfig) -> bool:

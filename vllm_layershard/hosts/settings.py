@@ -15,6 +15,7 @@ from vllm_layershard.hosts.exclusions import (
     check_pulls,
     fine_grained_size,
     gpus_reach_each_other,
+    leave_unregistered,
 )
 from vllm_layershard.hosts.moves.excluded import check_move
 from vllm_layershard.plan import ParallelLayout, engines_that_share, sharing_layout
@@ -111,6 +112,8 @@ def check(vllm_config: VllmConfig) -> None:
     _check_split(vllm_config, config)
     if layout.one_sided:
         check_pulls(vllm_config)
+    else:
+        leave_unregistered(vllm_config)
     if vllm_config.device_config.device_type == "cpu" and layout.dp > 1 and layout.dp_lockstep:
         cpu_dp.require()
     if config.report_dir is not None:  # last: it makes the directory

@@ -1,5 +1,7 @@
 """`auto` on CUDA: two ranks pull where the driver says that they can, and no check refuses it.
 
+A broadcast that is captured is not registered with NCCL where sleep mode gives its memory away.
+
 vLLM's own `create_engine_config` decides, with its CUDA platform; no GPU is needed for it.
 """
 
@@ -20,6 +22,7 @@ stand_in()
 from vllm.engine.arg_utils import EngineArgs
 from vllm.platforms import current_platform
 from vllm_layershard.config import KEY
+from vllm_layershard.errors import HostError
 from vllm_layershard.hosts.settings import layout_of, requested
 
 type(current_platform).is_cumem_allocator_available = lambda self: True  # asks for a library
@@ -33,24 +36,32 @@ def answered(answer):
         return answer
     type(current_platform).is_fully_connected = staticmethod(is_fully_connected)
 
+REGISTER = "NCCL_GRAPH_REGISTER"
 result = []
 for arguments, options, environ, answer in json.loads(sys.argv[1]):
     answered(answer)
-    os.environ.update(environ)
     asked.clear()
-    config = EngineArgs(
-        skip_tokenizer_init=True, additional_config={KEY: {"layers": ["o_proj"], **options}},
-        model=sys.argv[2], **{"data_parallel_size": 2, **arguments},
-    ).create_engine_config()
-    for name in environ:
-        del os.environ[name]
+    os.environ.pop(REGISTER, None)
+    os.environ.update(environ)
+    try:
+        config = EngineArgs(
+            skip_tokenizer_init=True, additional_config={KEY: {"layers": ["o_proj"], **options}},
+            model=sys.argv[2], **{"data_parallel_size": 2, **arguments},
+        ).create_engine_config()
+    except HostError as error:
+        result.append([str(error), list(asked), None])
+        continue
+    finally:
+        registers = os.environ.get(REGISTER)
+        for name in environ:
+            del os.environ[name]
     assert config.device_config.device_type == "cuda"
     transport = layout_of(config, requested(config)).transport_name
     first = list(asked)
     answered("a worker sees one GPU of its own")
     config.__post_init__()
     assert layout_of(config, requested(config)).transport_name == transport, "decided once"
-    result.append([transport, first])
+    result.append([transport, first, registers])
 """
 
 PAIR = [[0, 1]]
@@ -61,6 +72,32 @@ CASES = {
     "asked to broadcast": ({}, {"transport": "broadcast"}, {}, True, "broadcast", PAIR),
     "three": ({"data_parallel_size": 3}, {}, {}, True, "broadcast", [[0, 1, 2]]),
     "sleep": ({"enable_sleep_mode": True}, {}, {}, True, "broadcast", []),
+    "sleep without graphs": (
+        {"enable_sleep_mode": True, "enforce_eager": True},
+        {},
+        {},
+        True,
+        "broadcast",
+        [],
+    ),
+    "sleep, and registered as it is": (
+        {"enable_sleep_mode": True},
+        {},
+        {"NCCL_GRAPH_REGISTER": "0"},
+        True,
+        "broadcast",
+        [],
+    ),
+    "sleep, and registered": (
+        {"enable_sleep_mode": True},
+        {},
+        {"NCCL_GRAPH_REGISTER": "1"},
+        True,
+        "layer_sharding: with --enable-sleep-mode and NCCL_GRAPH_REGISTER=1 other ranks keep "
+        "memory mapped that sleep gives away, and captured broadcasts would write there; unset "
+        "NCCL_GRAPH_REGISTER, or leave out sleep mode",
+        [],
+    ),
     "parts launched apart": (
         {"data_parallel_size_local": 1, "data_parallel_address": "127.0.0.1"},
         {},
@@ -89,4 +126,13 @@ def decided(tmp_path_factory) -> dict:
 
 @pytest.mark.parametrize("case", CASES)
 def test_auto_pulls_between_two_gpus_that_reach_each_other(decided, case):
-    assert decided[case] == list(CASES[case][4:])
+    assert decided[case][:2] == list(CASES[case][4:6])
+
+
+def test_captured_broadcasts_are_not_registered_where_ranks_may_sleep(decided):
+    """And NCCL is left alone elsewhere. A value of the user's is kept, or refused by its name."""
+    assert {case: found[2] for case, found in decided.items() if found[2]} == {
+        "sleep": "0",
+        "sleep, and registered as it is": "0",
+    }
+    assert decided["sleep, and registered"][0].startswith("layer_sharding: with --enable-sleep")
