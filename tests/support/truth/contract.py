@@ -104,6 +104,7 @@ CONTRACT: dict[str, dict[str, tuple[str, ...] | None]] = {
 """File -> dotted name -> the parameters of a function; None for a class or a field."""
 
 TEXTS = {
+    f"{_LAYERS}/fused_moe/runner/moe_runner.py": "self._shared_experts = SharedExperts(",
     f"{_LOADER}/base_loader.py": "initialize_model(",
     f"{_LAYERS}/linear.py": "_cpu_skip_gemm_dispatch",
     "vllm/config/model.py": "self.runner_type = ",
