@@ -133,6 +133,15 @@ def test_in_every_mode_graphs_end_at_both_ops_or_hold_a_whole_forward(
     assert found == [[mode, *ends] for mode in MODES]
 
 
+def test_vllm_tells_inductor_to_cut_at_both_ops(tmp_path):
+    model = write_config(tmp_path / "model", CONFIG)
+    modes = ("PIECEWISE", "FULL_AND_PIECEWISE")
+    asked = [(graphs(model, mode, use_inductor_graph_partition=True), None) for mode in modes]
+    fused = {"use_inductor_graph_partition": True, "pass_config": {"fuse_attn_quant": True}}
+    asked += [(graphs(model, mode, **fused), None) for mode in modes]
+    assert decided(*asked)[0] == [[mode, *PIECES] for mode in (*modes, *modes)]
+
+
 def test_without_pieces_vllm_captures_whole_forwards_and_so_do_we(tmp_path):
     model = write_config(tmp_path / "model", CONFIG)
     found, _ = decided(
