@@ -132,6 +132,11 @@ class LayerShardConfig:
             return "pull"
         return "broadcast" if lockstep and self.placement != "striped" else "pull"
 
+    @property
+    def cuts_rows(self) -> bool:
+        """Whether stripes end at rows, so that a product can use them where activations move."""
+        return self.placement == "striped" and self.move != "weights"
+
 
 NAME_LISTS: Final = ("layers", "token_exchange")
 """The keys whose values are lists of names."""
@@ -240,11 +245,6 @@ def _move_faults(config: LayerShardConfig) -> Iterator[str]:
         )
     if config.move == "weights":
         return
-    if config.placement == "striped":
-        yield (
-            f"move = {move}: a stripe ends anywhere in a layer, and no product can use it; use "
-            "placement 'round_robin'"
-        )
     if config.token_exchange:
         names = ", ".join(map(short, config.token_exchange[:_MAX_FAULTS]))
         yield (

@@ -12,9 +12,11 @@ from vllm_layershard.config import LayerShardConfig
 from vllm_layershard.hosts.decision import Decision
 from vllm_layershard.hosts.groups import Groups
 from vllm_layershard.hosts.linears import describe_linear
+from vllm_layershard.hosts.moves.rows import check_rows
 from vllm_layershard.hosts.replicas.raw_weight import RawWeights
 from vllm_layershard.hosts.sharded_linear import LoadingLinearMethod, check_linear, put_in_front
 from vllm_layershard.plan import Linear, ParallelLayout, Plan, SharedNeed, shared_need
+from vllm_layershard.plan.rows import Rows
 from vllm_layershard.runtime.device import Device
 from vllm_layershard.runtime.loading import LoadingSeries
 from vllm_layershard.runtime.ranks.agreement import agree
@@ -96,15 +98,19 @@ class LoadingModel:
                     series_plan, group, self._device, transport, verify=config.verify
                 )
                 for position, linear in enumerate(linears):
-                    self._begin_linear(series, position, linear)
+                    self._begin_linear(series, position, linear, series_plan.series.rows)
                 loading.append(series)
             self._loading.append(loading)
         if self._to_adopt == 0:
             self._finish()
 
-    def _begin_linear(self, series: LoadingSeries, position: int, linear: Linear) -> None:
+    def _begin_linear(
+        self, series: LoadingSeries, position: int, linear: Linear, rows: Rows | None
+    ) -> None:
         module = self._modules[linear.prefix]
         check_linear(module)
+        if rows is not None:
+            check_rows(module, rows)
         if series.loads(position):
             materialise(module, self._device.torch_device)
         method = LoadingLinearMethod(module, series, position, self._adopting)

@@ -38,13 +38,14 @@ class Draft:
     device: Device
     layers: dict[int, nn.Module] = field(default_factory=dict)
 
-    def series(self) -> Series:
+    def series(self, config: LayerShardConfig) -> Series:
         """The series that the layers make.
 
         Raises:
-            PlanError: they are not alike.
+            PlanError: they are not alike, or are to be cut at rows and cannot be.
         """
-        found = series_of({self.name: [self._linear(layer_id) for layer_id in sorted(self.layers)]})
+        linears = [self._linear(layer_id) for layer_id in sorted(self.layers)]
+        found = series_of({self.name: linears}, by_rows=config.cuts_rows)
         if len(found) > 1:
             kinds = ", ".join(f"layer {s.layer_ids[0]}: {s.layout}" for s in found)
             raise PlanError(
@@ -136,7 +137,7 @@ def require_room_for(
 def _plan_of(drafts: Sequence[Draft], group: RankGroup, config: LayerShardConfig) -> Plan:
     if not drafts:
         raise PlanError("layer sharding: finish was called and no series has a layer; call add")
-    series = [draft.series() for draft in drafts]
+    series = [draft.series(config) for draft in drafts]
     plan = build_plan(series, group.size, config.prefetch_step, config.placement)
     for draft, series_plan in zip(drafts, plan.series, strict=True):
         if series_plan.moves:

@@ -75,9 +75,12 @@ def group_plans(
     `selected` are the stage's linears of each name. The planner and the plugin both call it.
 
     Raises:
-        PlanError: a group of one rank, or a prefetch_step too large for a series.
+        PlanError: a group of one rank, a prefetch_step too large for a series, or a linear that is
+            to be cut at rows and cannot be.
     """
-    grouped = series_of(selected, config.layer_stride, keep_first=config.keep_first)
+    grouped = series_of(
+        selected, config.layer_stride, keep_first=config.keep_first, by_rows=config.cuts_rows
+    )
     _require_likes(grouped, config)
     return tuple(
         GroupPlan(

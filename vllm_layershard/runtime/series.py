@@ -98,6 +98,10 @@ class ShardedSeries:
         """The tensors that `position`'s linear reads on this rank, by attribute name."""
         return self._weights.read_at(position)
 
+    def rows(self, position: int) -> torch.Tensor | None:
+        """What this rank stores of a weight that is cut at rows: see Weights.rows_at."""
+        return self._weights.rows_at(position)
+
     def resident_bytes(self) -> int:
         """Bytes of the storages that this rank stores for good, as really allocated."""
         return self._weights.resident_bytes()

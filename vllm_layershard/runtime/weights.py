@@ -148,6 +148,11 @@ class Weights:
         slot = self.slots.tensors[self._plan.schedule.slot[position]]
         return dict(zip(self.names, slot, strict=True))
 
+    def rows_at(self, position: int) -> torch.Tensor | None:
+        """This rank's rows of a weight that is cut at rows: [n, D_in], or None for none of them."""
+        part, like = self.parts.get(position), self.slots.tensors[0][0]
+        return None if part is None else part.view(like.dtype).view(-1, like.shape[1])
+
     def resident_bytes(self) -> int:
         """Bytes of the storages that this rank stores for good, as really allocated."""
         owned = (t for tensors in self.resident.values() for t in tensors.values())

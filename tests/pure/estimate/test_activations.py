@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from hosted.tiny import CONFIG, write_config
 from vllm_layershard import Layout, load_hardware, plan_model
+from vllm_layershard.errors import PlanError
 from vllm_layershard.estimate.activations.bytes_moved import BytesMoved
 from vllm_layershard.estimate.activations.clock import Clock
 from vllm_layershard.estimate.activations.judge import judge
 from vllm_layershard.estimate.activations.linears import moved_linears
-from vllm_layershard.estimate.exchange.collectives import rooted_seconds
+from vllm_layershard.estimate.exchange.collectives import (
+    all_gather_seconds,
+    all_to_all_seconds,
+    rooted_seconds,
+)
 from vllm_layershard.estimate.figure import Figure
 from vllm_layershard.estimate.nodes import widest
 from vllm_layershard.estimate.phases.batches import decode
@@ -104,9 +111,71 @@ def test_times_of_one_layer_are_the_sum_of_its_parts() -> None:
     assert clock.longer(tokens) == pytest.approx(61 * linear.longer)
 
 
+def _striped(hardware: str = "H200", layers: str = "o_proj") -> PlanResult:
+    return plan_model(
+        "DeepSeek-V3",
+        [layers],
+        Layout(dp=8, ep=True),
+        hardware=hardware,
+        placement="striped",
+        move="auto",
+    )
+
+
+def test_a_rank_of_rows_gathers_all_tokens_and_reads_its_part_of_the_weight() -> None:
+    """A decode's product takes as long as its reads, a prefill's as its multiplications."""
+    result = _striped()
+    device = result.forecast.hardware
+    (one,) = moved_linears(result.planned, device)
+    assert one.by_rows
+    assert one.largest_part == 1 / 8
+    clock, spread = Clock(result.planned, device, (one,)), widest([range(8)], 8)
+    for tokens in (16, 2048):
+        linear = clock.linear(one, tokens)
+        assert linear.there == all_gather_seconds(8 * tokens * 16384 * 2, spread, device)
+        assert linear.back == all_to_all_seconds(tokens * 7168 * 2, spread, device)
+    assert linear.product == pytest.approx(linear.own)
+    assert device.memory_bandwidth is not None
+    few = clock.linear(one, 16).product
+    read = 7168 * 16384 / 8 + 2 * 8 * 16 * (7168 / 8 + 16384)
+    rate = device.memory_bandwidth.value * device.memory_efficiency.value
+    assert few == pytest.approx(read / rate)
+    assert one.gathered_bytes(16) == 2 * 16 * (8 * 16384 + 7168 + 7168)
+
+
+def test_the_rank_of_most_rows_is_waited_for() -> None:
+    """2,112 rows are sixteen blocks and a half one: the last rank has two and a half."""
+    result = _striped(layers="fused_qkv_a_proj")
+    (one,) = moved_linears(result.planned, result.forecast.hardware)
+    assert one.largest_part == 320 / 2112
+    assert one.gathered_bytes(1) == 2 * (8 * (7168 + 320) + 2112)
+
+
+def test_json_has_the_keys_that_owners_have_and_says_who_computes() -> None:
+    owners = plan_model("DeepSeek-V3", ["o_proj"], Layout(dp=8, ep=True), move="auto").move
+    rows = _striped().move
+    assert owners is not None
+    assert rows is not None
+    assert rows._fields == owners._fields
+    assert "owner computes" in owners.assumptions[0]
+    assert "every rank computes its rows" in rows.assumptions[0]
+    assert rows.move_weights_from == rows.break_even_tokens
+
+
+def test_a_linear_without_rows_of_its_own_is_refused_as_the_server_refuses_it(
+    tmp_path: Path,
+) -> None:
+    """fp8 with one scale for the whole weight."""
+    quantised = {"quant_method": "fp8", "activation_scheme": "dynamic"}
+    model = write_config(tmp_path / "model", CONFIG | {"quantization_config": quantised})
+    with pytest.raises(PlanError, match=r"weight_scale: float32\) no rank can compute some rows"):
+        plan_model(str(model), ["o_proj"], Layout(dp=2), placement="striped", move="activations")
+
+
+@pytest.mark.parametrize("plan", ["owners", "rows"])
 @pytest.mark.parametrize("hardware", ["H200", "910C", "RTX PRO 6000"])
-def test_the_threshold_parts_what_is_quicker(hardware: str) -> None:
-    result = _plan(hardware)
+def test_the_threshold_parts_what_is_quicker(hardware: str, plan: str) -> None:
+    result = _plan(hardware) if plan == "owners" else _striped(hardware)
     batches = result.forecast.batches
     found = judge(result.planned, result.forecast.hardware, batches, "auto")
     threshold = found.move_weights_from

@@ -153,10 +153,6 @@ def test_shared_experts_may_be_sharded():
             "move_weights_from = 8: with move 'weights' every forward moves the same; leave it out",
         ),
         (
-            {"layers": ["a"], "move": "activations", "placement": "striped"},
-            "move = 'activations': a stripe ends anywhere in a layer, and no product can use it;",
-        ),
-        (
             {"layers": ["a"], "move": "activations", "token_exchange": ["a"]},
             "move = 'activations': token_exchange moves the tokens of 'a' already; leave out one",
         ),

@@ -13,6 +13,7 @@ def check(tmp_path, ranks: int, first: int, count: int) -> None:
         assert seen.wrong == [], rank
         assert seen.weight_forwards > count / 4
         assert seen.activation_forwards > count / 4
+        assert seen.forwards_to_rows > count / 8
 
 
 @pytest.mark.parametrize("ranks", [2, 3])

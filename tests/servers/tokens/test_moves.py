@@ -84,10 +84,12 @@ def test_prefills_move_weights_and_decodes_tokens(
 
 
 @MOVES
+@pytest.mark.parametrize("placement", ["round_robin", "striped"])
 def test_where_tokens_always_move_no_slot_is_ever_written(
-    model, prompts, plain_eager, reference, tmp_path
+    model, prompts, plain_eager, reference, tmp_path, placement
 ):
-    with serving(model, tmp_path, asking(tmp_path, "activations")) as server:
+    asked = asking(tmp_path, "activations", placement=placement)
+    with serving(model, tmp_path, asked) as server:
         poison(server)
         check_all(server, prompts, plain_eager, reference)
         check_moved(tmp_path / "reports", TWO_RANKS, {"activations"})
@@ -110,8 +112,11 @@ WHOLE = ["fused_qkv_a_proj"]
         (TP2, {"layers": WHOLE}, ()),
         (Layout(dp=2, tp=2), {"layers": [*LAYERS, *WHOLE]}, ()),
         (Layout(dp=4), {}, ()),
+        (TWO_RANKS, {"placement": "striped", "keep_first": True}, ()),
+        (TP2, {"layers": WHOLE, "placement": "striped"}, ()),
+        (Layout(dp=4), {"placement": "striped"}, ()),
     ],
-    ids=["pulls", "chunks", "tp2", "dp2 tp2", "dp4"],
+    ids=["pulls", "chunks", "tp2", "dp2 tp2", "dp4", "stripes", "tp2 stripes", "dp4 stripes"],
 )
 def test_in_every_mode_and_layout(
     model, prompts, plain_eager, reference, tmp_path, layout, options, arguments
@@ -134,28 +139,32 @@ ATTENTION = ["o_proj", "q_b_proj"]
 
 @MOVES
 @pytest.mark.parametrize(
-    ("layout", "layers"),
-    [(TWO_RANKS, LAYERS), (Layout(dp=2, pp=2), ATTENTION)],
-    ids=["dp2", "dp2 pp2"],
+    ("layout", "layers", "moved"),
+    [
+        (TWO_RANKS, LAYERS, "round_robin"),
+        (Layout(dp=2, pp=2), ATTENTION, "round_robin"),
+        (TWO_RANKS, LAYERS, "striped"),
+    ],
+    ids=["dp2", "dp2 pp2", "stripes"],
 )
 def test_compiled_they_say_what_the_control_says(
-    model, prompts, reference, tmp_path, layout, layers
+    model, prompts, reference, tmp_path, layout, layers, moved
 ):
     """The control runs the same ops, and moves neither weights nor tokens."""
     answers = {}
-    for placement in ("replicated", "round_robin"):
+    for placement in ("replicated", moved):
         asked = asking(tmp_path / placement, "auto", placement=placement, layers=layers)
         with Server(
             model, tmp_path / f"{placement}.log", layout=layout, eager=False, sharding=asked
         ) as server:
             answers[placement] = ask(server, prompts)
-            if placement == "round_robin":
+            if placement == moved:
                 assert cut_off(server, prompts[:4]) == 4
                 alone = ask(server, prompts[:4], rank=server.engines - 1)
                 assert [answer.token_ids for answer in alone] == reference[:4]
                 check_moved(tmp_path / placement / "reports", layout, {"weights", "activations"})
-    assert [answer.token_ids for answer in answers["round_robin"]] == reference
-    check_to_rounding(answers["round_robin"], answers["replicated"])
+    assert [answer.token_ids for answer in answers[moved]] == reference
+    check_to_rounding(answers[moved], answers["replicated"])
 
 
 @MOVES

@@ -2,14 +2,15 @@
 
 Every rank draws the same sequence from its seed. What a linear makes is compared, bit by bit, with
 its product in one process: of this rank's rows where weights move, of all ranks' rows together
-where tokens do.
+where tokens do. Where each rank has some rows of the weight, with the products of these, side by
+side.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from vllm_layershard.runtime import ops
 from vllm_layershard.runtime.moves.linear import MovedLinear
 from vllm_layershard.runtime.moves.ops import bind_linear, order_on
 from vllm_layershard.runtime.moves.series import MovingSeries
+from vllm_layershard.runtime.moves.striped_linear import StripedLinear
 from vllm_layershard.runtime.series import ShardedSeries
 
 MOST_TOKENS = 300
@@ -59,11 +61,13 @@ def drawn(seed: int, ranks: int) -> Sequence:
     loads = [_counts(draw, ranks) for _ in range(draw.randint(2, 6))]
     about = draw.choice(loads)
     start = max(1, max(about) + draw.choice((-1, 0, 1))) if move == "auto" else None
+    placement = draw.choice(("round_robin",) * 4 + ("striped",) * 4 + ("replicated",))
+    transports = ("pull",) if placement == "striped" else ("broadcast", "pull")
     return Sequence(
         options={
             "prefetch_step": step,
-            "placement": draw.choice(("round_robin",) * 4 + ("replicated",)),
-            "transport": draw.choice(("broadcast", "pull")),
+            "placement": placement,
+            "transport": draw.choice(transports),
         },
         layers=layers,
         bias=draw.random() < 0.5,
@@ -95,6 +99,7 @@ class Seen:
     wrong: list[str] = field(default_factory=list)
     weight_forwards: int = 0
     activation_forwards: int = 0
+    forwards_to_rows: int = 0
 
 
 def play(rank: int, first: int, count: int) -> Seen:
@@ -114,7 +119,7 @@ def play(rank: int, first: int, count: int) -> Seen:
 def _play_one(
     rank: int, seed: int, sequence: Sequence, lane: Callable[[Any], Lane], seen: Seen
 ) -> None:
-    sharding = LayerSharding(lane=lane, **sequence.options)
+    sharding = sharding_by(sequence.rule, lane=lane, **sequence.options)
     plain = {name: _linears(sequence, name, seed) for name in SHAPES}
     shared = {name: _linears(sequence, name, seed) for name in SHAPES}
     for name, linears in shared.items():
@@ -134,6 +139,7 @@ def _play_one(
             seen.weight_forwards += 1
         else:
             seen.activation_forwards += 1
+            seen.forwards_to_rows += sequence.options["placement"] == "striped"
     ops.unbind([f"layers.{layer}" for layer in range(sequence.layers)])
 
 
@@ -143,6 +149,13 @@ def _linears(sequence: Sequence, name: str, seed: int) -> nn.ModuleList:
     return nn.ModuleList(
         nn.Linear(of, to, bias=sequence.bias, dtype=torch.bfloat16) for _ in range(sequence.layers)
     )
+
+
+def sharding_by(rule: MoveRule, **options: Any) -> LayerSharding:
+    """A sharding whose stripes are of rows where tokens may move; the manual API asks for none."""
+    sharding = LayerSharding(**options)
+    sharding.config = replace(sharding.config, move=rule.move, move_weights_from=rule.weights_from)
+    return sharding
 
 
 def bind_moving(
@@ -157,13 +170,44 @@ def bind_moving(
     for position, module in enumerate(linears):
         path = f"layers.{position}.{name}"
         ops.bind(f"layers.{position}", path, ops.Place(series, position, moving))
-        bind_linear(MovedLinear(moving, position, path, computing(module)))
+        if series.plan.series.rows is None:
+            bind_linear(MovedLinear(moving, position, path, computing(module)))
+        else:
+            rows = computing_rows(series, position)
+            bind_linear(StripedLinear(moving, position, path, computing(module), rows))
     return moving
 
 
 def computing(module: Any) -> Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]:
     """What the module makes, with the weight that it has by then."""
     return lambda x, bias: linear(x, module.weight, bias)
+
+
+def computing_rows(
+    series: ShardedSeries, position: int
+) -> Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]:
+    """What the rows make that this rank has."""
+    first, end = series.plan.rows(series.group.group_rank)
+
+    def compute(x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        weight = series.rows(position)
+        assert weight is not None
+        assert weight.shape[0] == end - first
+        return linear(x, weight, None if bias is None else bias[first:end])
+
+    return compute
+
+
+def product(series: ShardedSeries, rows: torch.Tensor, module: Any) -> torch.Tensor:
+    """In one process: what all rows of tokens make where tokens move."""
+    of = series.plan
+    if of.series.rows is None:
+        return linear(rows, module.weight, module.bias)
+    made = []
+    for first, end in map(of.rows, range(series.group.size)):
+        bias = None if module.bias is None else module.bias[first:end]
+        made.append(linear(rows, module.weight[first:end], bias))
+    return torch.cat(made, dim=1)
 
 
 def tokens_of(rank: int, count: int, columns: int, seed: int) -> torch.Tensor:
@@ -201,15 +245,18 @@ def _faults(
                 continue
             module, key = plain[name][layer], f"layers.{layer}.{name}"
             everyone = [tokens_of(r, n, of, seed + layer) for r, n in enumerate(forward.counts)]
-            rows = everyone[rank] if weights else torch.cat(everyone)
-            expected = linear(rows, module.weight, module.bias)
+            whole = linear(everyone[rank], module.weight, module.bias)
+            expected = whole
             if not weights:
-                expected = expected.split(list(forward.counts))[rank]
+                together = product(sharding.series[name], torch.cat(everyone), module)
+                expected = together.split(list(forward.counts))[rank]
             bias, order = shared[name][layer].bias, order_on(torch.device("cpu"))
             made = everyone[rank].new_full((len(everyone[rank]), to), float("nan"))
             torch.ops.layershard.linear(everyone[rank], bias, made, order, key)
             if not torch.equal(made, expected):
                 found.append(f"{key} makes something else")
+            if not torch.allclose(made.float(), whole.float(), atol=1 / 64, rtol=1 / 64):
+                found.append(f"{key} is not near what it makes without sharding")
     if not weights:
         after = [(s.counters.weight_bytes, s.counters.launches) for s in every_series]
         if after != before:

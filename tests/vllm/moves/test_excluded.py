@@ -32,6 +32,8 @@ TAKEN = [
     asking(keep_first=True),
     asking(transport="pull"),
     asking(placement="replicated"),
+    asking(placement="striped"),
+    asking(placement="striped", keep_first=True),
     asking() | {"tensor_parallel_size": 2},
     asking() | {"tensor_parallel_size": 2, "data_parallel_size": 1},
     asking() | {"pipeline_parallel_size": 2},
@@ -41,9 +43,6 @@ TAKEN = [
 ON_SHARDS = "linears run on shards of the tokens, whose numbers the ranks do not tell each other"
 ASKED_FOR = "layer_sharding.move = 'auto'"
 REFUSED = {
-    f"ConfigError: {ASKED_FOR}: a stripe ends anywhere in a layer": (
-        {}, asking(placement="striped"),
-    ),
     f"ConfigError: {ASKED_FOR}: token_exchange moves the tokens of 'o_proj' already": (
         {}, asking(token_exchange=["o_proj"]) | {"tensor_parallel_size": 2},
     ),

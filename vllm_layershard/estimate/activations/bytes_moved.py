@@ -65,9 +65,14 @@ class BytesMoved(NamedTuple):
         """From so many tokens on a split of the input moves as much as stripes of the weight."""
         return ceil(self.weights_striped() / self.by_input_a_token)
 
-    def gathered_bytes(self, tokens: int) -> int:
+    def gathered_by_owner(self, tokens: int) -> int:
         """Memory of all ranks' tokens and their results, on the rank that computes them."""
         return self.ranks * tokens * self.owner_a_token
+
+    def gathered_by_output(self, tokens: int, part: float) -> int:
+        """Memory of all ranks' tokens, of a part of their results, and of the rank's own ones."""
+        made = ceil(part * self.rows)
+        return self.element * tokens * (self.ranks * (self.inner + made) + self.rows)
 
     @property
     def _others(self) -> int:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from vllm_layershard.estimate.activations.linears import Moved
-from vllm_layershard.estimate.activations.outcome import BothWays, OwnerTime
-from vllm_layershard.estimate.exchange.collectives import rooted_seconds
+from vllm_layershard.estimate.activations.outcome import BothWays, LinearTime
+from vllm_layershard.estimate.exchange.collectives import (
+    all_gather_seconds,
+    all_to_all_seconds,
+    rooted_seconds,
+)
 from vllm_layershard.estimate.forwards import Forwards
 from vllm_layershard.estimate.hardware import Hardware
 from vllm_layershard.estimate.roofline import Roofline
 from vllm_layershard.models import Batch, Sharding
 from vllm_layershard.models.layer_operations import product
+from vllm_layershard.models.operation import Operation
 
 
 class Clock:
@@ -36,7 +41,7 @@ class Clock:
         return BothWays(
             tokens=tokens,
             layers=layers,
-            linear=OwnerTime(*(total / layers for total in sums)),
+            linear=LinearTime(*(total / layers for total in sums)),
             activations=self.longer(tokens),
             weights=weights.exposed,
             compute=weights.compute,
@@ -50,16 +55,36 @@ class Clock:
             stages[one.pp_stage] = stages.get(one.pp_stage, 0.0) + longer
         return max(stages.values())
 
-    def linear(self, one: Moved, tokens: int) -> OwnerTime:
-        """One layer of a linear, with so many tokens on each rank: its owner computes for all."""
-        blueprint, spread, hardware = self._sharding.model.blueprint, one.spread, self._hardware
+    def linear(self, one: Moved, tokens: int) -> LinearTime:
+        """One layer of a linear, with so many tokens on each rank.
+
+        Its owner computes for all, or each rank some rows for all.
+        """
+        spread, hardware, blueprint = one.spread, self._hardware, self._sharding.model.blueprint
         ranks, element = one.traffic.ranks, one.traffic.element
         own = product(blueprint, one.shape, one.linear, tokens)
         of_all = product(blueprint, one.shape, one.linear, ranks * tokens)
         there, back = tokens * one.shape.inner * element, tokens * one.shape.rows * element
-        return OwnerTime(
-            own=self._roofline.seconds(own),
-            there=rooted_seconds(there, spread, hardware),
-            product=self._roofline.seconds(of_all),
-            back=rooted_seconds(back, spread, hardware),
-        )
+        if one.by_rows:
+            seconds = (
+                all_gather_seconds(ranks * there, spread, hardware),
+                self._roofline.seconds(_of_rows(of_all, one, ranks * tokens)),
+                all_to_all_seconds(back, spread, hardware),
+            )
+        else:
+            seconds = (
+                rooted_seconds(there, spread, hardware),
+                self._roofline.seconds(of_all),
+                rooted_seconds(back, spread, hardware),
+            )
+        return LinearTime(self._roofline.seconds(own), *seconds)
+
+
+def _of_rows(whole: Operation, one: Moved, tokens: int) -> Operation:
+    """The part of a product that the rank of most rows has: it reads these and all tokens."""
+    share = one.largest_part
+    return whole._replace(
+        flops=whole.flops * share,
+        moved_bytes=one.linear.tensors[0].nbytes * share
+        + 2.0 * tokens * (one.shape.rows * share + one.shape.inner),
+    )

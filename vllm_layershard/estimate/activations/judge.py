@@ -18,9 +18,15 @@ from vllm_layershard.estimate.phases.thresholds import fewest_tokens
 from vllm_layershard.estimate.transfer import Transfer
 from vllm_layershard.models import Batch, Sharding
 
-_ASSUMPTIONS: Final = (
+_BY_OWNER: Final = (
     "activations: a layer's owner computes for all ranks, with two collectives a linear that "
-    "nothing hides",
+    "nothing hides"
+)
+_BY_ROWS: Final = (
+    "activations: every rank computes its rows for all ranks, with an all-gather and an all-to-all "
+    "a linear that nothing hides"
+)
+_ASSUMPTIONS: Final = (
     "the threshold is of decodes at the context that was asked for, all ranks with as many tokens",
     "tokens a second: as many sequences as the cache has room for, whatever --max-num-seqs says",
 )
@@ -32,7 +38,7 @@ def judge(
     batches: Mapping[PhaseName, Batch],
     kv_cache_dtype: str,
 ) -> ActivationsOutcome:
-    """Compare both ways. The sharding moves whole layers, among ranks in lockstep.
+    """Compare both ways. The sharding moves something, among ranks in lockstep.
 
     Raises:
         PlanError: ranks that pull from each other lie on several nodes.
@@ -57,7 +63,7 @@ def judge(
         shared=shared,
         gathered_bytes=_gathered_bytes(sharding, linears, threshold, batches),
         lacking=lacks,
-        assumptions=_ASSUMPTIONS,
+        assumptions=(_BY_ROWS if sharding.config.cuts_rows else _BY_OWNER, *_ASSUMPTIONS),
     )
 
 
@@ -73,7 +79,7 @@ def _gathered_bytes(
         most = max(batch.tokens for batch in batches.values())
     else:
         most = weights_from - 1
-    return max(one.traffic.gathered_bytes(most) for one in linears)
+    return max(one.gathered_bytes(most) for one in linears)
 
 
 def _lacking(sharding: Sharding, hardware: Hardware, linears: tuple[Moved, ...]) -> tuple[str, ...]:

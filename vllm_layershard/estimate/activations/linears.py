@@ -16,7 +16,11 @@ from vllm_layershard.plan import Linear
 
 
 class Moved(NamedTuple):
-    """Linears of one series of a pipeline stage, in so many layers; `linear` stands for all."""
+    """Linears of one series of a pipeline stage, in so many layers; `linear` stands for all.
+
+    `largest_part` is the share of a layer that the rank which stores most of it has: 1 for an
+    owner. `by_rows`: each rank computes some rows for all.
+    """
 
     name: str
     pp_stage: int
@@ -25,6 +29,14 @@ class Moved(NamedTuple):
     linear: Linear
     spread: Spread
     traffic: BytesMoved
+    largest_part: float
+    by_rows: bool
+
+    def gathered_bytes(self, tokens: int) -> int:
+        """Memory of all ranks' tokens and their results, on the rank that computes most."""
+        if self.by_rows:
+            return self.traffic.gathered_by_output(tokens, self.largest_part)
+        return self.traffic.gathered_by_owner(tokens)
 
 
 def moved_linears(sharding: Sharding, hardware: Hardware) -> tuple[Moved, ...]:
@@ -36,6 +48,8 @@ def moved_linears(sharding: Sharding, hardware: Hardware) -> tuple[Moved, ...]:
         for series_plan, members in zip(group.plan.series, group.linears, strict=True):
             if not series_plan.moves:
                 continue
+            parts = [end - start for start, end in series_plan.stripes]
+            layer_bytes = series_plan.series.layer_bytes
             shape, linear = _with_shape(model, sharding, members[0])
             found.append(
                 Moved(
@@ -50,8 +64,10 @@ def moved_linears(sharding: Sharding, hardware: Hardware) -> tuple[Moved, ...]:
                         inner=shape.inner,
                         rows=shape.rows,
                         element=element,
-                        weight=series_plan.series.layer_bytes,
+                        weight=layer_bytes,
                     ),
+                    largest_part=max(parts, default=layer_bytes) / layer_bytes,
+                    by_rows=series_plan.series.rows is not None,
                 )
             )
     return tuple(found)

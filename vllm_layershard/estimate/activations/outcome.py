@@ -9,11 +9,12 @@ from vllm_layershard.estimate.activations.linears import Moved
 from vllm_layershard.estimate.outcome import PhaseName
 
 
-class OwnerTime(NamedTuple):
+class LinearTime(NamedTuple):
     """Seconds of one linear whose activations move, a layer's mean; `own` is its product at home.
 
     `there` and `back` are the two collectives, and `product` is all ranks' tokens in the place of
-    a rank's own. Nothing hides any of them.
+    a rank's own: by the whole weight on its owner, or by a rank's rows of it. Nothing hides any of
+    them.
     """
 
     own: float
@@ -37,7 +38,7 @@ class BothWays(NamedTuple):
 
     tokens: int
     layers: int
-    linear: OwnerTime
+    linear: LinearTime
     activations: float
     weights: float
     compute: float

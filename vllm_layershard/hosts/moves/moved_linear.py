@@ -10,12 +10,14 @@ import torch
 
 from vllm_layershard.config import KEY, LayerShardConfig
 from vllm_layershard.hosts.agreed_counts import agreed_counts
+from vllm_layershard.hosts.moves.rows import computing_rows
 from vllm_layershard.hosts.sharded_linear import ShardedLinearMethod, set_method
 from vllm_layershard.plan import ParallelLayout
 from vllm_layershard.plan.move import counts_in_group, move_rule
 from vllm_layershard.runtime.moves.linear import MovedLinear
 from vllm_layershard.runtime.moves.ops import bind_linear, order_on
 from vllm_layershard.runtime.moves.series import MovingSeries
+from vllm_layershard.runtime.moves.striped_linear import StripedLinear
 from vllm_layershard.runtime.ops import Place
 from vllm_layershard.runtime.series import ShardedSeries
 
@@ -84,8 +86,13 @@ def serve_moved(module: Any, place: Place) -> None:
     inner, prefix = module.quant_method._inner, module.prefix
     width = int(sum(module.output_partition_sizes))
     compute = partial(inner.apply, module)
-    linear = MovedLinear(place.moving, place.position, prefix, compute)
+    series = place.series
+    if series.plan.series.rows is None:
+        linear = MovedLinear(place.moving, place.position, prefix, compute)
+    else:
+        by_rows = computing_rows(module, inner, series, place.position)
+        linear = StripedLinear(place.moving, place.position, prefix, compute, by_rows)
     bind_linear(linear)
     module.requires_unquantized_input = True  # vLLM's own switch: what moves is a tensor
-    device = next(iter(place.series.weights(place.position).values())).device
+    device = next(iter(series.weights(place.position).values())).device
     set_method(module, MovedLinearMethod(inner, linear, place, width, order_on(device)))

@@ -17,7 +17,8 @@ class MovedLinear(NamedTuple):
 
     Each of the last three is a number of tokens a rank: from there on it moves as many bytes as the
     weight would. `owner_tokens`: the owner computes for all; `output_tokens` and `input_tokens`:
-    every rank computes for all tokens its part of the output, or of the input, which is not served.
+    every rank computes for all tokens its part of the output (`striped`), or of the input, which is
+    not served.
     """
 
     name: str

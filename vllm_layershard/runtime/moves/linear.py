@@ -53,7 +53,9 @@ class MovedLinear:
             self._wait()
             out.copy_(self._compute(x, bias))
             return
-        self._by_owner(x, bias, out)
+        self._require_agreed(x)
+        if max(moving.counts) > 0:
+            self._by_tokens(x, bias, out)
         moving.leave(self._position)
 
     def _wait(self) -> None:
@@ -65,7 +67,7 @@ class MovedLinear:
                 "for it at its entry, and was not entered before; leave it out"
             )
 
-    def _by_owner(self, x: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor) -> None:
+    def _require_agreed(self, x: torch.Tensor) -> None:
         counts, mine = self._moving.counts, self._group.group_rank
         if len(counts) != self._group.size or x.shape[0] != counts[mine]:
             raise MismatchError(
@@ -73,36 +75,38 @@ class MovedLinear:
                 f"ranks {list(self._group.ranks)} have agreed on {list(counts)}; please report "
                 "this with the server's arguments"
             )
-        if max(counts) == 0:
-            return
+
+    def _by_tokens(self, x: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor) -> None:
+        """Write to `out` what the linear makes of this rank's rows, some rank having a token."""
+        counts, mine = self._moving.counts, self._group.group_rank
         owner = self._moving.series.plan.owner[self._position]
+        whose = f"owned by rank {self._group.ranks[owner]}"
         try:
             joined = rows_to(owner, x, counts, self._group)
         except RuntimeError as error:
-            raise self._lost("tokens", owner, error) from error
-        made = self._made(joined, bias, out) if owner == mine else out[:0]
+            raise self._lost("tokens", whose, error) from error
+        made = out[:0]
+        if owner == mine:
+            made = self._compute(joined, bias)
+            self._check_made(made, (joined.shape[0], out.shape[1]), out.dtype)
         try:
             own = rows_from(owner, made, counts, self._group)
         except RuntimeError as error:
-            raise self._lost("results", owner, error) from error
+            raise self._lost("results", whose, error) from error
         out.copy_(own)
         came = joined.numel() - x.numel() if owner == mine else own.numel()
         self._moving.series.counters.activation_bytes += came * x.element_size()
 
-    def _made(
-        self, joined: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor
-    ) -> torch.Tensor:
-        made = self._compute(joined, bias)
-        expected = (joined.shape[0], out.shape[1])
-        if made.shape != expected or made.dtype != out.dtype:
+    def _check_made(
+        self, made: torch.Tensor, expected: tuple[int, int], dtype: torch.dtype
+    ) -> None:
+        if made.shape != expected or made.dtype != dtype:
             raise HostError(
                 f"{self.name}: makes {list(made.shape)} of {made.dtype} where the other ranks "
-                f"expect {list(expected)} of {out.dtype}; use move 'weights' for it"
+                f"expect {list(expected)} of {dtype}; use move 'weights' for it"
             )
-        return made
 
-    def _lost(self, what: str, owner: int, error: RuntimeError) -> Exception:
-        whose = f"owned by rank {self._group.ranks[owner]}"
+    def _lost(self, what: str, whose: str, error: RuntimeError) -> Exception:
         return self._group.lost(f"{self.name}, {whose}: its {what} could not be moved", error)
 
 
