@@ -5,7 +5,9 @@ Whatever the load does to them, they say what the unsharded server says, to the 
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
+from operator import eq
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from recital import model_path
 from serving.answers import Answer, ask, check_identical, transformers_says
 from serving.cache import check_cache
 from serving.layout import TWO_RANKS, Layout
+from serving.quantised import PLUGINS, quantised
 from serving.questions import questions
 from serving.reports import check_reports
 from serving.server import Server
@@ -66,6 +69,26 @@ def test_replicas_that_drift_say_what_the_unsharded_server_says(dense, asked, pl
             check_identical(sharded, expected)
         check_reports(tmp_path / "reports", dense, LAYERS)
         check_cache(server.log_text(), dense, TWO_RANKS)
+
+
+@pytest.mark.matrix(part="replicas")
+@pytest.mark.timeout(900)
+def test_scales_that_come_from_the_weight(dense, asked, tmp_path):
+    """fp8 in blocks, requantised by vLLM's own function as for DeepGEMM, on either replica."""
+    checkpoint = quantised(dense, tmp_path / "model", "fp8-blocks")
+    path = {"PYTHONPATH": f"{PLUGINS}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    answers = {}
+    for case, sharding in (("plain", None), ("sharded", asking(tmp_path))):
+        with Server(checkpoint, tmp_path / case, sharding=sharding, environment=path) as server:
+            answers[case] = [ask(server, asked, rank=rank) for rank in (0, 1)]
+            assert "Selected RequantisedFp8Kernel" in server.log_text()
+            if sharding is not None:
+                check_reports(tmp_path / "reports", checkpoint, LAYERS)
+    said = [answer.token_ids for answer in answers["plain"][0]]
+    same = sum(map(eq, said, transformers_says(dense, asked)))
+    assert same >= len(asked) // 2, "the checkpoint is quantised wrongly: it no longer recites"
+    for sharded, expected in zip(answers["sharded"], answers["plain"], strict=True):
+        check_identical(sharded, expected)
 
 
 @pytest.mark.matrix(part="replicas")
