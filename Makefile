@@ -7,7 +7,7 @@ OLDEST := .venv-oldest/bin
 OLDEST_READY := .venv-oldest/.ready
 
 .PHONY: help setup models model-experts model-dense demo test test-fast test-matrix fuzz soak lint \
-	format bench bench-against bench-cli bench-exchange bench-gpu bench-servers outputs clean \
+	format bench bench-against bench-cli bench-exchange bench-gpu bench-moves bench-servers outputs clean \
 	test-gpu
 
 help:
@@ -25,6 +25,7 @@ help:
 	@echo "make bench      benchmarks (make bench-cli: the planner's start alone)"
 	@echo "make bench-against REV=COMMIT  ops, planner and forwards, over what they take there"
 	@echo "make bench-exchange  bytes and times of a token exchange beside an all-reduce"
+	@echo "make bench-moves  forwards that move weights or tokens: bytes, times, the threshold"
 	@echo "make bench-gpu  pulls on a GPU: bandwidth, overlap, graphs; broadcasts on two and more"
 	@echo "make bench-servers  start-up and serving beside the replicated server (half an hour)"
 
@@ -149,6 +150,9 @@ bench-against: $(READY)
 
 bench-exchange: $(READY)
 	$(BIN)/python benchmarks/exchange.py --check
+
+bench-moves: $(READY)
+	$(BIN)/python benchmarks/moves.py --check
 
 bench-gpu:
 	@mkdir -p .cache

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from link import LinkError, paced
+from link import LinkError, paced, sent_bytes
 from result import Times, publish
 from torch.multiprocessing.spawn import spawn
 
@@ -38,7 +38,6 @@ WITHIN = 0.03
 """Bytes counted are the formula's within this share of it."""
 
 LINEAR = "model.layers.0.o_proj"
-INTERFACES = Path("/proc/self/net/dev")
 RUNS = 5
 """Of each way in a round, between two looks at the counter."""
 
@@ -69,12 +68,6 @@ CASES = tuple(
     for tokens in (255, 4095)
 )
 SMOKE = tuple(Case(ranks, 4096, 1792, 255, rounds=1) for ranks in (2, 4))
-
-
-def sent_bytes() -> int:
-    """All that the loopback of this network has sent, on behalf of every rank."""
-    (line,) = (line for line in INTERFACES.read_text().splitlines() if "lo:" in line)
-    return int(line.partition(":")[2].split()[8])
 
 
 def rank_main(rank: int, case: Case, folder: str) -> None:
