@@ -15,7 +15,7 @@ PARTS = {
     "layouts": "tensor parallelism and two nodes, eager and compiled",
     "stages": "pipeline stages, compiled",
     "modes": "caching, LoRA, drafting, quantised checkpoints, reloads, idle ranks",
-    "replicas": "replicas of a dense model: placements, steps, nodes",
+    "replicas": "replicas of a dense model: placements, steps, nodes, fp8 in blocks",
     "ends": "servers that end: killed replicas, failing ranks, nodes that disagree",
     "cache": "the bytes of the KV cache, for each family and layout",
     "truth": "families that no bundled config has, and further formats, beside vLLM's own classes",
