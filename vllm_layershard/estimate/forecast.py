@@ -82,7 +82,10 @@ def forecast(
     if not keep_first and any(map(_waits, phases)):
         phases = _with_kept(phases, sharding, hardware)
     thresholds = _thresholds(forwards, step, prefill_of, phases[0])
-    verdict = verdict_on(phases, thresholds, contention, pulls=transfer.pulls)
+    replicated = sharding.config.placement == "replicated"
+    verdict = verdict_on(
+        phases, thresholds, contention, pulls=transfer.pulls, replicated=replicated
+    )
     return Estimate(
         hardware=hardware,
         fit=fit,

@@ -16,6 +16,8 @@ from vllm_layershard.models import Sharding
 _BETTER: Final = 0.999
 """Another step is recommended only where it makes the forward at least 0.1 % shorter."""
 
+_ALL_WHOLE: Final = "every layer stays whole on every rank"
+
 
 class _Remedy(NamedTuple):
     """A trial that does better than the one asked for, and how the verdict names it."""
@@ -30,11 +32,13 @@ def verdict_on(
     contention: tuple[float, float],
     *,
     pulls: bool,
+    replicated: bool,
 ) -> str:
-    """Prefill, then decode."""
+    """Prefill, then decode. `replicated` is the placement that was asked for."""
     prefill, decode = phases
     if not prefill.asked.forward.fetch:
-        return "nothing moves: the placement is replicated"
+        why = "the placement is replicated" if replicated else _ALL_WHOLE
+        return f"nothing moves: {why}"
     turns = _turns(thresholds, contention)
     if prefill.hidden:
         said = f"hidden in prefill{turns}"

@@ -267,7 +267,7 @@ def _announce(series: ShardedSeries) -> None:
     held = series.resident_bytes() + series.slots.nbytes()
     log = logger.info if held < plan.ledger.replicated_bytes else logger.warning
     owned = f"owns {len(plan.owned_layers(series.group.group_rank))}"
-    if plan.series.is_odd and not plan.moves:
+    if plan.series.has_others and not plan.moves:
         log = logger.info
         owned = (
             f"keeps it whole, whose layout is not that of the others of {plan.series.configured}"

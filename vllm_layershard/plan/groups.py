@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from vllm_layershard.config import LayerShardConfig
+from vllm_layershard.errors import PlanError
 from vllm_layershard.plan.layout import ParallelLayout
 from vllm_layershard.plan.linear import Linear, no_match, none_left
 from vllm_layershard.plan.plan import Plan, build_plan
-from vllm_layershard.plan.schedule import schedule_of
 from vllm_layershard.plan.series import Series, as_processed, by_group, in_stride, series_of
 
 
@@ -81,7 +81,7 @@ def group_plans(
     grouped = series_of(
         selected, config.layer_stride, keep_first=config.keep_first, by_rows=config.cuts_rows
     )
-    _require_likes(grouped, config)
+    _require_long(grouped, config)
     return tuple(
         GroupPlan(
             pp_stage=pp_stage,
@@ -105,17 +105,26 @@ def group_plans(
     )
 
 
-def _require_likes(grouped: Iterable[Series], config: LayerShardConfig) -> None:
-    """Refuse a name of which every series is one odd layer: all would stay, and none be shared.
+def _require_long(grouped: Iterable[Series], config: LayerShardConfig) -> None:
+    """Refuse a name of which every series is short for the step, and one is not for a lower one.
 
     Raises:
-        PlanError: the prefetch_step is too large for the first of them.
+        PlanError: says which is the longest, and the step that it can have.
     """
     if config.placement == "replicated":
         return
     named: dict[str, list[Series]] = {}
     for series in grouped:
         named.setdefault(series.configured, []).append(series)
-    for alike in named.values():
-        if all(series.is_odd for series in alike):
-            schedule_of(alike[0], config.prefetch_step, config.layer_stride)
+    for name, alike in named.items():
+        longest = max(alike, key=len)
+        most = len(longest) - 2
+        if most < 1 or not all(series.is_short_for(config.prefetch_step) for series in alike):
+            continue
+        lower = "lower it" if config.layer_stride == 1 else "lower layer_stride, or it"
+        without = "" if longest.kept_layer is None else ", do without keep_first"
+        raise PlanError(
+            f"series {longest.name!r} has {len(longest)} layers, and no other of {name!r} has "
+            f"more; prefetch_step {config.prefetch_step} needs at least "
+            f"{config.prefetch_step + 2}: {lower} to at most {most}{without} or leave {name!r} out"
+        )

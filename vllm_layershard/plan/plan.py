@@ -155,7 +155,7 @@ def build_plan(
 ) -> Plan:
     """Decide owners, slots, starts and bytes for the series of one group.
 
-    An odd series stays whole on every rank, unless the step asks for no slot beside its own.
+    A series beside others of its name stays whole on every rank where it is short for the step.
 
     Raises:
         PlanError: a group of one rank, or a prefetch_step too large for a series.
@@ -188,7 +188,7 @@ def build_plan(
 
 def _placement_of(series: Series, prefetch_step: int, placement: Placement) -> Placement:
     """Where the layers of one series are stored (docs/adr/0003)."""
-    return "replicated" if series.is_odd and prefetch_step > 0 else placement
+    return "replicated" if series.is_short_for(prefetch_step) else placement
 
 
 def _plan_series(

@@ -55,9 +55,16 @@ class Series:
         return self.name.removesuffix(f"@{self.boundary(0)}")
 
     @property
-    def is_odd(self) -> bool:
-        """Whether it is one layer, and the others of its name have another layout."""
-        return len(self) == 1 and self.kept_layer is None and self.configured != self.name
+    def has_others(self) -> bool:
+        """Whether other layers of its name have another layout."""
+        return self.configured != self.name
+
+    def is_short_for(self, prefetch_step: int) -> bool:
+        """Whether it stays whole, since the step's slots would hold all its layers.
+
+        Only a series beside others of its name, and no step of 0 (docs/adr/0003).
+        """
+        return self.has_others and prefetch_step > 0 and len(self) <= prefetch_step + 1
 
     def boundary(self, position: int) -> int:
         """The layer at whose boundary a position stands: its own, or for the first the kept one."""

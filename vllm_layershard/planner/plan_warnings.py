@@ -61,7 +61,7 @@ def _on_series(sharding: Sharding) -> Iterator[str]:
             if sharding.deployment.layout.pp > 1:
                 name = f"{name} (pipeline stage {group.pp_stage})"
             if not series_plan.moves:
-                yield _on_odd(name, series_plan)
+                yield _on_short(name, group.plan, series_plan)
                 continue
             least = min(series_plan.ledger.saved_bytes)
             if least <= 0:
@@ -74,13 +74,23 @@ def _on_series(sharding: Sharding) -> Iterator[str]:
                 yield from _on_balance(name, series_plan, group.plan.group_size)
 
 
-def _on_odd(name: str, series_plan: SeriesPlan) -> str:
-    (layer_id,) = series_plan.series.layer_ids
-    return (
-        f"series {name}: layer {layer_id} has another precision or shape than the others of "
-        f"{series_plan.series.configured}, so it shares no slot with them and stays whole on every "
-        "rank"
-    )
+def _on_short(name: str, plan: Plan, series_plan: SeriesPlan) -> str:
+    series = series_plan.series
+    number, named = len(series), series.configured
+    if number == 1 and series.kept_layer is None:
+        differ = (
+            f"layer {series.layer_ids[0]} has another precision or shape than the others of "
+            f"{named}, so it shares no slot with them and stays"
+        )
+    else:
+        every = "" if series.kept_layer is None else f" beside the kept layer {series.kept_layer}"
+        differ = (
+            f"{layers(number)}{every} with another precision or shape than the others of {named}, "
+            f"and no more than the slots of prefetch_step {plan.prefetch_step} hold, so all stay"
+        )
+    lower = number - 2
+    remedy = f"; a prefetch_step of at most {lower} moves them" if lower > 0 else ""
+    return f"series {name}: {differ} whole on every rank{remedy}"
 
 
 def _remedy(plan: Plan, series_plan: SeriesPlan) -> str:

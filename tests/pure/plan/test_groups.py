@@ -129,25 +129,61 @@ def test_a_step_of_none_moves_an_odd_layer_as_ever():
     assert [s.moves for s in group.plan.with_prefetch_step(1).series] == [False, True]
 
 
+@pytest.mark.parametrize("step", [1, 2, 3])
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("placement", ["round_robin", "striped"])
+def test_an_odd_series_moves_only_where_its_slots_do_not_hold_all_of_it(step, number, placement):
+    config = LayerShardConfig(("b",), prefetch_step=step, placement=placement)
+    few = dict.fromkeys(range(number), 40)
+    (group,) = odd(few | dict.fromkeys(range(number, number + 12), 20), config)
+    short, others = group.plan.series
+    assert short.moves == (number > step + 1)
+    assert others.moves
+    if not short.moves:
+        assert short.owner == (EVERY_RANK,) * number
+        assert short.ledger == Ledger(40 * number, (40 * number,) * 2, 0, (0, 0))
+    document = group.plan.document()["series"][0]  # what ranks compare
+    assert (document["owner"] == [EVERY_RANK] * number) == (number <= step + 1)
+
+
+def test_a_series_that_is_short_beside_the_first_kept_layer_stays_whole():
+    layers = dict.fromkeys(range(3), 40) | dict.fromkeys(range(3, 12), 20)
+    (group,) = odd(layers, LayerShardConfig(("b",), keep_first=True))
+    short, others = group.plan.series
+    assert (short.series.kept_layer, short.series.layer_ids) == (0, (1, 2))
+    assert (short.moves, others.moves) == (False, True)
+    assert short.owner_of_layer == dict.fromkeys(range(3), EVERY_RANK)
+
+
+@pytest.mark.parametrize("step", [1, 2, 5])
+@pytest.mark.parametrize("layers", [{0: 40, 1: 20}, {0: 40, 4: 20, 5: 60}, {0: 40, 3: 40, 5: 60}])
+def test_a_name_of_which_no_step_would_share_a_layer_stays_whole(layers, step):
+    """Nobody need have named it, nor given a step."""
+    (group,) = odd(layers, LayerShardConfig(("b",), prefetch_step=step))
+    assert not any(s.moves for s in group.plan.series)
+    assert group.plan.saved_bytes == (0, 0)
+
+
 @pytest.mark.parametrize(
-    ("layers", "given", "said"),
+    ("numbers", "given", "said"),
     [
-        ({0: 40, 1: 40} | dict.fromkeys(range(2, 8), 20), {"prefetch_step": 2}, "lower it to at"),
-        (
-            {0: 40, 1: 40} | dict.fromkeys(range(2, 8), 20),
-            {"keep_first": True},
-            "do without keep_first",
-        ),
-        ({0: 40, 1: 20}, {}, "has 1 layer"),
-        ({0: 40, 4: 20, 5: 60}, {}, "has 1 layer"),
+        ((3, 2), {"prefetch_step": 2}, "'b@0' has 3 layers, and no other of 'b' has more; "),
+        ((2, 4), {"prefetch_step": 9}, "needs at least 11: lower it to at most 2 or leave 'b' out"),
+        ((4, 1), {"prefetch_step": 2, "keep_first": True}, "lower it to at most 1, do without ke"),
+        ((6, 2), {"prefetch_step": 2, "layer_stride": 2}, "lower layer_stride, or it to at most"),
     ],
 )
-def test_odd_layers_are_refused_where_that_can_be_helped(layers, given, said):
-    """Two of them may be moved with a lower step; where every one is odd nothing would be."""
-    with pytest.raises(PlanError, match=said) as refused:
+def test_a_name_whose_series_are_all_short_is_refused_where_that_can_be_helped(
+    numbers, given, said
+):
+    """With a lower step the longest of them would move."""
+    layers = dict.fromkeys(range(numbers[0]), 40)
+    layers |= dict.fromkeys(range(numbers[0], sum(numbers)), 20)
+    with pytest.raises(PlanError, match=said):
         odd(layers, LayerShardConfig(("b",), **given))
-    assert "series 'b@0' has" in str(refused.value)
-    assert str(refused.value).endswith("or leave 'b' out")
+    if set(given) == {"prefetch_step"}:
+        lower = LayerShardConfig(("b",), prefetch_step=max(numbers) - 2)
+        assert any(s.moves for s in odd(layers, lower)[0].plan.series)
 
 
 def test_a_stage_without_the_named_linears_has_no_plan():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -110,16 +111,70 @@ def test_the_defaults_of_a_model_with_an_odd_layer_are_planned(model):
     assert "qkv_proj@0 out" not in auto.stderr
 
 
-def test_two_odd_layers_are_refused_with_a_step_that_can_be_lowered(model):
+def last_too(number: int) -> dict[str, Any]:
+    """The first layer and the last ones, so many in all, are not quantised."""
     section = compressed(0)
-    section["ignore"].append(f"re:model\\.layers\\.{LAYERS - 1}\\..*")
-    path = model(section)
-    with pytest.raises(PlanError) as refused:
-        plan_model(path, ["o_proj"], Layout(dp=2), prefetch_step=2, hardware="H200")
-    assert str(refused.value) == (
-        "series 'o_proj@0' has 2 layers; prefetch_step 2 needs at least 3: lower it to at most 1 "
-        "or leave 'o_proj' out"
+    section["ignore"] += [rf"re:model\.layers\.{LAYERS - i}\..*" for i in range(1, number)]
+    return section
+
+
+@pytest.mark.parametrize(("number", "step", "remedy"), [(2, 1, ""), (2, 3, ""), (3, 2, "1")])
+def test_few_odd_layers_stay_whole_too(number, step, remedy, model):
+    """Their slots would hold them all: a movement that saves nothing, in no phase."""
+    path = model(last_too(number))
+    plan = functools.partial(plan_model, path, ["o_proj"], Layout(dp=2), hardware="H200")
+    result = plan(prefetch_step=step)
+    odd, others = sorted(result.series, key=lambda s: len(s.layer_ids))
+    assert (odd.name, odd.owner, odd.num_slots) == ("o_proj@0", (-1,) * number, 0)
+    assert odd.resident_bytes == (number * 2 * HIDDEN * HEADS * HEAD,) * 2
+    assert others.num_slots == step + 1
+    assert result.memory.saved_bytes_min == min(others.saved_bytes) > 0
+    (note,) = [line for line in result.warnings if "o_proj@0" in line]
+    helped = f"; a prefetch_step of at most {remedy} moves them" if remedy else ""
+    assert note == (
+        f"series o_proj@0: {number} layers with another precision or shape than the others of "
+        f"o_proj, and no more than the slots of prefetch_step {step} hold, so all stay whole on "
+        f"every rank{helped}"
     )
-    lower = plan_model(path, ["o_proj"], Layout(dp=2), prefetch_step=1, hardware="H200")
-    (note,) = [line for line in lower.warnings if "o_proj@0" in line]
-    assert note.endswith("lower prefetch_step or leave o_proj out")
+    if remedy:
+        lower = {s.name: s for s in plan(prefetch_step=int(remedy)).series}
+        assert lower["o_proj@0"].num_slots > 0
+
+
+def test_a_pair_stays_whole_in_the_map_and_in_the_check(model):
+    path = model(last_too(2))
+    flags = ["--model", path, "--dp", "2"]
+    mapped = json.loads(said("map", *flags, "--layers", "o_proj", "--json"))
+    planned = plan_model(path, ["o_proj"], Layout(dp=2))
+    digests = [group["digest"] for group in mapped["groups"]]
+    assert digests == [group.plan.digest() for group in planned.planned.groups]
+    checked = said("check", '["o_proj"]', *flags)
+    assert "o_proj@0: 2 layers of 2,097,152 bytes over 2 ranks, 0 slots" in checked
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_two_layers_of_two_forms_are_planned_without_a_flag(layer, model):
+    """No linear was named and no step given, so that no refusal could be heeded."""
+    path = Path(model(by_tensor(layer)))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_hidden_layers": 2}))
+    result = plan_model(str(path), hardware="H200")
+    assert {s.name: s.num_slots for s in result.series}["o_proj@0"] == 0
+    assert result.forecast.verdict.startswith(
+        "do not enable it: a rank saves nothing (0 bytes); nothing "
+    )
+    flags = ["--model", str(path), "--dp", "2"]
+    assert "nothing moves: every layer stays whole on every rank" in said(
+        "plan", *flags, "--hardware", "H200"
+    )
+    checked = said("check", '["o_proj"]', *flags)
+    assert checked.startswith("valid, but do not enable it: ")
+
+
+def test_halves_are_refused_with_a_step_that_moves_neither(model):
+    path = model(last_too(LAYERS // 2))
+    with pytest.raises(PlanError) as refused:
+        plan_model(path, ["o_proj"], Layout(dp=2), prefetch_step=5, hardware="H200")
+    assert str(refused.value) == (
+        "series 'o_proj@0' has 6 layers, and no other of 'o_proj' has more; prefetch_step 5 needs "
+        "at least 7: lower it to at most 4 or leave 'o_proj' out"
+    )

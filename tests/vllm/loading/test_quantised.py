@@ -176,8 +176,8 @@ def test_every_rank_computes_what_the_unsharded_model_does(method, seen, models)
                 assert series["slot_bytes"] == planned[name]["slot_bytes"]
 
 
-ODD = {"first": 0, "last": 8}
-"""The layer whose o_proj is not quantised."""
+ODD = {"first": (0,), "last": (8,), "pair": (0, 8)}
+"""The layers whose o_proj is not quantised: no more than the slots of a step of 1 hold."""
 
 
 @torch.inference_mode()
@@ -212,20 +212,23 @@ def odd_ones(rank: int, config: Any, models: dict[str, str]) -> dict[str, Any]:
     return {name: odd_one(rank, config, model) for name, model in models.items()}
 
 
-def test_one_layer_that_is_not_quantised_stays_whole_on_every_rank(tmp_path):
-    """It is loaded and never released for good, and the plan, the planner and the ranks agree."""
+def test_few_layers_that_are_not_quantised_stay_whole_on_every_rank(tmp_path):
+    """Each is loaded and never released for good, and the plan, the planner and the ranks agree."""
     models = {
         name: quantised(
-            model_path(), tmp_path / name, "fp8", (f"model.layers.{layer}.self_attn.o_proj",)
+            model_path(),
+            tmp_path / name,
+            "fp8",
+            tuple(f"model.layers.{layer}.self_attn.o_proj" for layer in odd),
         )
-        for name, layer in ODD.items()
+        for name, odd in ODD.items()
     }
     inspect = functools.partial(odd_ones, models={name: str(m) for name, m in models.items()})
     found = run_engines(models["first"], SHARDING, inspect)
-    for name, layer in ODD.items():
+    for name, few in ODD.items():
         planned = planned_series(models[name], list(LINEARS), 1)
         assert [s for s in planned if s.startswith("o_proj@")] == sorted(
-            {f"o_proj@{layer}", f"o_proj@{0 if layer else 1}"}
+            {f"o_proj@{few[0]}", f"o_proj@{1 if 0 in few else 0}"}
         )
         for rank, of in enumerate(found):
             assert not isinstance(of, str), of
@@ -239,8 +242,9 @@ def test_one_layer_that_is_not_quantised_stays_whole_on_every_rank(tmp_path):
                 for key in ("layer_ids", "owner", "replicated_bytes", "slot_bytes"):
                     assert held[key] == planned[series][key], (series, key)
                 assert held["resident_bytes"] == planned[series]["resident_bytes"][rank]
-            odd = seen["series"][f"o_proj@{layer}"]
-            assert (odd["owner"], odd["slot_bytes"], odd["launches"]) == ([-1], 0, 0)
+            odd = seen["series"][f"o_proj@{few[0]}"]
+            assert odd["layer_ids"] == list(few)
+            assert (odd["owner"], odd["slot_bytes"], odd["launches"]) == ([-1] * len(few), 0, 0)
             assert odd["resident_bytes"] == odd["replicated_bytes"] > 0
             assert (odd["dtype"], odd["placement"]) == ("torch.bfloat16", "replicated")
 
