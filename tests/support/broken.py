@@ -117,7 +117,7 @@ CONTRADICTIONS: dict[str, tuple[str, dict[str, object]]] = {
         )
         for key, value in (
             ("bits", "4"),
-            ("group_size", -1),
+            ("group_size", -2),
             ("group_size", 10**30),
             ("modules_to_not_convert", {"a": 1}),
             ("modules_to_not_convert", ["a"] * 4096),
