@@ -121,6 +121,11 @@ _QWEN36_35B: Final = _bundled("Qwen--Qwen3.5-397B-A17B")["text_config"] | {
     "num_hidden_layers": 40,
     "shared_expert_intermediate_size": 512,
 }
+_GPT_OSS_20B: Final = _bundled("openai--gpt-oss-120b") | {
+    "num_hidden_layers": 24,
+    "num_local_experts": 32,
+    "layer_types": None,
+}
 _QWEN3_VL_8B: Final = QWEN3_VL_4B | {
     "text_config": QWEN3_VL_4B["text_config"] | {"hidden_size": 4096, "intermediate_size": 12288}
 }
@@ -185,10 +190,17 @@ LOGS: Final = (
         weights=13.9476,
     ),
     Log(
+        "myoceane.fr, ai-vllm-a100-gemma-4",
+        "gpt-oss-20b",
+        _GPT_OSS_20B,
+        "A100",
+        "0.19.0",
+        weights=13.72,
+    ),
+    Log(
         "vllm-project/vllm issue 22331",
         "gpt-oss-20b",
-        _bundled("openai--gpt-oss-120b")
-        | {"num_hidden_layers": 24, "num_local_experts": 32, "layer_types": None},
+        _GPT_OSS_20B,
         "RTX 3090",
         "August 2025",
         weights=12.8848,
@@ -260,7 +272,7 @@ def _rows() -> Iterator[str]:
         if log.weights is not None:
             planned = log.planned() / GIB
             off = planned / log.weights - 1
-            weights = f"{log.weights:.4f} GiB", f"{planned:.4f} GiB ({off:+.2%})"
+            weights = f"{log.weights} GiB", f"{planned:.4f} GiB ({off:+.2%})"
         if log.cache is not None:
             gib, tokens = log.cache
             cached = f"{gib} GiB hold {tokens:,} tokens", f"{tokens_of(log, gib):,} tokens"
