@@ -39,6 +39,7 @@ from vllm_layershard.hosts.ffn.model import ffn_started_with, split_model
 from vllm_layershard.hosts.ffn.part import leave_split
 from vllm_layershard.hosts.graphs.breaks import end_graphs_at_movements
 from vllm_layershard.hosts.graphs.hidden import wait_ahead_of_adapters, wait_ahead_of_experts
+from vllm_layershard.hosts.graphs.peers import check_each_step, check_steps
 from vllm_layershard.hosts.graphs.reads import require_reads
 from vllm_layershard.hosts.groups import Groups, form_groups
 from vllm_layershard.hosts.identity import checkpoint_of, read_as
@@ -88,6 +89,8 @@ def build(
     """
     guard_reloads()
     device = device_of(torch.device(vllm_config.device_config.device_type))
+    if device.torch_device.type == "cuda":  # the CPU has no graphs, and vllm-ascend its own runner
+        check_steps()
     layout = layout_of(vllm_config, config)
     num_layers = vllm_config.model_config.hf_text_config.num_hidden_layers
     started = {
@@ -137,6 +140,7 @@ def build(
             exchange_before(exchanged, _counters(decisions, loaded))
             groups.have_stored()
             every_series = [series for group in loaded for series in group.series]
+            check_each_step(model, every_series)
             reload_together(model, Reloads(Act(groups.board()), every_series, device))
             serve(loaded, config, groups, ffn)
 

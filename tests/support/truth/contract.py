@@ -98,8 +98,18 @@ CONTRACT: dict[str, dict[str, tuple[str, ...] | None]] = {
             "weights_path",
             "is_checkpoint_format",
         ),
+        "GPUModelRunner.execute_model": None,
+        "GPUModelRunner.get_model": ("self",),
     },
-    "vllm/v1/worker/gpu/model_runner.py": {"GPUModelRunner.reload_weights": None},
+    "vllm/v1/worker/gpu/model_runner.py": {
+        "GPUModelRunner.reload_weights": None,
+        "GPUModelRunner.execute_model": None,
+        "GPUModelRunner.get_model": ("self",),
+    },
+    "vllm/v1/worker/gpu_worker.py": {
+        "Worker.execute_dummy_batch": ("self",),
+        "Worker.get_model": ("self",),
+    },
 }
 """File -> dotted name -> the parameters of a function; None for a class or a field."""
 

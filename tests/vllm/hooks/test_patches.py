@@ -8,6 +8,7 @@ from hosted.child import run_child
 from vllm_layershard.hosts import cpu_dp, inductor
 from vllm_layershard.hosts import patches as install
 from vllm_layershard.hosts.exchange import construction
+from vllm_layershard.hosts.graphs import peers
 from vllm_layershard.hosts.reload import guard
 
 DOCS = Path(__file__).parents[3] / "docs" / "patches.md"
@@ -24,7 +25,13 @@ def test_the_table_in_the_docs_is_the_patches():
         for entry, patches in (
             (
                 "layershard",
-                (*install.PATCHES, *guard.PATCHES, *construction.PATCHES, *inductor.PATCHES),
+                (
+                    *install.PATCHES,
+                    *guard.PATCHES,
+                    *peers.PATCHES,
+                    *construction.PATCHES,
+                    *inductor.PATCHES,
+                ),
             ),
             ("layershard_cpu_dp", cpu_dp.PATCHES),
         )

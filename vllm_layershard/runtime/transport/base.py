@@ -73,6 +73,13 @@ class Transport(ABC):
             TransportError: a rank on which the forward depends is gone.
         """
 
+    def check_peers(self) -> None:  # noqa: B027 - a broadcast sees nobody
+        """Before a step, also one that is replayed: see that what the others read is still there.
+
+        Raises:
+            TransportError: a rank on which the step depends is gone, or a reload has failed.
+        """
+
     @abstractmethod
     def start(self, position: int, slot: int) -> Ticket | None:
         """Begin to move `position` into `slot`, if this rank needs it there; else None.

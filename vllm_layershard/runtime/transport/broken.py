@@ -24,6 +24,9 @@ class Broken(Transport):
     def begin(self) -> NoReturn:
         raise TransportError(self._reason)
 
+    def check_peers(self) -> NoReturn:
+        raise TransportError(self._reason)
+
     def store(self, position: int, tensors: Sequence[torch.Tensor]) -> NoReturn:
         raise AssertionError("a series is broken after it was loaded, not before")
 

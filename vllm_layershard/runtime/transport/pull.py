@@ -90,6 +90,9 @@ class Pull(Transport):
         ]
 
     def begin(self) -> None:
+        self.check_peers()
+
+    def check_peers(self) -> None:
         self._exports.check_peers()
 
     def start(self, position: int, slot: int) -> Ticket | None:

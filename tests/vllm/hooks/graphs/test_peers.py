@@ -1,0 +1,148 @@
+"""A rank that ends while the others replay whole forwards is named before the next step."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from capturing import CapturingDevice, Graph
+from vllm_layershard.errors import TransportError
+from vllm_layershard.hosts.graphs.peers import PATCHES, check_each_step
+from vllm_layershard.plan import Series, build_plan
+from vllm_layershard.runtime.loading import LoadingSeries
+from vllm_layershard.runtime.peer_memory import Exports, Parts, Sizes
+from vllm_layershard.runtime.peer_memory.processes import Peers, _started, address
+from vllm_layershard.runtime.ranks.group import Group
+from vllm_layershard.runtime.series import ShardedSeries
+from vllm_layershard.runtime.transport import Broken, Pull
+
+LAYERS = 5
+WRAPS = {patch.symbol: patch.wrap for patch in PATCHES}
+
+
+class Pair(Group):
+    """Rank 0 of two. What rank 1 says is what this one does."""
+
+    lockstep = True
+    rejoins = False
+    ranks = (0, 1)
+    group_rank = 0
+    name = "0-1"
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value, value]
+
+
+class DeviceExports(Exports):
+    """Another process's memory, as device memory is: it ends with the process, which is watched."""
+
+    def __init__(self, pid: int) -> None:
+        self.peers, self.pid = Peers(0), pid
+
+    def store(self, position: int, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        return tuple(tensors)
+
+    def handles(self) -> Any:
+        return None
+
+    def open(self, rank: int, handles: Any, expected: Mapping[int, Sizes]) -> Mapping[int, Parts]:
+        self.peers.watch(rank, address() | {"pid": self.pid, "started": _started(self.pid)})
+        return {
+            position: tuple(torch.full((size,), position, dtype=torch.uint8) for size in sizes)
+            for position, sizes in expected.items()
+        }
+
+    def whereabouts(self) -> Any:
+        return None
+
+    def reopen(self, rank: int, whereabouts: Any) -> None:
+        raise AssertionError("nobody comes back")
+
+    def settle(self) -> None:
+        return None
+
+    def check_peers(self) -> None:
+        self.peers.check()
+
+
+@pytest.fixture
+def peer():
+    process = multiprocessing.get_context("spawn").Process(target=signal.pause)
+    process.start()
+    yield process
+    process.kill()
+    process.join()
+
+
+@pytest.fixture
+def series(peer) -> ShardedSeries:
+    device, group = CapturingDevice(), Pair()
+    (plan,) = build_plan([Series("o_proj", tuple(range(LAYERS)), 4)], 2, 1).series
+    loading = LoadingSeries(plan, group, device, Pull(group, device, DeviceExports(peer.pid), 0))
+    for position in range(LAYERS):
+        loading.adopt(position, nn.Linear(1, 1, bias=False), ("weight",))
+    return loading.finish(plan)
+
+
+class Runner:
+    """A worker or a runner that replays the graph of a whole forward, and calls no module."""
+
+    def __init__(self, model: nn.Module, series: ShardedSeries) -> None:
+        self.model, self.graph, self.steps = model, Graph(), []
+        self.graph.capture_begin()
+        for position in range(LAYERS):
+            series.reach(position)
+            series.wait(position)
+        self.graph.capture_end()
+
+    def get_model(self) -> nn.Module:
+        return self.model
+
+    def step(self, *args: Any, **kwargs: Any) -> str:
+        self.graph.replay()
+        self.steps.append((args, kwargs))
+        return "done"
+
+
+@pytest.mark.parametrize("symbol", WRAPS)
+def test_a_peer_that_ends_between_replays_is_named_before_the_next_step(symbol, peer, series):
+    model = nn.Linear(1, 1)
+    check_each_step(model, [series])
+    runner, step = Runner(model, series), WRAPS[symbol](Runner.step)
+    forwards = series.counters.forwards
+    assert step(runner, "batch", tokens=7) == "done"
+    assert runner.steps == [(("batch",), {"tokens": 7})]
+    peer.kill()
+    peer.join()
+    runner.step()  # a replay itself sees nothing
+    with pytest.raises(TransportError, match="rank 0: rank 1 has ended"):
+        step(runner, "batch")
+    assert len(runner.steps) == 2, "nothing is replayed after it"
+    assert series.counters.forwards == forwards, "docs/serving.md: replays are not counted"
+
+
+@pytest.mark.parametrize("symbol", WRAPS)
+def test_a_reload_that_failed_ends_the_next_step_also_where_it_is_replayed(symbol, series):
+    model = nn.Linear(1, 1)
+    check_each_step(model, [series])
+    runner, step = Runner(model, series), WRAPS[symbol](Runner.step)
+    series.transport = Broken(series.transport, "failed half-way")
+    with pytest.raises(TransportError, match="failed half-way"):
+        step(runner)
+    assert runner.steps == []
+
+
+@pytest.mark.parametrize("symbol", WRAPS)
+def test_a_model_that_is_not_sharded_steps_as_before(symbol, peer, series):
+    check_each_step(nn.Linear(1, 1), [series])
+    runner = Runner(nn.Linear(1, 1), series)
+    peer.kill()
+    peer.join()
+    assert WRAPS[symbol](Runner.step)(runner, 1, two=2) == "done"
+    assert runner.steps == [((1,), {"two": 2})]

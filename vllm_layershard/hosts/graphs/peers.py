@@ -1,0 +1,75 @@
+"""Peers are looked at once a step, outside the graph: a replay runs no code of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import nn
+
+from vllm_layershard.hosts.after_import import after_import
+from vllm_layershard.hosts.patch import Patch
+from vllm_layershard.runtime.series import ShardedSeries
+
+_series: WeakKeyDictionary[nn.Module, tuple[ShardedSeries, ...]] = WeakKeyDictionary()
+"""Of the models that this process has sharded."""
+
+
+def check_each_step(model: nn.Module, series: Sequence[ShardedSeries]) -> None:
+    """From now on a step of the model begins only if the peers of all its series are there."""
+    _series[model] = tuple(series)
+
+
+def _check(model: nn.Module) -> None:
+    for series in _series.get(model, ()):
+        series.transport.check_peers()
+
+
+def _checking_step(original: Callable[..., Any]) -> Callable[..., Any]:
+    def execute_model(self: Any, *args: Any, **kwargs: Any) -> Any:
+        _check(self.get_model())
+        return original(self, *args, **kwargs)
+
+    return execute_model
+
+
+def _checking_dummy(original: Callable[..., Any]) -> Callable[..., Any]:
+    def execute_dummy_batch(self: Any, *args: Any, **kwargs: Any) -> Any:
+        _check(self.get_model())
+        return original(self, *args, **kwargs)
+
+    return execute_dummy_batch
+
+
+def _patch(module: str, owner: str, attribute: str, wrap: Callable[..., Any]) -> Patch:
+    return Patch(
+        module=module,
+        owner=owner,
+        attribute=attribute,
+        versions="0.29 to 0.33",
+        reason="a replayed graph of a whole forward calls no module, so that nobody would see that "
+        "a rank has ended whose memory it reads, or that a reload has failed",
+        removal="vLLM offers plugins a hook at the start of a worker's step",
+        wrap=wrap,
+    )
+
+
+PATCHES = (
+    _patch("vllm.v1.worker.gpu_model_runner", "GPUModelRunner", "execute_model", _checking_step),
+    _patch("vllm.v1.worker.gpu.model_runner", "GPUModelRunner", "execute_model", _checking_step),
+    _patch("vllm.v1.worker.gpu_worker", "Worker", "execute_dummy_batch", _checking_dummy),
+)
+"""vLLM's two model runners, and the batches of a rank without requests. vllm-ascend has its own."""
+
+
+@cache
+def check_steps() -> None:
+    """In a worker whose device has graphs: guard what vLLM has imported, or will.
+
+    Raises:
+        HostError: this version of vLLM lacks the symbol.
+    """
+    for patch in PATCHES:
+        after_import(patch.module, patch.install)
