@@ -145,6 +145,7 @@ def test_overhead_runs(tmp_path):
     (row,) = smoke("overhead", tmp_path)["rows"]
     assert 0 < row["low_us"] <= row["pair_us"] <= row["high_us"]
     assert row["ratio"] == pytest.approx(row["low_us"] / row["empty_low_us"], rel=0.05)
+    assert row["called_share"] == pytest.approx(row["called_low_us"] / row["low_us"], rel=0.05)
 
 
 def test_two_trees_are_compared_by_their_lowest_rounds():

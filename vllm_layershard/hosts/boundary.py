@@ -10,6 +10,7 @@ from torch import nn
 
 from vllm_layershard.config import KEY
 from vllm_layershard.errors import HostError
+from vllm_layershard.runtime import ops
 
 _ACTIVATION = "hidden_states"
 """The argument of a decoder layer's forward that all its compute depends on."""
@@ -41,7 +42,7 @@ def install_boundary(layer: nn.Module, key: str) -> None:
 
     def reach(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x = kwargs[_ACTIVATION] if _ACTIVATION in kwargs else args[index]
-        torch.ops.layershard.reach(x, key)
+        ops.reach(x, key)
 
     layer.register_forward_pre_hook(reach, with_kwargs=True)
 

@@ -14,6 +14,7 @@ from vllm_layershard.config import KEY
 from vllm_layershard.errors import HostError
 from vllm_layershard.hosts.linears import describe_linear, method_name
 from vllm_layershard.hosts.replicas.raw_weight import RawWeight
+from vllm_layershard.runtime import ops
 from vllm_layershard.runtime.loading import LoadingSeries
 from vllm_layershard.runtime.ops import Place
 
@@ -156,7 +157,7 @@ class ShardedLinearMethod(InFront):
         if self._waiting is None:
             # CUDA kernels that quantise as they activate hand over a QuantizedActivation.
             data = x if isinstance(x, torch.Tensor) else x.data
-            torch.ops.layershard.wait(data, self._key)
+            ops.wait(data, self._key)
         elif not torch.compiler.is_compiling():
             self._require_arrived()
             self.has_run = True

@@ -3,6 +3,12 @@
 `layershard::reach(x, layer)` stands at a decoder layer's boundary, `layershard::wait(x, linear)`
 before a linear reads its weight. Both declare the activation as mutated and leave it as it is: the
 false dependency keeps them in order with the compute around them, under Inductor too.
+
+Note [The short way]
+Where no compiler looks on, a host calls the functions that are named as the ops, and they do the
+work themselves. The dispatcher would take twice as long as the work of both, for what these ops do
+not need: they have no gradient, no batching and one implementation. What a host has put around the
+work is still there. A profiler sees no op then. (benchmarks/overhead.py)
 """
 
 from __future__ import annotations
@@ -11,6 +17,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
+from torch.compiler import is_dynamo_compiling
 
 from vllm_layershard.runtime.moves.series import MovingSeries
 from vllm_layershard.runtime.series import ShardedSeries
@@ -59,13 +66,14 @@ def bound_series() -> list[ShardedSeries]:
     return list({id(place.series): place.series for place in _linears.values()}.values())
 
 
-def _start_at(layer: str, rows: int) -> None:
+def _start_at(layer: str, shape: torch.Size | None) -> None:
     """What `reach` does. It is named apart from the op, so that a host may put itself around it."""
     for place in _boundaries[layer]:
         if place.moving is None:
             place.series.reach(place.position)
         else:
-            place.moving.reach(place.position, rows)
+            # vLLM's Transformers backend has a dimension more, in front of the tokens.
+            place.moving.reach(place.position, 0 if shape is None else shape[:-1].numel())
 
 
 def _wait_for(linear: str) -> None:
@@ -76,7 +84,7 @@ def _wait_for(linear: str) -> None:
 
 
 Work = Callable[..., None]
-"""What an op does at the key that it is given; `reach` has the activation's rows, too."""
+"""What an op does at the key that it is given; `reach` has the activation's shape, too."""
 
 _work: dict[str, Work] = {"reach": _start_at, "wait": _wait_for}
 
@@ -90,12 +98,31 @@ def run_within(around: Callable[[Work], Work]) -> None:
 
 
 def _reach(x: torch.Tensor | None, layer: str) -> None:
-    # A first layer may be given none. vLLM's Transformers backend has a dimension more, in front.
-    _work["reach"](layer, 0 if x is None else x.shape[:-1].numel())
+    # A first layer may be given none.
+    _work["reach"](layer, None if x is None else x.shape)
 
 
 def _wait(x: torch.Tensor, linear: str) -> None:
     _work["wait"](linear)
+
+
+def reach(x: torch.Tensor | None, layer: str) -> None:
+    """At a decoder layer's boundary: the op where a compiler looks on, else what it does.
+
+    The dispatcher takes as long as both ops do: see the note [The short way] above.
+    """
+    if is_dynamo_compiling():
+        torch.ops.layershard.reach(x, layer)
+    else:
+        _work["reach"](layer, None if x is None else x.shape)
+
+
+def wait(x: torch.Tensor, linear: str) -> None:
+    """Before a linear reads its weight, likewise."""
+    if is_dynamo_compiling():
+        torch.ops.layershard.wait(x, linear)
+    else:
+        _work["wait"](linear)
 
 
 _LIBRARY.impl("reach", _reach, "CompositeExplicitAutograd")

@@ -88,7 +88,7 @@ class ShardedSeries:
 
     def has_arrived(self, position: int) -> bool:
         """Whether the position's weight is where its linear reads it, and was waited for."""
-        return self.has_started(position) and position not in self._under_way
+        return self.has_started(position) and self._under_way.arriving[position] is None
 
     def owns(self, position: int) -> bool:
         """Whether this rank stores the position's whole weight."""
@@ -125,9 +125,11 @@ class ShardedSeries:
         """
         if position == 0:
             self.begin()
-        for ahead in self.plan.schedule.launches[position]:
-            self._under_way.start(ahead, self.transport)
-            self.counters.launched(self.plan.arriving_bytes(ahead, self.group.group_rank))
+        under_way, counters = self._under_way, self.counters
+        for ahead, nbytes in under_way.starts[position]:
+            under_way.start(ahead, self.transport)
+            counters.launches += 1
+            counters.weight_bytes += nbytes
 
     def wait(self, position: int) -> None:
         """Before the linear of `position` reads its weight: wait until it is there.
@@ -136,18 +138,20 @@ class ShardedSeries:
             TransportError: it did not arrive within the process group's timeout.
             MismatchError: with `verify`, it arrived for the first time and with other bytes.
         """
-        assert self.has_started(position), (
-            f"{self.plan.layer_name(position)} is waited for but was never reached"
-        )
-        if position in self._under_way:
+        under_way, counters = self._under_way, self.counters
+        if under_way.arriving[position] is not None:
             started = time.perf_counter_ns()
-            self._under_way.wait(position)
-            self.counters.waited_us += (time.perf_counter_ns() - started) / 1000
+            under_way.wait(position)
+            counters.waited_us += (time.perf_counter_ns() - started) / 1000
             if self._first_arrivals is not None and not self.owns(position):
                 slot = self.plan.schedule.slot[position]
                 self._first_arrivals.check(position, self.slots.tensors[slot])
-        self.counters.waits += 1
-        if position == len(self.plan.series) - 1:
+        else:
+            assert under_way.has_started(position), (
+                f"{self.plan.layer_name(position)} is waited for but was never reached"
+            )
+        counters.waits += 1
+        if position == len(under_way.starts) - 1:
             self.on_forward_end()
 
     def drain(self) -> None:

@@ -24,8 +24,3 @@ class Counters:
     activation_forwards: int = 0
     weight_bytes: int = 0
     activation_bytes: int = 0
-
-    def launched(self, nbytes: int) -> None:
-        """A movement has started, of which so many bytes come to this rank."""
-        self.launches += 1
-        self.weight_bytes += nbytes

@@ -9,7 +9,7 @@ import torch
 from vllm.distributed.parallel_state import get_tp_group
 
 from vllm_layershard.hosts.sharded_linear import InFront, set_method
-from vllm_layershard.runtime.exchange.ops import bind_exchange
+from vllm_layershard.runtime.exchange.ops import bind_exchange, exchange, gather
 from vllm_layershard.runtime.exchange.tokens import TokenExchange
 from vllm_layershard.runtime.ranks.group import RankGroup
 from vllm_layershard.runtime.stats import Counters
@@ -39,9 +39,9 @@ class ExchangedLinearMethod(InFront):
         vLLM's Transformers backend has a dimension more, in front of the tokens.
         """
         tokens = x.flatten(0, -2)
-        rows = torch.ops.layershard.exchange(tokens, self._size, self._key)
+        rows = exchange(tokens, self._size, self._key)
         found = self._inner.apply(layer, rows, bias)
-        gathered = torch.ops.layershard.gather(found, tokens.shape[0], self._key)
+        gathered = gather(found, tokens.shape[0], self._key)
         return gathered.unflatten(0, x.shape[:-1])
 
 

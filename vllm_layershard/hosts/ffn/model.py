@@ -31,7 +31,7 @@ from vllm_layershard.runtime.ranks.checkpoint import fault_in
 from vllm_layershard.runtime.ranks.group import RankGroup, create_groups
 from vllm_layershard.runtime.ranks.handshake import handshake, shared_store
 from vllm_layershard.runtime.ranks.messages import exchange
-from vllm_layershard.runtime.split_mlp import SplitFfn, SplitMlp, bind_mlps
+from vllm_layershard.runtime.split_mlp import SplitFfn, SplitMlp, bind_mlps, ffn
 from vllm_layershard.runtime.tensors import held
 from vllm_layershard.version import __version__
 
@@ -154,7 +154,7 @@ def _split(mlp: DenseMlp, part: int, split: FfnSplit, group: RankGroup) -> Split
     )
 
     def forward(x: torch.Tensor) -> torch.Tensor:
-        return torch.ops.layershard.ffn(x, name)
+        return ffn(x, name)
 
     module.forward = forward
     return bound

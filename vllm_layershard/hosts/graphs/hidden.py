@@ -17,11 +17,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
 from vllm_layershard.hosts.boundary import first_tensor
+from vllm_layershard.runtime import ops
 
 
 def wait_ahead_of_experts(model: nn.Module, sharded: Mapping[str, Any]) -> None:
@@ -65,6 +65,6 @@ def wait_at_entry(block: nn.Module, linears: Sequence[Any]) -> None:
     def wait(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x = first_tensor(*args, *kwargs.values())
         for key in keys:
-            torch.ops.layershard.wait(x, key)
+            ops.wait(x, key)
 
     block.register_forward_pre_hook(wait, with_kwargs=True)

@@ -14,8 +14,8 @@ from vllm_layershard.hosts.moves.rows import computing_rows
 from vllm_layershard.hosts.sharded_linear import ShardedLinearMethod, set_method
 from vllm_layershard.plan import ParallelLayout
 from vllm_layershard.plan.move import counts_in_group, move_rule
+from vllm_layershard.runtime.moves import ops
 from vllm_layershard.runtime.moves.linear import MovedLinear
-from vllm_layershard.runtime.moves.ops import bind_linear, order_on
 from vllm_layershard.runtime.moves.series import MovingSeries
 from vllm_layershard.runtime.moves.striped_linear import StripedLinear
 from vllm_layershard.runtime.ops import Place
@@ -54,7 +54,7 @@ class MovedLinearMethod(ShardedLinearMethod):
             self.has_run = True
         tokens = x.flatten(0, -2)
         out = tokens.new_empty((tokens.shape[0], self._width))
-        torch.ops.layershard.linear(tokens, bias, out, self._order, self._key)
+        ops.linear(tokens, bias, out, self._order, self._key)
         return out.unflatten(0, x.shape[:-1])
 
 
@@ -92,7 +92,7 @@ def serve_moved(module: Any, place: Place) -> None:
     else:
         by_rows = computing_rows(module, inner, series, place.position)
         linear = StripedLinear(place.moving, place.position, prefix, compute, by_rows)
-    bind_linear(linear)
+    ops.bind_linear(linear)
     module.requires_unquantized_input = True  # vLLM's own switch: what moves is a tensor
     device = next(iter(series.weights(place.position).values())).device
-    set_method(module, MovedLinearMethod(inner, linear, place, width, order_on(device)))
+    set_method(module, MovedLinearMethod(inner, linear, place, width, ops.order_on(device)))

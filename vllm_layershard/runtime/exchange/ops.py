@@ -7,6 +7,7 @@ rows, linear)` behind it. Both return new memory and change nothing.
 from __future__ import annotations
 
 import torch
+from torch.compiler import is_dynamo_compiling
 
 from vllm_layershard.runtime.exchange.tokens import TokenExchange, share_of
 
@@ -29,6 +30,22 @@ def _exchange(x: torch.Tensor, size: int, linear: str) -> torch.Tensor:
 
 def _gather(x: torch.Tensor, rows: int, linear: str) -> torch.Tensor:
     return _exchanges[linear].gather(x, rows)
+
+
+def exchange(x: torch.Tensor, size: int, linear: str) -> torch.Tensor:
+    """The op where a compiler looks on, else its work: see [The short way] in runtime/ops.py."""
+    if is_dynamo_compiling():
+        seen: torch.Tensor = torch.ops.layershard.exchange(x, size, linear)
+        return seen
+    return _exchange(x, size, linear)
+
+
+def gather(x: torch.Tensor, rows: int, linear: str) -> torch.Tensor:
+    """Likewise."""
+    if is_dynamo_compiling():
+        seen: torch.Tensor = torch.ops.layershard.gather(x, rows, linear)
+        return seen
+    return _gather(x, rows, linear)
 
 
 def _exchange_fake(x: torch.Tensor, size: int, linear: str) -> torch.Tensor:

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from functools import cache
 
 import torch
+from torch.compiler import is_dynamo_compiling
 
 from vllm_layershard.runtime.moves.linear import MovedLinear
 
@@ -67,6 +68,20 @@ def _linear(
     linear: str,
 ) -> None:
     _work["linear"](linear, x, bias, out)
+
+
+def linear(
+    x: torch.Tensor,
+    bias: torch.Tensor | None,
+    out: torch.Tensor,
+    order: torch.Tensor,
+    key: str,
+) -> None:
+    """The op where a compiler looks on, else its work: see [The short way] in runtime/ops.py."""
+    if is_dynamo_compiling():
+        torch.ops.layershard.linear(x, bias, out, order, key)
+    else:
+        _linear(x, bias, out, order, key)
 
 
 _LIBRARY.impl("linear", _linear, "CompositeExplicitAutograd")

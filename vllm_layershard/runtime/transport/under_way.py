@@ -14,7 +14,13 @@ class UnderWay:
     def __init__(self, plan: SeriesPlan, group: Group) -> None:
         self._plan = plan
         self._group = group
-        self._arriving: list[Ticket | None] = [None] * len(plan.series)
+        self._slot = plan.schedule.slot
+        self.starts = tuple(
+            tuple((ahead, plan.arriving_bytes(ahead, group.group_rank)) for ahead in launched)
+            for launched in plan.schedule.launches
+        )
+        """By position: what starts at its boundary, and how many bytes of it come to this rank."""
+        self.arriving: list[Ticket | None] = [None] * len(plan.series)
         """By position: a movement that has started and was not waited for yet."""
         self._occupant: list[int | None] = [None] * plan.schedule.num_slots
         """The position that each slot holds or is receiving; None before its first movement."""
@@ -24,15 +30,11 @@ class UnderWay:
     @property
     def positions(self) -> tuple[int, ...]:
         """Those that have started to move and were not waited for yet."""
-        return tuple(p for p, ticket in enumerate(self._arriving) if ticket is not None)
-
-    def __contains__(self, position: int) -> bool:
-        return self._arriving[position] is not None
+        return tuple(p for p, ticket in enumerate(self.arriving) if ticket is not None)
 
     def has_started(self, position: int) -> bool:
         """Whether the position's weight is where its linear reads it, or on its way there."""
-        slots = self._plan.schedule.slot
-        return not slots or self._occupant[slots[position]] == position
+        return not self._slot or self._occupant[self._slot[position]] == position
 
     def begin(self) -> tuple[int, ...]:
         """At the start of a forward: the positions that the last one has moved and never read."""
@@ -47,9 +49,9 @@ class UnderWay:
         it has never moved.
         """
         for position in self.positions:
-            ticket = self._arriving[position]
+            ticket = self.arriving[position]
             if ticket is not None and ticket.captured:
-                self._arriving[position] = None
+                self.arriving[position] = None
 
     def start(self, position: int, transport: Transport) -> None:
         """Begin to move the position into its slot, behind what its slot still receives.
@@ -57,15 +59,15 @@ class UnderWay:
         Raises:
             TransportError: a rank of the group is gone, or was not given the weights of a reload.
         """
-        slot = self._plan.schedule.slot[position]
+        slot = self._slot[position]
         before = self._occupant[slot]
-        if before is not None and before in self:
+        if before is not None and self.arriving[before] is not None:
             # A forward that skips a linear (vllm-ascend's dummy batches) never waits for it:
             # two movements into one slot must not overlap.
             self.wait(before)
             self._unread.append(before)
         try:
-            self._arriving[position] = transport.start(position, slot)
+            self.arriving[position] = transport.start(position, slot)
         except RuntimeError as error:
             raise self._group.lost_layer(self._plan, position, error) from error
         self._occupant[slot] = position
@@ -78,7 +80,7 @@ class UnderWay:
             HostError: it was started within a captured graph and is waited for outside, or the
                 other way round.
         """
-        ticket = self._arriving[position]
+        ticket = self.arriving[position]
         assert ticket is not None, f"{self._plan.layer_name(position)} is not in flight"
         if not ticket.may_wait():
             started, waited = ("within", "outside") if ticket.captured else ("outside", "within")
@@ -91,4 +93,4 @@ class UnderWay:
             ticket.wait()
         except RuntimeError as error:
             raise self._group.lost_layer(self._plan, position, error) from error
-        self._arriving[position] = None
+        self.arriving[position] = None

@@ -20,6 +20,7 @@ from vllm.forward_context import override_forward_context
 from one_gpu.copies import OneOfTwo
 from one_gpu.stack import WIDTH
 from vllm_layershard.hosts.graphs.breaks import end_graphs_at_movements
+from vllm_layershard.runtime import ops
 
 end_graphs_at_movements()
 LAYERS, MODE, STEP = 3, CUDAGraphMode[sys.argv[1]], int(sys.argv[2])
@@ -48,10 +49,10 @@ def linear(i, source, target):
 def forward():
     source = x
     for i, (before, between, after) in enumerate(kept):
-        torch.ops.layershard.reach(source, f"gpu.{i}")
+        ops.reach(source, f"gpu.{i}")
         compute(lambda source=source, target=before: torch.sin(source, out=target))
         attention(i)
-        torch.ops.layershard.wait(between, f"gpu.{i}.linear")
+        ops.wait(between, f"gpu.{i}.linear")
         compute(lambda i=i, source=between, target=after: linear(i, source, target))
         source = after
     return source
