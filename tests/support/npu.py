@@ -41,8 +41,8 @@ class _Stream:
     def wait_event(self, event: Any) -> None:
         return None
 
-    def record_event(self) -> object:
-        return object()
+    def record_event(self, event: object = None) -> object:
+        return event or object()
 
 
 def stand_in(torch_device: torch.device, accelerator: Any = None) -> NpuDevice:
@@ -55,6 +55,7 @@ def stand_in(torch_device: torch.device, accelerator: Any = None) -> NpuDevice:
     sys.modules["torch_npu"] = module
     at_once = SimpleNamespace(
         Stream=_Stream,
+        Event=object,
         current_stream=_Stream,
         stream=contextlib.nullcontext,
         synchronize=lambda device: None,

@@ -155,9 +155,12 @@ class StreamDevice(Device):
         self.backend = backend
         self._accelerator = accelerator
         self._side = accelerator.Stream(device=torch_device)
+        self._given = accelerator.Event()
+        """Recorded anew for each movement: a stream waits for what it had recorded by then."""
 
     def enqueue(self, work: Callable[[], None]) -> Any:
-        self._side.wait_event(self._accelerator.current_stream(self.torch_device).record_event())
+        self._accelerator.current_stream(self.torch_device).record_event(self._given)
+        self._side.wait_event(self._given)
         with self._accelerator.stream(self._side):
             work()
         return self._side.record_event()

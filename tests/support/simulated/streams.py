@@ -195,6 +195,10 @@ class Accelerator:
         """A new stream."""
         return Stream(self)
 
+    def Event(self) -> Event:
+        """A new event."""
+        return Event()
+
     def current_stream(self, device: Any = None) -> Stream:
         """Where work goes."""
         return self._current

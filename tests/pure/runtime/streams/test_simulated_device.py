@@ -14,6 +14,7 @@ from one_gpu.copies import Copies
 from one_gpu.stack import WIDTH, ShardedStack
 from simulated.deferred import Deferred
 from simulated.deletions import Deletion, deletions
+from simulated.nccl import Nccl
 from simulated.streams import Accelerator, CaptureError, Graph, Order
 from vllm_layershard.errors import LayerShardError
 from vllm_layershard.plan import SeriesPlan
@@ -21,7 +22,7 @@ from vllm_layershard.runtime.device import StreamDevice
 from vllm_layershard.runtime.loading import LoadingSeries
 from vllm_layershard.runtime.ranks.group import RankGroup
 from vllm_layershard.runtime.series import ShardedSeries
-from vllm_layershard.runtime.transport import Ticket
+from vllm_layershard.runtime.transport import Broadcast, Ticket
 from vllm_layershard.runtime.transport.under_way import UnderWay
 
 LAYERS = 6
@@ -87,10 +88,16 @@ class Rank(ShardedStack):
         *,
         kind: Callable[[Accelerator], StreamDevice] = gpu,
         two_links: bool = False,
+        over_nccl: bool = False,
     ) -> None:
         device, other = kind(accelerator), gpu(accelerator)
 
         def begin(plan: SeriesPlan, whole: list[torch.Tensor]) -> LoadingSeries:
+            if over_nccl:
+                order = [ahead for launched in plan.schedule.launches for ahead in launched]
+                self.nccl = Nccl(accelerator, whole, order)
+                group = RankGroup((0, 1), 0, data=self.nccl, control=None)  # type: ignore[arg-type]
+                return LoadingSeries(plan, group, device, Broadcast(group, device))
             group = RankGroup((0, 1), 0, data=None, control=None)  # type: ignore[arg-type]
             copies = TwoLinks((device, other), whole) if two_links else Copies(device, whole)
             return LoadingSeries(plan, group, device, copies)
@@ -253,8 +260,8 @@ def test_without_any_wait_or_record_some_order_is_wrong(
 def test_all_waits_and_records_are_found() -> None:
     """One that is added comes among them by itself; this shows that none was overlooked."""
     assert {str(one) for one in ALL} >= {
-        "StreamDevice.enqueue-wait_event-0",
-        "StreamDevice.enqueue-record_event-1",
+        "StreamDevice.enqueue-record_event-0",
+        "StreamDevice.enqueue-wait_event-1",
         "StreamDevice.enqueue-record_event-2",
         "StreamDevice.join-wait_event-0",
         "ShardedSeries.wait-wait-0",
@@ -263,6 +270,22 @@ def test_all_waits_and_records_are_found() -> None:
         "UnderWay.wait-wait-0",
         "Ticket.wait-join-0",
     }
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_nccl_broadcasts_on_the_side_stream(step: int) -> None:
+    """Not on a stream of its own, which both streams would wait for. Eager, and replayed."""
+    for order, seed in ORDERS:
+        accelerator = Accelerator(order, seed)
+        stack, x = Rank(accelerator, step, over_nccl=True), batch(0)
+        (said,) = stack.results(lambda: [stack(x)])  # noqa: B023 - called at once
+        assert torch.equal(said, stack.unsharded(x))
+        graph, said = captured(stack, x)
+        for _ in range(2):
+            (copy,) = stack.results(lambda: (graph.replay(), [said.clone()])[1])  # noqa: B023
+            assert torch.equal(copy, stack.unsharded(x))
+            stack.results(lambda: (stack.change_weights(), [])[1])  # noqa: B023
+        assert (stack.nccl.sent, stack.nccl.on_own) == (2 * LAYERS, 0)
 
 
 def test_the_ascend_device_runs_on_it_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
