@@ -128,7 +128,8 @@ def test_of_two_remedies_the_first_that_hides_or_is_near_the_faster_is_named(
         Phase(name, Batch(64, 1.0, name == "decode"), trial(asked), other, first)
         for name in ("prefill", "decode")
     )
-    verdict = verdict_on(phases, Thresholds(None, None, None), (0.35, 0.35), pulls=False)
+    never = Thresholds(None, None, None)
+    verdict = verdict_on(phases, never, (0.35, 0.35), pulls=False, replicated=False)
     assert verdict.count(why) == 2, verdict
     helped = "no other does better" not in why
     assert ("as it is, no number of tokens hides it" in verdict) == helped
