@@ -14,6 +14,8 @@ from sums import total
 from truth.stated import MISTRAL_7B, QWEN3_5_27B, QWEN3_VL_4B, QWEN3_VL_30B_A3B
 from vllm_layershard.errors import ModelError
 from vllm_layershard.models import Deployment, FoundModel, Model, model_of, read_model
+from vllm_layershard.models.families.booleans import _AROUND, _BY_THE_CLASS, _CONDITIONS
+from vllm_layershard.models.families.defaults import _BOOLEANS
 from vllm_layershard.models.sources.config_file import ConfigFile
 from vllm_layershard.models.sources.source import _BUNDLED
 from vllm_layershard.plan import ParallelLayout
@@ -119,6 +121,44 @@ def test_a_null_that_is_no_value_is_refused(name: str, field: str) -> None:
     """The truth tests have all classes and all their fields."""
     with pytest.raises(ModelError, match=f": {field}: is null, which is no value of this field"):
         read(changed(bundled(name), **{field: None}))
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value"),
+    [
+        ("deepseek-ai--DeepSeek-V3", "tie_word_embeddings", "true"),
+        ("deepseek-ai--DeepSeek-V3", "norm_topk_prob", 1),
+        ("zai-org--GLM-5", "tie_word_embeddings", 1),
+        ("meituan-longcat--LongCat-Flash-Chat", "attention_bias", "false"),
+        ("meta-llama--Meta-Llama-3.1-8B", "mlp_bias", 0),
+        ("Qwen--Qwen3.5-397B-A17B", "tie_word_embeddings", []),
+    ],
+)
+def test_what_is_neither_true_nor_false_is_refused(name: str, field: str, value: object) -> None:
+    """The truth tests have all classes and all their fields."""
+    with pytest.raises(ModelError, match=f": {field}: .* is neither true nor false: vLLM does not"):
+        read(changed(bundled(name), **{field: value}))
+
+
+def test_every_field_that_is_true_or_false_is_looked_at() -> None:
+    declared = " ".join([*_BY_THE_CLASS.values(), _AROUND, _CONDITIONS])
+    assert sorted(_BOOLEANS) == sorted(set(declared.split()))
+
+
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [
+        ("inclusionAI--Ling-1T", "tie_word_embeddings"),
+        ("inclusionAI--Ling-1T", "use_bias"),
+        ("MiniMaxAI--MiniMax-M2", "attention_bias"),
+        ("meta-llama--Meta-Llama-3.1-8B", "qkv_bias"),
+    ],
+)
+def test_a_condition_that_no_class_checks_counts_as_in_python(name: str, field: str) -> None:
+    def held(value: object) -> int:
+        return read(changed(bundled(name), **{field: value})).weight_bytes(ONE, 0).total
+
+    assert held("false") == held(1) == held(True) != held(False) == held("") == held(0)
 
 
 def test_a_null_around_a_language_model_is_refused() -> None:

@@ -3,7 +3,7 @@
 Source: transformers 5, the class of each model_type (`XConfig` in models/x/configuration_x.py), and
 vLLM 0.32, transformers_utils/configs/, for kimi_k2 and kimi_k25. A test compares with the classes.
 A field that is null is not left out: it is None to the class, which may refuse it
-(null_fields.py).
+(null_fields.py). What is neither true nor false may be refused, too (booleans.py).
 """
 
 from __future__ import annotations
@@ -182,18 +182,28 @@ _WRAPPERS: Final[Mapping[str, Class]] = {
 """Of the language model within a multimodal one, whatever model_type its section states."""
 
 
+_BOOLEANS: Final = (
+    *("tie_word_embeddings", "use_cache", "attention_bias", "mlp_bias", "output_router_logits"),
+    *("norm_topk_prob", "rope_interleave", "use_qk_norm", "use_sliding_window", "bias", "qk_norm"),
+    *("qkv_bias", "use_bias", "use_qkv_bias", "use_rmsnorm", "use_routing_bias"),
+    "moe_router_enable_expert_bias",
+)
+"""Fields that are true or false to some class, or to some model."""
+
+
 def completed(config: ConfigFile, model_type: str) -> ConfigFile:
     """The config with the values that its class gives the fields that it leaves out.
 
     Raises:
-        ModelError: a field is left out that has to be stated, is null where that is no value, or
-            differs from its other name; it is named.
+        ModelError: a field is left out that has to be stated, is null or no boolean where that is
+            no value, or differs from its other name; it is named.
     """
     inner = config.get("text_config")
     if model_type in _WRAPPERS and isinstance(inner, dict):
         section = ConfigFile(f"{config.where}: text_config", inner)
         values = _completed(section, model_type, _WRAPPERS[model_type])
         _refuse_null(config, config.values, model_type, around=True)
+        _booleans(config, config.values, model_type, around=True)
         return config._replace(values={**config.values, "text_config": values})
     values = _completed(config, model_type, _CLASSES.get(model_type, Class()))
     return config._replace(values=values)
@@ -212,7 +222,7 @@ def _completed(config: ConfigFile, model_type: str, known: Class) -> dict[str, A
                 f"checkpoint holds; write it into config.json{_none(model_type, field)}",
             )
     _refuse_null(config, values, model_type, around=False)
-    return {**known.defaults, **values}
+    return {**known.defaults, **_booleans(config, values, model_type, around=False)}
 
 
 def _take(config: ConfigFile, values: dict[str, Any], other: str, field: str) -> None:
@@ -235,6 +245,21 @@ def _none(model_type: str, field: str) -> str:
     from vllm_layershard.models.families.null_fields import never_null
 
     return "" if field in never_null(model_type) else " (null where it has none)"
+
+
+def _booleans(
+    config: ConfigFile, values: Mapping[str, Any], model_type: str, *, around: bool
+) -> Mapping[str, Any]:
+    """The values, with booleans where they count as such; `around`: as in `_refuse_null`.
+
+    Raises:
+        ModelError: the class refuses a value, which is neither true nor false; it is named.
+    """
+    if all(isinstance(values.get(field, False), bool) for field in _BOOLEANS):
+        return values
+    from vllm_layershard.models.families.booleans import with_booleans
+
+    return with_booleans(config, values, model_type, around=around)
 
 
 def _refuse_null(
