@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal
 
 from vllm_layershard.models.quantization.formats.format import Format
 from vllm_layershard.models.quantization.formats.fp8_block import Fp8Block
@@ -15,25 +15,13 @@ from vllm_layershard.models.quantization.formats.split import joined
 from vllm_layershard.models.quantization.methods.fp8 import read_block
 from vllm_layershard.models.quantization.served.compressed_tensors import EXPERTS, LINEARS
 from vllm_layershard.models.quantization.served.form import Form
+from vllm_layershard.models.quantization.served.group import Group
 from vllm_layershard.models.quantization.served.row import judge, weights_of
 from vllm_layershard.models.sources.config_file import ConfigFile, shown
 
 _GROUPED: Final = ("group", "tensor_group")
 _WHILE: Final = ("token", "tensor", "tensor_group", "group")
 """Strategies of what is quantised on the way."""
-
-
-class Group(NamedTuple):
-    """What a group states of its weights, and of their activations; None: these stay wide."""
-
-    stated: ConfigFile
-    weights: Form
-    inputs: Form | None
-
-    @property
-    def static(self) -> bool:
-        """Whether the checkpoint stores scales of activations."""
-        return self.inputs is not None and not self.inputs.dynamic
 
 
 def format_of_group(section: ConfigFile, group: ConfigFile) -> Format:

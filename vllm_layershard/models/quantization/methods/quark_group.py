@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from vllm_layershard.models.quantization.formats.format import Format
 from vllm_layershard.models.quantization.formats.fp8_block import Fp8Block
@@ -13,25 +13,13 @@ from vllm_layershard.models.quantization.formats.nvfp4 import Nvfp4
 from vllm_layershard.models.quantization.formats.scaled import Scaled
 from vllm_layershard.models.quantization.formats.split import joined
 from vllm_layershard.models.quantization.served.form import Form
+from vllm_layershard.models.quantization.served.group import Group
 from vllm_layershard.models.quantization.served.quark import EXPERTS, LINEARS
 from vllm_layershard.models.quantization.served.row import judge, weights_of
 from vllm_layershard.models.sources.config_file import ConfigFile, shown
 
 _MICROSCALED: Final = {"fp4": 4, "fp6_e3m2": 6, "fp6_e2m3": 6, "fp8_e4m3": 8}
 """Dtype -> bits of a weight of those with one exponent for 32."""
-
-
-class Group(NamedTuple):
-    """What a group states of its weights, and of their activations; None: these stay wide."""
-
-    stated: ConfigFile
-    weights: Form
-    inputs: Form | None
-
-    @property
-    def static(self) -> bool:
-        """Whether the checkpoint stores scales of activations."""
-        return self.inputs is not None and not self.inputs.dynamic
 
 
 def format_of_group(group: ConfigFile, packs: str) -> Format:
