@@ -8,87 +8,37 @@ than whether it counts as true.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from truth.asking import answers_of
-from truth.published import PUBLISHED, WITHOUT_A_CLASS, put
+from truth.config_fields import KINDS, fields_where, read
+from truth.published import PUBLISHED, put
 from vllm_layershard.errors import LayerShardError
-from vllm_layershard.models import Deployment, FoundModel, model_of
+from vllm_layershard.models import Deployment
 from vllm_layershard.models.families.booleans import _AROUND, _BY_THE_CLASS, _CONDITIONS
-from vllm_layershard.models.sources.config_file import ConfigFile
 from vllm_layershard.plan import ParallelLayout
 
-ASKED = """
-import json, sys
-import vllm.transformers_utils.configs as own
-from transformers import CONFIG_MAPPING
-from vllm.transformers_utils.config import _CONFIG_REGISTRY
 
-def class_of(model_type):
-    known = _CONFIG_REGISTRY.get(model_type)
-    return getattr(own, known) if isinstance(known, str) else known or CONFIG_MAPPING[model_type]
-
-def booleans(made, config, within):
-    place = config["text_config"] if within else config
-    whole = made(**config)
-    own = whole.text_config if within else whole
-
-    def takes(field, value):
-        changed = {**place, field: value}
-        try:
-            made(**({**config, "text_config": changed} if within else changed))
-        except Exception:
-            return False
-        return True
-
-    fields = {*place, *own.to_dict(), *getattr(type(own), "__dataclass_fields__", ())}
-    return sorted(
-        field
-        for field in fields
-        if field not in ("model_type", "attribute_map", "sub_configs")  # no values of a model
-        and not takes(field, 1)
-        and not takes(field, "true")
-        and takes(field, True)
-        and takes(field, False)
-    )
-
-found = {}
-for model_type, config in json.load(sys.stdin).items():
-    made = class_of(model_type)
-    within = "text_config" in config
-    around = booleans(made, config, False) if within else []
-    found[model_type] = [booleans(made, config, within), around]
-print(json.dumps(found))
-"""
-
-KINDS = [kind for kind in PUBLISHED if kind not in WITHOUT_A_CLASS]
-
-
-@cache
 def booleans() -> dict[str, tuple[list[str], list[str]]]:
     """Model type -> fields that are true or false: of the language model, and around it."""
-    found: dict[str, tuple[list[str], list[str]]] = answers_of(
-        ASKED, {kind: PUBLISHED[kind] for kind in KINDS}
-    )
-    return found
+    refuses = "not takes(field, 1) and not takes(field, 'true')"
+    return fields_where(f"{refuses} and takes(field, True) and takes(field, False)")
 
 
-def read(config: Mapping[str, Any]) -> tuple[str, object]:
+def planned(config: Mapping[str, Any]) -> tuple[str, object]:
     """What is said against it; nothing where it is planned, and then what a rank holds of it."""
     try:
-        model = model_of(FoundModel("m", "local:m", ConfigFile("config", config)))
+        model = read(config)
     except LayerShardError as error:
         return str(error), None
     return "", model.weight_bytes(Deployment(ParallelLayout()), 0)
 
 
 def said(config: Mapping[str, Any]) -> str:
-    return read(config)[0]
+    return planned(config)[0]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -121,7 +71,7 @@ def test_a_field_that_no_class_checks_counts_as_in_python(kind: str) -> None:
     for field in set(_CONDITIONS.split()) - set(checked):
         for value in (1, "true", 0, ""):
             plain = put(config, field, within, bool(value))
-            assert read(put(config, field, within, value)) == read(plain), field
+            assert planned(put(config, field, within, value)) == planned(plain), field
 
 
 def test_what_vllms_models_ask_of_a_condition() -> None:

@@ -7,73 +7,25 @@ turn, and its class is asked to read it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from truth.asking import answers_of
+from truth.config_fields import KINDS, fields_where, read
 from truth.published import PUBLISHED, WITHOUT_A_CLASS, put
 from vllm_layershard.errors import LayerShardError
-from vllm_layershard.models import FoundModel, Model, model_of
 from vllm_layershard.models.families.defaults import _CLASSES, _WRAPPERS
 from vllm_layershard.models.families.null_fields import _AROUND, _BY_THE_CLASS, _BY_THE_MODEL
-from vllm_layershard.models.sources.config_file import ConfigFile
-
-REFUSED = """
-import json, sys
-import vllm.transformers_utils.configs as own
-from transformers import CONFIG_MAPPING
-from vllm.transformers_utils.config import _CONFIG_REGISTRY
-
-def class_of(model_type):
-    known = _CONFIG_REGISTRY.get(model_type)
-    return getattr(own, known) if isinstance(known, str) else known or CONFIG_MAPPING[model_type]
-
-def refuses(made, config):
-    try:
-        made(**config)
-    except Exception as error:
-        return True
-    return False
-
-def refused(made, config, within):
-    place = config["text_config"] if within else config
-    whole = made(**config)
-    own = whole.text_config if within else whole
-    fields = {*place, *own.to_dict(), *getattr(type(own), "__dataclass_fields__", ())}
-    nulls = {field: {**place, field: None} for field in fields}
-    return sorted(
-        field
-        for field, changed in nulls.items()
-        if field not in ("model_type", "attribute_map", "sub_configs")  # no values of a model
-        and refuses(made, {**config, "text_config": changed} if within else changed)
-    )
-
-found = {}
-for model_type, config in json.load(sys.stdin).items():
-    made = class_of(model_type)
-    within = "text_config" in config
-    around = refused(made, config, False) if within else []
-    found[model_type] = [refused(made, config, within), around]
-print(json.dumps(found))
-"""
 
 OTHERWISE = {"qwen3_next": {"full_attention_interval"}}
 """Its class takes a null for it beside layer_types alone, and the family reads it without them."""
 
-KINDS = [kind for kind in PUBLISHED if kind not in WITHOUT_A_CLASS]
 
-
-@cache
 def refused() -> dict[str, tuple[list[str], list[str]]]:
     """Model type -> fields that may not be null: of the language model, and of what is around."""
-    found: dict[str, tuple[list[str], list[str]]] = answers_of(
-        REFUSED, {kind: PUBLISHED[kind] for kind in KINDS}
-    )
-    return found
+    return fields_where("not takes(field, None)")
 
 
 def said(config: Mapping[str, Any]) -> str:
@@ -83,10 +35,6 @@ def said(config: Mapping[str, Any]) -> str:
     except LayerShardError as error:
         return str(error)
     return ""
-
-
-def read(config: Mapping[str, Any]) -> Model:
-    return model_of(FoundModel("m", "local:m", ConfigFile("config", config)))
 
 
 def test_every_model_type_with_a_class_is_asked() -> None:
