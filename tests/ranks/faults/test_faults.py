@@ -6,8 +6,6 @@ longer than the group waits, was started with another plan, or its link corrupts
 
 from __future__ import annotations
 
-import datetime
-import multiprocessing
 import os
 import random
 import time
@@ -17,19 +15,17 @@ from typing import Literal, get_args
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from gloo.stack import WIDTH, Stack, shard
+from gloo.struck import LONG_S, Run, outcome
 from vllm_layershard.errors import MismatchError, TransportError
 from vllm_layershard.manual import reach_layer, wait_layer
 from vllm_layershard.runtime.series import ShardedSeries
 from vllm_layershard.runtime.transport import Ticket
 
-LONG_S = 60.0
 SHORT_S = 2.0
 """Of a group in which a rank stalls: there it does not matter who else is given up."""
 STALL_S = 2 * SHORT_S
-HANG_S = 120.0
 FORWARDS = 3
 WHILE_LOADING = -1
 
@@ -65,36 +61,6 @@ class Schedule:
             forward=draw.randrange(WHILE_LOADING, FORWARDS),
             layer=draw.randrange(num_layers),
         )
-
-
-def one_rank(rank: int, schedule: Schedule, place: str) -> None:
-    """Write what came of it to a file; nothing if this rank died."""
-    torch.set_num_threads(1)
-    store = dist.FileStore(f"{place}/store", schedule.size)
-    dist.init_process_group(
-        "gloo",
-        store=store,
-        rank=rank,
-        world_size=schedule.size,
-        timeout=datetime.timedelta(seconds=SHORT_S if schedule.fault == "stall" else LONG_S),
-    )
-    all_write(store, "connected", rank, schedule.size)  # nobody dies before
-    try:
-        came = forwards(rank, schedule)
-    except (MismatchError, TransportError) as error:
-        came = f"{type(error).__name__}: {error}"
-    except BaseException as error:
-        came = f"UNNAMED {type(error).__name__}: {error}"
-    Path(place, str(rank)).write_text(came)
-    if schedule.fault == "mismatch":  # each sees it for itself, before another's sockets close
-        all_write(store, "compared", rank, schedule.size)
-    os._exit(0)
-
-
-def all_write(store: dist.Store, subject: str, rank: int, size: int) -> None:
-    """Return once every rank has come here. No rank needs another to leave."""
-    store.set(f"{subject}/{rank}", "")
-    store.wait([f"{subject}/{other}" for other in range(size)], datetime.timedelta(seconds=LONG_S))
 
 
 @torch.inference_mode()
@@ -159,23 +125,14 @@ def corrupt(series: ShardedSeries, position: int) -> None:
     series.transport.start = corrupting
 
 
-def outcome(schedule: Schedule, place: Path) -> list[str]:
-    """What came of it on every rank; "nothing" of one that died or hung."""
-    context = multiprocessing.get_context("fork")
-    processes = [
-        context.Process(target=one_rank, args=(rank, schedule, str(place)))
-        for rank in range(schedule.size)
-    ]
-    for process in processes:
-        process.start()
-    deadline = time.monotonic() + HANG_S
-    for process in processes:
-        process.join(max(0.0, deadline - time.monotonic()))
-        if process.is_alive():
-            process.kill()
-            process.join()
-    files = [place / str(rank) for rank in range(schedule.size)]
-    return [file.read_text() if file.exists() else "nothing" for file in files]
+def run_of(schedule: Schedule) -> Run:
+    return Run(
+        schedule.size,
+        SHORT_S if schedule.fault == "stall" else LONG_S,
+        lambda rank: lambda meet: forwards(rank, schedule),
+        named=(MismatchError, TransportError),
+        together=schedule.fault == "mismatch",  # before another's sockets close
+    )
 
 
 def check(schedule: Schedule, came: list[str]) -> None:
@@ -216,4 +173,4 @@ def test_each_ends_right_or_with_a_named_error(seeds: range, tmp_path: Path) -> 
         schedule = Schedule.drawn(seed)
         place = tmp_path / str(seed)
         place.mkdir()
-        check(schedule, outcome(schedule, place))
+        check(schedule, outcome(run_of(schedule), place))

@@ -6,33 +6,28 @@ Each run ends right or with a named error, and none hangs.
 
 from __future__ import annotations
 
-import datetime
-import multiprocessing
 import os
 import random
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.nn.functional import linear
 
 from gloo.moving import bind_moving, tokens_of
 from gloo.stack import WIDTH, Stack, shard
+from gloo.struck import LONG_S, Meet, Run, outcome
 from vllm_layershard.errors import LayerShardError
 from vllm_layershard.plan.move import MoveRule
 from vllm_layershard.runtime.moves.linear import Compute, MovedLinear
 from vllm_layershard.runtime.moves.ops import bind_linear, order_on
 
-LONG_S = 60.0
 SHORT_S = 2.0
 """Of a group in which a rank stalls."""
-HANG_S = 120.0
 FORWARDS = 4
 WEIGHTS_FROM = 8
 LAYERS = 3
@@ -80,32 +75,8 @@ class Schedule:
         )
 
 
-def one_rank(rank: int, schedule: Schedule, place: str) -> None:
-    """Write what came of it to a file; nothing if this rank died."""
-    torch.set_num_threads(1)
-    store = dist.FileStore(f"{place}/store", schedule.size)
-    limit = datetime.timedelta(seconds=SHORT_S if schedule.fault == "stall" else LONG_S)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=schedule.size, timeout=limit)
-    try:
-        came = forwards(rank, schedule, lambda: all_write(store, "loaded", rank, schedule.size))
-    except LayerShardError as error:
-        came = f"{type(error).__name__}: {error}"
-    except BaseException as error:
-        came = f"UNNAMED {type(error).__name__}: {error}"
-    Path(place, str(rank)).write_text(came)
-    if schedule.fault == "late":
-        all_write(store, "ended", rank, schedule.size)
-    os._exit(0)
-
-
-def all_write(store: dist.Store, subject: str, rank: int, size: int) -> None:
-    """Return once every rank has come here."""
-    store.set(f"{subject}/{rank}", "")
-    store.wait([f"{subject}/{other}" for other in range(size)], datetime.timedelta(seconds=LONG_S))
-
-
 @torch.inference_mode()
-def forwards(rank: int, schedule: Schedule, meet: Callable[[], None]) -> str:
+def forwards(rank: int, schedule: Schedule, meet: Meet) -> str:
     plain, stack = Stack(LAYERS, seed=7), Stack(LAYERS, seed=7)
     series = shard(stack, schedule.prefetch_step, verify=True)
     now = [0]
@@ -129,7 +100,7 @@ def forwards(rank: int, schedule: Schedule, meet: Callable[[], None]) -> str:
 
     for layer, module in enumerate(stack.linears):
         bind_linear(MovedLinear(moving, layer, f"layers.{layer}.linear", struck(module, layer)))
-    meet()
+    meet("loaded")
     wrong = 0
     for forward, counts in enumerate(schedule.counts):
         now[0] = forward
@@ -160,27 +131,14 @@ def strike(schedule: Schedule) -> None:
         os._exit(1)
 
 
-def outcome(schedule: Schedule, place: Path) -> list[str]:
-    """What came of it on every rank; "nothing" of one that died, "hung" of one that was killed."""
-    context = multiprocessing.get_context("fork")
-    processes = [
-        context.Process(target=one_rank, args=(rank, schedule, str(place)))
-        for rank in range(schedule.size)
-    ]
-    for process in processes:
-        process.start()
-    deadline, hung = time.monotonic() + HANG_S, set()
-    for rank, process in enumerate(processes):
-        process.join(max(0.0, deadline - time.monotonic()))
-        if process.is_alive():
-            hung.add(rank)
-            process.kill()
-            process.join()
-    files = [place / str(rank) for rank in range(schedule.size)]
-    return [
-        "hung" if rank in hung else file.read_text() if file.exists() else "nothing"
-        for rank, file in enumerate(files)
-    ]
+def run_of(schedule: Schedule) -> Run:
+    return Run(
+        schedule.size,
+        SHORT_S if schedule.fault == "stall" else LONG_S,
+        lambda rank: lambda meet: forwards(rank, schedule, meet),
+        named=(LayerShardError,),
+        together=schedule.fault == "late",
+    )
 
 
 def check(schedule: Schedule, came: list[str]) -> None:
@@ -206,4 +164,4 @@ def test_each_ends_right_or_with_a_named_error(seeds: range, tmp_path: Path) -> 
         schedule = Schedule.drawn(seed)
         place = tmp_path / str(seed)
         place.mkdir()
-        check(schedule, outcome(schedule, place))
+        check(schedule, outcome(run_of(schedule), place))
