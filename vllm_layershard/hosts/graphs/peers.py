@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, wraps
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -27,23 +27,16 @@ def _check(model: nn.Module) -> None:
         series.transport.check_peers()
 
 
-def _checking_step(original: Callable[..., Any]) -> Callable[..., Any]:
-    def execute_model(self: Any, *args: Any, **kwargs: Any) -> Any:
+def _checking(original: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(original)
+    def checked(self: Any, *args: Any, **kwargs: Any) -> Any:
         _check(self.get_model())
         return original(self, *args, **kwargs)
 
-    return execute_model
+    return checked
 
 
-def _checking_dummy(original: Callable[..., Any]) -> Callable[..., Any]:
-    def execute_dummy_batch(self: Any, *args: Any, **kwargs: Any) -> Any:
-        _check(self.get_model())
-        return original(self, *args, **kwargs)
-
-    return execute_dummy_batch
-
-
-def _patch(module: str, owner: str, attribute: str, wrap: Callable[..., Any]) -> Patch:
+def _patch(module: str, owner: str, attribute: str) -> Patch:
     return Patch(
         module=module,
         owner=owner,
@@ -52,14 +45,14 @@ def _patch(module: str, owner: str, attribute: str, wrap: Callable[..., Any]) ->
         reason="a replayed graph of a whole forward calls no module, so that nobody would see that "
         "a rank has ended whose memory it reads, or that a reload has failed",
         removal="vLLM offers plugins a hook at the start of a worker's step",
-        wrap=wrap,
+        wrap=_checking,
     )
 
 
 PATCHES = (
-    _patch("vllm.v1.worker.gpu_model_runner", "GPUModelRunner", "execute_model", _checking_step),
-    _patch("vllm.v1.worker.gpu.model_runner", "GPUModelRunner", "execute_model", _checking_step),
-    _patch("vllm.v1.worker.gpu_worker", "Worker", "execute_dummy_batch", _checking_dummy),
+    _patch("vllm.v1.worker.gpu_model_runner", "GPUModelRunner", "execute_model"),
+    _patch("vllm.v1.worker.gpu.model_runner", "GPUModelRunner", "execute_model"),
+    _patch("vllm.v1.worker.gpu_worker", "Worker", "execute_dummy_batch"),
 )
 """vLLM's two model runners, and the batches of a rank without requests. vllm-ascend has its own."""
 
