@@ -26,9 +26,9 @@ def default_names(model: Model, deployment: Deployment) -> list[str]:
 
     Large is what has at least a fifth of the bytes of the largest one, each taken whole: so the
     names do not depend on tensor parallelism. Of a linear whose layers differ the largest layer
-    counts; the largest linear is measured by the form that most of its layers have. Where ranks
-    hold copies of none, all of them: what plans them says why they cannot be shared. The largest
-    comes first.
+    counts; the largest linear is measured by the form that most of its layers have. A linear of one
+    layer is left out beside others: it has no layer to be moved ahead of. Where ranks hold copies
+    of none, all of them: what plans them says why they cannot be shared. The largest comes first.
 
     Raises:
         PlanError: this layout cannot split the model.
@@ -46,10 +46,11 @@ def default_names(model: Model, deployment: Deployment) -> list[str]:
     }
     least = max((_usual(whole[suffix]) for suffix in sizes), default=0) / LEAST_SHARE
     large = [name for name in sorted(sizes, key=lambda name: -sizes[name]) if sizes[name] >= least]
-    copied = [name for name in large if _copies(linears[name][0], deployment) > 1]
+    several = [name for name in large if len(linears[name]) > 1] or large
+    copied = [name for name in several if _copies(linears[name][0], deployment) > 1]
     short = short_names(alike[0] for alike in linears.values())
     names = dict(zip(linears, short, strict=True))
-    return [names[suffix] for suffix in copied or large]
+    return [names[suffix] for suffix in copied or several]
 
 
 def _bytes(linear: Linear) -> int:

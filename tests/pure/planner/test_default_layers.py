@@ -79,6 +79,21 @@ def test_of_each_kind(model: str, names: list[str]) -> None:
     assert set().union(*owned) == layers, "every layer has some"
 
 
+@pytest.mark.parametrize("name", ["Qwen3-Next-80B-A3B-Instruct", "Qwen3.5-397B-A17B"])
+def test_a_linear_of_one_layer_is_left_out_beside_others(name: str, tmp_path: Path) -> None:
+    """Four layers of a hybrid have one full attention, whose linears no layer is ahead of."""
+    config = json.loads((source._BUNDLED / f"{bundled_as(name)}.json").read_text())
+    text = config.get("text_config", config)
+    text["num_hidden_layers"] = 4
+    if "layer_types" in text:
+        text["layer_types"] = text["layer_types"][:4]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    plan = document("plan", "--model", str(tmp_path), "--dp", "8", "--ep")
+    assert plan["sharding"]["layers"] == ["in_proj_qkvz", "out_proj"]
+    named = ("plan", "--model", str(tmp_path), "--dp", "8", "--ep", "--layers", "o_proj")
+    assert complaint(*named)[0] == 2, "who names it is told"
+
+
 def test_where_tensor_parallelism_alone_leaves_copies_those_are_sharded() -> None:
     plan = document("plan", "--model", "Kimi-K2-Instruct", "--tp", "8", "--ep")
     assert plan["sharding"]["layers"] == ["fused_qkv_a_proj"]
