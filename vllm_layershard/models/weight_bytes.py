@@ -9,7 +9,7 @@ from vllm_layershard.models.deployment import Deployment
 from vllm_layershard.models.dtypes import DTYPE_BYTES
 from vllm_layershard.models.layer_weights import layer_experts, layer_linears
 from vllm_layershard.models.shape import Shape
-from vllm_layershard.plan import stage_layers
+from vllm_layershard.plan import TensorSpec, stage_layers
 
 VOCAB_PADDING: Final = 64
 """Source: vLLM 0.32, layers/vocab_parallel_embedding.py, `DEFAULT_VOCAB_PADDING_SIZE`."""
@@ -95,8 +95,17 @@ def _head_bytes(blueprint: Blueprint, tp: int) -> int:
 
     Source: vLLM 0.32, quantization/base_config.py, `QuantizeMethodBase.tie_weights`.
     """
+    tensors = head_tensors(blueprint, tp)
+    return sum(t.nbytes for t in tensors if not (blueprint.tied and t.name == "weight"))
+
+
+def head_tensors(blueprint: Blueprint, tp: int) -> tuple[TensorSpec, ...]:
+    """The tensors of the output head on one rank.
+
+    Raises:
+        PlanError: the format's blocks or groups would be split over two of `tp` ranks.
+    """
     b = blueprint
     rows = (padded_vocab(b.vocab) // tp,)
     head = Shape("lm_head", rows, b.hidden, "out", quantisable=b.head_quantisable)
-    tensors = b.quantization.head(b.head, head, b.dtype, tp)
-    return sum(t.nbytes for t in tensors if not (b.tied and t.name == "weight"))
+    return b.quantization.head(b.head, head, b.dtype, tp)

@@ -206,7 +206,10 @@ def test_scales_that_are_not_there(tmp_path: Path) -> None:
 def test_a_scale_where_the_config_says_nothing_of_it(
     tmp_path: Path, linear: str, leaf: str
 ) -> None:
-    """Beside weights that are not quantised: of one layer, in a quantised model or in another."""
+    """Beside weights that are not quantised: of one layer, in a quantised model or in another.
+
+    An activation order is left unread in every quantised model.
+    """
     name = f"model.layers.6.{linear}"
     plain = deepseek(small_config())
     plain[f"{name}.{leaf}"] = ("F32", [2, 1])
@@ -224,9 +227,8 @@ def test_a_scale_where_the_config_says_nothing_of_it(
     assert compared(tmp_path / "mixed", config, tensors).disagreements == ()
     tensors[f"{name}.{leaf}"] = ("F32", [2, 1])
     found = compared(tmp_path / "mixed", config, tensors)
-    assert [str(one) for one in found.disagreements] == [
-        f"{name}.{leaf}: expected nothing, stored F32 [2, 1]"
-    ]
+    said = [f"{name}.{leaf}: expected nothing, stored F32 [2, 1]"] if leaf != "g_idx" else []
+    assert [str(one) for one in found.disagreements] == said
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from vllm_layershard.models.checkpoint.comparison import Comparison, Disagreement
 from vllm_layershard.models.checkpoint.files import Checkpoint
 from vllm_layershard.models.checkpoint.safetensors import Stored
+from vllm_layershard.models.checkpoint.strays import strays_beside
 from vllm_layershard.models.checkpoint.transforms import (
     COMPUTED,
     CONVERTED,
@@ -18,7 +19,6 @@ from vllm_layershard.models.checkpoint.transforms import (
     DRAFT,
     PARTS,
     RENAMED,
-    SCALES,
     SHARED,
     STEMS,
     TORCH_DTYPES,
@@ -107,8 +107,8 @@ def _differences(linear: Linear, on_disk: str, parts: tuple[Module, ...]) -> Ite
             yield Disagreement(name, _said([spec]), found)
     known = {spec.name for spec in linear.tensors}
     stray = {"weight", "bias"} - known
-    if known <= {"weight", "bias"} and on_disk.rpartition(".")[2] not in DEQUANTISED:
-        stray |= SCALES
+    if on_disk.rpartition(".")[2] not in DEQUANTISED:
+        stray |= strays_beside(linear.tensors)
     for part in parts:
         for leaf, tensor in part.items():
             if leaf in stray:

@@ -14,6 +14,7 @@ from vllm_layershard.models.blueprint import Blueprint
 from vllm_layershard.models.checkpoint.comparison import Disagreement
 from vllm_layershard.models.checkpoint.files import Checkpoint
 from vllm_layershard.models.checkpoint.safetensors import Stored
+from vllm_layershard.models.checkpoint.strays import strays_beside
 from vllm_layershard.models.checkpoint.transforms import STEMS
 from vllm_layershard.models.deployment import Deployment
 from vllm_layershard.models.layer_weights import layer_experts
@@ -83,6 +84,13 @@ class Planned(NamedTuple):
         if not self._hold(weights) or not self._as_shaped(weights):
             return False
         return dtype not in _KINDS or self._scaled(scales)
+
+    def strays(self, here: Iterable[tuple[str, Stored]]) -> list[Stored]:
+        """What only other weights have beside them, of matrices of single experts."""
+        leaves = (t._replace(name=t.name.partition("_")[2]) for t in self.tensors)
+        unknown = strays_beside(leaves)
+        ones = ((_ONE.fullmatch(rest), tensor) for rest, tensor in here)
+        return [tensor for one, tensor in ones if one is not None and one[1] in unknown]
 
     @property
     def _is_repacked(self) -> bool:
@@ -167,6 +175,8 @@ def compare_experts(
             disagreements.append(Disagreement(prefix, planned.said, said))
         elif not planned.as_stored(weights, [t for rest, t in here if _SCALES.fullmatch(rest)]):
             faults.append(Fault(layer_id, planned.said, _said(weights)))
+        elif strays := planned.strays(here):
+            disagreements.append(Disagreement(prefix, "nothing beside the weights", _said(strays)))
     return tuple(disagreements), tuple(faults)
 
 

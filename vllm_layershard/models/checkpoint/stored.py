@@ -23,9 +23,6 @@ LOW_BITS: Final = frozenset(
 )
 """Formats of safetensors in which only quantised weights are stored."""
 
-PACKED: Final = frozenset({"qweight", "qzeros", "weight_packed"})
-"""Last names of tensors that hold several weights in an element."""
-
 
 class Evidence(NamedTuple):
     """How well a model is known: the revision of its config, and its stored tensors.
@@ -60,6 +57,7 @@ def evidence_for(
     from vllm_layershard.models.checkpoint.compare import compare
     from vllm_layershard.models.checkpoint.experts import compare_experts
     from vllm_layershard.models.checkpoint.files import MissingFilesError, read_checkpoint
+    from vllm_layershard.models.checkpoint.strays import stray_ends
     from vllm_layershard.models.sources.hub import hub_notes
 
     notes: tuple[str, ...] = ()
@@ -80,10 +78,11 @@ def evidence_for(
         return Evidence(found.revision), notes
     _require_stated(found, model, checkpoint)
     comparison = compare(model.linears(Deployment(ParallelLayout())), model.num_layers, checkpoint)
-    disagreements, faults = compare_experts(model.blueprint, checkpoint)
+    of_experts, faults = compare_experts(model.blueprint, checkpoint)
     if faults:
         _refuse_experts(found, model, faults)
-    comparison = replace(comparison, disagreements=comparison.disagreements + disagreements)
+    more = (*of_experts, *stray_ends(model.blueprint, checkpoint))
+    comparison = replace(comparison, disagreements=comparison.disagreements + more)
     return Evidence(found.revision, headers, comparison), (*notes, *_warnings(comparison))
 
 
@@ -95,7 +94,7 @@ def _require_stated(found: FoundModel, model: Model, checkpoint: Checkpoint) -> 
     """
     if model.quantization != "none":
         return
-    from vllm_layershard.models.checkpoint.transforms import SCALES
+    from vllm_layershard.models.checkpoint.transforms import PACKED, SCALES
 
     for name, tensor in checkpoint.tensors.items():
         leaf = name.rpartition(".")[2]

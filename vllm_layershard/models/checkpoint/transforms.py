@@ -80,7 +80,7 @@ TRANSFORMS: Final = (
     Transform(
         "the embedding and the head",
         "the vocabulary as it is; a tied head may be missing",
-        "rows padded to a multiple of 64; not compared",
+        "rows padded to a multiple of 64; only scales beside them are compared",
     ),
 )
 
@@ -93,11 +93,31 @@ DEQUANTISED: Final = frozenset({"wk_weights_proj"})
 SCALES: Final = frozenset(
     {
         *("weight_scale", "weight_scale_inv", "weight_scale_2", "weight_global_scale", "scales"),
-        *("weight_zero_point", "weight_offset", "weight_shape", "g_idx", "absmax"),
+        *("weight_zero_point", "weight_offset", "weight_shape", "weight_g_idx", "g_idx", "absmax"),
         *("input_scale", "input_global_scale", "input_offset", "deq_scale", "quant_bias"),
     }
 )
 """Last names of what only a quantised weight has beside it, or its activations have."""
+
+PACKED: Final = frozenset({"qweight", "qzeros", "weight_packed"})
+"""Last names of tensors that hold several weights in an element."""
+
+UNREAD: Final = frozenset({"g_idx"})
+"""Last names of tensors that every quantised model of vLLM leaves unread.
+
+Source: vLLM 0.32, quantization/base_config.py, `get_checkpoint_weight_mapper`.
+"""
+
+DROPPED: Final = (
+    ("qzeros", "qweight", "int32"),
+    ("input_scale", "weight_scale_2", "float32"),
+    ("weight_zero_point", "weight", "int8"),
+)
+"""A tensor that is read and dropped, and the planned one, with its dtype, beside which it is.
+
+Source: vLLM 0.32, quantization/auto_gptq.py; modelopt.py, `_DropInputScale`; quark/,
+`QuarkW8A8Int8` and `QuarkW8A8Int8MoEMethod`.
+"""
 
 COMPUTED: Final = frozenset(
     {
