@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from vllm_layershard.errors import LayerShardError, ModelError
+from vllm_layershard.errors import LayerShardError, ModelError, PlanError
 from vllm_layershard.models import Deployment, read_model
 from vllm_layershard.models.sources.beside import DESCRIPTION, MAX_DESCRIPTION_BYTES
 from vllm_layershard.models.sources.source import _BUNDLED
@@ -462,3 +462,28 @@ def test_static_int8_is_for_linears_alone(tmp_path: Path) -> None:
         ModelError, match="strategy: compressed-tensors has no static scales of tokens"
     ):
         read_model(write(tmp_path, compressed("int-quantized", weights, token)))
+
+
+MX4 = {"dtype": "fp4", "qscheme": "per_group", "group_size": 32, "scale_format": "e8m0"}
+PAIRS = {
+    "fp4": MX4 | {"is_dynamic": True},
+    "fp8": {"dtype": "fp8_e4m3", "qscheme": "per_tensor"}
+    | {"is_dynamic": False, "symmetric": True},
+}
+
+
+@pytest.mark.parametrize("inputs", PAIRS)
+@pytest.mark.parametrize("sizes", [(2880, 2880), (3072, 640), (640, 3072)])
+def test_experts_that_a_kernel_of_some_devices_rounds_up_are_refused(
+    inputs: str, sizes: tuple[int, int], tmp_path: Path
+) -> None:
+    """AITER's kernels round both sizes up to 256; elsewhere vLLM emulates and rounds to 32."""
+    hidden, inner = sizes
+    group = {"weight": MX4, "input_tensors": PAIRS[inputs]}
+    section = {"quant_method": "quark", "export": {}, "global_quant_config": group}
+    model = "Qwen--Qwen3-235B-A22B"
+    odd = write(tmp_path, section, model, hidden_size=hidden, moe_intermediate_size=inner)
+    with pytest.raises(PlanError, match="rounds quark_mxfp4 up on some of AMD's devices only"):
+        read_model(odd).weight_bytes(ONE, 0)
+    even = write(tmp_path, section, model, hidden_size=3072, moe_intermediate_size=768)
+    assert read_model(even).weight_bytes(ONE, 0).experts > 0

@@ -93,8 +93,15 @@ REFUSED: dict[str, tuple[dict[str, object], str]] = {
 }
 
 OSS = PLAIN["gpt-oss"]
+ODD = {"intermediate_size": 672, "moe_intermediate_size": 672, "hidden_size": 320}
+"""What no kernel of four bits takes: vLLM rounds it up for Marlin's, as the stand-in chooses."""
+ROUNDED: dict[str, object] = {
+    "mxfp4": {"quant_method": "mxfp4"},
+    "quark-mxfp4": _quark(_of_quark("fp4", "per_group", None, **MX4)),
+}
 CASES = (
-    {f"biased {method}": _with(OSS, stated, **WIDE) for method, stated in BIASED.items()}
+    {f"rounded {method}": _with(OSS, stated, **ODD) for method, stated in ROUNDED.items()}
+    | {f"biased {method}": _with(OSS, stated, **WIDE) for method, stated in BIASED.items()}
     | {
         f"ignored {name}": _with(
             PLAIN[name.partition(" ")[0]],

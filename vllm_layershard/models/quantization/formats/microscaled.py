@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
+from vllm_layershard.errors import PlanError
 from vllm_layershard.models.operation import Precision
 from vllm_layershard.models.quantization.formats.format import (
     Biases,
@@ -12,11 +13,18 @@ from vllm_layershard.models.quantization.formats.format import (
     expert_biases,
     tensor,
 )
+from vllm_layershard.models.quantization.formats.mxfp4 import rounded_up
 from vllm_layershard.models.shape import Shape
 from vllm_layershard.plan import TensorSpec
 
 _BLOCK: Final = 32
 _STACKED: Final = ("w13", "w2")
+_LARGEST_TILE: Final = 256
+"""Sizes that it divides are rounded up by no kernel."""
+
+Rounding = Literal["none", "up", "by device"]
+"""Whether the sizes of experts are rounded up: never, as those of mxfp4, or by AITER's kernels
+alone, while other devices emulate."""
 
 
 class Microscaled(NamedTuple):
@@ -24,7 +32,7 @@ class Microscaled(NamedTuple):
 
     `weight` is what the tensor is called.
     `low_bit`: activations are quantised, too. `biases`: the dtype of those of experts.
-    `static`: activations have scales too, which the checkpoint stores.
+    `static`: activations have scales too, which the checkpoint stores. `rounding`: of experts.
 
     Source: vLLM 0.32, quantization/modelopt.py, `KMxfp8Static` and `ModelOptMxFp8FusedMoE`;
     compressed_tensors, w8a8_mxfp8 and w4a4_mxfp4, of linears and of experts; quark/schemes,
@@ -37,6 +45,7 @@ class Microscaled(NamedTuple):
     low_bit: bool = True
     biases: Biases = "none"
     static: bool = False
+    rounding: Rounding = "none"
 
     def linear(self, prefix: str, shape: Shape, dtype: str, tp: int) -> tuple[TensorSpec, ...]:
         """The weight, its exponents, and the bias if there is one.
@@ -56,8 +65,18 @@ class Microscaled(NamedTuple):
         """Stacked in the same way.
 
         Raises:
-            PlanError: a block would be split over two ranks.
+            PlanError: a block would be split over two ranks, or sizes depend on the device.
         """
+        if self.rounding == "by device" and (
+            hidden % _LARGEST_TILE or intermediate % _LARGEST_TILE
+        ):
+            raise PlanError(
+                f"{prefix}: experts of {hidden} columns and {intermediate} rows on a rank: vLLM "
+                f"0.32 rounds {self.name} up on some of AMD's devices only, which is not read; "
+                f"use sizes that {_LARGEST_TILE} divides: --ep, or fewer ranks"
+            )
+        if self.rounding == "up":
+            hidden, intermediate = rounded_up(hidden, intermediate)
         return (
             *self._pair("w13_", prefix, (count, 2 * intermediate, hidden)),
             *self._pair("w2_", prefix, (count, hidden, intermediate)),

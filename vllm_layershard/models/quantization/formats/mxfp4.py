@@ -15,8 +15,6 @@ from vllm_layershard.plan import TensorSpec
 _BLOCK: Final = 32
 _INTERMEDIATE_MULTIPLE: Final = 128
 _HIDDEN_MULTIPLE: Final = 256
-"""What the Marlin and TensorRT-LLM backends round sizes up to; others round to less.
-Source: vLLM 0.32, fused_moe/oracle/mxfp4.py, `mxfp4_round_up_hidden_size_and_intermediate_size`."""
 
 
 class Mxfp4(NamedTuple):
@@ -33,8 +31,7 @@ class Mxfp4(NamedTuple):
         self, prefix: str, count: int, hidden: int, intermediate: int, bias: bool, dtype: str
     ) -> tuple[TensorSpec, ...]:
         """Two elements a byte, scales, and biases in bfloat16; sizes rounded up."""
-        inner = _rounded_up(intermediate, _INTERMEDIATE_MULTIPLE)
-        width = _rounded_up(hidden, _HIDDEN_MULTIPLE)
+        width, inner = rounded_up(hidden, intermediate)
         weights = (
             tensor("w13_weight", (count, 2 * inner, width // 2), "uint8"),
             tensor("w13_weight_scale", (count, 2 * inner, width // _BLOCK), "uint8"),
@@ -55,5 +52,14 @@ class Mxfp4(NamedTuple):
         return "bf16"
 
 
-def _rounded_up(size: int, multiple: int) -> int:
-    return -(-size // multiple) * multiple
+def rounded_up(hidden: int, intermediate: int) -> tuple[int, int]:
+    """Both as the Marlin and TensorRT-LLM backends round them up; others round to less.
+
+    Source: vLLM 0.32, fused_moe/oracle/mxfp4.py,
+    `mxfp4_round_up_hidden_size_and_intermediate_size`.
+    """
+    return _multiple(hidden, _HIDDEN_MULTIPLE), _multiple(intermediate, _INTERMEDIATE_MULTIPLE)
+
+
+def _multiple(size: int, of: int) -> int:
+    return -(-size // of) * of

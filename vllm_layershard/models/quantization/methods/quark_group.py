@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from vllm_layershard.models.quantization.formats.format import Format
 from vllm_layershard.models.quantization.formats.fp8_block import Fp8Block
-from vllm_layershard.models.quantization.formats.microscaled import Microscaled
+from vllm_layershard.models.quantization.formats.microscaled import Microscaled, Rounding
 from vllm_layershard.models.quantization.formats.nibbles import Nibbles
 from vllm_layershard.models.quantization.formats.nvfp4 import Nvfp4
 from vllm_layershard.models.quantization.formats.scaled import Scaled
@@ -157,6 +157,11 @@ def _int4(group: Group) -> Format:
 
 
 def _microscaled(group: Group) -> Format:
+    """Source: vLLM 0.32, quark_moe.py, `QuarkOCP_MX_MoEMethod`, for what is rounded up."""
+    rounding: Rounding = "none"
+    if group.weights.kind == "fp4":
+        kind = group.inputs and group.inputs.kind
+        rounding = {None: "up", "fp4": "by device", "fp8_e4m3": "by device"}.get(kind, "none")
     bits = _MICROSCALED[group.weights.kind]
     return Microscaled(
         f"quark_mxfp{bits}",
@@ -164,6 +169,7 @@ def _microscaled(group: Group) -> Format:
         low_bit=group.inputs is not None,
         biases="float32",
         static=group.static,
+        rounding=rounding,
     )
 
 
