@@ -160,8 +160,10 @@ def _microscaled(group: Group) -> Format:
     """Source: vLLM 0.32, quark_moe.py, `QuarkOCP_MX_MoEMethod`, for what is rounded up."""
     rounding: Rounding = "none"
     if group.weights.kind == "fp4":
-        kind = group.inputs and group.inputs.kind
-        rounding = {None: "up", "fp4": "by device", "fp8_e4m3": "by device"}.get(kind, "none")
+        if group.inputs is None:
+            rounding = "up"
+        elif group.inputs.kind in ("fp4", "fp8_e4m3"):
+            rounding = "by device"
     bits = _MICROSCALED[group.weights.kind]
     return Microscaled(
         f"quark_mxfp{bits}",
