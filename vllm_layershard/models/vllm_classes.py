@@ -118,6 +118,13 @@ _ON_TRANSFORMERS: Final = """
     SeedOssForCausalLM SmolLM3ForCausalLM Starcoder2ForCausalLM VaultGemmaForCausalLM
     VibeVoiceAsrForConditionalGeneration
 """
+_BACKEND: Final = """
+    TransformersEmbeddingModel TransformersForCausalLM TransformersForSequenceClassification
+    TransformersMoEEmbeddingModel TransformersMoEForCausalLM
+    TransformersMoEForSequenceClassification TransformersMultiModalEmbeddingModel
+    TransformersMultiModalForCausalLM TransformersMultiModalForSequenceClassification
+    TransformersMultiModalMoEForCausalLM
+"""
 _FORMER: Final = """
     AquilaForCausalLM:0.24.0 AquilaModel:0.24.0 ArcticForCausalLM:0.28.0
     AyaVisionForConditionalGeneration:0.24.0 BaiChuanForCausalLM:0.23.0 BaichuanForCausalLM:0.23.0
@@ -137,16 +144,70 @@ _FORMER: Final = """
     RWForCausalLM:0.28.0 StableLMEpochForCausalLM:0.28.0 Tarsier2ForConditionalGeneration:0.23.0
     TarsierForConditionalGeneration:0.24.0 TeleChatForCausalLM:0.25.0 XverseForCausalLM:0.23.0
 """
+_IN_PLUGINS: Final = """
+    BartForConditionalGeneration BartModel Florence2ForConditionalGeneration
+    MBartForConditionalGeneration Nemotron3_5AsrForRNNT
+"""
+_GENERATE_ALL_THE_SAME: Final = """
+    ChatGLMModel MiDashengLMModel MossAudioModel Qwen2_5OmniModel UltravoxModel
+"""
+_SUFFIXES: Final = """
+    ForCausalLM:none ForConditionalGeneration:none ChatModel:none LMHeadModel:none
+    ForTextEncoding:embed EmbeddingModel:embed ForSequenceClassification:classify
+    ForTokenClassification:classify ForAudioClassification:classify ForImageClassification:classify
+    ForVideoClassification:classify ClassificationModel:classify ForRewardModeling:embed
+    RewardModel:embed Model:embed
+"""
 # end
+
+_NOT_READ: Final = "not read here"
+_MAY_BE: Final = f"the Transformers backend may serve it; {_NOT_READ}"
+"""The backend serves what the Transformers library has, or the checkpoint's own code."""
 
 
 def said_of(architecture: str) -> str:
     """What vLLM 0.32 does with an architecture that the planner refuses, in words."""
     if architecture in _OWN.split():
         return "vLLM 0.32 has it, we do not read it yet"
-    if architecture in _ON_TRANSFORMERS.split():
+    if architecture in (*_ON_TRANSFORMERS.split(), *_BACKEND.split()):
         return "it runs on vLLM 0.32's Transformers backend, whose modules have other names"
+    served_as = _served_as(architecture)
+    if served_as is not None:
+        return served_as
     for name, _, version in (entry.partition(":") for entry in _FORMER.split()):
         if name == architecture:
-            return f"vLLM 0.32 has no such class any more, {version} was the last with it"
-    return "vLLM 0.32 has no such class"
+            last = f"{version} was the last with it"
+            return f"vLLM 0.32 has no such class any more, {last}; {_MAY_BE}"
+    if architecture in _IN_PLUGINS.split():
+        return f"vLLM 0.32 has no such class, and names a plugin with it; {_NOT_READ}"
+    return f"vLLM 0.32 has no such class; {_MAY_BE}"
+
+
+def _served_as(architecture: str) -> str | None:
+    """How vLLM serves it as a class of another name, in words; None: it does not.
+
+    Source: vLLM 0.32, _normalize_arch of model_executor/models/registry.py. A name that generates
+    is no class that pools: config/model.py refuses that.
+    """
+    ends = [entry.split(":") for entry in _SUFFIXES.split()]
+    end, converted_to = _end_of(architecture)
+    if not end:
+        return None
+    known = {*_OWN.split(), *_ON_TRANSFORMERS.split(), *_BACKEND.split()}
+    name = next((name for e, _ in ends if (name := architecture.replace(end, e)) in known), None)
+    if name is None:
+        return None
+    if converted_to != "none":
+        return f"vLLM 0.32 serves it by conversion of {name}; {_NOT_READ}"
+    if name in _GENERATE_ALL_THE_SAME.split() or _end_of(name)[1] == "none":
+        return f"vLLM 0.32 serves it as {name}, or by its Transformers backend; {_NOT_READ}"
+    return None
+
+
+def _end_of(name: str) -> tuple[str, str]:
+    """The end by which vLLM knows what a class does, and what it is converted to; or "" twice."""
+    for entry in _SUFFIXES.split():
+        end, _, converted_to = entry.partition(":")
+        if name.endswith(end):
+            return end, converted_to
+    return "", ""

@@ -58,6 +58,8 @@ REFUSED = {
     "HunYuanMoEV1ForCausalLM": "Hunyuan-A13B",
     "MiniMaxM1ForCausalLM": "MiniMax-M1",
     "HunYuanForCausalLM": "Hunyuan-Large",
+    "Qwen3ForSequenceClassification": "Qwen3-Reranker as a classifier",
+    "TransformersForCausalLM": "any, with the backend stated as its class",
 }
 """Architectures that the planner refuses, with models that people serve."""
 
