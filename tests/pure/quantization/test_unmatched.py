@@ -67,7 +67,11 @@ NOTHING: dict[str, tuple[str, dict[str, Any], str]] = {
         "transformer",
     ),
     "a name of another prefix": (DENSE, compressed(["layers.0.mlp.down_proj"], []), '"layers.0'),
-    "a class that a dense model has not": (DENSE, compressed(["RoutedExperts"], []), "nothing"),
+    "a class that a dense model has not": (
+        DENSE,
+        compressed(["RoutedExperts"], []),
+        'config_groups: targets: "RoutedExperts"',
+    ),
     "a class of older releases": (DENSE, compressed(["FusedMoE"], []), '"FusedMoE"'),
     "the same where there are experts": (EXPERTS, compressed(["FusedMoE"], []), '"FusedMoE"'),
     "all ignored by a pattern": (DENSE, compressed(["Linear"], ["re:.*"]), 'ignore: "re:.*"'),
@@ -90,6 +94,21 @@ NOTHING: dict[str, tuple[str, dict[str, Any], str]] = {
         DENSE,
         AWQ | {"modules_to_not_convert": ["model"]},
         'modules_to_not_convert: "model"',
+    ),
+    "a target of a class that no linear has": (
+        DENSE,
+        compressed(["RoutedExperts"], ["lm_head"]),
+        "config_groups: targets: every linear",
+    ),
+    "targets of classes that no linear has": (
+        DENSE,
+        compressed(["GateLinear", "DeepSeekV2FusedQkvAProjLinear"], ["lm_head"]),
+        'targets: "GateLinear", "DeepSeekV2FusedQkvAProjLinear"; ignore: "lm_head")',
+    ),
+    "all of a class ignored": (
+        DENSE,
+        compressed(["RowParallelLinear"], ["re:.*"]),
+        "quantization_config: ignore: every linear",
     ),
     "gptq of other modules": (
         DENSE,

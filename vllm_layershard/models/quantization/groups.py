@@ -41,6 +41,12 @@ _HEAD: Final = "ParallelLMHead"
 _EMBEDDING: Final = "VocabParallelEmbedding"
 
 
+def class_of(prefix: str) -> str | None:
+    """vLLM's class of a module that may be quantised; None: of another."""
+    last = prefix.rpartition(".")[2]
+    return {"experts": _EXPERTS, "lm_head": _HEAD}.get(last) or CLASSES.get(last)
+
+
 class Target(NamedTuple):
     """What a group is for: modules of a name, of a pattern, or of a class. `classes`: of vLLM's."""
 

@@ -7,10 +7,11 @@ single name that matches nothing is a note, unless it is of a part that is not p
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Final, Literal, NamedTuple, NoReturn
 
+from vllm_layershard.models.quantization.groups import class_of
 from vllm_layershard.models.quantization.names import Names
 from vllm_layershard.models.quantization.read import method_of
 from vllm_layershard.models.sources.config_file import ConfigFile, shown
@@ -58,7 +59,9 @@ def refuse_unquantised(section: ConfigFile, names: Names, modules: Iterable[str]
         ModelError: says what it names, what the model's modules are called, and the remedy.
     """
     by_key: dict[str, list[str]] = {}
-    for entry in _entries(section, names):
+    modules = tuple(modules)
+    classes = {name.lower() for name in map(class_of, modules) if name is not None}
+    for entry in _entries(section, names, lambda text: any(text in name for name in classes)):
         by_key.setdefault(entry.key, []).append(entry.text)
     stated = "; ".join(f"{key}: {_listed(texts)}" for key, texts in by_key.items())
     known = [name for name in islice(_with_parts(names, modules), 1 << 10) if "_proj" in name]
@@ -79,7 +82,7 @@ def unmatched_notes(
     known: Modules | None = None
     tried = 0
     alike: dict[str, bool] = {}  # lists say the same of each layer
-    for entry in _entries(section, names):
+    for entry in _entries(section, names, lambda text: text in _CLASSES):
         stem, _, rest = entry.text.partition("layers.")
         number, _, rest = rest.partition(".")
         plain = number.isdecimal() and len(number) < 10
@@ -162,8 +165,11 @@ def _with_parts(names: Names, modules: Iterable[str]) -> Iterator[str]:
             yield from names.first_expert(prefix)
 
 
-def _entries(section: ConfigFile, names: Names) -> Iterator[Entry]:
-    """Every name in the lists that vLLM's class of the method reads."""
+def _entries(section: ConfigFile, names: Names, is_class: Callable[[str], bool]) -> Iterator[Entry]:
+    """Every name in the lists that vLLM's class of the method reads, but for targets of classes.
+
+    `is_class` is told a target in small letters.
+    """
     method = method_of(section)
     inner = section.section("quantization") or section
     lists: dict[str, tuple[ConfigFile, tuple[tuple[str, Rule], ...]]] = {
@@ -186,7 +192,7 @@ def _entries(section: ConfigFile, names: Names) -> Iterator[Entry]:
     for name in groups.values if groups is not None else ():
         group = groups.section(name) if groups is not None else None
         for text in group.strings("targets") if group is not None else ():
-            if not text.endswith("Attention") and text.lower() not in _CLASSES:
+            if not text.endswith("Attention") and not is_class(text.lower()):
                 yield Entry("config_groups: targets", text, _mapped(text, names), "pattern")
     for key, rule in keys:
         for text in _texts(place.get(key)):
