@@ -11,6 +11,7 @@ from vllm_layershard.models.parts.attention import Attention
 from vllm_layershard.models.parts.experts import Experts
 from vllm_layershard.models.parts.feed_forward import FeedForward, Router
 from vllm_layershard.models.quantization import UNREAD, Quantization
+from vllm_layershard.models.quantization.formats.format import Format
 from vllm_layershard.models.shape import Shape, SplitSize, Vector
 from vllm_layershard.plan import ParallelLayout
 
@@ -122,6 +123,22 @@ class Blueprint:
             or any(quantises(prefix, shape) for prefix, shape in self._shapes())
             or (self.head_quantisable and self.quantization.quantises_head(self.head))
         )
+
+    def formats(self) -> Iterator[tuple[str, Format]]:
+        """What is quantised of the linears, of the layers' routed experts and of the head, by name.
+
+        Raises:
+            ModelError: the config quantises only some of a linear's or an expert's parts.
+        """
+        routed = filter(self.is_routed, range(len(self.layers)))
+        experts = ((self.experts_prefix(layer_id), None) for layer_id in routed)
+        for prefix, shape in (*self._shapes(), *experts):
+            found = self.quantization.format(prefix, shape)
+            if found is not None:
+                yield prefix, found
+        found = self.quantization.head_format(self.head) if self.head_quantisable else None
+        if found is not None:
+            yield self.head, found
 
     def modules(self) -> Iterator[str]:
         """vLLM's names of all linears, of each layer's routed experts, and of the head."""

@@ -132,7 +132,8 @@ def compare_layouts(
         PlanError: a layout that is asked for does not fit the model, nor does any of the usual
             ones, or what is asked of the sharding cannot be had.
         ModelError: the model is not known or cannot be read.
-        HardwareError: the device is not known, or its memory is not.
+        HardwareError: the device is not known, or its memory is not, or it has no class of vLLM's
+            for the model's quantisation.
     """
     require_known(options, compare_layouts)
     for key, words in (("placement", "+shard or +striped"), ("token_exchange", "+exchange")):

@@ -74,7 +74,8 @@ def plan_model(
         ConfigError: an argument's value is not valid.
         PlanError: the layout, the names or the step do not fit the model.
         ModelError: the model is not known or cannot be read.
-        HardwareError: the device is not known, or lacks a number that "auto" needs.
+        HardwareError: the device is not known, lacks a number that "auto" needs, or has no class of
+            vLLM's for the model's quantisation.
     """
     require_known(options, plan_model)
     phases = None if hide_in is None else phases_of(hide_in)

@@ -27,8 +27,16 @@ def loaded(model: ModelLike) -> LoadedModel:
 
 
 def on_device(found: LoadedModel, device: Hardware) -> LoadedModel:
-    """The model with its cache in the form that it has on this device."""
+    """The model with its cache in the form that it has on this device.
+
+    Raises:
+        HardwareError: vLLM builds a class that the model needs on other devices only.
+    """
     model = found.model._replace(cache_device=cache_device_of(device))
+    if model.quantization.startswith(("compressed_tensors", "quark")):  # others need none
+        from vllm_layershard.planner.kernels import require_kernels
+
+        require_kernels(model, device)
     return found._replace(model=model)
 
 

@@ -156,14 +156,25 @@ class Quantization:
         if isinstance(self._choice, Nothing):
             return True
         try:
-            found = self._of_experts(prefix) if shape is None else self._of_linear(prefix, shape)
+            return self.format(prefix, shape) is not None
         except ModelError:
             return True
-        return found is not None
+
+    def format(self, prefix: str, shape: Shape | None) -> Format | None:
+        """Of a linear, or without a shape of a layer's routed experts; None: it is not quantised.
+
+        Raises:
+            ModelError: the config quantises only some of its parts.
+        """
+        return self._of_experts(prefix) if shape is None else self._of_linear(prefix, shape)
+
+    def head_format(self, prefix: str) -> Format | None:
+        """Of the output head, whether or not vLLM's class tells it."""
+        return self._choice.head(prefix)
 
     def quantises_head(self, prefix: str) -> bool:
         """Whether the output head has a format."""
-        return self._choice.head(prefix) is not None
+        return self.head_format(prefix) is not None
 
     def _of_linear(self, prefix: str, shape: Shape) -> Format | None:
         if not shape.quantisable:

@@ -5,8 +5,9 @@ The `pack-quantized` format of compressed-tensors, as Kimi-K2.5's experts have i
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
+from vllm_layershard.errors import PlanError
 from vllm_layershard.models.operation import Precision
 from vllm_layershard.models.quantization.formats.format import (
     bias_of,
@@ -18,6 +19,9 @@ from vllm_layershard.models.quantization.formats.format import (
 )
 from vllm_layershard.models.shape import Shape
 from vllm_layershard.plan import TensorSpec
+
+_REORDERED: Final = 256
+"""Source: vLLM 0.32, compressed_tensors_moe_w4a8_fp8.py, `create_weights`."""
 
 
 class Packed(NamedTuple):
@@ -65,8 +69,11 @@ class Packed(NamedTuple):
         """Stacked packed weights, scales, shapes and zero points.
 
         Raises:
-            PlanError: a group, or the elements of an int32, would be split over two ranks.
+            PlanError: a group, or the elements of an int32, would be split over two ranks, or the
+                kernel of fp8 activations takes no such sizes.
         """
+        if self.inputs == "a8":
+            _check_sizes(prefix, hidden, intermediate)
         tensors = []
         for name, rows, inner, groups in grouped_matrices(prefix, hidden, intermediate, self.group):
             packed = (count, rows, inner * self.bits // 32)
@@ -86,3 +93,12 @@ class Packed(NamedTuple):
     def precision(self) -> Precision:
         """Products are computed in the model's dtype, or at the low-bit rate."""
         return "fp8" if self.inputs else "bf16"
+
+
+def _check_sizes(prefix: str, hidden: int, intermediate: int) -> None:
+    for what, size in (("hidden size", hidden), ("intermediate size on a rank", intermediate)):
+        if size % _REORDERED:
+            raise PlanError(
+                f"{prefix}: the {what}, {size:,}, is not a multiple of {_REORDERED}, as vLLM 0.32 "
+                "needs for routed experts in int4 with fp8 activations; use fewer ranks, or --ep"
+            )

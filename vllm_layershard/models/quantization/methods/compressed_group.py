@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Final, Literal
 
+from vllm_layershard.models.quantization.formats.bound import Bound
 from vllm_layershard.models.quantization.formats.format import Format
 from vllm_layershard.models.quantization.formats.fp8_block import Fp8Block
 from vllm_layershard.models.quantization.formats.microscaled import Microscaled
@@ -16,7 +17,7 @@ from vllm_layershard.models.quantization.methods.fp8 import read_block
 from vllm_layershard.models.quantization.served.compressed_tensors import EXPERTS, LINEARS
 from vllm_layershard.models.quantization.served.form import Form
 from vllm_layershard.models.quantization.served.group import Group
-from vllm_layershard.models.quantization.served.row import judge, weights_of
+from vllm_layershard.models.quantization.served.row import Verdict, judge, weights_of
 from vllm_layershard.models.sources.config_file import ConfigFile, shown
 
 _GROUPED: Final = ("group", "tensor_group")
@@ -56,9 +57,14 @@ def format_of_group(section: ConfigFile, group: ConfigFile) -> Format:
         )
     where = "config_groups: input_activations: "
     return joined(
-        _MADE[linears.scheme](read) if linears.scheme else where + linears.refused,
-        _MADE[experts.scheme](read) if experts.scheme else where + experts.refused,
+        _made(linears, read) if linears.scheme else where + linears.refused,
+        _made(experts, read) if experts.scheme else where + experts.refused,
     )
+
+
+def _made(verdict: Verdict, read: Group) -> Format:
+    made = _MADE[verdict.scheme](read)
+    return made if verdict.needs is None else Bound(made, verdict.scheme, verdict.needs)
 
 
 def unread(what: str) -> str:

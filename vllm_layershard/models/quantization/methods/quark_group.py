@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from vllm_layershard.models.quantization.formats.bound import Bound
 from vllm_layershard.models.quantization.formats.format import Format
 from vllm_layershard.models.quantization.formats.fp8_block import Fp8Block
 from vllm_layershard.models.quantization.formats.microscaled import Microscaled, Rounding
@@ -15,7 +16,7 @@ from vllm_layershard.models.quantization.formats.split import joined
 from vllm_layershard.models.quantization.served.form import Form
 from vllm_layershard.models.quantization.served.group import Group
 from vllm_layershard.models.quantization.served.quark import EXPERTS, LINEARS
-from vllm_layershard.models.quantization.served.row import judge, weights_of
+from vllm_layershard.models.quantization.served.row import Verdict, judge, weights_of
 from vllm_layershard.models.sources.config_file import ConfigFile, shown
 
 _MICROSCALED: Final = {"fp4": 4, "fp6_e3m2": 6, "fp6_e2m3": 6, "fp8_e4m3": 8}
@@ -50,9 +51,14 @@ def format_of_group(group: ConfigFile, packs: str) -> Format:
         )
     read, where = Group(stated[0], weights, inputs), "input_tensors: "
     return joined(
-        _MADE[linears.scheme](read) if linears.scheme else where + linears.refused,
-        _MADE[experts.scheme](read) if experts.scheme else where + experts.refused,
+        _made(linears, read) if linears.scheme else where + linears.refused,
+        _made(experts, read) if experts.scheme else where + experts.refused,
     )
+
+
+def _made(verdict: Verdict, read: Group) -> Format:
+    made = _MADE[verdict.scheme](read)
+    return made if verdict.needs is None else Bound(made, verdict.scheme, verdict.needs)
 
 
 def _tensors(group: ConfigFile, key: str) -> tuple[ConfigFile, ...]:

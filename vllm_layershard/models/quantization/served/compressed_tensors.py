@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from vllm_layershard.models.quantization.served.form import Forms
+from vllm_layershard.models.quantization.served.needs import Needs
 from vllm_layershard.models.quantization.served.row import ANY, Row
 
 _ACTIVATIONS: Final = (
@@ -45,7 +46,8 @@ _INT8_TOKEN: Final = Forms(("int8",), ("token",), dynamic=True)
 
 _PARTS: Final = "compressed_tensors.py, `_get_scheme_from_parts`, "
 _MOE: Final = "compressed_tensors_moe.py, `get_moe_method`, "
-_HOPPER: Final = "compute capability 9.0"
+_HOPPER: Final = Needs(9.0, alone=True)
+_CUDA: Final = Needs(7.5)
 
 LINEARS: Final = (
     Row("CompressedTensorsW4A4Fp4", NVFP4, (None, NVFP4), f"{_PARTS}`_is_nvfp4_format`"),
@@ -194,7 +196,8 @@ EXPERTS: Final = (
         "CompressedTensorsW4A8Fp8MoEMethod",
         _INT4_128,
         (_FP8_TOKEN,),
-        f"{_MOE}`_is_fp8_w4a8`; compressed_tensors_moe_w4a8_fp8.py, `__init__`",
+        f"{_MOE}`_is_fp8_w4a8`; fused_moe/oracle/w4a8.py, `select_w4a8_moe_backend`",
+        needs=_CUDA,
     ),
     Row(
         "CompressedTensorsW4A8Int8MoEMethod",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from vllm_layershard.models.quantization.served.form import Forms
+from vllm_layershard.models.quantization.served.needs import Needs
 from vllm_layershard.models.quantization.served.row import Row
 
 _FP8: Final = "fp8_e4m3"
@@ -39,6 +40,8 @@ _INT8_TENSOR: Final = Forms(("int8",), ("per_tensor",), dynamic=False)
 _INT8_ROWS: Final = Forms(("int8",), ("per_channel",), dynamic=True)
 
 _OF_LINEARS: Final = "quark.py, `_get_scheme_cls_from_config`, "
+_OF_EIGHT: Final = f"{_OF_LINEARS}`_is_fp8_w8a8`; schemes/quark_w8a8_fp8.py, `get_min_capability`"
+_ADA: Final = Needs(8.9, rocm=True)
 _OF_EXPERTS: Final = "quark_moe.py, `get_moe_method_target`, "
 _PAIRS: Final = f"{_OF_EXPERTS}`_is_fp8_w8a8`; `QuarkW8A8Fp8MoEMethod.__init__`"
 _SCHEMES: Final = (
@@ -54,9 +57,9 @@ LINEARS: Final = (
         f"{_OF_LINEARS}`_is_fp8_w8a8`",
         read=False,
     ),
-    Row("QuarkW8A8Fp8PerBlock", _BLOCK, (_GROUPS,), f"{_OF_LINEARS}`_is_fp8_w8a8`"),
-    Row("QuarkW8A8Fp8", _TENSOR, (_DYNAMIC, _STATIC), f"{_OF_LINEARS}`_is_fp8_w8a8`"),
-    Row("QuarkW8A8Fp8", _CHANNEL, (_DYNAMIC, _STATIC), f"{_OF_LINEARS}`_is_fp8_w8a8`"),
+    Row("QuarkW8A8Fp8PerBlock", _BLOCK, (_GROUPS,), _OF_EIGHT, needs=_ADA),
+    Row("QuarkW8A8Fp8", _TENSOR, (_DYNAMIC, _STATIC), _OF_EIGHT, needs=_ADA),
+    Row("QuarkW8A8Fp8", _CHANNEL, (_DYNAMIC, _STATIC), _OF_EIGHT, needs=_ADA),
     Row(
         "QuarkW8A8Int8",
         _INT8._replace(dynamic=False),

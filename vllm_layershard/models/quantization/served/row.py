@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Final, Literal, NamedTuple
 
 from vllm_layershard.models.quantization.served.form import Form, Forms
+from vllm_layershard.models.quantization.served.needs import Needs
 
 Inputs = tuple[Forms | None, ...]
 """Forms of activations; None: they are not quantised."""
@@ -20,7 +21,7 @@ class Row(NamedTuple):
 
     `formats`: the section's packing that it asks for; empty: none. `why`: what it says where it
     refuses in the end; empty: it does not. `read`: whether the planner knows its tensors. `needs`:
-    the device that has its kernel; empty: each that vLLM has this method for.
+    the devices on which it is built; None: each that vLLM has this method for.
     """
 
     scheme: str
@@ -30,7 +31,7 @@ class Row(NamedTuple):
     formats: tuple[str, ...] = ()
     why: str = ""
     read: bool = True
-    needs: str = ""
+    needs: Needs | None = None
 
     def takes(self, weights: Form, packing: str) -> bool:
         """Whether the weights are for it, whatever the activations."""
@@ -47,12 +48,13 @@ class Row(NamedTuple):
 class Verdict(NamedTuple):
     """`scheme` where vLLM has a class that the planner reads, else `refused` says why not.
 
-    `exists`: vLLM has a class.
+    `exists`: vLLM has a class. `needs`: the devices on which it is built, as of a row.
     """
 
     scheme: str
     refused: str
     exists: bool
+    needs: Needs | None = None
 
 
 def judge(
@@ -61,7 +63,7 @@ def judge(
     """The first row that serves these weights with these activations; without one, a refusal."""
     row = next((row for row in rows if row.serves(weights, inputs, packing)), None)
     if row is not None and not row.why and row.read:
-        return Verdict(row.scheme, "", exists=True)
+        return Verdict(row.scheme, "", exists=True, needs=row.needs)
     pair = f"{what} of {weights} with these activations ({_shown(inputs)})"
     if row is not None and not row.read:
         has = f"vLLM 0.32 has a class for {pair}, {row.scheme}"
