@@ -35,7 +35,7 @@ def _get_npu_format(tensor: torch.Tensor) -> int:
 
 
 class _Stream:
-    def __init__(self, device: Any = None) -> None:
+    def __init__(self, device: Any = None, priority: int = 0) -> None:
         self.device = device
 
     def wait_event(self, event: Any) -> None:

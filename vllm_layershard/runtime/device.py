@@ -148,13 +148,24 @@ def _leave_the_core_of_the_compute() -> None:
 
 
 class StreamDevice(Device):
-    """CUDA or NPU: `accelerator` is `torch.cuda` or `torch.npu`, which share this interface."""
+    """CUDA or NPU: `accelerator` is `torch.cuda` or `torch.npu`, which share this interface.
 
-    def __init__(self, torch_device: torch.device, accelerator: ModuleType, backend: str) -> None:
+    torch deals its 32 streams of each priority in turn, so that the side stream may be somebody
+    else's, too. Those of another `priority` than 0, the default, are seldom asked for.
+    """
+
+    def __init__(
+        self,
+        torch_device: torch.device,
+        accelerator: ModuleType,
+        backend: str,
+        *,
+        priority: int = 0,
+    ) -> None:
         super().__init__(torch_device)
         self.backend = backend
         self._accelerator = accelerator
-        self._side = accelerator.Stream(device=torch_device)
+        self._side = accelerator.Stream(device=torch_device, priority=priority)
         self._given = accelerator.Event()
         """Recorded anew for each movement: a stream waits for what it had recorded by then."""
 
@@ -211,7 +222,7 @@ def device_of(torch_device: torch.device) -> Device:
     if torch_device.type == "cpu":
         return CpuDevice(torch_device)
     if torch_device.type == "cuda":
-        return StreamDevice(torch_device, torch.cuda, "nccl")
+        return StreamDevice(torch_device, torch.cuda, "nccl", priority=-1)
     if torch_device.type == "npu":
         return NpuDevice(torch_device, torch.npu)  # type: ignore[attr-defined]
     raise HostError(

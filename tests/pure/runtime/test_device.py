@@ -1,4 +1,4 @@
-"""The CPU's side stream: a thread that is not bound to the core on which the model computes."""
+"""Side streams: on the CPU a thread off the core of the compute, on CUDA one of a pool apart."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ import subprocess
 import sys
 import textwrap
 
+import torch
+
 from machine import NEEDS_LINUX, NEEDS_TWO_CORES
+from simulated.streams import Accelerator
+from vllm_layershard.runtime.device import device_of
 
 PINNED_AS_BY_VLLM = """
 import os, threading
@@ -54,3 +58,17 @@ device.join(device.enqueue(lambda: None))
 def test_a_forked_child_moves_weights_on_a_thread_of_its_own():
     """The parent's thread stays behind: what the child would wait for, nobody would do."""
     subprocess.run([sys.executable, "-c", textwrap.dedent(FORKED)], check=True)
+
+
+def test_on_cuda_weights_move_on_a_stream_of_a_pool_that_others_seldom_use(monkeypatch):
+    """Of the default priority it may be the stream on which vLLM runs shared experts."""
+    asked: list[int] = []
+
+    class Streams(Accelerator):
+        def Stream(self, device=None, priority=0):
+            asked.append(priority)
+            return super().Stream(device)
+
+    monkeypatch.setattr(torch, "cuda", Streams())
+    device_of(torch.device("cuda", 0))
+    assert asked == [-1]

@@ -20,7 +20,7 @@ class Gpu(StreamDevice):
     """The device as it is, with a link that can be made slow."""
 
     def __init__(self) -> None:
-        super().__init__(torch.device("cuda", 0), torch.cuda, "nccl")
+        super().__init__(torch.device("cuda", 0), torch.cuda, "nccl", priority=-1)
         self.link_delay_cycles = 0
 
     def enqueue(self, work: Callable[[], None]) -> Any:

@@ -191,7 +191,7 @@ class Accelerator:
         self.capturing: Graph | None = None
         self._current = Stream(self)
 
-    def Stream(self, device: Any = None) -> Stream:
+    def Stream(self, device: Any = None, priority: int = 0) -> Stream:
         """A new stream."""
         return Stream(self)
 
