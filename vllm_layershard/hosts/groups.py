@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore
 
+from vllm_layershard.config import Move
 from vllm_layershard.errors import MismatchError, NodeError
 from vllm_layershard.hosts.deployment import deployment_of, launched_as, meeting_place
 from vllm_layershard.plan import ParallelLayout, SharedNeed
@@ -91,17 +92,21 @@ def form_groups(
     vllm_config: VllmConfig,
     started: Mapping[str, Any],
     checkpoint: Checkpoint,
+    move: Move,
 ) -> Groups:
     """Compare what the ranks were `started` with, and what they will load; then form their groups.
 
-    Collective in the world.
+    Collective in the world. The groups of a world move what `move` says.
 
     Raises:
         MismatchError: they were not started alike, or given different checkpoints; one of them is
             missing, or runs already.
+        HostError: torch or NCCL cannot form them.
     """
-    kind = _WorldGroups if layout.in_lockstep else _ReplicaGroups
-    return kind(layout, backend, vllm_config, started, checkpoint)
+    if layout.in_lockstep:
+        return _WorldGroups(layout, backend, vllm_config, started, checkpoint, move)
+    assert move == "weights", "plan: tokens move among ranks in lockstep only"
+    return _ReplicaGroups(layout, backend, vllm_config, started, checkpoint)
 
 
 class _WorldGroups(Groups):
@@ -114,6 +119,7 @@ class _WorldGroups(Groups):
         vllm_config: VllmConfig,
         started: Mapping[str, Any],
         checkpoint: Checkpoint,
+        move: Move,
     ) -> None:
         if layout.one_sided:
             shared_memory.sweep()
@@ -137,7 +143,8 @@ class _WorldGroups(Groups):
             backend,
             data_timeout=timeout(parallel_config, "distributed_timeout_seconds"),
             control_timeout=timeout(parallel_config, "cpu_distributed_timeout_seconds"),
-            beside_others=True,
+            beside_others=move != "activations",
+            tokens_too=move != "weights",
         )
         super().__init__(layout, list(groups.values()))
 

@@ -100,7 +100,7 @@ def build(
         "model": read_as(vllm_config),
     }
     checkpoint = checkpoint_of(vllm_config)
-    groups = form_groups(layout, device.backend, vllm_config, started, checkpoint)
+    groups = form_groups(layout, device.backend, vllm_config, started, checkpoint, config.move)
     try:
         if config.report_dir is not None:
             ReportFile(config.report_dir, groups.first_rank + groups.rank).prepare()

@@ -109,9 +109,30 @@ def test_what_moves_weights_is_bounded_and_what_computes_is_not(monkeypatch):
     monkeypatch.setattr(dist, "ProcessGroupNCCL", binding((2, 27, 5)), raising=False)
     monkeypatch.setattr(dist, "get_rank", lambda: 0)
     monkeypatch.setattr(groups.dist, "new_group", new_group)
-    create_groups([(0, 1)], "nccl", data_timeout=MINUTE, beside_others=True)
-    create_groups([(0, 1)], "nccl", data_timeout=MINUTE)
+    (moved,) = create_groups([(0, 1)], "nccl", data_timeout=MINUTE, beside_others=True).values()
+    (split,) = create_groups([(0, 1)], "nccl", data_timeout=MINUTE, tokens_too=True).values()
     assert made == [("nccl", 8), ("gloo", None), ("nccl", None), ("gloo", None)]
+    assert moved.tokens is moved.data
+    assert split.tokens is split.data, "it is not bounded, and one communicator is enough"
+
+
+def test_tokens_have_a_group_without_a_bound_beside_that_of_the_weights(monkeypatch):
+    """The compute waits for them at once: eight blocks would slow it down."""
+    made: dict[Any, Any] = {}
+
+    def new_group(ranks, timeout, backend, pg_options=None):
+        group = object()
+        made[group] = (backend, None if pg_options is None else pg_options.config.max_ctas)
+        return group
+
+    monkeypatch.setattr(dist, "ProcessGroupNCCL", binding((2, 27, 5)), raising=False)
+    monkeypatch.setattr(dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(groups.dist, "new_group", new_group)
+    both = {"beside_others": True, "tokens_too": True}
+    (group,) = create_groups([(0, 1)], "nccl", data_timeout=MINUTE, **both).values()
+    assert (made[group.data], made[group.tokens]) == (("nccl", 8), ("nccl", None))
+    (group,) = create_groups([(0, 1)], "gloo", data_timeout=MINUTE, **both).values()
+    assert group.tokens is group.data, "nothing bounds gloo"
 
 
 class NcclDevice(CpuDevice):

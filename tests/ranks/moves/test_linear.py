@@ -10,14 +10,20 @@ from typing import Any
 import pytest
 import torch
 import torch._inductor.config
+import torch.distributed as dist
 
 from gloo.moving import SHAPES, bind_moving, is_poisoned, tokens_of
 from gloo.ranks import RankError, run_ranks
 from vllm_layershard.errors import MismatchError, TransportError
 from vllm_layershard.manual import LayerSharding
 from vllm_layershard.plan.move import MoveRule
-from vllm_layershard.runtime.moves.linear import MovedLinear
+from vllm_layershard.runtime.exchange.tokens import TokenExchange
+from vllm_layershard.runtime.moves.linear import MovedLinear, rows_from, rows_to
 from vllm_layershard.runtime.moves.ops import bind_linear, order_on, run_linears_within
+from vllm_layershard.runtime.moves.striped_linear import results_of
+from vllm_layershard.runtime.ranks.group import RankGroup
+from vllm_layershard.runtime.ranks.rows import gather_rows, scatter_sums
+from vllm_layershard.runtime.stats import Counters
 
 NAME, LAYERS = "o_proj", 3
 IN, OUT = SHAPES[NAME]
@@ -104,6 +110,35 @@ def forwards(rank: int, compiled: bool) -> dict[str, Any]:
         "movements": (counters.launches, counters.waits),
         "bytes": (counters.weight_bytes, counters.activation_bytes),
     }
+
+
+@torch.inference_mode()
+def over_a_group_apart(rank: int) -> list[bool]:
+    """No movement of tokens may use the group of the weights, of which there is none here."""
+    everyone = (0, 1)
+    tokens, control = (dist.new_group(list(everyone)) for _ in range(2))
+    group = RankGroup(everyone, rank, None, control, tokens)  # type: ignore[arg-type]
+    counts, rows = (3, 1), [torch.full((3, 4), 1.0), torch.full((1, 4), 2.0)]
+    joined = torch.cat(rows)
+    sent = rows_to(1, rows[rank], counts, group)
+    back = rows_from(1, joined if rank else joined[:0], counts, group)
+    parts = results_of(joined, counts, (4, 4), group)
+    sums = scatter_sums(joined, counts, group)
+    exchange = TokenExchange(group, NAME, 8, Counters())
+    found = exchange.exchange(torch.full((2, 4), float(rank)))
+    return [
+        torch.equal(sent, joined if rank else joined[:0]),
+        torch.equal(back, rows[rank]),
+        torch.equal(gather_rows(rows[rank], counts, group), joined),
+        all(torch.equal(part, rows[rank]) for part in parts),
+        torch.equal(sums, 2 * rows[rank]),
+        torch.equal(found, torch.tensor([[0.0] * 4 + [1.0] * 4])),
+        torch.equal(exchange.gather(found, 2), found.expand(2, 8)),
+    ]
+
+
+def test_tokens_move_over_the_group_that_is_theirs(tmp_path):
+    assert run_ranks(2, over_a_group_apart, tmp_path) == [[True] * 7] * 2
 
 
 def _near(made: torch.Tensor, expected: torch.Tensor) -> bool:

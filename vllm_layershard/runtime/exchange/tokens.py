@@ -56,7 +56,7 @@ class TokenExchange:
         sent = padded(x, share * size)
         received = torch.empty_like(sent)
         try:
-            dist.all_to_all_single(flat(received), flat(sent), group=self._group.data)
+            dist.all_to_all_single(flat(received), flat(sent), group=self._group.tokens)
         except RuntimeError as error:
             raise self._group.lost(
                 f"the tokens of {self._linear} could not be exchanged", error
@@ -77,7 +77,7 @@ class TokenExchange:
         share, width = x.shape
         gathered = x.new_empty((share * self._group.size, width))
         try:
-            _all_gather(flat(gathered), flat(x.contiguous()), group=self._group.data)
+            _all_gather(flat(gathered), flat(x.contiguous()), group=self._group.tokens)
         except RuntimeError as error:
             raise self._group.lost(
                 f"the results of {self._linear} could not be gathered", error

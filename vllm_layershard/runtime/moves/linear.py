@@ -119,7 +119,7 @@ def rows_to(owner: int, x: torch.Tensor, counts: Sequence[int], group: RankGroup
     joined = x.new_empty(sum(counts) if here else 0, x.shape[1])
     sent = [counts[mine] if rank == owner else 0 for rank in range(group.size)]
     received = list(counts) if here else [0] * group.size
-    dist.all_to_all_single(joined, x.contiguous(), received, sent, group=group.data)
+    dist.all_to_all_single(joined, x.contiguous(), received, sent, group=group.tokens)
     return joined
 
 
@@ -134,5 +134,5 @@ def rows_from(
     own = made.new_empty(counts[mine], made.shape[1])
     sent = list(counts) if here else [0] * group.size
     received = [counts[mine] if rank == owner else 0 for rank in range(group.size)]
-    dist.all_to_all_single(own, made.contiguous(), received, sent, group=group.data)
+    dist.all_to_all_single(own, made.contiguous(), received, sent, group=group.tokens)
     return own

@@ -54,7 +54,7 @@ class MovingSeries:
             return
         series.begin()
         series.counters.activation_forwards += 1
-        series.drain()  # a former forward may have skipped a linear, and tokens use the same group
+        series.drain()  # a former forward may have skipped a linear, and tokens may share its group
 
     def leave(self, position: int) -> None:
         """Where no weight was waited for: the linear of `position` has its results."""

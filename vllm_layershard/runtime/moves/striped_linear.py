@@ -72,6 +72,6 @@ def results_of(
     received = [counts[mine] * width for width in widths]
     sent = [count * widths[mine] for count in counts]
     own = made.new_empty(sum(received))
-    dist.all_to_all_single(own, made.reshape(-1), received, sent, group=group.data)
+    dist.all_to_all_single(own, made.reshape(-1), received, sent, group=group.tokens)
     pairs = zip(own.split(received), widths, strict=True)
     return [part.view(counts[mine], width) for part, width in pairs]

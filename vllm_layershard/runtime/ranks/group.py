@@ -12,10 +12,10 @@ import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import _set_pg_timeout, _world, get_backend_config
 
-from vllm_layershard.errors import PlanError, TransportError
+from vllm_layershard.errors import HostError, PlanError, TransportError
 from vllm_layershard.plan import SeriesPlan
 from vllm_layershard.runtime.ranks.messages import exchange
-from vllm_layershard.runtime.ranks.nccl import options_for
+from vllm_layershard.runtime.ranks.nccl import options_for, uses_nccl
 
 
 class Group(ABC):
@@ -63,7 +63,8 @@ class Group(ABC):
 class RankGroup(Group):
     """Ranks of one world, in lockstep.
 
-    `data` moves weights on the device's backend, `control` exchanges messages on the CPU.
+    `data` moves weights on the device's backend, `control` exchanges messages on the CPU. Tokens,
+    which the compute waits for at once, have a group `apart` where that of the weights is bounded.
     """
 
     lockstep: ClassVar[bool] = True
@@ -73,6 +74,12 @@ class RankGroup(Group):
     group_rank: int
     data: dist.ProcessGroup
     control: dist.ProcessGroup
+    apart: dist.ProcessGroup | None = None
+
+    @property
+    def tokens(self) -> dist.ProcessGroup:
+        """What moves tokens."""
+        return self.data if self.apart is None else self.apart
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -116,28 +123,33 @@ def create_groups(
     data_timeout: timedelta | None = None,
     control_timeout: timedelta | None = None,
     beside_others: bool = False,
+    tokens_too: bool = False,
 ) -> dict[int, RankGroup]:
     """Create private process groups; collective over the whole world, same order everywhere.
 
     Returns this rank's groups, keyed by their index in `groups`. A timeout is how long a rank waits
     for the others in one collective; None is torch.distributed's own. What moves `beside_others`,
-    on a side stream, leaves the model's own collectives room on the device: see nccl.py.
+    on a side stream, leaves the model's own collectives room on the device: see nccl.py. With
+    `tokens_too` the groups move tokens as well, of which no more than the model's own is asked.
 
     Raises:
         TransportError: a rank did not take part, within torch.distributed's timeout.
-        HostError: NCCL cannot be told to leave room.
+        HostError: NCCL cannot be told to leave room, or torch would split its communicator.
     """
     rank = dist.get_rank()
     mine: dict[int, RankGroup] = {}
     for index, ranks in enumerate(groups):
         options = options_for(backend, data_timeout) if beside_others else None
+        _require_whole_world(ranks)
         try:
             data = _new_group(ranks, data_timeout, backend, pg_options=options)
             control = _new_group(ranks, control_timeout, "gloo")
+            bounded = tokens_too and options is not None
+            apart = _new_group(ranks, data_timeout, backend) if bounded else None
         except RuntimeError as error:
             raise _lost(rank, "no private groups could be formed", ranks, error) from error
         if rank in ranks:
-            mine[index] = RankGroup(ranks, ranks.index(rank), data, control)
+            mine[index] = RankGroup(ranks, ranks.index(rank), data, control, apart)
     return mine
 
 
@@ -151,6 +163,30 @@ def _new_group(
     if list(ranks) != sorted(ranks):
         options["sort_ranks"] = False
     return dist.new_group(list(ranks), timeout, backend, **options)
+
+
+def _require_whole_world(ranks: tuple[int, ...]) -> None:
+    """Refuse a part of a world whose communicator torch would split for it.
+
+    Where the default group is bound to a device, torch makes each new group over NCCL out of the
+    default one's communicator. All ranks of the world must take part in that. Ranks outside the new
+    group do so for groups of any backend, its members only for NCCL. Source: torch 2.13,
+    distributed_c10d.py, `_new_process_group_helper`.
+
+    Raises:
+        HostError: says why, and the remedy.
+    """
+    world = dist.group.WORLD
+    device = getattr(world, "bound_device_id", None)
+    if world is None or device is None or len(ranks) == dist.get_world_size():
+        return
+    if world._get_backend(device).supports_splitting:
+        raise HostError(
+            f"the ranks {list(ranks)} are a part of the world, and its default process group is "
+            f"bound to {device}: torch would split its communicator, for which they would wait "
+            "for ever; leave device_id out of init_process_group (vLLM: unset "
+            "VLLM_DISTRIBUTED_USE_SPLIT_GROUP), or share over the whole world"
+        )
 
 
 def group_over(process_group: dist.ProcessGroup | None) -> RankGroup:
@@ -182,9 +218,12 @@ def private_group(group: RankGroup) -> RankGroup:
 
     Raises:
         TransportError: a rank did not take part, within the given group's timeout.
-        HostError: NCCL cannot be told to leave the group's other collectives room.
+        HostError: NCCL cannot be told to leave the group's other collectives room, or torch would
+            split the world's communicator.
     """
     given = group.data
+    if uses_nccl(get_backend_config(given)):  # groups over gloo need none of the others
+        _require_whole_world(group.ranks)
     _count_alike(group)
     timeout = _timeout_of(given)  # a new group would have the default
     backend = get_backend_config(given)

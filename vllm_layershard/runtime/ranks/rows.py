@@ -21,7 +21,7 @@ def gather_rows(x: torch.Tensor, counts: Sequence[int], group: RankGroup) -> tor
     """
     most, width = max(counts), x.shape[1]
     gathered = x.new_empty(group.size * most, width)
-    _all_gather(gathered, _padded(x, most), group=group.data)
+    _all_gather(gathered, _padded(x, most), group=group.tokens)
     if min(counts) == most:
         return gathered
     blocks = gathered.view(group.size, most, width)
@@ -39,7 +39,7 @@ def scatter_sums(partial: torch.Tensor, counts: Sequence[int], group: RankGroup)
     else:
         blocks = torch.cat([_padded(rows, most) for rows in partial.split(list(counts))])
     own = partial.new_empty(most, width)
-    _reduce_scatter(own, blocks, group=group.data)
+    _reduce_scatter(own, blocks, group=group.tokens)
     return own[: counts[group.group_rank]]
 
 
