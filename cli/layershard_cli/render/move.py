@@ -31,7 +31,7 @@ def _bytes(linear: MovedLinear) -> str:
         f"{layers(len(linear.layer_ids))} of {size(linear.weight_bytes)}, over {linear.ranks} "
         f"ranks; moves as many bytes as the weight from {tokens(linear.owner_tokens)} a rank where "
         f"the owner computes, from {linear.output_tokens:,} where each computes a part of the "
-        f"output, {linear.input_tokens:,} of the input"
+        f"output, {linear.input_tokens:,} of the input (not built)"
     )
 
 

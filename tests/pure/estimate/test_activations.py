@@ -60,6 +60,14 @@ def test_the_tokens_at_which_both_move_as_many_bytes(
         assert by(tokens) >= whole > by(tokens - 1)
 
 
+def test_equal_bytes_of_an_input_in_parts_lie_between_796_and_797_tokens() -> None:
+    """The published design rounds, and the planner says from where on it is at least as much."""
+    moved = BytesMoved(8, *O_PROJ[:2], element=2, weight=O_PROJ[2])
+    assert moved.equal_input_tokens == 797
+    assert moved.by_input(796) == 102_703_104
+    assert moved.weights_striped() == 102_760_448
+
+
 def test_a_decode_of_32_moves_a_tenth_of_the_weight() -> None:
     moved = BytesMoved(8, *O_PROJ[:2], element=2, weight=O_PROJ[2])
     assert moved.by_output(32) == pytest.approx(7.74e6, rel=0.001)

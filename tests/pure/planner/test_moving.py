@@ -86,6 +86,7 @@ def test_the_text_has_the_verdict_and_both_ways() -> None:
     text = said(*PLAN, "--layers", "o_proj", "--move", "auto")
     assert _move(_plan(move="auto")).verdict in text
     assert "where weights move" in text
+    assert "a part of the output, 797 of the input (not built)" in text
 
 
 @pytest.mark.parametrize("move", ["weights", "activations"])
