@@ -20,7 +20,14 @@ from vllm_layershard.estimate.phases.batches import (
     decode,
     prefill,
 )
-from vllm_layershard.models import Deployment, Model, Sharding, is_min_latency, shard_model
+from vllm_layershard.models import (
+    Deployment,
+    Model,
+    Sharding,
+    copied_prefixes,
+    is_min_latency,
+    shard_model,
+)
 from vllm_layershard.never_sharded import refusal_of
 from vllm_layershard.plan.linear import short_names
 
@@ -96,7 +103,8 @@ def candidates(model: Model, deployment: Deployment, template: LayerShardConfig)
     """
     saved: dict[str, int] = {}
     linears, exchanged = model.linears(deployment), template.token_exchange
-    outside = set(short_names([linear for linear in linears if is_min_latency(linear)]))
+    copied = copied_prefixes(model, deployment)
+    outside = set(short_names([x for x in linears if is_min_latency(x) or x.prefix in copied]))
     whole = [linear for linear in linears if any(map(linear.is_named, exchanged))]
     for name in short_names(linears):
         if refusal_of(name) is not None or name in outside:

@@ -30,6 +30,7 @@ from vllm.logger import init_logger
 from vllm_layershard.config import KEY, LayerShardConfig
 from vllm_layershard.errors import PlanError
 from vllm_layershard.ffn_config import FfnConfig
+from vllm_layershard.hosts.ascend.taken_weights import check_not_taken
 from vllm_layershard.hosts.boundary import boundary_of, check_boundary, install_boundary
 from vllm_layershard.hosts.decision import Decision, decide
 from vllm_layershard.hosts.exchange.construction import building
@@ -122,6 +123,7 @@ def build(
         modules = {linear.prefix: module for linear, module in found.values()}
         named = [linear.prefix for members in selected.values() for linear in members]
         check_untied(model, [modules[prefix] for prefix in named])
+        check_not_taken(vllm_config, [modules[prefix] for prefix in named])
         exchanged = whole.checked(
             model, [selected[name] for name in config.token_exchange], modules
         )

@@ -1,6 +1,10 @@
 """From a config.json to linears, their bytes, and cache bytes per token."""
 
-from vllm_layershard.models.attention_linears import attention_suffixes, linears_by_suffix
+from vllm_layershard.models.attention_linears import (
+    attention_suffixes,
+    copied_prefixes,
+    linears_by_suffix,
+)
 from vllm_layershard.models.cache.kv_cache import CacheDevice
 from vllm_layershard.models.checkpoint.stored import Evidence, evidence_for
 from vllm_layershard.models.deployment import Deployment
@@ -33,6 +37,7 @@ __all__ = [
     "attention_suffixes",
     "bundled_names",
     "cache_name",
+    "copied_prefixes",
     "evidence_for",
     "find",
     "is_min_latency",

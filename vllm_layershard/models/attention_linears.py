@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vllm_layershard.models.deployment import Deployment
-from vllm_layershard.models.layer_weights import layer_linears
+from vllm_layershard.models.layer_weights import copied_linears, layer_linears
 from vllm_layershard.models.model import Model
 from vllm_layershard.plan import Linear
 
@@ -28,3 +28,14 @@ def linears_by_suffix(model: Model, deployment: Deployment) -> dict[str, list[Li
             for shape, linear in segment:
                 found.setdefault(shape.suffix, []).append(linear)
     return found
+
+
+def copied_prefixes(model: Model, deployment: Deployment) -> frozenset[str]:
+    """Those of hidden layers that vllm-ascend's MLAPO keeps whole copies of, on Ascend."""
+    if not (model.mlapo and model.cache_device.is_ascend):
+        return frozenset()
+    return frozenset(
+        linear.prefix
+        for layer_id in range(model.num_layers)
+        for linear in copied_linears(model.blueprint, layer_id, deployment)
+    )

@@ -8,11 +8,13 @@ from functools import lru_cache
 from vllm_layershard.models.blueprint import Blueprint
 from vllm_layershard.models.deployment import Deployment
 from vllm_layershard.models.dtypes import DTYPE_BYTES
-from vllm_layershard.models.layer_weights import layer_experts, layer_linears
+from vllm_layershard.models.layer_weights import copied_linears, layer_experts, layer_linears
 from vllm_layershard.models.shape import Shape
 
 
-def draft_bytes(blueprint: Blueprint, deployment: Deployment, rank: int) -> tuple[int, int]:
+def draft_bytes(
+    blueprint: Blueprint, deployment: Deployment, rank: int, *, mlapo: bool = False
+) -> tuple[int, int]:
     """Bytes of them on a global rank, and of what MLA derives from them at load.
 
     The embedding and the head are the model's own. A draft layer exchanges no tokens.
@@ -35,6 +37,10 @@ def draft_bytes(blueprint: Blueprint, deployment: Deployment, rank: int) -> tupl
             total += sum(x.large_bytes + x.small_bytes for _, x in segment)
             absorbed = [s for s, x in segment if s.absorbed and len(x.tensors) > 1]
             derived += sum(s.rows * s.inner * element for s in absorbed)
+        if mlapo:
+            from vllm_layershard.models.quantization.mlapo import copied_bytes  # on Ascend alone
+
+            derived += copied_bytes(copied_linears(b, layer_id, deployment))
         total += sum(t.nbytes for t in layer_experts(b, layer_id, deployment, rank))
         total += sum(v.elements * DTYPE_BYTES[v.dtype] for v in b.vectors(layer_id, layout.tp))
     norms = 3 * b.hidden * element

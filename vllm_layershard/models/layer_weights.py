@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 
 from vllm_layershard.models.blueprint import Blueprint, Segment
+from vllm_layershard.models.cache.kv_cache import LatentCache
 from vllm_layershard.models.deployment import Deployment
 from vllm_layershard.models.shape import Shape
 from vllm_layershard.plan import Linear, TensorSpec
@@ -63,6 +64,19 @@ def dense_linears(
     for segment, pairs in segments:
         names = {s.suffix for mlp in segment.mlps for s in mlp.shapes(blueprint.hidden, deployment)}
         yield from (pair for pair in pairs if pair[0].suffix in names)
+
+
+def copied_linears(blueprint: Blueprint, layer_id: int, deployment: Deployment) -> Iterator[Linear]:
+    """Those of one layer that vllm-ascend's sparse attention keeps whole copies of."""
+    from vllm_layershard.models.quantization.mlapo import mlapo_copies  # on Ascend alone
+
+    segments = zip(
+        blueprint.layers[layer_id], layer_linears(blueprint, layer_id, deployment), strict=True
+    )
+    for segment, pairs in segments:
+        cache = segment.attention.cache(blueprint.dtype, deployment.layout.tp)
+        if isinstance(cache, LatentCache) and cache.sparse:
+            yield from mlapo_copies(linear for _, linear in pairs)
 
 
 def layer_experts(

@@ -34,7 +34,8 @@ class Model(NamedTuple):
     `stored_cache`: that which its checkpoint asks for, where nobody names one.
     `cache_device`: that whose form of the cache is counted; without a word, Hopper's. `drafted`:
     tokens that each sequence drafts in a step with the model's own draft layers; 0: not loaded.
-    `int8_layers`: those whose keys and values a checkpoint has as eight-bit integers.
+    `int8_layers`: those whose keys and values a checkpoint has as eight-bit integers. `mlapo`:
+    on Ascend it is not switched off.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Model(NamedTuple):
     cache_device: CacheDevice = CacheDevice()
     drafted: int = 0
     int8_layers: frozenset[int] = frozenset()
+    mlapo: bool = True
 
     @property
     def num_layers(self) -> int:
@@ -120,7 +122,9 @@ class Model(NamedTuple):
             PlanError: this layout cannot split the model.
         """
         self.require_split(deployment)
-        return held_bytes(self.blueprint, deployment, rank, drafting=self.drafted > 0)
+        mlapo = self.mlapo and self.cache_device.is_ascend
+        drafting = self.drafted > 0
+        return held_bytes(self.blueprint, deployment, rank, drafting=drafting, mlapo=mlapo)
 
     def kv_bytes_per_token(
         self, kv_cache_dtype: str, layers: Sequence[int], deployment: Deployment

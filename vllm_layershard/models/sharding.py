@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from vllm_layershard.config import LayerShardConfig, TransportName
 from vllm_layershard.errors import PlanError
+from vllm_layershard.models.attention_linears import copied_prefixes
 from vllm_layershard.models.deployment import Deployment
 from vllm_layershard.models.model import Model
 from vllm_layershard.models.weight_bytes import WeightBytes
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 class Sharding(NamedTuple):
     """Everything that is decided before launch.
 
+    `model` has no MLAPO where linears are named that it would copy.
     `weight_bytes` and `saved_bytes` are indexed by global rank; `groups` and `split_mlps` are in
     the order of the pipeline stages. What is saved counts what split MLPs save, too; without a
     split `split_mlps` is empty.
@@ -166,6 +168,9 @@ def shard_model(model: Model, deployment: Deployment, config: LayerShardConfig) 
         split = split_mlps(model, deployment)
         linears = others_than(split, linears, config)
     selected = select(linears, config.layers)
+    copied = copied_prefixes(model, deployment)
+    if any(linear.prefix in copied for members in selected.values() for linear in members):
+        model = model._replace(mlapo=False)  # the server refuses them with it
     require_layers([layers_of(selected)], linears, config.layer_stride)
     groups: list[GroupPlan] = []
     for stage, layers in enumerate(stage_layers(model.num_layers, layout.pp)):

@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 from vllm_layershard.models.blueprint import Blueprint
 from vllm_layershard.models.deployment import Deployment
 from vllm_layershard.models.dtypes import DTYPE_BYTES
-from vllm_layershard.models.layer_weights import layer_experts, layer_linears
+from vllm_layershard.models.layer_weights import copied_linears, layer_experts, layer_linears
 from vllm_layershard.models.shape import Shape
 from vllm_layershard.plan import TensorSpec, stage_layers
 
@@ -40,12 +40,12 @@ class WeightBytes(NamedTuple):
 
 
 def held_bytes(
-    blueprint: Blueprint, deployment: Deployment, rank: int, *, drafting: bool
+    blueprint: Blueprint, deployment: Deployment, rank: int, *, drafting: bool, mlapo: bool = False
 ) -> WeightBytes:
     """Bytes of one global rank; with its draft layers where it is `drafting`.
 
     `derived`: MLA keeps W_UK and W_UV, which are views of kv_b_proj where that is not quantised and
-    a dequantised copy of it where it is.
+    a dequantised copy of it where it is. With `mlapo` sparse attention keeps copies of its own.
     Source: vLLM 0.32, mla_attention.py, `MLAAttention.process_weights_after_loading`.
 
     Raises:
@@ -71,7 +71,12 @@ def held_bytes(
     if drafting:
         from vllm_layershard.models.draft_bytes import draft_bytes  # seldom asked for
 
-        drafts, of_drafts = draft_bytes(b, deployment, rank)
+        drafts, of_drafts = draft_bytes(b, deployment, rank, mlapo=mlapo)
+    copied = 0
+    if mlapo:
+        from vllm_layershard.models.quantization.mlapo import copied_bytes  # on Ascend alone
+
+        copied = sum(copied_bytes(copied_linears(b, i, deployment)) for i in layers)
     return WeightBytes(
         embedding=vocab if stage == 0 or (b.tied and stage == last) else 0,
         head=_head_bytes(b, layout.tp) if stage == last else 0,
@@ -85,7 +90,7 @@ def held_bytes(
             for vector in b.vectors(layer_id, layout.tp)
         )
         + (b.hidden * element if stage == last else 0),
-        derived=sum(s.rows * s.inner * element for s, _ in absorbed) + of_drafts,
+        derived=sum(s.rows * s.inner * element for s, _ in absorbed) + of_drafts + copied,
         drafts=drafts,
     )
 

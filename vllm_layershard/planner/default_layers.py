@@ -10,6 +10,7 @@ from vllm_layershard.models import (
     Deployment,
     Model,
     attention_suffixes,
+    copied_prefixes,
     is_min_latency,
     linears_by_suffix,
 )
@@ -37,12 +38,13 @@ def default_names(model: Model, deployment: Deployment) -> list[str]:
     tp = deployment.layout.tp
     whole = linears if tp == 1 else linears_by_suffix(model, Deployment(ParallelLayout()))
     attention = attention_suffixes(model)
+    by_mlapo = copied_prefixes(model, deployment)
     sizes = {
         suffix: max(map(_bytes, whole[suffix]))
         for suffix in whole
         if suffix in attention
         and refusal_of(suffix) is None
-        and not any(map(is_min_latency, whole[suffix]))
+        and not any(is_min_latency(x) or x.prefix in by_mlapo for x in whole[suffix])
     }
     least = max((_usual(whole[suffix]) for suffix in sizes), default=0) / LEAST_SHARE
     large = [name for name in sorted(sizes, key=lambda name: -sizes[name]) if sizes[name] >= least]

@@ -8,7 +8,7 @@ from typing import Any
 from vllm_layershard.estimate import Hardware
 from vllm_layershard.estimate.capacity import budget_of, exceeding, fit_of
 from vllm_layershard.estimate.wording import layers, slots, tokens
-from vllm_layershard.models import Batch, Sharding, is_min_latency
+from vllm_layershard.models import Batch, Sharding, is_min_latency, rank_weight_bytes
 from vllm_layershard.plan import Plan, SeriesPlan, select
 
 _NODE = 8
@@ -25,6 +25,7 @@ def warnings_on(sharding: Sharding, hardware: Hardware | None) -> tuple[str, ...
         *_on_board(hardware),
         *_on_context(sharding),
         *_on_kernels(sharding),
+        *_on_mlapo(sharding),
         *_on_drafts(sharding),
         *_on_exchange(sharding),
         *_on_dense_mlps(sharding),
@@ -247,6 +248,50 @@ def _on_kernels(sharding: Sharding) -> Iterator[str]:
                 f"series {name}: on Hopper and on Blackwell 10.x vLLM's min-latency GEMM reads it "
                 "outside its quant method, and the server refuses to shard it: leave it out"
             )
+
+
+def _on_mlapo(sharding: Sharding) -> Iterator[str]:
+    model, deployment = sharding.model, sharding.deployment
+    if not model.cache_device.is_ascend or model.quantization != "ascend_w8a8":
+        return
+    from vllm_layershard.models.quantization.mlapo import COPIED  # on Ascend alone
+
+    kept, spared = (
+        rank_weight_bytes(model._replace(mlapo=value), deployment) for value in (True, False)
+    )
+    nbytes = max(a.total - b.total for a, b in zip(kept, spared, strict=True))
+    names = " and ".join(COPIED)
+    if nbytes and model.mlapo:
+        yield (
+            f"vllm-ascend's MLAPO keeps copies of {names} on every rank, {nbytes:,} bytes, which "
+            "are counted; a plan that names one of the two has MLAPO off"
+        )
+    elif nbytes:
+        yield (
+            f"the launch line switches vllm-ascend's MLAPO off (enable_mlapo; before 0.20 "
+            f"VLLM_ASCEND_ENABLE_MLAPO=0): it copies {names} before they can move, and the server "
+            f"refuses to shard them beside it. {nbytes:,} bytes of copies a rank are spared, and "
+            "decodes lose a fused kernel, which no time here counts"
+        )
+    elif named := [name for name in COPIED if _has_copies(sharding, name)]:
+        yield (
+            f"{' and '.join(named)}: vllm-ascend's MLAPO copies what is so named on an instance "
+            "that takes its cache from another (kv_consumer), and the server refuses to shard it "
+            "there: set enable_mlapo false, or leave it out"
+        )
+
+
+def _has_copies(sharding: Sharding, name: str) -> bool:
+    """Whether a linear of this name is sharded that dense MLA's MLAPO copies somewhere."""
+    from vllm_layershard.models.quantization.mlapo import mlapo_copies  # on Ascend alone
+
+    linears = sharding.model.linears(sharding.deployment)
+    sharded = select(linears, sharding.config.layers)
+    named = [x for members in sharded.values() for x in members if x.is_named(name)]
+    return any(
+        linear in mlapo_copies(x for x in linears if x.layer_id == linear.layer_id)
+        for linear in named[:1]
+    )
 
 
 def _on_format(sharding: Sharding, hardware: Hardware | None) -> Iterator[str]:

@@ -28,12 +28,16 @@ PLACEHOLDER = "MODEL"
 """Where nobody knows what to serve: a config under another name says nothing of its folder."""
 
 
-def additional_config(config: LayerShardConfig, ffn: int = 1, *, plain_rows: bool = False) -> str:
+def additional_config(
+    config: LayerShardConfig, ffn: int = 1, *, plain_rows: bool = False, mlapo: bool = True
+) -> str:
     """The shortest `--additional-config` that means this configuration.
 
     `ffn` data-parallel ranks split each dense MLP; 1: none is split. `plain_rows`: an NPU is to
     keep quantised weights as rows, not in a format of its own, which does not move.
-    Source: vllm-ascend 0.23, ascend_config.py, `weight_nz_mode`: 1, its default, tiles them.
+    Without `mlapo` its attention is to keep no copies of linears.
+    Source: vllm-ascend 0.23, ascend_config.py, `weight_nz_mode`: 1, its default, tiles them;
+    `enable_mlapo`.
     """
     said = {
         field.name: getattr(config, field.name)
@@ -48,6 +52,8 @@ def additional_config(config: LayerShardConfig, ffn: int = 1, *, plain_rows: boo
         whole[FFN_KEY] = ffn
     if plain_rows:
         whole["weight_nz_mode"] = 0
+    if not mlapo:
+        whole["enable_mlapo"] = False
     return json.dumps(whole)
 
 
@@ -90,7 +96,8 @@ def launch_commands(
         words += ["--speculative-config", json.dumps(speculation)]
     model, ffn = sharding.model, sharding.deployment.ffn
     tiled = model.cache_device.is_ascend and model.quantization != "none"
-    words += ["--additional-config", additional_config(sharding.config, ffn, plain_rows=tiled)]
+    extra = additional_config(sharding.config, ffn, plain_rows=tiled, mlapo=model.mlapo)
+    words += ["--additional-config", extra]
     first = shlex.join(words)
     return (first, *(f"{first} {shlex.join(more)}" for more in (nodes.added if nodes else ())))
 

@@ -68,6 +68,11 @@ TRANSFORMS: Final = (
         "NZ tiles; copies of the scales in float32 and int64",
     ),
     Transform(
+        "`fused_qkv_a_proj` and `q_b_proj` of sparse MLA in static Ascend W8A8",
+        "as other linears",
+        "the same, and on Ascend int8 copies of both (`derived`), unless MLAPO is off",
+    ),
+    Transform(
         "draft (MTP) layers",
         "`layers.{num_hidden_layers}` and those after it, or `mtp.`",
         "not loaded by the model itself; counted with `--mtp`",

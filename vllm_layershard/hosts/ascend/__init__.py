@@ -1,0 +1,1 @@
+"""What vllm-ascend alone asks of a sharded model."""
