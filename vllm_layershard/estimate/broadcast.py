@@ -46,9 +46,12 @@ def broadcast_basis(spread: Spread, hardware: Hardware) -> tuple[Basis, str]:
     if spread.domains == 1:
         return "assumed", within
     share, rate = hardware.nic_efficiency.value, entry_rate(spread, hardware) / 1e9
+    cards = nics(hardware.nics_of(spread))
+    if hardware.nics is None:
+        cards += " (assumed: one a device)"
     return "assumed", (
         f"broadcast over {spread.ranks} ranks on {spread.domains} nodes of "
-        f"{hardware.node_size.value:.0f}: enters a node by {nics(hardware.nics_of(spread))}, at "
+        f"{hardware.node_size.value:.0f}: enters a node by {cards}, at "
         f"{share:g} of their rate {rate:,.0f} GB/s"
         + (f"; within a node {_said_within(hardware)}" if spread.in_a_domain > 1 else "")
     )

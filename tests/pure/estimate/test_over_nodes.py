@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 from console import document
-from vllm_layershard.estimate import profile
+from vllm_layershard.estimate import profile, profile_names
 from vllm_layershard.estimate.broadcast import broadcast_basis, broadcast_seconds, entry_rate
+from vllm_layershard.estimate.devices.profile_file import read_profile
 from vllm_layershard.estimate.figure import Figure
 from vllm_layershard.estimate.hardware import Hardware
 from vllm_layershard.estimate.nodes import Spread, widest
@@ -140,3 +143,53 @@ def test_the_output_says_by_how_many_nics_and_how_fast() -> None:
     )
     assert "enters a node by 1 NIC, at" in broadcast_basis(Spread(2, 2, 1), profile("H200"))[1]
     assert "within a node" not in broadcast_basis(Spread(2, 2, 1), profile("H200"))[1]
+
+
+def of_file(tmp_path: Path, **said: object) -> Hardware:
+    (tmp_path / "ours.json").write_text(json.dumps(said))
+    return read_profile(str(tmp_path / "ours.json"))
+
+
+@pytest.mark.parametrize("name", [n for n in profile_names() if profile(n).nics is not None])
+@pytest.mark.parametrize("key", ["node_size", "host_size"])
+def test_the_nics_of_a_node_follow_its_size(tmp_path: Path, name: str, key: str) -> None:
+    """Four devices of eight had the NICs of eight: a node was entered twice as fast as it can be.
+
+    Every source has one NIC a device.
+    """
+    base = profile(name)
+    for size in (1, 2, 4, 16):
+        ours = of_file(tmp_path, base=name, **{key: size})
+        assert ours.nics is not None
+        other = base.host_size if key == "node_size" else base.node_size
+        devices = size if other is None else min(size, int(other.value))
+        assert ours.devices_a_node == devices
+        assert ours.nics.value == devices
+        assert ours.nics_of(widest([range(2 * devices)], devices)) == devices
+        if devices == base.devices_a_node:
+            assert ours.nics == base.nics
+        else:
+            assert f"1 a device, as {name} has" in ours.nics.source
+
+
+def test_nics_that_a_file_gives_are_not_changed(tmp_path: Path) -> None:
+    four = of_file(tmp_path, base="H20", node_size=4, nics=2)
+    assert four.nics is not None
+    assert (four.nics.value, four.nics_of(Spread(8, 2, 4))) == (2, 2)
+    assert of_file(tmp_path, base="H20", node_size=4, nics=None).nics is None
+
+
+def test_a_plan_over_nodes_of_four_enters_each_by_four(tmp_path: Path) -> None:
+    (tmp_path / "four.json").write_text(json.dumps({"base": "H200", "node_size": 4}))
+    flags = ["--model", "DeepSeek-V3", "--dp", "8", "--ep", "--layers", "o_proj"]
+    found = document("plan", *flags, "--hardware", str(tmp_path / "four.json"))
+    (said,) = [line for line in found["prefetch"]["assumptions"] if "enters a node" in line]
+    assert "on 2 nodes of 4: enters a node by 4 NICs, at 0.92 of their rate 184 GB/s" in said
+
+
+def test_where_nobody_says_how_many_nics_one_a_device_is_assumed_aloud() -> None:
+    unknown = replace(profile("H200"), nics=None)
+    assert (
+        "enters a node by 8 NICs (assumed: one a device), at"
+        in (broadcast_basis(TWO_NODES, unknown)[1])
+    )

@@ -5,7 +5,8 @@
      "broadcast": [{"ranks": 8, "sizes": [4194304, 134217728], "seconds": [9e-5, 4e-4]}]}
 
 `base` names a bundled profile whose numbers hold where the file gives none. A key is a field of
-`Hardware`; null takes a number away. `layershard calibrate` writes such a file, and what
+`Hardware`; null takes a number away. Where a node has other devices than the base's, and nothing is
+said of NICs, each device has as many as there. `layershard calibrate` writes such a file, and what
 `layershard hardware NAME --json` prints is one, too.
 """
 
@@ -99,7 +100,8 @@ class _Reader:
         words = ("name", "topology", "low_bit_format")
         if not any(value for key, value in document.items() if key not in words):
             self._refuse("states no number of a device; give a base (as H200) or figures")
-        return replace(base, **given)
+        found = replace(base, **given)
+        return found if "nics" in given else _with_nics_of(found, base)
 
     def _flat(self, document: Any) -> dict[str, Any]:
         """The keys of a device; the shape that `layershard hardware NAME --json` prints is one."""
@@ -213,3 +215,13 @@ class _Reader:
 
     def _refuse(self, what: str) -> NoReturn:
         raise HardwareError(f"--hardware {self._path}: {what}")
+
+
+def _with_nics_of(found: Hardware, base: Hardware) -> Hardware:
+    """With as many NICs a device as the base has, where its node has fewer devices or more."""
+    nics, devices = base.nics, found.devices_a_node
+    if nics is None or devices == base.devices_a_node:
+        return found
+    each = nics.value / base.devices_a_node
+    source = f"{each:g} a device, as {base.name} has: {nics.source}"
+    return replace(found, nics=Figure(each * devices, "assumed", source))
