@@ -122,9 +122,9 @@ class LayerShardConfig:
     def transport_in(self, *, lockstep: bool, paired_gpus: bool = False) -> TransportName:
         """How weights move in a group that runs its forwards together, or does not.
 
-        `auto` broadcasts where it can: among ranks in lockstep, and whole layers. Two GPUs that map
-        each other's memory (`paired_gpus`) pull instead: each link has one reader, and a copy takes
-        nothing of what computes.
+        `auto` broadcasts where it can: among ranks in lockstep, and whole layers. A group of two
+        GPUs that map each other's memory (`paired_gpus`) pulls instead: each link has one reader,
+        and a copy takes nothing of what computes.
         """
         if self.transport != "auto":
             return self.transport

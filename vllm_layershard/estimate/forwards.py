@@ -147,7 +147,7 @@ class Forwards:
                     for move in movements(
                         group.plan.with_prefetch_step(prefetch_step),
                         group.prefixes,
-                        partial(self._transfer.seconds, spread=self._transfer.spread(group)),
+                        partial(self._transfer.seconds, group=group),
                         self._pulling_rank(group.plan),
                     )
                 ]

@@ -15,7 +15,7 @@ from vllm_layershard.hosts.linears import describe_linear
 from vllm_layershard.hosts.moves.rows import check_rows
 from vllm_layershard.hosts.replicas.raw_weight import RawWeights
 from vllm_layershard.hosts.sharded_linear import LoadingLinearMethod, check_linear, put_in_front
-from vllm_layershard.plan import Linear, ParallelLayout, Plan, SharedNeed, shared_need
+from vllm_layershard.plan import Linear, Plan, SharedNeed, shared_need
 from vllm_layershard.plan.rows import Rows
 from vllm_layershard.runtime.device import Device
 from vllm_layershard.runtime.loading import LoadingSeries
@@ -81,7 +81,7 @@ class LoadingModel:
         plan = decision.group_plan
         return self._groups.of(plan.tp_replicated, plan.tp_copies)
 
-    def begin(self, config: LayerShardConfig, layout: ParallelLayout) -> None:
+    def begin(self, config: LayerShardConfig) -> None:
         """Give memory to what this rank loads, and wrap the quant methods.
 
         Raises:
@@ -91,9 +91,8 @@ class LoadingModel:
             group, plan = self._group_of(decision), decision.group_plan.plan
             loading = []
             for series_plan, linears in zip(plan.series, decision.group_plan.linears, strict=True):
-                transport = transport_of(
-                    series_plan, group, self._device, layout.transport_name, config.slice_bytes
-                )
+                name = decision.group_plan.transport_name
+                transport = transport_of(series_plan, group, self._device, name, config.slice_bytes)
                 series = LoadingSeries(
                     series_plan, group, self._device, transport, verify=config.verify
                 )

@@ -148,7 +148,7 @@ def build(
 
         random = str(vllm_config.load_config.load_format) == "dummy"
         loading = LoadingModel(decisions, groups, device, modules, attach_and_serve, random=random)
-        loading.begin(config, layout)
+        loading.begin(config)
         sharded = {
             prefix
             for each in decisions

@@ -17,7 +17,8 @@ class Deployment:
 
     `exchange` names row-parallel linears that every tensor-parallel rank holds whole: the ranks
     exchange tokens before one, and each computes its share of them. `ffn` data-parallel ranks split
-    each dense MLP of a model with routed experts; 1: none is split.
+    each dense MLP of a model with routed experts; 1: none is split. `gpus_reach`: all ranks are on
+    GPUs of one node that map each other's memory.
 
     Of a deployment that is asked for, only the sizes in `layout` count: `shard_model` decides
     lockstep and movement (plan/sharing.py), and its result has the complete layout.
@@ -27,6 +28,7 @@ class Deployment:
     ep: bool = False
     exchange: tuple[str, ...] = ()
     ffn: int = 1
+    gpus_reach: bool = False
 
     def __post_init__(self) -> None:
         if self.layout.world_size > MAX_RANKS:

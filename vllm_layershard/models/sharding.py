@@ -59,21 +59,28 @@ class Sharding(NamedTuple):
         return min(ranks, key=lambda r: (self.saved_bytes[r], -self.weight_bytes[r].total))
 
     @property
-    def transport_name(self) -> TransportName | None:
-        """How weights move; None where the placement moves none."""
+    def transport_names(self) -> tuple[TransportName, ...]:
+        """How weights move, each way once; () where the placement moves none.
+
+        Groups of several sizes may differ. One in which every layer stays counts where no other is.
+        """
         if self.config.placement == "replicated":
-            return None
-        return self.deployment.layout.transport_name
+            return ()
+        groups = [group for group in self.groups if group.moves] or self.groups
+        return tuple(sorted({group.transport_name for group in groups}))
 
     @property
     def moves(self) -> bool:
         """Whether any weight moves: those of the `replicated` placement do not."""
-        return any(series.moves for group in self.groups for series in group.plan.series)
+        return any(group.moves for group in self.groups)
 
     @property
     def shared_needs(self) -> tuple[SharedNeed, ...]:
-        """What each global rank takes of its node's shared memory on a CPU; () without pulls."""
-        if self.transport_name != "pull":
+        """What each global rank takes of its node's shared memory on a CPU; () without pulls.
+
+        Pairs of GPUs that pull would broadcast on a CPU.
+        """
+        if not self.deployment.layout.one_sided or not self.transport_names:
             return ()
         plans: list[list[tuple[Plan, int]]] = [[] for _ in range(self.deployment.layout.world_size)]
         for group in self.groups:
@@ -147,7 +154,13 @@ def shard_model(model: Model, deployment: Deployment, config: LayerShardConfig) 
     require_experts(model, deployment)
     sizes = deployment.layout
     layout = sharing_layout(
-        tp=sizes.tp, dp=sizes.dp, pcp=sizes.pcp, pp=sizes.pp, is_moe=model.is_moe, config=config
+        tp=sizes.tp,
+        dp=sizes.dp,
+        pcp=sizes.pcp,
+        pp=sizes.pp,
+        is_moe=model.is_moe,
+        config=config,
+        gpus_reach=deployment.gpus_reach,
     )
     layout.require_peers()
     if config.move != "weights":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from vllm_layershard.config import LayerShardConfig
+from vllm_layershard.config import LayerShardConfig, TransportName
 from vllm_layershard.errors import PlanError
 from vllm_layershard.plan.layout import ParallelLayout
 from vllm_layershard.plan.linear import Linear, no_match, none_left
@@ -14,7 +14,7 @@ from vllm_layershard.plan.series import Series, as_processed, by_group, in_strid
 
 
 class GroupPlan(NamedTuple):
-    """The plan that every group of one kind in one pipeline stage obeys.
+    """The plan that every group of one kind in one pipeline stage obeys, and how its weights move.
 
     `ranks[g]` are the global ranks of group g in group-rank order. `linears[s][p]` is the linear
     at position p of the plan's series s; `tp_replicated` and `tp_copies` are theirs.
@@ -26,6 +26,12 @@ class GroupPlan(NamedTuple):
     plan: Plan
     linears: tuple[tuple[Linear, ...], ...]
     tp_copies: int = 1
+    transport_name: TransportName = "broadcast"
+
+    @property
+    def moves(self) -> bool:
+        """Whether any weight moves: those of the `replicated` placement do not."""
+        return any(series.moves for series in self.plan.series)
 
     @property
     def prefixes(self) -> tuple[tuple[str, ...], ...]:
@@ -100,6 +106,7 @@ def group_plans(
             ),
             linears=tuple(members.values()),
             tp_copies=tp_copies,
+            transport_name=layout.transport_of(layout.group_size(tp_replicated, tp_copies)),
         )
         for tp_replicated, tp_copies, members in by_group(grouped)
     )

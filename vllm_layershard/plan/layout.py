@@ -18,6 +18,7 @@ class ParallelLayout:
     they share nothing with each other even then: only the ranks of one engine share.
     `dcp`: decode-context parallelism, which adds no rank: without PCP its groups are neighbouring
     tensor-parallel ranks, which may hold the same part of a query projection.
+    `pairs_pull`: groups of two ranks fetch by themselves, too, where larger ones broadcast.
     Source: vLLM 0.32, distributed/parallel_state.py, `initialize_model_parallel`.
     """
 
@@ -29,6 +30,7 @@ class ParallelLayout:
     one_sided: bool = False
     engines_apart: bool = False
     dcp: int = 1
+    pairs_pull: bool = False
 
     def __post_init__(self) -> None:
         for name in ("tp", "dp", "pcp", "pp", "dcp"):
@@ -46,10 +48,10 @@ class ParallelLayout:
         """Whether all ranks of a group run every forward together."""
         return self.engines_apart or run_in_lockstep(self.dp, dp_lockstep=self.dp_lockstep)
 
-    @property
-    def transport_name(self) -> TransportName:
-        """How weights move between the ranks of a group."""
-        return "pull" if self.one_sided else "broadcast"
+    def transport_of(self, group_size: int) -> TransportName:
+        """How weights move between the ranks of a group of this size."""
+        pulls = self.one_sided or (self.pairs_pull and group_size == 2)
+        return "pull" if pulls else "broadcast"
 
     @property
     def dp_shares(self) -> bool:

@@ -22,8 +22,8 @@ def sharing_layout(
     """The layout of a deployment of these sizes, with its lockstep and its movement decided.
 
     The planner and the plugin both call it: they read the sizes, and decide nothing. `gpus_reach`
-    says that all ranks are on GPUs that map each other's memory. The replicas
-    of a dense model that exchanges tokens share each within itself: its tensor-parallel ranks hold
+    says that all ranks are on GPUs of one node that map each other's memory. The replicas of a
+    dense model that exchanges tokens share each within itself: its tensor-parallel ranks hold
     the same whole linears, and run every forward together.
 
     Raises:
@@ -34,9 +34,9 @@ def sharing_layout(
     layout = ParallelLayout(
         tp=tp, dp=dp, pcp=pcp, pp=pp, dp_lockstep=is_moe, engines_apart=apart, dcp=dcp
     )
-    paired = gpus_reach and max(layout.group_size(*kind) for kind in layout.kinds) == 2
-    transport_name = config.transport_in(lockstep=together or apart, paired_gpus=paired)
-    return replace(layout, one_sided=transport_name == "pull")
+    usual = config.transport_in(lockstep=together or apart)
+    paired = config.transport_in(lockstep=together or apart, paired_gpus=gpus_reach)
+    return replace(layout, one_sided=usual == "pull", pairs_pull=paired != usual)
 
 
 def exchanges(config: LayerShardConfig, tp: int) -> bool:

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 from vllm_layershard.config import short
 from vllm_layershard.errors import ConfigError, PlanError
+from vllm_layershard.estimate import Hardware
+from vllm_layershard.estimate.transfer import gpus_reach
 from vllm_layershard.models import Deployment, Model
 from vllm_layershard.plan import ParallelLayout
 
@@ -58,3 +60,9 @@ def deployment_of(
     if type(ep) is not bool:
         raise PlanError(f"ep = {short(ep)}: is no bool; give True or False")
     return Deployment(ParallelLayout(tp=tp, dp=dp, pcp=pcp, pp=pp), ep=ep), ()
+
+
+def on_nodes_of(deployment: Deployment, device: Hardware | None) -> Deployment:
+    """The deployment on such devices; None: nobody knows whether GPUs reach each other there."""
+    ranks = deployment.layout.world_size
+    return replace(deployment, gpus_reach=device is not None and gpus_reach(device, ranks))

@@ -11,7 +11,7 @@ from vllm_layershard.estimate import Hardware, PhaseName, forecast
 from vllm_layershard.estimate.capacity import may_fit
 from vllm_layershard.models import Sharding
 from vllm_layershard.planner.hardware import device_of
-from vllm_layershard.planner.layout import Layout, deployment_of
+from vllm_layershard.planner.layout import Layout, deployment_of, on_nodes_of
 from vllm_layershard.planner.load import sizes_of
 from vllm_layershard.planner.loaded_model import LoadedModel, Progress, evidence_of
 from vllm_layershard.planner.options import AUTO, Options, names_of
@@ -93,7 +93,7 @@ def plan_model(
     elif phases is not None:
         raise ConfigError("--hide-in goes with --layers auto or --check")
     else:
-        sharding, assumed = sharding_of(found, layout, config, layers, options, ffn_tp)
+        sharding, assumed = sharding_of(found, layout, config, layers, options, ffn_tp, device)
     sharding.tokens_gained(kv_cache_dtype)  # refuses a dtype before anything is simulated
     if open_threshold:
         from vllm_layershard.planner.search.threshold import with_threshold  # seldom asked for
@@ -128,6 +128,7 @@ def _chosen(
     from vllm_layershard.planner.search.auto import Conditions, chosen_sharding
 
     deployment, assumed = deployment_of(layout, found.model, ffn_tp)
+    deployment = on_nodes_of(deployment, device)
     conditions = Conditions(device, sizes, phases)
     sharding, note = chosen_sharding(found.model, deployment, options, conditions)
     return sharding, (*assumed, *found.notes, note)

@@ -117,11 +117,13 @@ def _on_balance(name: str, series_plan: SeriesPlan, group_size: int) -> Iterator
 
 
 def _on_pulls(sharding: Sharding, hardware: Hardware | None) -> Iterator[str]:
-    config, largest = sharding.config, max(group.plan.group_size for group in sharding.groups)
-    if sharding.transport_name != "pull":
+    config = sharding.config
+    if "pull" not in sharding.transport_names:
         if config.slice_bytes:
             yield "slice_bytes does nothing here: only pulls are sliced"
         return
+    pulling = [group for group in sharding.groups if group.transport_name == "pull"]
+    largest = max(group.plan.group_size for group in pulling)
     if config.placement == "round_robin" and largest > 2:
         yield (
             f"an owner is the one source of {largest - 1} pulls at once; with placement striped "
@@ -129,7 +131,7 @@ def _on_pulls(sharding: Sharding, hardware: Hardware | None) -> Iterator[str]:
         )
     if hardware is None and any(
         rank // _NODE != ranks[0] // _NODE
-        for group in sharding.groups
+        for group in pulling
         for ranks in group.ranks
         for rank in ranks
     ):

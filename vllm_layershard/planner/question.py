@@ -12,7 +12,7 @@ from vllm_layershard.errors import ConfigError
 from vllm_layershard.estimate import Hardware
 from vllm_layershard.estimate.capacity import cache_device_of
 from vllm_layershard.models import Sharding, shard_model
-from vllm_layershard.planner.layout import Layout, deployment_of
+from vllm_layershard.planner.layout import Layout, deployment_of, on_nodes_of
 from vllm_layershard.planner.load import MAX_DRAFTED
 from vllm_layershard.planner.loaded_model import LoadedModel, load_model
 from vllm_layershard.planner.options import Options, config_for
@@ -119,14 +119,16 @@ def sharding_of(
     layers: str | Sequence[str] | None,
     options: Options,
     ffn_tp: int | None = None,
+    device: Hardware | None = None,
 ) -> tuple[Sharding, tuple[str, ...]]:
-    """The plan, and what was assumed for it.
+    """The plan, and what was assumed for it. `device`: where it is known.
 
     Raises:
         ConfigError: an option's value is not valid.
         PlanError: the layout or the names do not fit the model.
     """
     deployment, assumed = deployment_of(layout, found.model, ffn_tp)
+    deployment = on_nodes_of(deployment, device)
     if config is None:
         config = config_for(found.model, deployment, layers, options)
     return shard_model(found.model, deployment, config), (*assumed, *found.notes)

@@ -191,14 +191,15 @@ def print_heading(sheet: Sheet, sharding: Sharding, evidence: Evidence) -> None:
 
 def _movement(sharding: Sharding) -> str:
     config = sharding.config
-    if sharding.transport_name is None:
+    names = sharding.transport_names
+    if not names:
         return "none: every rank stores every layer"
     layers = "stripes" if config.placement == "striped" else "whole layers"
-    sliced = config.slice_bytes and sharding.transport_name == "pull"
+    sliced = config.slice_bytes and "pull" in names
     slices = f", in slices of {config.slice_bytes:,} bytes" if sliced else ""
     keeps = any(s.series.kept_layer is not None for g in sharding.groups for s in g.plan.series)
     kept = ", but for the first one of each series" if keeps else ""
-    return f"{sharding.transport_name} of {layers}{kept}{slices} (transport {config.transport})"
+    return f"{' and '.join(names)} of {layers}{kept}{slices} (transport {config.transport})"
 
 
 def _on_a_cpu(sharding: Sharding) -> Iterator[tuple[str, str]]:

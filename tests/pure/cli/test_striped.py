@@ -42,7 +42,8 @@ def test_every_rank_saves_the_same() -> None:
         (STRIPED, "auto", "pull"),
         ((*V3, "--placement", "replicated"), "auto", None),
         (("--model", "Qwen3-32B", "--dp", "2"), "auto", "pull"),
-        (("--model", "Qwen3-32B", "--pcp", "2"), "auto", "broadcast"),
+        (("--model", "Qwen3-32B", "--pcp", "2"), "auto", "pull"),  # two GPUs
+        (("--model", "Qwen3-32B", "--pcp", "4"), "auto", "broadcast"),
     ],
 )
 def test_the_document_says_what_was_asked_for_and_what_comes_of_it(

@@ -128,18 +128,16 @@ def sharding(model: str, layout: ParallelLayout, **options: str):
 
 def test_replicas_of_a_dense_model_pull_from_each_other():
     found = sharding("Qwen3-32B", ParallelLayout(dp=4, tp=2))
-    assert found.transport_name == "pull"
+    assert found.transport_names == ("pull",)
     (group,) = found.groups
     assert group.ranks == ((0, 2, 4, 6), (1, 3, 5, 7))
     assert min(found.saved_bytes) > 0
-    assert sharding("DeepSeek-V3", ParallelLayout(dp=4)).transport_name == "broadcast"
-    assert (
-        sharding("DeepSeek-V3", ParallelLayout(dp=4), placement="striped").transport_name == "pull"
+    assert sharding("DeepSeek-V3", ParallelLayout(dp=4)).transport_names == ("broadcast",)
+    assert sharding("DeepSeek-V3", ParallelLayout(dp=4), placement="striped").transport_names == (
+        "pull",
     )
-    assert sharding("Qwen3-32B", ParallelLayout(pcp=4)).transport_name == "broadcast"
-    assert (
-        sharding("Qwen3-32B", ParallelLayout(dp=4), placement="replicated").transport_name is None
-    )
+    assert sharding("Qwen3-32B", ParallelLayout(pcp=4)).transport_names == ("broadcast",)
+    assert sharding("Qwen3-32B", ParallelLayout(dp=4), placement="replicated").transport_names == ()
 
 
 def test_replicas_of_a_dense_model_cannot_broadcast():

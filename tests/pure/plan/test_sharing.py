@@ -30,8 +30,9 @@ SIZES = st.fixed_dictionaries({name: st.integers(1, 4) for name in ("tp", "dp", 
 def test_the_layout_is_born_with_its_movement(sizes, is_moe, config):
     layout = sharing_layout(**sizes, is_moe=is_moe, config=config)
     assert layout.in_lockstep == (is_moe or sizes["dp"] == 1)
-    assert layout.transport_name == config.transport_in(lockstep=layout.in_lockstep)
-    assert layout.one_sided == (layout.transport_name == "pull")
+    transport = config.transport_in(lockstep=layout.in_lockstep)
+    assert {layout.transport_of(size) for size in range(1, 5)} == {transport}
+    assert layout.one_sided == (transport == "pull")
     assert layout == ParallelLayout(**sizes, dp_lockstep=is_moe, one_sided=layout.one_sided)
 
 
@@ -50,7 +51,7 @@ def test_the_layout_is_born_with_its_movement(sizes, is_moe, config):
 def test_cases_written_out(dp, is_moe, options, lockstep, movement, shares):
     config = LayerShardConfig(("o_proj",), **options)
     layout = sharing_layout(tp=2, dp=dp, pcp=1, pp=1, is_moe=is_moe, config=config)
-    assert (layout.in_lockstep, layout.transport_name, layout.dp_shares) == (
+    assert (layout.in_lockstep, layout.transport_of(2), layout.dp_shares) == (
         lockstep,
         movement,
         shares,
@@ -89,7 +90,7 @@ def test_engines_that_exchange_tokens_share_each_within_itself(sizes, is_moe, co
         return
     assert not layout.dp_shares
     assert layout.in_lockstep
-    assert layout.transport_name == config.transport_in(lockstep=True)
+    assert layout.transport_of(sizes["tp"]) == config.transport_in(lockstep=True)
     engine = engines_that_share(layout)
     assert engine.dp == 1
     assert engine.in_lockstep
@@ -116,22 +117,30 @@ def test_whole_linears_of_two_stages_of_two_by_two_ranks_written_out(is_moe, opt
 @pytest.mark.parametrize(
     ("sizes", "options", "transport"),
     [
-        ({"dp": 2}, {}, "pull"),
-        ({"tp": 2}, {}, "pull"),
-        ({"dp": 2, "pp": 4}, {}, "pull"),
-        ({"dp": 2}, {"transport": "broadcast"}, "broadcast"),
-        ({"dp": 2}, {"placement": "replicated"}, "broadcast"),
-        ({"dp": 3}, {}, "broadcast"),
-        ({"dp": 3}, {"placement": "striped"}, "pull"),
-        ({"tp": 2, "dp": 2}, {}, "broadcast"),
+        ({"dp": 2}, {}, {False: "pull", True: "pull"}),
+        ({"tp": 2}, {}, {True: "pull"}),
+        ({"dp": 2, "pp": 4}, {}, {False: "pull", True: "pull"}),
+        ({"dp": 2}, {"transport": "broadcast"}, {False: "broadcast", True: "broadcast"}),
+        ({"dp": 2}, {"placement": "replicated"}, {False: "broadcast", True: "broadcast"}),
+        ({"dp": 3}, {}, {False: "broadcast", True: "broadcast"}),
+        ({"dp": 3}, {"placement": "striped"}, {False: "pull", True: "pull"}),
+        ({"tp": 2, "dp": 2}, {}, {False: "pull", True: "broadcast"}),
+        ({"tp": 4, "dp": 2, "pcp": 1}, {}, {False: "pull", True: "broadcast"}),
+        ({"tp": 2, "dp": 2}, {"transport": "broadcast"}, {False: "broadcast", True: "broadcast"}),
+        ({"tp": 2, "dp": 2}, {"transport": "pull"}, {False: "pull", True: "pull"}),
+        ({"tp": 2, "dp": 2}, {"placement": "striped"}, {False: "pull", True: "pull"}),
     ],
 )
-def test_two_gpus_that_reach_each_other_pull_and_more_of_them_broadcast(sizes, options, transport):
+def test_each_group_of_two_gpus_that_reach_each_other_pulls(sizes, options, transport):
+    """Keyed by `tp_replicated`; a group of one rank moves nothing, and is left out."""
     config = LayerShardConfig(("o_proj",), **options)
     sizes = {"tp": 1, "dp": 1, "pcp": 1, "pp": 1} | sizes
     layout = sharing_layout(**sizes, is_moe=True, config=config, gpus_reach=True)
-    assert layout.transport_name == transport
+    group_sizes = {whole: layout.group_size(whole) for whole in (False, True)}
+    assert {
+        whole: layout.transport_of(size) for whole, size in group_sizes.items() if size > 1
+    } == transport
     without = sharing_layout(**sizes, is_moe=True, config=config)
-    assert replace(layout, one_sided=without.one_sided) == without, "nothing else depends on it"
-    if options.get("placement") != "striped":
-        assert without.transport_name == "broadcast"
+    assert replace(layout, pairs_pull=False) == without, "nothing else depends on it"
+    if options.get("placement") != "striped" and options.get("transport") != "pull":
+        assert {without.transport_of(size) for size in group_sizes.values()} == {"broadcast"}

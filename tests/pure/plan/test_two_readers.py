@@ -29,7 +29,9 @@ LAYOUTS = [
     ({"dp": 2, "pp": 3}, {"placement": "striped", "layer_stride": 2}),
     ({"dp": 2, "tp": 2, "pcp": 2}, {"transport": "broadcast"}),
     ({"dp": 2, "tp": 2, "pp": 2}, {"transport": "pull", "layer_stride": 3}),
+    ({"dp": 2, "tp": 2}, {}),
 ]
+"""All of them are on GPUs that reach each other: two that share pull, and more broadcast."""
 
 
 def names_of(model: Model, layer_stride: int) -> tuple[str, ...]:
@@ -56,7 +58,9 @@ def layout_of_the_plugin(
 ) -> ParallelLayout:
     """What every rank decides from the sizes that vLLM tells it."""
     stated = {"tp": 1, "dp": 1, "pcp": 1, "pp": 1} | sizes
-    return engines_that_share(sharing_layout(**stated, is_moe=model.is_moe, config=config))
+    return engines_that_share(
+        sharing_layout(**stated, is_moe=model.is_moe, config=config, gpus_reach=True)
+    )
 
 
 def as_the_plugin(
@@ -84,7 +88,7 @@ def test_every_rank_decides_what_was_planned(name, sizes, options):
     names = names_of(model, options.get("layer_stride", 1))
     config = LayerShardConfig(names, prefetch_step=0, **options)
     layout = ParallelLayout(**sizes)
-    planned = shard_model(model, Deployment(layout, ep=model.is_moe), config)
+    planned = shard_model(model, Deployment(layout, ep=model.is_moe, gpus_reach=True), config)
     assert planned.groups
     decided_layout = layout_of_the_plugin(model, sizes, config)
     assert engines_that_share(planned.deployment.layout) == decided_layout
@@ -98,6 +102,7 @@ def test_every_rank_decides_what_was_planned(name, sizes, options):
         assert len(decided) == len(mine)
         for one, (other, ranks) in zip(decided, mine, strict=True):
             assert one.plan.digest() == other.plan.digest()
+            assert one.transport_name == other.transport_name
             assert one.linears == other.linears
             assert (one.pp_stage, one.tp_replicated) == (other.pp_stage, other.tp_replicated)
             shares = planned.deployment.layout.dp_shares

@@ -54,7 +54,7 @@ def test_whole_weights_are_counted_on_every_rank() -> None:
 def test_the_engines_of_a_dense_model_share_each_within_itself() -> None:
     result = plan_model("Qwen3-32B", layout=Layout(tp=2, dp=2), **O_PROJ)
     assert result.groups[0].ranks == ((0, 1), (2, 3))
-    assert result.sharding.movement == "broadcast"
+    assert result.sharding.movement == "pull", "two GPUs of a node"
 
 
 def test_without_names_the_default_ones_are_those_that_have_copies_then() -> None:

@@ -36,6 +36,11 @@ def answered(answer):
         return answer
     type(current_platform).is_fully_connected = staticmethod(is_fully_connected)
 
+def decided(config):
+    layout = layout_of(config, requested(config))
+    sizes = [layout.group_size(whole) for whole in (False, True)]
+    return " and ".join(dict.fromkeys(layout.transport_of(size) for size in sizes))
+
 REGISTER = "NCCL_GRAPH_REGISTER"
 result = []
 for arguments, options, environ, answer in json.loads(sys.argv[1]):
@@ -56,11 +61,11 @@ for arguments, options, environ, answer in json.loads(sys.argv[1]):
         for name in environ:
             del os.environ[name]
     assert config.device_config.device_type == "cuda"
-    transport = layout_of(config, requested(config)).transport_name
+    transport = decided(config)
     first = list(asked)
     answered("a worker sees one GPU of its own")
     config.__post_init__()
-    assert layout_of(config, requested(config)).transport_name == transport, "decided once"
+    assert decided(config) == transport, "decided once"
     result.append([transport, first, registers])
 """
 
@@ -71,6 +76,14 @@ CASES = {
     "two of which the driver cannot tell": ({}, {}, {}, "no such GPU", "broadcast", PAIR),
     "asked to broadcast": ({}, {"transport": "broadcast"}, {}, True, "broadcast", PAIR),
     "three": ({"data_parallel_size": 3}, {}, {}, True, "broadcast", [[0, 1, 2]]),
+    "pairs of split linears, and whole ones that four share": (
+        {"tensor_parallel_size": 2},
+        {},
+        {},
+        True,
+        "pull and broadcast",
+        [[0, 1, 2, 3]],
+    ),
     "sleep": ({"enable_sleep_mode": True}, {}, {}, True, "broadcast", []),
     "sleep without graphs": (
         {"enable_sleep_mode": True, "enforce_eager": True},

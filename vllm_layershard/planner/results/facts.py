@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from vllm_layershard.config import Move, Placement, TransportChoice, TransportName
+from vllm_layershard.config import Move, Placement, TransportChoice
 from vllm_layershard.models import Deployment, Evidence, GroupPlan, Sharding
 from vllm_layershard.planner.layout import Layout
 
@@ -37,7 +37,7 @@ class ShardingFacts(NamedTuple):
     keep_first: bool
     placement: Placement
     transport: TransportChoice
-    movement: TransportName | None
+    movement: str | None
     slice_bytes: int
     token_exchange: tuple[str, ...]
     move: Move
@@ -96,7 +96,7 @@ def sharding_facts(sharding: Sharding) -> ShardingFacts:
         keep_first=config.keep_first,
         placement=config.placement,
         transport=config.transport,
-        movement=sharding.transport_name,
+        movement=" and ".join(sharding.transport_names) or None,
         slice_bytes=config.slice_bytes,
         token_exchange=config.token_exchange,
         move=config.move,
