@@ -39,6 +39,7 @@ from vllm_layershard.hosts.exchange.whole_linears import WholeLinears
 from vllm_layershard.hosts.ffn.model import ffn_started_with, split_model
 from vllm_layershard.hosts.ffn.part import leave_split
 from vllm_layershard.hosts.graphs.breaks import end_graphs_at_movements
+from vllm_layershard.hosts.graphs.fusions import keep_fusions
 from vllm_layershard.hosts.graphs.hidden import wait_ahead_of_adapters, wait_ahead_of_experts
 from vllm_layershard.hosts.graphs.peers import check_each_step, check_steps
 from vllm_layershard.hosts.graphs.reads import require_reads
@@ -89,6 +90,7 @@ def build(
         ConfigError: another server writes its reports where this rank would.
     """
     guard_reloads()
+    keep_fusions(vllm_config)
     device = device_of(torch.device(vllm_config.device_config.device_type))
     if device.torch_device.type == "cuda":  # the CPU has no graphs, and vllm-ascend its own runner
         check_steps()

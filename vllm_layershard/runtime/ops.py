@@ -2,7 +2,8 @@
 
 `layershard::reach(x, layer)` stands at a decoder layer's boundary, `layershard::wait(x, linear)`
 before a linear reads its weight. Both declare the activation as mutated and leave it as it is: the
-false dependency keeps them in order with the compute around them, under Inductor too.
+false dependency keeps them in order with the compute around them, under Inductor too. In a compiled
+model a host may have them take another activation that this one is made of, ahead of what is fused.
 
 Note [The short way]
 Where no compiler looks on, a host calls the functions that are named as the ops, and they do the
