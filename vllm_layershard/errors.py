@@ -25,8 +25,11 @@ _USER: Final = re.compile(
 """A URL as far as it names a user, with two slashes or with the one that a path leaves of them."""
 
 
-_QUERY: Final = re.compile(r"(?<=[^\s'\"(])[?#&;][^\s'\"=]*=[^\s'\"]*")
-"""What is asked for behind a name or an address: `?token=...`."""
+_QUERY: Final = re.compile(
+    r"(?<=[^\s'\"(])[?#&;][^\s'\"=]*=(?:[^'\"\n:;,)]|[:;,)](?!\s|$))*", re.MULTILINE
+)
+"""What is asked for behind a name or an address: `?token=...`. A value may have spaces: it ends at
+a quote or a line, or at a mark that a sentence has, with white space behind it."""
 
 _VALUE: Final = re.compile(
     r"((?:token|passwd|password|secret|signature|api_?key|access_?key)=)[^\s'\"]+", re.IGNORECASE

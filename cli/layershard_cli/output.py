@@ -44,8 +44,17 @@ def _tell_escaped(text: str, end: str = "\n") -> None:
 
 
 def emit_json(document: dict[str, Any]) -> None:
-    """Write a JSON document to stdout, in ASCII."""
-    emit_escaped(json.dumps(document, indent=2, allow_nan=False))
+    """Write a JSON document to stdout, in ASCII, and its texts without secrets, as in messages."""
+    emit_escaped(json.dumps(_public(document), indent=2, allow_nan=False))
+
+
+def _public(value: Any) -> Any:
+    """The same, with every text without secrets."""
+    if isinstance(value, str):
+        return without_secrets(value)
+    if isinstance(value, dict):
+        return {without_secrets(key): _public(item) for key, item in value.items()}
+    return [_public(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def printable(text: str) -> str:

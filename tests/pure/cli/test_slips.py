@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+from checkpoints import small_config
 from console import complaint, layershard, said
 from vllm_layershard.errors import ConfigError, ModelError, without_secrets
 from vllm_layershard.models import bundled_names
@@ -57,6 +59,9 @@ NAMED = [
     f"./name/token={PASSWORD}",
     f"./name/API_KEY={PASSWORD}/config.json",
     f"https:/host/model?X-Signature={PASSWORD}",
+    f"./name.json?token=a {PASSWORD}",
+    f"./name?revision=a b&token=c d,{PASSWORD}/config.json",
+    f"org/of/names?note=a:b {PASSWORD} {PASSWORD}",
 ]
 IN_A_MODEL = [
     f"org/name?{PASSWORD}",
@@ -99,6 +104,22 @@ def test_no_error_of_the_library_holds_a_query(name: str) -> None:
     assert PASSWORD not in str(ModelError(f"{name}: no such file; give {name!r}"))
 
 
+@pytest.mark.parametrize("flag", [[], ["--json"]], ids=["text", "json"])
+@pytest.mark.parametrize("command", ["plan", "map", "check", "compare"])
+def test_no_query_of_a_path_that_is_there_is_repeated(
+    command: str, flag: list[str], tmp_path: Path
+) -> None:
+    place = tmp_path / f"model?note=a b&token=c {PASSWORD}"
+    place.mkdir()
+    (place / "config.json").write_text(json.dumps(small_config()))
+    words = ['["o_proj"]'] if command == "check" else []
+    layout = ["--layout", "tp2"] if command == "compare" else ["--pcp", "2"]
+    ended = layershard(command, *words, "--model", str(place), *layout, *flag)
+    assert (ended.code, PASSWORD in ended.stdout + ended.stderr) == (0, False)
+    if flag:
+        assert json.loads(ended.stdout)["model"]["name"] == f"{tmp_path}/model?..."
+
+
 @pytest.mark.parametrize("url", USERS)
 def test_no_error_of_the_library_holds_a_password(url: str) -> None:
     assert PASSWORD not in str(ModelError(f"{url}: no such file; give {url!r}"))
@@ -114,6 +135,7 @@ def test_no_error_of_the_library_holds_a_password(url: str) -> None:
         "hf_quant_config.json beside it; did you mean quant_algo?",
         "max_num_batched_tokens=8192 of hf_config: --max-model-len=4096",
         "hidden_size = 5,120; is it? (x=1)",
+        "wrong; give --tp=2 and --dp=4",
         "",
     ],
 )
@@ -206,3 +228,17 @@ def test_a_broken_file_still_says_where() -> None:
     code, message = complaint("check", '{"layer_sharding": }', "--model", "DeepSeek-V3")
     assert code == 2
     assert "is not valid JSON: Expecting value: line 1 column 20" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("./m?token=a b: no such file; give one", "./m?...: no such file; give one"),
+        ("'./m?token=a b' is no model", "'./m?...' is no model"),
+        ("./m?a=b c, 8 layers (local:./m?a=b c/config.json)", "./m?..., 8 layers (local:./m?...)"),
+        ("./m?a=b c; give another", "./m?...; give another"),
+        ("./m?a=b c\nnext=1 line", "./m?...\nnext=1 line"),
+    ],
+)
+def test_a_message_goes_on_behind_a_query(text: str, left: str) -> None:
+    assert without_secrets(text) == left
