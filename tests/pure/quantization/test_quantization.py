@@ -423,6 +423,29 @@ def test_a_scheme_without_routed_experts_is_for_linears_alone(case: str, tmp_pat
     assert message in str(error.value)
 
 
+QWEIGHTS: dict[str, dict[str, Any]] = {
+    "gptq's": {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": False, "sym": True},
+    "awq's": {"quant_method": "awq", "bits": 4, "group_size": 32},
+    "auto-round's gptq's": {"quant_method": "auto-round", "bits": 4, "group_size": 32, "sym": True},
+}
+
+
+@pytest.mark.parametrize("case", QWEIGHTS)
+def test_experts_of_gpt_oss_that_vllm_does_not_load_are_refused(case: str, tmp_path: Path) -> None:
+    """Source: vLLM 0.32, models/gpt_oss.py, `_load_weights_other`: no `qweight` of an expert."""
+    model = read_model(write(tmp_path, QWEIGHTS[case], "openai--gpt-oss-120b"))
+    method = case.rpartition(" ")[2]
+    said = f"model.layers.0.mlp.experts: routed experts with biases in {method} packing: vLLM 0.32 "
+    with pytest.raises(ModelError, match=said):
+        model.weight_bytes(ONE, rank=0)
+
+
+def test_experts_of_gpt_oss_that_gptq_leaves_alone_are_planned(tmp_path: Path) -> None:
+    stated = QWEIGHTS["gptq's"] | {"dynamic": {"-:.*experts.*": {}}}
+    model = read_model(write(tmp_path, stated, "openai--gpt-oss-120b"))
+    assert model.weight_bytes(ONE, rank=0).experts > 200 << 30
+
+
 NAMED = [f"model.layers.1.mlp.experts.0.{part}_proj" for part in ("gate", "up", "down")]
 
 

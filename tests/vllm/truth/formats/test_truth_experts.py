@@ -9,7 +9,7 @@ import pytest
 
 from tests.vllm.truth.formats.test_truth_heads import HEADS, ONE, PLAIN, _with
 from tests.vllm.truth.test_truth_mixed import BY_BLOCK, FP8, _modelopt, _of_quark, _quark
-from tests.vllm.truth.test_truth_quantized import AWQ, EXPERTS, TOKENS, _compressed, _tensors
+from tests.vllm.truth.test_truth_quantized import EXPERTS, TOKENS, _compressed, _tensors
 from truth.compare import Case, Truth, names
 
 WIDE = {"intermediate_size": 1024, "moe_intermediate_size": 1024, "hidden_size": 512}
@@ -45,7 +45,6 @@ BIASED: dict[str, object] = {
     "quark-fp8-blocks": _quark(BY_BLOCK),
     "quark-int8": _quark(_of_quark("int8", "per_tensor", STATIC)),
     "quark-int4": _quark(_of_quark("int4", "per_group", None, group_size=128, symmetric=True)),
-    "awq": AWQ,
 }
 
 FIRST = "model.layers.1.mlp.experts.0"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Literal, Protocol
 
-from vllm_layershard.errors import PlanError
+from vllm_layershard.errors import ModelError, PlanError
 from vllm_layershard.models.dtypes import DTYPE_BYTES
 from vllm_layershard.models.operation import Precision
 from vllm_layershard.models.shape import Shape
@@ -112,6 +112,24 @@ def expert_biases(
         tensor("w13_bias", (count, 2 * intermediate), dtype),
         tensor("w2_bias", (count, hidden), dtype),
     )
+
+
+def check_loaded(prefix: str, bias: bool, method: str) -> None:
+    """Refuse experts with biases, which gpt-oss alone has, in a packing that no loader reads.
+
+    The weights would stay empty, and their biases be dropped, without a word.
+    Source: vLLM 0.32, models/gpt_oss.py, `GptOssModel._load_weights_other`, which passes over every
+    `qweight` of an expert.
+
+    Raises:
+        ModelError: names the experts and the method.
+    """
+    if bias:
+        raise ModelError(
+            f"{prefix}: routed experts with biases in {method}: vLLM 0.32 loads none of them, and "
+            "would serve gpt-oss with empty experts; give a checkpoint in another method, such as "
+            "mxfp4"
+        )
 
 
 def check_groups(prefix: str, columns: int, group: int) -> None:

@@ -9,6 +9,7 @@ from vllm_layershard.models.operation import Precision
 from vllm_layershard.models.quantization.choice import Quantization
 from vllm_layershard.models.quantization.formats.format import (
     bias_of,
+    check_loaded,
     check_packing,
     grouped_matrices,
     groups_of,
@@ -65,8 +66,10 @@ class Awq(NamedTuple):
 
         Raises:
             PlanError: a group would be split over two ranks.
-            ModelError: rows with one scale, of which vLLM has no experts.
+            ModelError: rows with one scale, of which vLLM has no experts, or experts with biases,
+                which vLLM does not load.
         """
+        check_loaded(prefix, bias, "awq's packing")
         if self.group is None:
             raise ModelError(
                 f"{prefix}: group_size: vLLM 0.32 has no routed experts in awq with one scale a "

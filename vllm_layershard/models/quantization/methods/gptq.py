@@ -13,8 +13,8 @@ from vllm_layershard.models.quantization.choice import Quantization
 from vllm_layershard.models.quantization.formats.format import (
     Format,
     bias_of,
+    check_loaded,
     check_packing,
-    expert_biases,
     grouped_matrices,
     groups_of,
     tensor,
@@ -62,7 +62,9 @@ class Gptq(NamedTuple):
 
         Raises:
             PlanError: a group would be split over two ranks.
+            ModelError: experts with biases, which vLLM does not load.
         """
+        check_loaded(prefix, bias, "gptq's packing")
         tensors = []
         for name, rows, inner, groups in grouped_matrices(prefix, hidden, intermediate, self.group):
             pack = self._pack(prefix, inner)
@@ -70,7 +72,7 @@ class Gptq(NamedTuple):
                 tensor(f"{name}_qweight", (count, inner // pack, rows), "int32"),
                 tensor(f"{name}_scales", (count, groups, rows), dtype),
             ]
-        return (*tensors, *expert_biases(count, hidden, intermediate, bias, dtype))
+        return tuple(tensors)
 
     @property
     def precision(self) -> Precision:
