@@ -23,9 +23,23 @@ def budget_of(hardware: Hardware) -> int | None:
 
 def cache_device_of(hardware: Hardware) -> CacheDevice:
     """What decides the form of the cache: a device with fp8 and no compute capability has ROCm."""
+    step = _step_tokens(hardware)
     if hardware.compute_capability is not None:
-        return CacheDevice(int(hardware.compute_capability.value))
-    return CacheDevice(None, rocm=hardware.low_bit_format == "fp8")
+        return CacheDevice(int(hardware.compute_capability.value), step_tokens=step)
+    return CacheDevice(None, rocm=hardware.low_bit_format == "fp8", step_tokens=step)
+
+
+def _step_tokens(hardware: Hardware) -> int:
+    """Tokens that a server schedules in one step, unless it is told otherwise.
+
+    Source: vLLM 0.32, engine/arg_utils.py, `get_batch_defaults`.
+    """
+    memory = hardware.memory_bytes
+    if memory is None:
+        return CacheDevice().step_tokens
+    if memory.value >= 160 << 30:
+        return 16384
+    return 8192 if memory.value >= 70 << 30 and "a100" not in hardware.name.lower() else 2048
 
 
 def have_room(weight_bytes: int, room_bytes: int) -> bool:
@@ -113,8 +127,8 @@ def capacity(
     """Count it. `saved_bytes(rank)` is what sharding saves on a global rank.
 
     Every data-parallel rank is an engine; the ranks of one share each token's cache by heads and
-    layers, so that an engine holds what its tightest rank does. A rank whose layers keep nothing of
-    a token limits none.
+    layers, so that an engine holds what its tightest rank does. A rank whose layers keep nothing
+    limits none.
 
     Raises:
         HardwareError: the hardware's memory is not known.
@@ -134,9 +148,9 @@ def capacity(
     room: list[tuple[int, int]] = []
     for rank, weights in enumerate(held):
         layers = stages[layout.stage_of(rank)]
-        if model.kv_bytes_per_token(kv_cache_dtype, layers, deployment):
-            free = max(0, budget - weights)
-            room.append((model.cache_tokens(free, kv_cache_dtype, layers, deployment), rank))
+        found = model.cache_tokens(budget - weights, kv_cache_dtype, layers, deployment)
+        if found is not None:
+            room.append((found, rank))
     tokens, tightest = min(room, default=(0, held.index(max(held))))
     return Capacity(
         weight_bytes=held[tightest],

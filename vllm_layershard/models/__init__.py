@@ -10,7 +10,7 @@ from vllm_layershard.models.checkpoint.stored import Evidence, evidence_for
 from vllm_layershard.models.deployment import Deployment
 from vllm_layershard.models.layer_operations import layer_operations
 from vllm_layershard.models.min_latency import is_min_latency
-from vllm_layershard.models.model import Model, cache_name
+from vllm_layershard.models.model import Model, cache_name, layer_caches
 from vllm_layershard.models.operation import Batch, Operation
 from vllm_layershard.models.registry import model_of, read_model, supported
 from vllm_layershard.models.sharding import (
@@ -41,6 +41,7 @@ __all__ = [
     "evidence_for",
     "find",
     "is_min_latency",
+    "layer_caches",
     "layer_operations",
     "linears_by_suffix",
     "model_of",

@@ -76,7 +76,7 @@ class Blueprint:
     output head is the embedding. `dtype` is that of what is not quantised. `split` are the sizes
     that tensor parallelism divides. `notes`: what had to be assumed. `stem` is the name of the
     list of decoder layers. `quantization`: a family leaves it to the registry. `longest`: tokens of
-    the longest sequence; where layers keep states, a server counts its cache in those.
+    the longest sequence; where layers keep states or windows, a server counts its cache in those.
     `head_quantisable`: vLLM's class tells its head of the quantisation; else it stays as it is.
     `head_name`: where the head is not called as its place in the model says.
     """

@@ -18,7 +18,7 @@ from vllm_layershard.models.cache.kv_cache import (
     device_cache_dtype,
     means_auto,
 )
-from vllm_layershard.models.cache.pages import LayerCaches
+from vllm_layershard.models.cache.pages import LayerCache, LayerCaches
 from vllm_layershard.models.deployment import Deployment
 from vllm_layershard.models.layer_weights import layer_experts, layer_linears
 from vllm_layershard.models.shape import SplitSize, require_split
@@ -140,20 +140,17 @@ class Model(NamedTuple):
 
     def cache_tokens(
         self, room: int, kv_cache_dtype: str, layers: Sequence[int], deployment: Deployment
-    ) -> int:
+    ) -> int | None:
         """Tokens that `room` bytes hold of these layers on one rank, as a server counts them.
+
+        None where these layers limit none.
 
         Raises:
             ConfigError: a cache dtype that is not known for this model.
             ModelError: its checkpoint asks for one.
             HardwareError: no backend of vLLM takes its attention on this device.
         """
-        caches = _caches(self, layers, deployment)
-        held = LayerCaches(
-            _token_bytes(self, kv_cache_dtype, caches),
-            tuple(one.state_bytes for one in caches if one.state_bytes),
-            self.drafted,
-        )
+        held = layer_caches(self, kv_cache_dtype, layers, deployment)
         return held.tokens(room, self.blueprint.longest)
 
     def state_bytes_per_sequence(self, layers: Sequence[int], deployment: Deployment) -> int:
@@ -174,6 +171,38 @@ class Model(NamedTuple):
             b.experts.require_split(deployment)
             for layer_id in [i for i in range(self.num_layers) if b.is_routed(i)][:1]:
                 layer_experts(b, layer_id, deployment, rank=0)  # refuses split blocks
+
+
+def layer_caches(
+    model: Model, kv_cache_dtype: str, layers: Sequence[int], deployment: Deployment
+) -> LayerCaches:
+    """All caches of the model, of which those of `layers` are on the rank's stage.
+
+    A server groups the layers of all stages together.
+
+    Raises:
+        ConfigError: a cache dtype that is not known for this model.
+        ModelError: its checkpoint asks for one.
+        HardwareError: no backend of vLLM takes its attention on this device.
+    """
+    every = range(model.num_layers)
+    caches = _caches(model, every, deployment)
+    found = [layer_id for layer_id, _ in model.blueprint.attentions(every, model.drafted)]
+    last = every[-1]  # draft layers are beside it
+    of_token = _token_bytes(model, kv_cache_dtype, caches)
+    return LayerCaches(
+        tuple(
+            LayerCache(
+                per_token,
+                cache.state_bytes,
+                cache.window if isinstance(cache, HeadsCache) else None,
+                here=min(layer_id, last) in layers,
+            )
+            for layer_id, cache, per_token in zip(found, caches, of_token, strict=True)
+        ),
+        model.drafted,
+        model.cache_device.in_flight(deployment.layout.pp),
+    )
 
 
 def cache_name(model: Model, kv_cache_dtype: str) -> str:

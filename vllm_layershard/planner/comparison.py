@@ -12,7 +12,13 @@ from vllm_layershard.estimate import Hardware
 from vllm_layershard.estimate.capacity import UTILIZATION, capacity
 from vllm_layershard.estimate.transfer import require_one_node
 from vllm_layershard.estimate.wording import layers as so_many
-from vllm_layershard.models import Deployment, Model, require_experts, shard_model
+from vllm_layershard.models import (
+    Deployment,
+    Model,
+    layer_caches,
+    require_experts,
+    shard_model,
+)
 from vllm_layershard.plan import ParallelLayout
 from vllm_layershard.planner.hardware import device_of
 from vllm_layershard.planner.options import Options, config_for
@@ -169,7 +175,7 @@ def compare_layouts(
         warnings=(
             *asked_for.found.notes,
             *_warnings(device, hardware is None),
-            *_on_states(found),
+            *_on_sequences(found, kv_cache_dtype),
             *_on_drafts(found),
         ),
     )
@@ -227,13 +233,32 @@ def _saving(
     return sharding.deployment, sharding.saved_bytes.__getitem__
 
 
-def _on_states(model: Model) -> Iterator[str]:
+def _on_sequences(model: Model, kv_cache_dtype: str) -> Iterator[str]:
+    """What stands behind the tokens where layers keep states, or the tokens of a window only."""
+    whole = Deployment(ParallelLayout())
+    caches = layer_caches(model, kv_cache_dtype, range(model.num_layers), whole)
     longest = model.blueprint.longest
-    if longest is not None:
-        yield (
-            f"tokens are counted as vLLM does, in sequences of the longest, {longest:,}: each "
-            "also takes pages for the states of the layers with linear attention"
+    if longest is None or not caches.in_sequences(longest):
+        if caches.have_windows:
+            yield (
+                "layers with a sliding window are counted as if they kept all of a sequence; a "
+                "server keeps no more than the window, and counts more tokens"
+            )
+        return
+    also = []
+    if caches.have_states:
+        also.append("also takes pages for the states of the layers with linear attention")
+    if caches.have_windows:
+        step = model.cache_device.step_tokens
+        also.append(
+            f"keeps the window of the layers that have one and {step:,} tokens "
+            "(--max-num-batched-tokens, vLLM's default) for each step in flight: two steps, and "
+            "one more for each further pipeline stage"
         )
+    yield (
+        f"tokens are counted as vLLM does, in sequences of the longest, {longest:,}: each "
+        f"{' and '.join(also)}"
+    )
 
 
 def _on_drafts(model: Model) -> Iterator[str]:

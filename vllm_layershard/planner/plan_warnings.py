@@ -9,6 +9,7 @@ from vllm_layershard.estimate import Hardware
 from vllm_layershard.estimate.capacity import budget_of, exceeding, fit_of
 from vllm_layershard.estimate.wording import layers, slots, tokens
 from vllm_layershard.models import Batch, Sharding, is_min_latency, rank_weight_bytes
+from vllm_layershard.models.cache.longest import longest_of
 from vllm_layershard.plan import Plan, SeriesPlan, select
 
 _NODE = 8
@@ -168,25 +169,15 @@ def warnings_on_load(
     )
 
 
-_LONGER_BY_ITSELF = frozenset(
-    {"default", "su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling"}
-)
-"""Rope types with which max_position_embeddings is what vLLM takes as it stands."""
-
-
 def warnings_on_length(config: Mapping[str, Any], sizes: Mapping[str, int]) -> tuple[str, ...]:
     """Of the sizes that are given: prompts and contexts for which the model has no positions.
 
     Nothing where its config.json does not say how many it has.
-
-    Source: vLLM 0.32, config/model.py, `_get_and_verify_max_len`.
     """
     within = config.get("text_config")
     text = within if isinstance(within, Mapping) else config
-    longest = text.get("model_max_length") or text.get("max_position_embeddings")
-    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
-    kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, Mapping) else None
-    if type(longest) is not int or kind not in _LONGER_BY_ITSELF:
+    longest = longest_of(text)
+    if longest is None:
         return ()
     cached = sizes.get("cached", 0)
     asked = {"context": sizes.get("context", 0)}

@@ -5,21 +5,31 @@ from __future__ import annotations
 import pytest
 
 from vllm_layershard.models import Deployment, read_model
-from vllm_layershard.models.cache.pages import LayerCaches
+from vllm_layershard.models.cache.pages import LayerCache, LayerCaches
 from vllm_layershard.plan import ParallelLayout
 
 GIB = 1 << 30
 
 
+def hybrid(of_tokens: tuple[int, ...], states: tuple[int, ...]) -> LayerCaches:
+    return LayerCaches((*map(LayerCache, of_tokens), *(LayerCache(0, state) for state in states)))
+
+
+def windowed(full: int, windows: tuple[int, ...], in_flight: int | None) -> LayerCaches:
+    """Layers of 2,048 bytes a token, of which some look back at a window."""
+    slide = (LayerCache(2048, window=window) for window in windows)
+    return LayerCaches((*slide, *(LayerCache(2048),) * full), in_flight=in_flight)
+
+
 def test_without_states_they_are_bytes_over_bytes() -> None:
-    assert LayerCaches((100, 0, 50), ()).tokens(1499, 10) == 9
-    assert LayerCaches((0, 0), (7,)).tokens(1499, 10) == 0
-    assert LayerCaches((100,), ()).tokens(-1, 10) == 0
+    assert hybrid((100, 0, 50), ()).tokens(1499, 10) == 9
+    assert hybrid((0, 0), (7,)).tokens(1499, 10) is None
+    assert hybrid((100,), ()).tokens(-1, 10) == 0
 
 
 def test_pages_are_of_one_size_and_groups_of_as_many_layers() -> None:
     """A block of 32 tokens covers the state; two groups of states beside one of tokens."""
-    caches = LayerCaches((100,) * 2, (3000,) * 4)
+    caches = hybrid((100,) * 2, (3000,) * 4)
     blocks = 64_000_000 // (2 * 32 * 100)
     assert caches.tokens(64_000_000, 320) == int(blocks / (10 + 2 * 2) * 320)
     assert caches._replace(drafts=3).tokens(64_000_000, 320) == int(blocks / (10 + 2 * 5) * 320)
@@ -27,9 +37,60 @@ def test_pages_are_of_one_size_and_groups_of_as_many_layers() -> None:
 
 
 def test_nearly_as_many_layers_of_both_kinds_are_two_groups() -> None:
-    caches = LayerCaches((100,) * 5, (3000,) * 4)
+    caches = hybrid((100,) * 5, (3000,) * 4)
     blocks = 64_000_000 // (5 * 32 * 100)
     assert caches.tokens(64_000_000, 320) == int(blocks / (10 + 2) * 320)
+
+
+@pytest.mark.parametrize(("in_flight", "tokens"), [(8192, 2_987_638), (16_384, 2_821_820)])
+def test_layers_with_windows_take_blocks_of_their_own(in_flight: int, tokens: int) -> None:
+    """gpt-oss-120b on an H200; what vLLM's own functions say of the same bytes."""
+    caches = windowed(18, (128,) * 18, in_flight)
+    assert caches.tokens(117_140_866_045, 131_072) == tokens
+
+
+def test_groups_of_windows_are_as_wide_as_the_kind_with_the_fewest_layers() -> None:
+    """Five layers of one window are three groups of two, beside one of two full layers."""
+    blocks = 64_000_000 // (2 * 16 * 2048)
+    used = 64 + 3 * (-(-(99 + 300) // 16) + 1)
+    assert windowed(2, (100,) * 5, 300).tokens(64_000_000, 1024) == int(blocks / used * 1024)
+
+
+def test_two_windows_are_two_kinds_and_none_keeps_more_than_a_sequence() -> None:
+    blocks = 64_000_000 // (2 * 16 * 2048)
+    used = 64 + (-(-(99 + 300) // 16) + 1) + (64 + 1)
+    caches = windowed(2, (100, 100, 900, 900), 300)
+    assert caches.tokens(64_000_000, 1024) == int(blocks / used * 1024)
+
+
+def test_a_model_of_windows_alone_is_one_group() -> None:
+    blocks = 64_000_000 // (4 * 16 * 2048)
+    used = -(-(99 + 300) // 16) + 1
+    assert windowed(0, (100,) * 4, 300).tokens(64_000_000, 1024) == int(blocks / used * 1024)
+
+
+def test_windows_that_are_not_counted_keep_all() -> None:
+    """Without tokens in flight, without a longest sequence, and where layers' pages differ."""
+    of_all = 64_000_000 // (6 * 2048)
+    assert windowed(2, (100,) * 4, None).tokens(64_000_000, 1024) == of_all
+    assert windowed(2, (100,) * 4, 300).tokens(64_000_000, None) == of_all
+    caches = windowed(2, (100,) * 4, 300)
+    more = caches._replace(layers=(*caches.layers, LayerCache(4096)))
+    assert not more.in_sequences(1024)
+    assert more.tokens(64_000_000, 1024) == 64_000_000 // (6 * 2048 + 4096)
+
+
+def test_a_stage_keeps_its_part_of_the_groups_of_all_layers() -> None:
+    """Of six windows in three groups by turns, one stage has all of the first four."""
+    caches = windowed(2, (100,) * 6, 300)
+    here = tuple(i < 4 for i in range(8))
+    layers = (one._replace(here=it) for one, it in zip(caches.layers, here, strict=True))
+    stage = caches._replace(layers=tuple(layers))
+    used = 64 + 3 * (-(-(99 + 300) // 16) + 1)
+    blocks = 64_000_000 // (2 * 16 * 2048)  # the first group has two of the four layers
+    assert stage.tokens(64_000_000, 1024) == int(blocks / used * 1024)
+    gone = (one._replace(here=False) for one in caches.layers)
+    assert caches._replace(layers=tuple(gone)).tokens(64_000_000, 1024) is None
 
 
 @pytest.mark.parametrize("longest", [131_072])
@@ -40,7 +101,7 @@ def test_a_hybrid_holds_what_a_server_logged(longest: int) -> None:
     """
     per_token = 2 * 256 * 2
     state = (2 * 16 * 128 + 32 * 128) * 3 * 2 + 32 * 128 * 128 * 4
-    caches = LayerCaches((per_token,) * 10, (state,) * 30)
+    caches = hybrid((per_token,) * 10, (state,) * 30)
     low, high = (int((5.98 + off) * GIB) for off in (-0.005, 0.005))
     assert caches.tokens(low, longest) <= 567_978 <= caches.tokens(high, longest)
     assert caches.tokens(int(5.98 * GIB), longest) == 567_978
@@ -51,5 +112,5 @@ def test_a_bundled_hybrid_counts_so_at_its_longest() -> None:
     deployment = Deployment(ParallelLayout(dp=8), ep=True)
     layers = range(model.num_layers)
     plain = 40 * GIB // model.kv_bytes_per_token("auto", layers, deployment)
-    counted = model.cache_tokens(40 * GIB, "auto", layers, deployment)
+    counted = model.cache_tokens(40 * GIB, "auto", layers, deployment) or 0
     assert 0.9 * plain < counted < plain

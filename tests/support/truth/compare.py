@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,11 @@ import pytest
 
 from truth.asking import answers_of
 from vllm_layershard.errors import ModelError
-from vllm_layershard.models import Deployment, Model, read_model
+from vllm_layershard.models import Deployment, Model, layer_caches, read_model
 from vllm_layershard.models.layer_weights import layer_linears
 from vllm_layershard.models.quantization.groups import CLASSES
 from vllm_layershard.models.quantization.names import names_of
-from vllm_layershard.plan import ParallelLayout
+from vllm_layershard.plan import ParallelLayout, stage_layers
 
 CONFIGS = Path(__file__).parents[3] / "vllm_layershard" / "models" / "configs"
 
@@ -130,9 +130,22 @@ class Truth:
         per_token = model.kv_bytes_per_token("auto", layers, deployment)
         assert per_token == truth["kv_bytes_per_token"]
         assert model.state_bytes_per_sequence(layers, deployment) == truth["state_bytes"]
-        if truth["engine_tokens"] is not None:
-            tokens = model.cache_tokens(CACHE_BYTES, "auto", layers, deployment)
-            assert tokens == truth["engine_tokens"]
+        _check_tokens(model, deployment, truth)
+
+
+def _check_tokens(model: Model, deployment: Deployment, truth: Mapping[str, Any]) -> None:
+    """An engine's tokens, where layers keep states or windows, of one stage and of several."""
+    caches = layer_caches(model, "auto", range(model.num_layers), deployment)
+    asked = caches.in_sequences(model.blueprint.longest)
+    assert asked == bool(truth["engine_tokens"])
+    for pp, tokens in truth["engine_tokens"].items():
+        sizes = deployment.layout
+        staged = replace(deployment, layout=ParallelLayout(tp=sizes.tp, dp=sizes.dp, pp=int(pp)))
+        held = [
+            model.cache_tokens(CACHE_BYTES, "auto", layers, staged)
+            for layers in stage_layers(model.num_layers, int(pp))
+        ]
+        assert min(one for one in held if one is not None) == tokens
 
 
 def _check_names(model: Model, deployment: Deployment, truth: Mapping[str, Any]) -> None:

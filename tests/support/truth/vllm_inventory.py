@@ -19,6 +19,7 @@ import torch
 from transformers import AutoConfig, PretrainedConfig
 from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.distributed import init_distributed_environment, initialize_model_parallel, parallel_state
+from vllm.distributed.utils import get_pp_indices
 from vllm.engine.arg_utils import EngineArgs
 from vllm.model_executor.layers.fused_moe import RoutedExperts
 from vllm.model_executor.layers.fused_moe.expert_map_manager import ExpertMapManager
@@ -31,17 +32,16 @@ from vllm.model_executor.layers.fused_moe.oracle.w4a8 import W4A8MoeBackend
 from vllm.model_executor.layers.linear import LinearBase, ReplicatedLinear, RowParallelLinear
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.utils import initialize_model
+from vllm.model_executor.models.utils import extract_layer_index
 from vllm.platforms import current_platform
 from vllm.utils.torch_utils import set_default_torch_dtype
 from vllm.v1.attention.backend import MultipleOf
-from vllm.v1.core.kv_cache_utils import (
-    get_kv_cache_capacity,
-    get_kv_cache_config_from_groups,
-    get_kv_cache_groups,
-)
-from vllm.v1.kv_cache_interface import FullAttentionSpec, MambaSpec
+from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+from vllm.v1.core.kv_cache_utils import get_kv_cache_capacity, get_kv_cache_configs
+from vllm.v1.kv_cache_interface import FullAttentionSpec, MambaSpec, SlidingWindowSpec
 
 CACHE_BYTES = 8 << 30
+STEP_TOKENS = 8192
 
 CACHE_SCALES = (
     *("q_scale", "k_scale", "v_scale", "prob_scale"),
@@ -342,6 +342,7 @@ def sums_of(models: list[torch.nn.Module], config: object) -> dict[str, int]:
     ]
     states = [spec for spec in specs if isinstance(spec, MambaSpec)]
     caches = [spec for spec in specs if not isinstance(spec, MambaSpec)]
+    windows = [spec for spec in caches if isinstance(spec, SlidingWindowSpec)]
     return {
         "total_bytes": sum(p.numel() * p.element_size() for p in (*parameters, *shared)),
         "kv_bytes_per_token": sum(s.page_size_bytes // s.block_size for s in caches),
@@ -350,7 +351,7 @@ def sums_of(models: list[torch.nn.Module], config: object) -> dict[str, int]:
             for spec in states
             for shape, dtype in zip(spec.shapes, spec.dtypes, strict=True)
         ),
-        "engine_tokens": engine_tokens(config) if states else None,
+        "engine_tokens": engine_tokens(config, bool(states)) if states or windows else {},
     }
 
 
@@ -374,23 +375,49 @@ class Attention:
         return spec
 
 
-def engine_tokens(config: VllmConfig) -> int:
-    """What vLLM would log of `CACHE_BYTES` of a hybrid's cache, with prefix caching."""
+def engine_tokens(config: VllmConfig, states: bool) -> dict[int, int]:
+    """What vLLM would log of `CACHE_BYTES` on each rank of a GPU, by the number of stages.
+
+    With prefix caching, and with asynchronous scheduling, both of them its defaults.
+    """
     config.cache_config.block_size = 16
     config.cache_config.enable_prefix_caching = True
-    config.cache_config.mamba_cache_mode = "align"
     config.cache_config.kv_cache_layout = "LBHNC"  # all pages are of one size: it has no say
-    platform = type(current_platform)
-    with patch.object(platform, "_find_non_ssm_backends", lambda *_: [Attention]):
-        current_platform._align_hybrid_block_size(config, Attention)
-    specs = {
-        name: layer.get_kv_cache_spec(config)
-        for name, layer in config.compilation_config.static_forward_context.items()
-        if hasattr(layer, "get_kv_cache_spec")
-    }
-    groups = get_kv_cache_groups(config, specs)
-    held = get_kv_cache_config_from_groups(config, groups, CACHE_BYTES)
-    tokens, _ = get_kv_cache_capacity(config, held)
+    config.scheduler_config.async_scheduling = True
+    config.scheduler_config.max_num_batched_tokens = STEP_TOKENS
+    if states:
+        config.cache_config.mamba_cache_mode = "align"
+        platform = type(current_platform)
+        with patch.object(platform, "_find_non_ssm_backends", lambda *_: [Attention]):
+            current_platform._align_hybrid_block_size(config, Attention)
+    blocks = patch.object(
+        CPUAttentionBackend,
+        "get_supported_kernel_block_sizes",
+        staticmethod(lambda *_: Attention.get_supported_kernel_block_sizes()),
+    )
+    with blocks:
+        specs = {
+            name: layer.get_kv_cache_spec(config)
+            for name, layer in config.compilation_config.static_forward_context.items()
+            if hasattr(layer, "get_kv_cache_spec")
+        }
+    stages = (1,) if config.speculative_config is not None else (1, 2)
+    return {pp: staged_tokens(config, specs, pp) for pp in stages}
+
+
+def staged_tokens(config: VllmConfig, specs: dict[str, object], pp: int) -> int:
+    """The tokens of an engine of `pp` stages. The model runner is the one of a GPU."""
+    layers = config.model_config.hf_text_config.num_hidden_layers
+    spans = [range(*get_pp_indices(layers, stage, pp)) for stage in range(pp)]
+    parts = [
+        {name: spec for name, spec in specs.items() if pp == 1 or extract_layer_index(name) in span}
+        for span in spans
+    ]
+    config.parallel_config.pipeline_parallel_size = pp
+    with patch.object(VllmConfig, "use_v2_model_runner", property(lambda _: True)):
+        held, *_ = get_kv_cache_configs(config, parts, [CACHE_BYTES] * pp)
+        tokens, _ = get_kv_cache_capacity(config, held)
+    config.parallel_config.pipeline_parallel_size = 1
     return int(tokens)
 
 

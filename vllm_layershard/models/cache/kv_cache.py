@@ -30,15 +30,29 @@ _INDEXER_SCALE_BLOCK: Final = 128
 
 
 class CacheDevice(NamedTuple):
-    """What of a device decides the form of a cache: CUDA's major compute capability, or ROCm."""
+    """What of a device decides the form of a cache: CUDA's major compute capability, or ROCm.
+
+    `step_tokens`: tokens that a server schedules in one step there, unless it is told otherwise.
+    """
 
     capability: int | None = 9
     rocm: bool = False
+    step_tokens: int = 8192
 
     @property
     def is_ascend(self) -> bool:
         """Neither CUDA nor ROCm: vllm-ascend serves it, by rules of its own."""
         return self.capability is None and not self.rocm
+
+    def in_flight(self, stages: int) -> int | None:
+        """Tokens that are scheduled and not yet settled, with as many pipeline stages.
+
+        None on Ascend: nobody says what vllm-ascend keeps beside a window.
+
+        Source: vLLM 0.32, config/vllm.py, `max_in_flight_tokens` and `max_concurrent_batches`:
+        scheduling is asynchronous unless a server is told otherwise.
+        """
+        return None if self.is_ascend else (stages + 1) * self.step_tokens
 
     @property
     def is_blackwell(self) -> bool:
@@ -110,7 +124,8 @@ class AttentionCache(Protocol):
 class HeadsCache(NamedTuple):
     """Keys and values of the heads that are on one rank; sizes in elements.
 
-    `int8`: they are integers of eight bits, whatever dtype is asked for.
+    `int8`: they are integers of eight bits, whatever dtype is asked for. `window`: tokens of a
+    sequence that are kept, beside those in flight; None: all.
     """
 
     heads: int
@@ -118,6 +133,7 @@ class HeadsCache(NamedTuple):
     value_dim: int
     state_bytes: int = 0
     int8: bool = False
+    window: int | None = None
 
     def bytes_per_token(self, kv_cache_dtype: str, dtype: str, device: CacheDevice) -> int:
         """Source: vLLM 0.32, v1/kv_cache_interface.py, `FullAttentionSpec.page_size_bytes`, and

@@ -1,11 +1,12 @@
-"""How many tokens a server's cache holds where some layers keep a state instead of tokens.
+"""How many tokens a server's cache holds where layers keep states, or the tokens of a window only.
 
 Source: vLLM 0.32, platforms/interface.py, `_align_hybrid_block_size`; v1/core/kv_cache_utils.py,
-`_get_kv_cache_groups_uniform_page_size` and `get_kv_cache_capacity`.
+`_get_kv_cache_groups_uniform_page_size`, `get_kv_cache_configs` and `get_kv_cache_capacity`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 _KERNEL_BLOCK: Final = 16
@@ -16,34 +17,116 @@ _STATES: Final = 2
 Source: vLLM 0.32, v1/kv_cache_interface.py, `MambaSpec.max_memory_usage_bytes`."""
 
 
-class LayerCaches(NamedTuple):
-    """The caches of some layers on one rank: bytes of a token, and of a sequence, of each layer.
+class LayerCache(NamedTuple):
+    """What one attention keeps on one rank: bytes of a token, and of a sequence.
 
-    `drafts`: tokens that are drafted for each sequence, a page of states each.
+    `window`: tokens of a sequence that it looks back at; None: all. `here`: it is on the rank's
+    pipeline stage.
     """
 
-    per_token: tuple[int, ...]
-    states: tuple[int, ...]
+    per_token: int
+    state: int = 0
+    window: int | None = None
+    here: bool = True
+
+
+class _Group(NamedTuple):
+    """Layers that share a list of blocks: those on the stage, and the blocks of a sequence.
+
+    `states`: they keep a state and nothing of a token.
+    """
+
+    here: int
+    blocks: int
+    states: bool
+
+
+class LayerCaches(NamedTuple):
+    """The caches of a whole model, in the order of its layers, and what of them one rank keeps.
+
+    `drafts`: tokens that are drafted for each sequence, a page of states each. `in_flight`: tokens
+    that are scheduled and not yet settled, which a layer with a window keeps beside it; None: it
+    is not known, and windows are not counted.
+    """
+
+    layers: tuple[LayerCache, ...]
     drafts: int = 0
+    in_flight: int | None = None
 
-    def tokens(self, room: int, longest: int | None) -> int:
-        """Tokens that `room` bytes hold, in sequences of the longest that a server takes.
+    @property
+    def have_windows(self) -> bool:
+        """Whether any layer looks back at a window only."""
+        return any(layer.window is not None for layer in self.layers)
 
-        Where there are states all pages are of one size, and layers are grouped so that each group
-        has as many; `longest` None: a sequence's states are not counted. 0 where no layer keeps
-        anything of a token.
+    @property
+    def have_states(self) -> bool:
+        """Whether any layer keeps a state of each sequence."""
+        return any(layer.state for layer in self.layers)
+
+    def in_sequences(self, longest: int | None) -> bool:
+        """Whether a server counts tokens in its longest sequences, as windows and states ask."""
+        windows = self.have_windows and self._counts_windows
+        return longest is not None and (self.have_states or windows)
+
+    def tokens(self, room: int, longest: int | None) -> int | None:
+        """Tokens that `room` bytes hold on the rank, in sequences of the longest that are served.
+
+        All pages are of one size, and layers are grouped so that each group has as many. `longest`
+        None: neither what a sequence's states take is counted, nor what its windows spare. None
+        where the rank limits no token: it keeps nothing, or the model keeps nothing of any.
         """
-        kept = [size for size in self.per_token if size]
-        if not kept or room <= 0:
-            return 0
-        if not self.states:
-            return room // sum(kept)
-        block = _KERNEL_BLOCK * -(-max(self.states) // (_KERNEL_BLOCK * max(kept)))
-        few, many = sorted((len(kept), len(self.states)))
-        layers = many if many < 1.5 * few else few
-        blocks = room // (layers * block * max(kept))
-        token_groups, state_groups = -(-len(kept) // layers), -(-len(self.states) // layers)
-        if longest is None:
-            return blocks * block // token_groups
-        used = token_groups * -(-longest // block) + state_groups * (_STATES + self.drafts)
-        return int(blocks / used * longest)
+        here = [layer for layer in self.layers if layer.here and (layer.per_token or layer.state)]
+        if not here or not self._kept:
+            return None
+        room = max(0, room)
+        if longest is not None and self.in_sequences(longest):
+            groups = tuple(self._groups(longest))
+            blocks = self._blocks(room, groups)
+            return int(blocks / sum(group.blocks for group in groups) * longest)
+        if not self.have_states:
+            return room // sum(layer.per_token for layer in here)
+        groups = tuple(self._groups(self._block))
+        return self._blocks(room, groups) * self._block // sum(not g.states for g in groups)
+
+    @property
+    def _counts_windows(self) -> bool:
+        """Pages of unequal bytes are grouped in other ways."""
+        return self.in_flight is not None and len({layer.per_token for layer in self._kept}) == 1
+
+    @property
+    def _kept(self) -> tuple[LayerCache, ...]:
+        return tuple(layer for layer in self.layers if layer.per_token)
+
+    @property
+    def _block(self) -> int:
+        """Tokens of a block, which covers the state of a layer that keeps one."""
+        state = max(layer.state for layer in self.layers)
+        most = max(layer.per_token for layer in self._kept)
+        return _KERNEL_BLOCK * max(1, -(-state // (_KERNEL_BLOCK * most)))
+
+    def _blocks(self, room: int, groups: tuple[_Group, ...]) -> int:
+        """The stage's part of the widest group is what one block takes."""
+        page = self._block * max(layer.per_token for layer in self._kept)
+        return room // (max(group.here for group in groups) * page)
+
+    def _groups(self, longest: int) -> Iterator[_Group]:
+        """Layers of one kind, divided so that groups of all kinds have about as many."""
+        kinds: dict[tuple[bool, int | None], list[LayerCache]] = {}
+        for layer in self.layers:
+            window = layer.window if self._counts_windows else None
+            if layer.per_token or layer.state:
+                kinds.setdefault((not layer.per_token, window), []).append(layer)
+        counts = [len(layers) for layers in kinds.values()]
+        size = max(counts) if max(counts) < 1.5 * min(counts) else min(counts)
+        for (states, window), layers in kinds.items():
+            number = -(-len(layers) // size)
+            blocks = -(-longest // self._block)
+            if states:
+                blocks = _STATES + self.drafts
+            elif window is not None:
+                assert self.in_flight is not None, "else no window is counted"
+                kept = min(window - 1 + self.in_flight, longest)
+                blocks = -(-kept // self._block) + 1  # it may begin within a block
+            for first in range(number):
+                here = sum(layer.here for layer in layers[first::number])
+                yield _Group(here, blocks, states)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Literal, NamedTuple
 
 from vllm_layershard.models.blueprint import MAX_EXPERTS, MAX_LAYERS, Blueprint, Segment
+from vllm_layershard.models.cache.longest import longest_of
 from vllm_layershard.models.dtypes import dtype_of
 from vllm_layershard.models.parts.experts import Experts
 from vllm_layershard.models.parts.feed_forward import GatedMlp
@@ -18,7 +19,10 @@ from vllm_layershard.models.sources.config_file import ConfigFile
 
 
 class GqaSizes(NamedTuple):
-    """Sizes in elements, named as in config.json without the common words."""
+    """Sizes in elements, named as in config.json without the common words.
+
+    `longest`: tokens of the longest sequence; None where nothing says it.
+    """
 
     layers: int
     hidden: int
@@ -27,6 +31,7 @@ class GqaSizes(NamedTuple):
     dtype: str
     tied: bool
     notes: tuple[str, ...]
+    longest: int | None
 
     def blueprint(
         self,
@@ -48,6 +53,7 @@ class GqaSizes(NamedTuple):
             experts=experts,
             tied=self.tied,
             notes=self.notes,
+            longest=self.longest,
         )
 
 
@@ -77,6 +83,7 @@ def read_gqa(config: ConfigFile, *, ties: bool, whole: bool = False) -> GqaSizes
         dtype=dtype,
         tied=config.boolean("tie_word_embeddings") and ties,
         notes=notes,
+        longest=longest_of(config.values),
     )
 
 

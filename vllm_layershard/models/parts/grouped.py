@@ -74,7 +74,8 @@ class GroupedAttention(NamedTuple):
 
     def cache(self, dtype: str, tp: int) -> HeadsCache:
         """Keys and values of the heads on this rank."""
-        return HeadsCache(self.heads.key_value_heads(tp), self.heads.dim, self.heads.dim)
+        heads, dim = self.heads.key_value_heads(tp), self.heads.dim
+        return HeadsCache(heads, dim, dim, window=self.window)
 
     def work(self, dtype: str, tp: int, batch: Batch) -> Work:
         """Scores and weighted values of the heads on this rank, within the window."""

@@ -14,7 +14,7 @@ from vllm_layershard.errors import ConfigError, HardwareError
 from vllm_layershard.models import CacheDevice, read_model
 from vllm_layershard.models.cache.kv_cache import HeadsCache, LatentCache
 
-SCRIPT = Path(__file__).parents[2] / "support" / "truth" / "vllm_cache_forms.py"
+SCRIPT = Path(__file__).parents[3] / "support" / "truth" / "vllm_cache_forms.py"
 BYTES = {"auto": 1152, "bfloat16": 1152, "float16": 1152, "fp8": 576, "fp8_e4m3": 576}
 PACKED = {"fp8_ds_mla": 656, "nvfp4_ds_mla": 352}
 CACHE = LatentCache(kv_lora=512, rope=64, sparse=True)
