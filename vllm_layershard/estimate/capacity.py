@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 from vllm_layershard.errors import HardwareError
@@ -133,29 +133,53 @@ def capacity(
     Raises:
         HardwareError: the hardware's memory is not known.
     """
-    layout = deployment.layout
     budget = budget_of(hardware)
     if budget is None:
         raise HardwareError(
             f"--hardware {hardware.name}: its memory is not known; give it in a profile "
             "(--hardware FILE.json)"
         )
-    stages = stage_layers(model.num_layers, layout.pp)
     held = [
         weights.total - saved_bytes(rank)
         for rank, weights in enumerate(rank_weight_bytes(model, deployment))
     ]
-    room: list[tuple[int, int]] = []
-    for rank, weights in enumerate(held):
-        layers = stages[layout.stage_of(rank)]
-        found = model.cache_tokens(budget - weights, kv_cache_dtype, layers, deployment)
-        if found is not None:
-            room.append((found, rank))
-    tokens, tightest = min(room, default=(0, held.index(max(held))))
+    room = [budget - weights for weights in held]
+    tokens = rank_tokens(room, model, deployment, kv_cache_dtype)
+    rank = tightest(tokens, held)
     return Capacity(
-        weight_bytes=held[tightest],
-        room_bytes=budget - held[tightest],
-        engines=layout.dp,
-        engine_tokens=tokens,
+        weight_bytes=held[rank],
+        room_bytes=room[rank],
+        engines=deployment.layout.dp,
+        engine_tokens=tokens[rank] or 0,
         fits=have_room(max(held), budget),
     )
+
+
+def rank_tokens(
+    room: Sequence[int], model: Model, deployment: Deployment, kv_cache_dtype: str
+) -> tuple[int | None, ...]:
+    """The tokens that each global rank has room for in its bytes of `room`; None: it limits none.
+
+    Raises:
+        ConfigError: a cache dtype that is not known for this model.
+        ModelError: its checkpoint asks for one.
+        HardwareError: no backend of vLLM takes its attention on this device.
+    """
+    layout = deployment.layout
+    stages = stage_layers(model.num_layers, layout.pp)
+    known: dict[tuple[int, int], int | None] = {}
+    for rank, free in enumerate(room):
+        stage = layout.stage_of(rank)
+        if (stage, free) not in known:
+            known[stage, free] = model.cache_tokens(free, kv_cache_dtype, stages[stage], deployment)
+    return tuple(known[layout.stage_of(rank), free] for rank, free in enumerate(room))
+
+
+def tightest(tokens: Sequence[int | None], *held: Sequence[int]) -> int:
+    """The rank with the fewest tokens; of several, the one that holds most.
+
+    Ranks that limit no token are passed over, if there are others.
+    """
+    limiting = [rank for rank, found in enumerate(tokens) if found is not None]
+    ranks = limiting or range(len(tokens))
+    return min(ranks, key=lambda rank: (tokens[rank] or 0, *(-of[rank] for of in held)))

@@ -53,12 +53,6 @@ class Sharding(NamedTuple):
         return f"{self.model.name} on {ranks} ranks: {names}"
 
     @property
-    def binding_rank(self) -> int:
-        """The rank that saves least; of several, the one that holds most."""
-        ranks = range(len(self.saved_bytes))
-        return min(ranks, key=lambda r: (self.saved_bytes[r], -self.weight_bytes[r].total))
-
-    @property
     def transport_names(self) -> tuple[TransportName, ...]:
         """How weights move, each way once; () where the placement moves none.
 
@@ -111,19 +105,6 @@ class Sharding(NamedTuple):
         return tuple(
             self.model.state_bytes_per_sequence(layers, self.deployment) for layers in self._stages
         )
-
-    def tokens_gained(self, kv_cache_dtype: str) -> int:
-        """Whole cache tokens that every rank can hold more: vLLM takes the minimum over ranks.
-
-        A rank whose layers keep nothing of a token does not limit them; 0 if none keeps anything.
-        """
-        gained: list[int] = []
-        stage_kv_bytes = self.stage_kv_bytes(kv_cache_dtype)
-        for rank, saved in enumerate(self.saved_bytes):
-            per_token = stage_kv_bytes[self.deployment.layout.stage_of(rank)]
-            if per_token:
-                gained.append(int(saved / per_token) if saved < 0 else saved // per_token)
-        return min(gained, default=0)
 
     @property
     def _stages(self) -> Sequence[Sequence[int]]:

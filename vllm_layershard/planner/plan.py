@@ -94,7 +94,7 @@ def plan_model(
         raise ConfigError("--hide-in goes with --layers auto or --check")
     else:
         sharding, assumed = sharding_of(found, layout, config, layers, options, ffn_tp, device)
-    sharding.tokens_gained(kv_cache_dtype)  # refuses a dtype before anything is simulated
+    sharding.stage_kv_bytes(kv_cache_dtype)  # refuses a dtype before anything is simulated
     if open_threshold:
         from vllm_layershard.planner.search.threshold import with_threshold  # seldom asked for
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from vllm_layershard.estimate import Hardware
-from vllm_layershard.estimate.capacity import budget_of, exceeding, fit_of
+from vllm_layershard.estimate.capacity import budget_of, capacity, exceeding, fit_of
 from vllm_layershard.estimate.wording import layers, slots, tokens
 from vllm_layershard.models import Batch, Sharding, is_min_latency, rank_weight_bytes
 from vllm_layershard.models.cache.longest import longest_of
@@ -153,19 +153,16 @@ def warnings_on_load(
     sharding: Sharding, hardware: Hardware, decode: Batch, kv_cache_dtype: str
 ) -> tuple[str, ...]:
     """A decode whose sequences no rank has room for."""
-    budget = budget_of(hardware)
-    if budget is None:
+    if budget_of(hardware) is None or not any(sharding.stage_kv_bytes(kv_cache_dtype)):
         return ()
-    rank = sharding.binding_rank
-    held = sharding.weight_bytes[rank].total - sharding.saved_bytes[rank]
-    room = budget - held
-    per_token = sharding.kv_bytes_per_token(kv_cache_dtype, rank)
+    saved = sharding.saved_bytes.__getitem__
+    held = capacity(sharding.model, sharding.deployment, hardware, saved, kv_cache_dtype)
     asked = decode.tokens * int(decode.context)
-    if room <= 0 or asked * per_token <= room:
+    if not held.fits or asked <= held.engine_tokens:
         return ()
     return (
         f"a decode of {decode.tokens:,} sequences after {int(decode.context):,} tokens each asks "
-        f"for {asked:,} tokens of cache; {hardware.name} has room for {room // per_token:,}",
+        f"for {asked:,} tokens of cache; {hardware.name} has room for {held.engine_tokens:,}",
     )
 
 

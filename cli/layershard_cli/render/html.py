@@ -46,17 +46,17 @@ pre { overflow-x: auto; padding: .8rem; background: #8881; }
 def page(result: PlanResult, points: Sequence[Point]) -> str:
     """The whole document."""
     sharding, forecast = result.planned, result.forecast
-    rank = sharding.binding_rank
     title = f"Layer sharding plan: {sharding.model.name}"
     layout = sharding.deployment.layout
     ep = "with" if sharding.deployment.ep else "without"
-    held, saved = sharding.weight_bytes[rank].total, sharding.saved_bytes[rank]
-    per_token = sharding.kv_bytes_per_token(result.kv_cache_dtype, rank)
     cache = cache_tokens(result)
+    rank, saved = cache.limit.rank, min(sharding.saved_bytes)
+    held = sharding.weight_bytes[rank].total
+    left = held - sharding.saved_bytes[rank]
     figures = {
         f"{size(saved)}": "saved per rank, at least",
-        f"{cache.tokens:,}": f"{cache.label}, at {per_token:,} bytes",
-        f"{size(held)} → {size(held - saved)}": "weights per rank",
+        f"{cache.tokens:,}": cache.label,
+        f"{size(held)} → {size(left)}": f"weights per rank{cache.where}",
     }
     phases = forecast.phases if isinstance(forecast, Estimate) else ()
     exposed = {phase.name: phase.asked.forward.exposed for phase in phases}

@@ -40,14 +40,15 @@ def print_plan(result: PlanResult, *, timeline: bool = False, ledger: bool = Fal
     columns = (Column("series"), *(Column(title, right=True) for title in titles))
     sheet.table("What is sharded", columns, rows)
 
-    rank = sharding.binding_rank
-    saved_bytes, held = sharding.saved_bytes[rank], sharding.weight_bytes[rank]
+    cache = cache_tokens(result)
+    rank = cache.limit.rank
+    saved_bytes, held = sharding.saved_bytes[rank], sharding.weight_bytes[rank].total
     estimated = _estimated(forecast)
     sheet.pairs(
         [
-            ("weights per rank", f"{size(held.total)} -> {size(held.total - saved_bytes)}"),
-            ("saved per rank", f"at least {size(saved_bytes)} ({saved_bytes:,} bytes)"),
-            ("KV cache", cache_tokens(result).sentence),
+            ("weights per rank", f"{size(held)} -> {size(held - saved_bytes)}{cache.where}"),
+            ("saved per rank", _saved(saved_bytes, min(sharding.saved_bytes))),
+            ("KV cache", cache.sentence),
             *(
                 (f"{name}, {tokens(batch.tokens)}", estimated.times[name])
                 for name, batch in forecast.batches.items()
@@ -80,6 +81,14 @@ def print_plan(result: PlanResult, *, timeline: bool = False, ledger: bool = Fal
     for warning in result.warnings:
         sheet.note(warning)
     _print_launch(sheet, result.launches)
+
+
+def _saved(here: int, least: int) -> str:
+    """What the rank that limits the cache saves, and the fewest bytes of all ranks."""
+    at_least = f"at least {size(least)} ({least:,} bytes)"
+    if here == least:
+        return at_least
+    return f"{size(here)} ({here:,} bytes) there, {at_least} elsewhere"
 
 
 def _print_launch(sheet: Sheet, launches: Sequence[str]) -> None:

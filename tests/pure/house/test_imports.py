@@ -141,7 +141,7 @@ print(json.dumps(found), file=stdout)
     ("words", "most"),
     [
         (["--help"], 8),
-        (["plan", "--model", "DeepSeek-V3"], 119),
+        (["plan", "--model", "DeepSeek-V3"], 120),
         (["plan", "--model", "DeepSeek-V3", "--json"], 118),
     ],
 )

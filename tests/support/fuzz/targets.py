@@ -51,7 +51,7 @@ def config(data: bytes) -> bool:
             suffixes = (suffix_of(linear.prefix) for linear in reversed(linears))
             names = [next(suffix for suffix in suffixes if refusal_of(suffix) is None)]
             sharding = shard_model(model, deployment, validated(names))
-            sharding.tokens_gained("auto")
+            sharding.stage_kv_bytes("auto")
             forecast(sharding, profile(DEFAULT), 512)
         except LayerShardError as error:
             _check(error, "")

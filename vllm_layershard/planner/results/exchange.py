@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from vllm_layershard.estimate import Estimate, Forecast, PhaseName
+from vllm_layershard.estimate import Estimate, Forecast, Hardware, PhaseName
 from vllm_layershard.estimate.exchange.judge import judge
 from vllm_layershard.estimate.exchange.linears import Alike
 from vllm_layershard.estimate.exchange.outcome import ExchangeOutcome, ExchangeTimes
+from vllm_layershard.estimate.limit import limit_of
 from vllm_layershard.models import Sharding, rank_weight_bytes
 from vllm_layershard.models.exchange import without_exchange
 from vllm_layershard.planner.results.document import microseconds
@@ -93,7 +94,7 @@ def exchange_of(sharding: Sharding, forecast: Forecast, kv_cache_dtype: str) -> 
         plain_bytes=found.held.plain,
         replicated_bytes=found.held.replicated,
         sharded_bytes=found.held.sharded,
-        tokens_gained=_tokens_gained(sharding, kv_cache_dtype),
+        tokens_gained=_tokens_gained(sharding, forecast.hardware, kv_cache_dtype),
         verdict=found.verdict,
         pays_in=found.pays_in,
         wins_from_tokens=found.wins_from,
@@ -107,15 +108,16 @@ def exchange_of(sharding: Sharding, forecast: Forecast, kv_cache_dtype: str) -> 
     )
 
 
-def _tokens_gained(sharding: Sharding, kv_cache_dtype: str) -> int:
-    """As `Sharding.tokens_gained`, from what plain tensor parallelism holds."""
+def _tokens_gained(sharding: Sharding, hardware: Hardware, kv_cache_dtype: str) -> int:
+    """As those of `CacheLimit`, from what plain tensor parallelism holds."""
     plain = rank_weight_bytes(sharding.model, without_exchange(sharding.deployment))
     grown = (
         whole.total - split.total for whole, split in zip(sharding.weight_bytes, plain, strict=True)
     )
     saved = zip(sharding.saved_bytes, grown, strict=True)
     beside = tuple(saved_bytes - more for saved_bytes, more in saved)
-    return sharding._replace(saved_bytes=beside).tokens_gained(kv_cache_dtype)
+    counted = sharding._replace(weight_bytes=plain, saved_bytes=beside)
+    return limit_of(counted, hardware, kv_cache_dtype).tokens_gained
 
 
 def _linear(one: Alike) -> ExchangedLinear:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from vllm_layershard.estimate.capacity import Fit
+from vllm_layershard.estimate.limit import CacheLimit
 from vllm_layershard.models import GroupPlan, Sharding, WeightBytes, cache_name
 from vllm_layershard.plan import SeriesPlan, Stripe
 
@@ -36,10 +37,11 @@ class SeriesBytes(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """Weights with and without sharding, of the rank that saves least: `binding_rank`.
+    """Weights with and without sharding, of the rank that limits the KV cache: `binding_rank`.
 
-    `saved_bytes` are by global rank. `fits` says whether every rank has room for its weights; None
-    where the device's memory is not known.
+    `saved_bytes` are by global rank, `saved_bytes_min` and `saved_bytes_max` those of all ranks.
+    `fits` says whether every rank has room for its weights; None where the device's memory is not
+    known.
 
     Where weights are pulled on a CPU, all ranks together take `shared_memory_bytes` of their node's
     shared memory, and each keeps up to `shared_memory_files` open there; None without pulls.
@@ -59,7 +61,7 @@ class Memory(NamedTuple):
 
 
 class KvCache(NamedTuple):
-    """The cache's dtype, its bytes on the rank that keeps most, and the tokens that are gained."""
+    """The cache's dtype, its bytes on the rank that limits it, and the tokens that are gained."""
 
     dtype: str
     bytes_per_token: int
@@ -90,15 +92,15 @@ def series_bytes(group: GroupPlan, series_plan: SeriesPlan) -> SeriesBytes:
     )
 
 
-def memory_of(sharding: Sharding, fit: Fit | None) -> Memory:
+def memory_of(sharding: Sharding, fit: Fit | None, limit: CacheLimit) -> Memory:
     """The weights of every rank."""
-    rank = sharding.binding_rank
+    rank = limit.rank
     saved, held = sharding.saved_bytes[rank], sharding.weight_bytes[rank]
     needs = sharding.shared_needs
     return Memory(
         weight_bytes_replicated=held.total,
         weight_bytes_sharded=held.total - saved,
-        saved_bytes_min=saved,
+        saved_bytes_min=min(sharding.saved_bytes),
         saved_bytes_max=max(sharding.saved_bytes),
         binding_rank=rank,
         weight_bytes_parts=held,
@@ -110,11 +112,12 @@ def memory_of(sharding: Sharding, fit: Fit | None) -> Memory:
     )
 
 
-def kv_cache_of(sharding: Sharding, kv_cache_dtype: str) -> KvCache:
+def kv_cache_of(sharding: Sharding, kv_cache_dtype: str, limit: CacheLimit) -> KvCache:
     """The cache of the whole deployment."""
+    stage = sharding.deployment.layout.stage_of(limit.rank)
     return KvCache(
         dtype=cache_name(sharding.model, kv_cache_dtype),
-        bytes_per_token=max(sharding.stage_kv_bytes(kv_cache_dtype)),
-        state_bytes_per_sequence=max(sharding.stage_state_bytes()),
-        tokens_gained=sharding.tokens_gained(kv_cache_dtype),
+        bytes_per_token=sharding.stage_kv_bytes(kv_cache_dtype)[stage],
+        state_bytes_per_sequence=sharding.stage_state_bytes()[stage],
+        tokens_gained=limit.tokens_gained,
     )

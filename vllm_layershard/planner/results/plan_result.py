@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from vllm_layershard.estimate import Estimate, Forecast, Hardware
 from vllm_layershard.estimate.capacity import capacity, may_fit
+from vllm_layershard.estimate.limit import CacheLimit, limit_of
 from vllm_layershard.models import Evidence, Sharding
 from vllm_layershard.planner.paying import PREFILL, failures_of, phases_of
 from vllm_layershard.planner.results.document import document_of
@@ -115,14 +116,14 @@ class PlanResult(NamedTuple):
         """The weights of every rank, and whether they fit."""
         from vllm_layershard.planner.results.memory import memory_of
 
-        return memory_of(self.planned, self.forecast.fit)
+        return memory_of(self.planned, self.forecast.fit, limit_in(self))
 
     @property
     def kv_cache(self) -> KvCache:
         """The tokens that are gained."""
         from vllm_layershard.planner.results.memory import kv_cache_of
 
-        return kv_cache_of(self.planned, self.kv_cache_dtype)
+        return kv_cache_of(self.planned, self.kv_cache_dtype, limit_in(self))
 
     @property
     def prefetch(self) -> Prefetch:
@@ -196,6 +197,11 @@ class PlanResult(NamedTuple):
     def document(self) -> dict[str, Any]:
         """`layershard plan --json`: plain data of JSON's types."""
         return document_of(self, _SECTIONS)
+
+
+def limit_in(result: PlanResult) -> CacheLimit:
+    """The rank that limits the KV cache of a plan, and what it gains."""
+    return limit_of(result.planned, result.forecast.hardware, result.kv_cache_dtype)
 
 
 def _launches(planned: Sharding, kv_cache_dtype: str, expected: Forecast) -> tuple[str, ...]:
