@@ -39,6 +39,15 @@ class Device(ABC):
         where the event is joined.
         """
 
+    def open_boundary(self) -> None:  # noqa: B027 - a CPU's side thread needs no order of streams
+        """Until `close_boundary` the compute stream is given nothing that reads or writes a slot.
+
+        So the side stream waits for it once, at the first of the movements that start meanwhile.
+        """
+
+    def close_boundary(self) -> None:  # noqa: B027 - likewise
+        """The compute goes on: what starts later waits for it again."""
+
     @abstractmethod
     def join(self, event: Any) -> None:
         """Make the compute stream wait for `event`. On CUDA and NPU the CPU goes on."""
@@ -167,11 +176,22 @@ class StreamDevice(Device):
         self._accelerator = accelerator
         self._side = accelerator.Stream(device=torch_device, priority=priority)
         self._given = accelerator.Event()
-        """Recorded anew for each movement: a stream waits for what it had recorded by then."""
+        """Recorded anew for each boundary: a stream waits for what it had recorded by then."""
+        self._at_boundary = False
+        self._has_waited = False
+        """Whether the side stream has waited at the boundary that is open."""
+
+    def open_boundary(self) -> None:
+        self._at_boundary = True
+
+    def close_boundary(self) -> None:
+        self._at_boundary = self._has_waited = False
 
     def enqueue(self, work: Callable[[], None]) -> Any:
-        self._accelerator.current_stream(self.torch_device).record_event(self._given)
-        self._side.wait_event(self._given)
+        if not self._has_waited:
+            self._accelerator.current_stream(self.torch_device).record_event(self._given)
+            self._side.wait_event(self._given)
+            self._has_waited = self._at_boundary
         with self._accelerator.stream(self._side):
             work()
         return self._side.record_event()

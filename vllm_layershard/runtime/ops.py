@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch.compiler import is_dynamo_compiling
 
+from vllm_layershard.runtime.device import Device
 from vllm_layershard.runtime.moves.series import MovingSeries
 from vllm_layershard.runtime.series import ShardedSeries
 
@@ -43,6 +44,8 @@ class Place:
 
 _boundaries: dict[str, tuple[Place, ...]] = {}
 _linears: dict[str, Place] = {}
+_devices: dict[str, Device] = {}
+"""Of boundaries at which several series start: the device on whose side stream all of them move."""
 
 
 def bind(layer: str, linear: str, place: Place) -> None:
@@ -50,14 +53,20 @@ def bind(layer: str, linear: str, place: Place) -> None:
 
     The order of binding is the order of starts: the same on every rank.
     """
-    _boundaries[layer] = (*_boundaries.get(layer, ()), place)
+    places = _boundaries[layer] = (*_boundaries.get(layer, ()), place)
     _linears[linear] = place
+    if len(places) > 1:
+        device, *others = {each.series.transport.device for each in places}
+        _devices.pop(layer, None)
+        if device is not None and not others:
+            _devices[layer] = device
 
 
 def unbind(layers: Iterable[str]) -> None:
     """Forget what is bound to these boundaries: a model is built anew under the same names."""
     for layer in layers:
         stale = _boundaries.pop(layer, ())
+        _devices.pop(layer, None)
         for linear in [key for key, place in _linears.items() if place in stale]:
             del _linears[linear]
 
@@ -69,6 +78,18 @@ def bound_series() -> list[ShardedSeries]:
 
 def _start_at(layer: str, shape: torch.Size | None) -> None:
     """What `reach` does. It is named apart from the op, so that a host may put itself around it."""
+    device = _devices.get(layer)
+    if device is None:
+        _start_all(layer, shape)
+        return
+    device.open_boundary()
+    try:
+        _start_all(layer, shape)
+    finally:
+        device.close_boundary()
+
+
+def _start_all(layer: str, shape: torch.Size | None) -> None:
     for place in _boundaries[layer]:
         if place.moving is None:
             place.series.reach(place.position)

@@ -47,6 +47,8 @@ class Transport(ABC):
     """
 
     name: TransportName
+    device: Device | None = None
+    """Whose side stream it moves on; None if it moves nothing."""
 
     @abstractmethod
     def store(self, position: int, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:

@@ -29,12 +29,13 @@ class Broadcast(Transport):
     """
 
     name = "broadcast"
+    device: Device
 
     def __init__(self, group: RankGroup, device: Device) -> None:
         self._group = group
         self._process_group = group.data
         self._forwards = 0
-        self._device = device
+        self.device = device
         self._options: tuple[dist.BroadcastOptions, ...] = ()
         self._stored: dict[int, tuple[torch.Tensor, ...]] = {}
         self._outgoing: dict[int, tuple[torch.Tensor, ...]] = {}
@@ -46,15 +47,15 @@ class Broadcast(Transport):
         return self._stored[position]
 
     def open(self, plan: SeriesPlan, slots: SlotPool) -> None:
-        if self._device.backend == "nccl" and self._group.ranks[self._group.group_rank] == 0:
+        if self.device.backend == "nccl" and self._group.ranks[self._group.group_rank] == 0:
             warn_of_order()  # one rank speaks for all
-        queued = self._device.backend == "nccl"
+        queued = self.device.backend == "nccl"
         self._options = tuple(_from(rank, asynchronous=not queued) for rank in plan.owner)
         self._incoming = tuple(tuple(flat(t) for t in slot) for slot in slots.tensors)
 
     def begin(self) -> None:
         self._forwards += 1
-        if self._forwards == 2 and self._device.backend == "gloo":
+        if self._forwards == 2 and self.device.backend == "gloo":
             self._group.bound_movements(STALL_S)
 
     def start(self, position: int, slot: int) -> Ticket:
@@ -67,7 +68,7 @@ class Broadcast(Transport):
                 if work is not None:  # NCCL's is on the side stream already
                     work.wait()  # gloo: until it is done; on a device the CPU goes on
 
-        return Ticket(self._device, self._device.enqueue(send))
+        return Ticket(self.device, self.device.enqueue(send))
 
     def reload(self, position: int, tensors: Sequence[torch.Tensor]) -> None:
         for stored, new in zip(self._stored.get(position, ()), tensors, strict=True):

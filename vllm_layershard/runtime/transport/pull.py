@@ -39,10 +39,11 @@ class Pull(Transport):
     """
 
     name = "pull"
+    device: Device
 
     def __init__(self, group: Group, device: Device, exports: Exports, slice_bytes: int) -> None:
         self._group = group
-        self._device = device
+        self.device = device
         self._exports = exports
         self._slice_bytes = slice_bytes
         self._stored: dict[int, tuple[torch.Tensor, ...]] = {}
@@ -97,7 +98,7 @@ class Pull(Transport):
 
     def start(self, position: int, slot: int) -> Ticket | None:
         copy = self._copies.get(position)
-        return None if copy is None else Ticket(self._device, self._device.enqueue(copy))
+        return None if copy is None else Ticket(self.device, self.device.enqueue(copy))
 
     def whereabouts(self) -> Any:
         return self._exports.whereabouts() if self._group.rejoins else None

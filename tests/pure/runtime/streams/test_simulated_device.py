@@ -18,6 +18,7 @@ from simulated.nccl import Nccl
 from simulated.streams import Accelerator, CaptureError, Graph, Order
 from vllm_layershard.errors import LayerShardError
 from vllm_layershard.plan import SeriesPlan
+from vllm_layershard.runtime import ops
 from vllm_layershard.runtime.device import StreamDevice
 from vllm_layershard.runtime.loading import LoadingSeries
 from vllm_layershard.runtime.ranks.group import RankGroup
@@ -214,7 +215,44 @@ def reloaded(accelerator: Accelerator, step: int) -> Results:
     return [(said, stack.unsharded(x))]
 
 
-SCENARIOS = (reloaded, skipping, eager, replayed, in_pieces)
+class TwoSeries:
+    """Two series whose movements start at the same boundaries, on one side stream."""
+
+    def __init__(self, accelerator: Accelerator, step: int) -> None:
+        self.device = gpu(accelerator)
+        self.stacks = [Rank(accelerator, step, kind=lambda _: self.device) for _ in range(2)]
+        ops.unbind([f"gpu.{i}" for i in range(LAYERS)])
+        for number, stack in enumerate(self.stacks):
+            for i in range(LAYERS):
+                ops.bind(f"gpu.{i}", f"gpu.{i}.{number}", ops.Place(stack.series, i))
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        for i in range(LAYERS):
+            torch.ops.layershard.reach(x, f"gpu.{i}")
+            for number, stack in enumerate(self.stacks):
+                torch.ops.layershard.wait(x, f"gpu.{i}.{number}")
+                x = torch.tanh(stack.linears[i](x))
+        return x
+
+    def unsharded(self, x: torch.Tensor) -> torch.Tensor:
+        for weights in zip(*(stack.whole for stack in self.stacks), strict=True):
+            for weight in weights:
+                x = torch.tanh(torch.nn.functional.linear(x, weight))
+        return x
+
+
+def of_two_series(accelerator: Accelerator, step: int) -> Results:
+    """Eager forwards, then a captured one that is replayed."""
+    both, x = TwoSeries(accelerator, step), batch(0)
+    results = both.stacks[0].results
+    said = results(lambda: [both(x), both(-x)])
+    with torch.inference_mode(), Deferred(accelerator), accelerator.capture() as graph:
+        kept = both(x)
+    said += [results(lambda: (graph.replay(), [kept.clone()])[1])[0] for _ in range(2)]
+    return [(each, both.unsharded(y)) for each, y in zip(said, (x, -x, x, x), strict=True)]
+
+
+SCENARIOS = (reloaded, skipping, eager, replayed, in_pieces, of_two_series)
 STEPS = (0, 1, 2)
 ORDERS: list[tuple[Order, int]] = [
     ("compute first", 0),
@@ -261,8 +299,8 @@ def test_all_waits_and_records_are_found() -> None:
     """One that is added comes among them by itself; this shows that none was overlooked."""
     assert {str(one) for one in ALL} >= {
         "StreamDevice.enqueue-record_event-0",
-        "StreamDevice.enqueue-wait_event-1",
-        "StreamDevice.enqueue-record_event-2",
+        "StreamDevice.enqueue-record_event-1",
+        "StreamDevice.enqueue-wait_event-2",
         "StreamDevice.join-wait_event-0",
         "ShardedSeries.wait-wait-0",
         "ShardedSeries.drain-wait-0",
@@ -270,6 +308,23 @@ def test_all_waits_and_records_are_found() -> None:
         "UnderWay.wait-wait-0",
         "Ticket.wait-join-0",
     }
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_the_side_stream_waits_once_at_a_boundary(
+    step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many movements start there, of one series or of two."""
+    both, waited = TwoSeries(Accelerator(), step), []
+    side = both.device._side
+    waiting = side.wait_event
+    monkeypatch.setattr(side, "wait_event", lambda event: (waited.append(event), waiting(event)))
+    both.stacks[0].results(lambda: [both(batch(0))])
+    launches = both.stacks[0].series.plan.schedule.launches
+    assert len(waited) == sum(1 for started in launches if started)
+    both.device.enqueue(lambda: None)
+    both.device.enqueue(lambda: None)
+    assert len(waited) == sum(1 for started in launches if started) + 2, "each beyond boundaries"
 
 
 @pytest.mark.parametrize("step", STEPS)
