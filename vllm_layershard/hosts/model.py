@@ -42,7 +42,7 @@ from vllm_layershard.hosts.graphs.breaks import end_graphs_at_movements
 from vllm_layershard.hosts.graphs.fusions import keep_fusions
 from vllm_layershard.hosts.graphs.hidden import wait_ahead_of_adapters, wait_ahead_of_experts
 from vllm_layershard.hosts.graphs.peers import check_each_step, check_steps
-from vllm_layershard.hosts.graphs.reads import require_reads
+from vllm_layershard.hosts.graphs.reads import require_reads, runs_all_on
 from vllm_layershard.hosts.groups import Groups, form_groups
 from vllm_layershard.hosts.identity import checkpoint_of, read_as
 from vllm_layershard.hosts.linears import check_matched, check_untied, collecting, leave_towers
@@ -92,8 +92,7 @@ def build(
     guard_reloads()
     keep_fusions(vllm_config)
     device = device_of(torch.device(vllm_config.device_config.device_type))
-    if device.torch_device.type == "cuda":  # the CPU has no graphs, and vllm-ascend its own runner
-        check_steps()
+    check_steps(device.torch_device.type)
     layout = layout_of(vllm_config, config)
     num_layers = vllm_config.model_config.hf_text_config.num_hidden_layers
     started = {
@@ -138,9 +137,10 @@ def build(
 
         def attach_and_serve(loaded: Sequence[LoadedGroup]) -> None:
             attach(model, modules, decisions, loaded, config, layout)
-            if device.torch_device.type != "npu":  # dummy batches skip attention's linears there
-                on_cpu = device.torch_device.type == "cpu"
-                guard(modules, decisions, loaded, traced=on_cpu and _is_compiled(vllm_config))
+            kind = device.torch_device.type
+            # On CUDA an op hides the experts from the compiler.
+            traced = kind != "cuda" and _is_compiled(vllm_config)
+            guard(modules, decisions, loaded, traced=traced, runs_all=runs_all_on(kind))
             exchange_before(exchanged, _counters(decisions, loaded))
             groups.have_stored()
             every_series = [series for group in loaded for series in group.series]
@@ -224,11 +224,13 @@ def guard(
     loaded: Sequence[LoadedGroup],
     *,
     traced: bool,
+    runs_all: Callable[[], bool],
 ) -> None:
     """Require that each weight that is moved is read: see hosts/graphs/reads.py."""
     for decision, group in zip(decisions, loaded, strict=True):
         for series, linears in zip(group.series, decision.group_plan.linears, strict=True):
-            require_reads(series, [modules[x.prefix] for x in linears], traced=traced)
+            held = [modules[linear.prefix] for linear in linears]
+            require_reads(series, held, traced=traced, runs_all=runs_all)
 
 
 def _is_compiled(vllm_config: VllmConfig) -> bool:

@@ -37,11 +37,12 @@ def _checking(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _patch(module: str, owner: str, attribute: str) -> Patch:
+    is_ascends = module.startswith("vllm_ascend.")
     return Patch(
         module=module,
         owner=owner,
         attribute=attribute,
-        versions="0.29 to 0.33",
+        versions="0.29 to 0.30" if is_ascends else "0.29 to 0.33",
         reason="a replayed graph of a whole forward calls no module, so that nobody would see that "
         "a rank has ended whose memory it reads, or that a reload has failed",
         removal="vLLM offers plugins a hook at the start of a worker's step",
@@ -49,20 +50,31 @@ def _patch(module: str, owner: str, attribute: str) -> Patch:
     )
 
 
-PATCHES = (
+_OF_CUDA = (
     _patch("vllm.v1.worker.gpu_model_runner", "GPUModelRunner", "execute_model"),
     _patch("vllm.v1.worker.gpu.model_runner", "GPUModelRunner", "execute_model"),
     _patch("vllm.v1.worker.gpu_worker", "Worker", "execute_dummy_batch"),
 )
-"""vLLM's two model runners, and the batches of a rank without requests. vllm-ascend has its own."""
+"""vLLM's two model runners, and the batches of a rank without requests."""
+
+_OF_NPUS = (
+    _patch("vllm_ascend.worker.model_runner_v1", "NPUModelRunner", "execute_model"),
+    _patch("vllm_ascend.worker.v2.model_runner", "NPUModelRunner", "execute_model"),
+    _patch("vllm_ascend.worker.worker", "NPUWorker", "execute_dummy_batch"),
+)
+"""vllm-ascend's own, which override vLLM's. Read at 182b75e, August 2026, and not run."""
+
+PATCHES = (*_OF_CUDA, *_OF_NPUS)
 
 
 @cache
-def check_steps() -> None:
-    """In a worker whose device has graphs: guard what vLLM has imported, or will.
+def check_steps(device_type: str) -> None:
+    """In a worker on such a device: guard what the host has imported, or will.
+
+    Without effect on a CPU, which has no graphs.
 
     Raises:
-        HostError: this version of vLLM lacks the symbol.
+        HostError: this version of the host lacks the symbol.
     """
-    for patch in PATCHES:
+    for patch in {"cuda": _OF_CUDA, "npu": _OF_NPUS}.get(device_type, ()):
         after_import(patch.module, patch.install)

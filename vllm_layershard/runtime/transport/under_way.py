@@ -26,6 +26,8 @@ class UnderWay:
         """The position that each slot holds or is receiving; None before its first movement."""
         self._unread: list[int] = []
         """Positions that nobody had waited for when their slots were needed again."""
+        self._left: set[int] = set()
+        """Positions that a former forward has moved and never read, and that nobody waits for."""
 
     @property
     def positions(self) -> tuple[int, ...]:
@@ -39,7 +41,8 @@ class UnderWay:
     def begin(self) -> tuple[int, ...]:
         """At the start of a forward: the positions that the last one has moved and never read."""
         self.forget_captured()
-        unread, self._unread = (*self._unread, *self.positions), []
+        unread = (*self._unread, *(p for p in self.positions if p not in self._left))
+        self._unread, self._left = [], set(self.positions)
         return unread
 
     def forget_captured(self) -> None:
@@ -65,12 +68,14 @@ class UnderWay:
             # A forward that skips a linear (vllm-ascend's dummy batches) never waits for it:
             # two movements into one slot must not overlap.
             self.wait(before)
-            self._unread.append(before)
+            if before not in self._left:  # this forward's own
+                self._unread.append(before)
         try:
             self.arriving[position] = transport.start(position, slot)
         except RuntimeError as error:
             raise self._group.lost_layer(self._plan, position, error) from error
         self._occupant[slot] = position
+        self._left.discard(position)
 
     def wait(self, position: int) -> None:
         """Wait for a movement that has started.

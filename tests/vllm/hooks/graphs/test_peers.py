@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from capturing import CapturingDevice, Graph
+from hosted.child import run_child
 from vllm_layershard.errors import TransportError
 from vllm_layershard.hosts.graphs.peers import PATCHES, check_each_step
 from vllm_layershard.plan import Series, build_plan
@@ -146,3 +147,40 @@ def test_a_model_that_is_not_sharded_steps_as_before(symbol, peer, series):
     peer.join()
     assert WRAPS[symbol](Runner.step)(runner, 1, two=2) == "done"
     assert runner.steps == [((1,), {"two": 2})]
+
+
+INSTALLED = """
+import sys
+from importlib import import_module
+from pathlib import Path
+from vllm_layershard.hosts.graphs.peers import PATCHES, check_steps
+from vllm_layershard.hosts.patch import is_replaced
+
+folder, kind = Path(sys.argv[1]), sys.argv[2]
+for patch in PATCHES:
+    if patch.host == "vllm_ascend":  # it cannot be installed beside vLLM for the CPU
+        *packages, name = patch.module.split(".")
+        where = folder
+        for package in packages:
+            where /= package
+            where.mkdir(exist_ok=True)
+            (where / "__init__.py").touch()
+        text = f"class {patch.owner}:\\n    def {patch.attribute}(self): pass\\n"
+        (where / f"{name}.py").write_text(text)
+sys.path.insert(0, str(folder))
+before = {name for name in sys.modules if name.startswith("vllm_ascend")}
+check_steps(kind)
+result = {"imported": sorted(before), "replaced": []}
+for patch in PATCHES:
+    owner = getattr(import_module(patch.module), patch.owner)
+    if is_replaced(vars(owner)[patch.attribute]):
+        result["replaced"].append(patch.symbol)
+"""
+
+
+@pytest.mark.parametrize(("kind", "host"), [("cuda", "vllm"), ("npu", "vllm_ascend"), ("cpu", "")])
+def test_the_steps_of_the_host_that_has_the_device_are_guarded(tmp_path, kind, host):
+    found = run_child(INSTALLED, str(tmp_path), kind)
+    expected = [patch.symbol for patch in PATCHES if patch.host == host]
+    assert found == {"imported": [], "replaced": expected}
+    assert len(expected) == (0 if kind == "cpu" else 3)

@@ -8,14 +8,16 @@ from hosted.child import run_child
 
 READS = """
 import sys
+from types import SimpleNamespace
 import torch
 from torch import nn
+from vllm.forward_context import override_forward_context
 from torch.nn.functional import linear as product
 from capturing import CapturingDevice
 from one_gpu.copies import OneOfTwo
 from one_gpu.stack import WIDTH
 from vllm_layershard.hosts.graphs.hidden import wait_at_entry
-from vllm_layershard.hosts.graphs.reads import require_reads
+from vllm_layershard.hosts.graphs.reads import require_reads, runs_all_on
 from vllm_layershard.hosts.sharded_linear import ShardedLinearMethod
 from vllm_layershard.runtime.ops import Place
 
@@ -44,8 +46,14 @@ for i, linear in enumerate(stack.linears):
     blocks.append(Block(linear))
 if case.startswith("ahead"):
     wait_at_entry(blocks[CULPRIT], [blocks[CULPRIT].linear])
-require_reads(stack.series, list(stack.linears), traced=False)
+runs_all = runs_all_on("npu" if case.startswith("npu") else "cuda")
+require_reads(stack.series, list(stack.linears), traced=False, runs_all=runs_all)
+DUMMIES = {"npu, dummies": (0, 2), "npu": (0,), "npu, read by the model": (0, 1)}.get(case, ())
 HOW = {
+    "npu, dummies": lambda forward: "skipped" if forward in DUMMIES else "run",
+    "npu, skipped": lambda forward: "skipped" if forward < 2 else "run",
+    "npu, skipped later": lambda forward: "skipped" if forward == 2 else "run",
+    "npu, read by the model": lambda forward: "skipped" if forward in DUMMIES else "itself",
     "read by the model": lambda forward: "itself",
     "skipped once": lambda forward: "skipped" if forward == 1 else "run",
     "ahead, read by the model": lambda forward: "itself",
@@ -57,10 +65,12 @@ try:
         for forward in range(4):
             x = torch.randn(2, WIDTH)
             expected, found = x, x
-            for i, block in enumerate(blocks):
-                torch.ops.layershard.reach(found, f"gpu.{i}")
-                found = block(found, HOW(forward) if i == CULPRIT else "run")
-                expected = product(expected, stack.whole[i])
+            metadata = None if forward in DUMMIES else {"attention": object()}
+            with override_forward_context(SimpleNamespace(attn_metadata=metadata)):
+                for i, block in enumerate(blocks):
+                    torch.ops.layershard.reach(found, f"gpu.{i}")
+                    found = block(found, HOW(forward) if i == CULPRIT else "run")
+                    expected = product(expected, stack.whole[i])
             right.append(bool(torch.equal(found, expected)))
             if case == "replaced":
                 weight = stack.linears[CULPRIT].weight
@@ -73,6 +83,9 @@ result = {"said": said, "right": right}
 WORDS = {
     "read by the model": (1, "its weight was moved, and a forward did not wait for it: the model"),
     "skipped once": (2, "its weight was moved, and a forward did not wait for it: the model"),
+    "npu, skipped": (1, "its weight was moved, and a forward did not wait for it: the model"),
+    "npu, skipped later": (3, "its weight was moved, and a forward did not wait for it: the model"),
+    "npu, read by the model": (3, "its weight was moved, and a forward did not wait for it: the"),
     "ahead, read by the model": (1, "a forward did not run it: the model reads its weight outside"),
     "replaced": (1, "its tensor 'weight' was replaced after it was loaded and does not see the"),
 }
@@ -86,6 +99,13 @@ def test_a_weight_that_is_not_read_where_it_arrives_is_named_before_the_next_for
     assert len(found["right"]) == forwards, "the forwards before the error"
     assert found["said"].startswith(f"HostError: layer_sharding: gpu.1.linear: {words}")
     assert found["said"].endswith("leave it out")
+
+
+@pytest.mark.parametrize("step", [0, 1, 3])
+def test_forwards_without_metadata_skip_linears_on_an_npu(step):
+    """What they leave in the slots is not laid at the next forward's door."""
+    found = run_child(READS, "npu, dummies", str(step))
+    assert found == {"said": None, "right": [False, True, False, True]}
 
 
 @pytest.mark.parametrize("case", ["run", "ahead"])
