@@ -60,6 +60,27 @@ def verdict_on(
     )
 
 
+def offering(striped: tuple[Phase, ...], whole: tuple[Phase, ...], thresholds: Thresholds) -> str:
+    """What stripes would do in the place of whole layers: prefill, then decode.
+
+    `thresholds` are those of the stripes.
+    """
+    prefill, decode = striped
+    most = thresholds.hidden_most
+    said = (
+        f"a prefill of {tokens(prefill.batch.tokens)} a rank slows by {_slowdown(prefill)}"
+        if most is None
+        else f"a prefill hides from {tokens(most)} a rank"
+    )
+    if decode.hidden:
+        return f"with placement striped {said}, and decode at batch {decode.batch.tokens:,} hides"
+    worse = decode.asked.forward.exposed > whole[1].asked.forward.exposed
+    return (
+        f"with placement striped {said}, {'but' if worse else 'and'} decode at batch "
+        f"{decode.batch.tokens:,} would slow by {_slowdown(decode)}"
+    )
+
+
 def _turns(thresholds: Thresholds, contention: tuple[float, float]) -> str:
     """From how many tokens on a prefill hides, and from how many it does not wait."""
     waits, least, most = thresholds

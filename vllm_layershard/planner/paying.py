@@ -1,15 +1,21 @@
-"""The phases that must not slow down, and what `--check` asks of a plan."""
+"""What pays: the phases that must not slow down, what `--check` asks, and stripes as an offer.
+
+`placement` stays as it is asked for. Stripes are offered where they do better, and never where the
+checks of the planner or of a server would refuse them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final, get_args
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Final, NamedTuple, get_args
 
-from vllm_layershard.errors import ConfigError
-from vllm_layershard.estimate import Abstention, Estimate, Forecast, PhaseName
+from vllm_layershard.errors import ConfigError, PlanError
+from vllm_layershard.estimate import Abstention, Estimate, Forecast, Phase, PhaseName, forecast
 from vllm_layershard.estimate.capacity import may_fit
 from vllm_layershard.estimate.overlap import TOLERANCE
-from vllm_layershard.models import Sharding
+from vllm_layershard.estimate.verdict import offering
+from vllm_layershard.models import Sharding, shard_model
 from vllm_layershard.planner.options import names_of
 
 PREFILL: Final[tuple[PhaseName, ...]] = ("prefill",)
@@ -81,3 +87,74 @@ def _shown_by_move(
         if longer:
             shown.append(phase.name)
     return shown
+
+
+class Offer(NamedTuple):
+    """The same plan with stripes, and its times."""
+
+    planned: Sharding
+    forecast: Estimate
+
+
+def offer_of(
+    sharding: Sharding, expected: Forecast, sizes: Mapping[str, int]
+) -> tuple[Forecast, Offer | None]:
+    """The forecast with the offer in its verdict, and the offer; None where there is none.
+
+    `sizes` are those of the forecast.
+    """
+    if not isinstance(expected, Estimate) or not _may_be_striped(sharding, expected):
+        return expected, None
+    striped = _striped(sharding, expected, sizes)
+    if striped is None or not _does_better(striped.forecast, expected):
+        return expected, None
+    said = offering(striped.forecast.phases, expected.phases, striped.forecast.thresholds)
+    return expected._replace(verdict=f"{expected.verdict}; {said}"), striped
+
+
+def _may_be_striped(sharding: Sharding, expected: Estimate) -> bool:
+    """Whether a server would take stripes: whole layers move now, and all ranks are on one node.
+
+    A broadcast that is asked for cannot move stripes. Where activations may move, stripes are cut
+    at rows, have a threshold of their own, and some methods refuse them: they are not offered.
+    """
+    config, layout = sharding.config, sharding.deployment.layout
+    return (
+        sharding.moves
+        and config.placement == "round_robin"
+        and config.transport != "broadcast"
+        and config.move == "weights"
+        and layout.world_size <= expected.hardware.devices_a_node
+        and may_fit(expected.fit)
+    )
+
+
+def _striped(sharding: Sharding, expected: Estimate, sizes: Mapping[str, int]) -> Offer | None:
+    config = replace(sharding.config, placement="striped")
+    try:
+        planned = shard_model(sharding.model, sharding.deployment, config)
+        found = forecast(planned, expected.hardware, **sizes, traced=False)
+    except PlanError:
+        return None
+    if not isinstance(found, Estimate) or not may_fit(found.fit) or planned.loses:
+        return None
+    return Offer(planned, found)
+
+
+def _does_better(striped: Estimate, whole: Estimate) -> bool:
+    """Whether stripes hide at fewer tokens, or cost less where whole layers do not hide.
+
+    They have to do so whatever the contention is beside a broadcast.
+    """
+    fewest, least = striped.thresholds.hidden_most, whole.thresholds.hidden_least
+    if fewest is not None and (least is None or fewest < least):
+        return True
+    return any(map(_costs_less, striped.phases, whole.phases))
+
+
+def _costs_less(striped: Phase, whole: Phase) -> bool:
+    """By more than 1 % of the forward's compute, or so that it hides."""
+    if whole.hidden:
+        return False
+    spared = whole.with_least.exposed - striped.asked.forward.exposed
+    return striped.hidden or spared > TOLERANCE * whole.asked.forward.compute

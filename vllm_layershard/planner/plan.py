@@ -15,7 +15,7 @@ from vllm_layershard.planner.layout import Layout, deployment_of, on_nodes_of
 from vllm_layershard.planner.load import sizes_of
 from vllm_layershard.planner.loaded_model import LoadedModel, Progress, evidence_of
 from vllm_layershard.planner.options import AUTO, Options, names_of
-from vllm_layershard.planner.paying import PREFILL, phases_of
+from vllm_layershard.planner.paying import PREFILL, offer_of, phases_of
 from vllm_layershard.planner.plan_warnings import (
     warnings_on,
     warnings_on_length,
@@ -102,7 +102,7 @@ def plan_model(
         assumed = (*assumed, *note)
     if hardware is None:
         assumed = (*assumed, f"assumed {device.name} devices for the times; give --hardware")
-    expected = forecast(sharding, device, **sizes, traced=traced)
+    expected, offer = offer_of(sharding, forecast(sharding, device, **sizes, traced=traced), sizes)
     evidence, notes = evidence_of(found, exact=exact, progress=progress)
     warnings = (
         *assumed,
@@ -112,7 +112,7 @@ def plan_model(
         *warnings_on_load(sharding, device, expected.batches["decode"], kv_cache_dtype),
         *(launch_warnings(sharding, device) if may_fit(expected.fit) else ()),
     )
-    return PlanResult(sharding, expected, evidence, kv_cache_dtype, warnings)
+    return PlanResult(sharding, expected, evidence, kv_cache_dtype, warnings, offer)
 
 
 def _chosen(

@@ -13,6 +13,7 @@ from layershard_cli.render.units import milliseconds, size, span
 from vllm_layershard.estimate import Abstention, Estimate, Forecast, Phase, PhaseName
 from vllm_layershard.estimate.wording import percent, tokens
 from vllm_layershard.models import Evidence, Sharding
+from vllm_layershard.planner.paying import Offer
 from vllm_layershard.planner.results.plan_result import PlanResult
 
 
@@ -80,6 +81,8 @@ def print_plan(result: PlanResult, *, timeline: bool = False, ledger: bool = Fal
         sheet.line(f"  - {assumption}")
     for warning in result.warnings:
         sheet.note(warning)
+    if result.offer is not None:
+        sheet.line(_offered(result.offer))
     _print_launch(sheet, result.launches)
 
 
@@ -103,6 +106,16 @@ def _print_launch(sheet: Sheet, launches: Sequence[str]) -> None:
         sheet.line("On the others the same command, followed by what stands here:")
         for line in further_nodes(launches):
             emit(line)
+
+
+def _offered(offer: Offer) -> str:
+    """What stripes give and cost; with the flag the launch command has them."""
+    least = min(offer.planned.saved_bytes)
+    times = (f"{phase.name} {_exposed(phase)}" for phase in offer.forecast.phases)
+    return (
+        f"Offered: --placement striped, saved per rank at least {size(least)} ({least:,} bytes), "
+        f"exposed in {', in '.join(times)}"
+    )
 
 
 def _on_dense_mlps(sharding: Sharding) -> Iterator[tuple[str, str]]:
@@ -223,13 +236,19 @@ def _on_a_cpu(sharding: Sharding) -> Iterator[tuple[str, str]]:
 
 
 def _times(phase: Phase) -> str:
+    forward = phase.asked.forward
+    return (
+        f"compute {milliseconds(forward.compute)}, movement {milliseconds(forward.fetch)}, "
+        f"exposed {_exposed(phase)}"
+    )
+
+
+def _exposed(phase: Phase) -> str:
+    """With the least contention and with the most."""
     forward, least = phase.asked.forward, phase.with_least
     exposed, share = milliseconds(forward.exposed), percent(forward.slowdown)
     if least.exposed < forward.exposed:
         exposed = f"{milliseconds(least.exposed).removesuffix(' ms')} to {exposed}"
         if percent(least.slowdown) != share:
             share = f"{percent(least.slowdown)} to {share}"
-    return (
-        f"compute {milliseconds(forward.compute)}, movement {milliseconds(forward.fetch)}, "
-        f"exposed {exposed} ({share})"
-    )
+    return f"{exposed} ({share})"

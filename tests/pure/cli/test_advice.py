@@ -249,7 +249,7 @@ def test_a_trace_of_nothing_is_not_written(tmp_path: Path) -> None:
 def test_one_is_singular() -> None:
     text = said("plan", "--model", "DeepSeek-V3", "--tokens", "1", "--batch", "1")
     assert "prefill, 1 token " in text
-    assert "1 tokens" not in text
+    assert " 1 tokens" not in text
 
 
 def test_auto_goes_with_plan_only() -> None:

@@ -313,4 +313,5 @@ def test_a_pipe_gets_lines_that_nobody_wrapped() -> None:
     found = subprocess.run(words, capture_output=True, text=True, env=environment, check=True)
     assert "\x1b" not in found.stdout
     (verdict,) = (line for line in found.stdout.splitlines() if line.startswith("verdict"))
-    assert verdict.endswith("do not enable it there (estimate for H200)")
+    assert "do not enable it there; with placement striped a prefill hides from" in verdict
+    assert verdict.endswith("would slow by 12% (estimate for H200)")

@@ -9,7 +9,7 @@ from vllm_layershard.estimate import Estimate, Forecast, Hardware
 from vllm_layershard.estimate.capacity import capacity, may_fit
 from vllm_layershard.estimate.limit import CacheLimit, limit_of
 from vllm_layershard.models import Evidence, Sharding
-from vllm_layershard.planner.paying import PREFILL, failures_of, phases_of
+from vllm_layershard.planner.paying import PREFILL, Offer, failures_of, phases_of
 from vllm_layershard.planner.results.document import document_of
 from vllm_layershard.planner.serve_command import launch_commands
 
@@ -52,9 +52,10 @@ _SECTIONS: Final = (
 class PlanResult(NamedTuple):
     """What sharding saves on each rank, and whether the movement hides.
 
-    Each key of the document is an attribute of the same name, with the same value. `planned` and
-    `forecast` are what the planner itself works with; they may change with any version. The records
-    are imported where one is asked for: the command line's tables want none of them.
+    Each key of the document is an attribute of the same name, with the same value. `planned`,
+    `forecast` and `offer` (the plan with stripes, where they do better) are what the planner itself
+    works with; they may change with any version. The records are imported where one is asked for:
+    the command line's tables want none of them.
     """
 
     planned: Sharding
@@ -62,6 +63,7 @@ class PlanResult(NamedTuple):
     evidence: Evidence
     kv_cache_dtype: str
     warnings: tuple[str, ...]
+    offer: Offer | None = None
 
     def __repr__(self) -> str:
         return f"<PlanResult {self.planned.said}; {self.forecast.verdict}>"
