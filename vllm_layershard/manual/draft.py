@@ -8,7 +8,7 @@ from functools import partial
 
 from torch import nn
 
-from vllm_layershard.config import LayerShardConfig
+from vllm_layershard.config import LayerShardConfig, TransportName
 from vllm_layershard.errors import PlanError
 from vllm_layershard.plan import (
     Linear,
@@ -71,17 +71,23 @@ class Draft:
             check_formats(self.device, f"layer {layer_id} of series {self.name!r}", moved)
 
     def load(
-        self, plan: SeriesPlan, group: RankGroup, config: LayerShardConfig, *, verify: bool
+        self,
+        plan: SeriesPlan,
+        group: RankGroup,
+        config: LayerShardConfig,
+        name: TransportName,
+        *,
+        verify: bool,
     ) -> ShardedSeries:
-        """The series as it is served. Collective over `group`; no rank fails alone.
+        """The series as it is served, by the transport of that name. Collective over `group`.
 
-        Small tensors are copied from their owners to every rank, the large ones become slots.
+        No rank fails alone. Small tensors are copied from their owners to every rank, the large
+        ones become slots.
 
         Raises:
             HostError: a rank has no memory that the others can read.
             TransportError: a rank died or hangs.
         """
-        name = config.transport_in(lockstep=True)
         transport = on_all_ranks(
             partial(transport_of, plan, group, self.device, name, config.slice_bytes), group
         )

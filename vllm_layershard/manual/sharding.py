@@ -29,6 +29,7 @@ from vllm_layershard.manual.claims import check_unclaimed, claim
 from vllm_layershard.manual.draft import Draft, agreed_plan, require_room_for
 from vllm_layershard.manual.in_place import check_in_place, check_no_gradient
 from vllm_layershard.manual.lane import Lane
+from vllm_layershard.manual.reach import agreed_transport
 from vllm_layershard.plan.placement import round_robin_owner
 from vllm_layershard.runtime.ops import Place
 from vllm_layershard.runtime.ranks.group import RankGroup, group_over
@@ -133,9 +134,12 @@ class LayerSharding:
         drafts, self._drafts = self._drafts, {}
         plan = agreed_plan([*drafts.values()], self.group, self.config, verify=verify)
         require_room_for(plan, [*drafts.values()], self.group, self.config)
+        devices = {draft.device.torch_device for draft in drafts.values()}
+        moved_by = agreed_transport(self.group, self.config, devices)
+        private, every = self._lane.private, zip(drafts.values(), plan.series, strict=True)
         loaded = {
-            draft.name: draft.load(series_plan, self._lane.private, self.config, verify=verify)
-            for draft, series_plan in zip(drafts.values(), plan.series, strict=True)
+            draft.name: draft.load(series_plan, private, self.config, moved_by, verify=verify)
+            for draft, series_plan in every
         }
         self._series.update(loaded)
         for name, draft in drafts.items():
