@@ -18,7 +18,7 @@ from vllm_layershard.runtime import shared_memory
 from vllm_layershard.runtime.peer_memory.room import Room, require_room
 from vllm_layershard.runtime.ranks.agreement import agree_on
 from vllm_layershard.runtime.ranks.checkpoint import Checkpoint, fault_in
-from vllm_layershard.runtime.ranks.group import Group, create_groups
+from vllm_layershard.runtime.ranks.group import Group, RankGroup, create_groups
 from vllm_layershard.runtime.ranks.handshake import Ranks, handshake, shared_store
 from vllm_layershard.runtime.ranks.rendezvous import Rendezvous
 from vllm_layershard.runtime.ranks.replicas import ReplicaGroup
@@ -69,6 +69,9 @@ class Groups(ABC):
         except NodeError as error:
             self.leave(error)  # another may not have read yet what this one found
             raise
+
+    def end_collectives(self) -> None:  # noqa: B027 - replicas have no process groups
+        """All is loaded, and nothing but pulls moves from now on. All ranks call it."""
 
     def have_stored(self) -> None:  # noqa: B027 - in one world nobody comes later
         """This rank has taken what it needs: a rank that comes later is to count it no more."""
@@ -147,6 +150,12 @@ class _WorldGroups(Groups):
             tokens_too=move != "weights",
         )
         super().__init__(layout, list(groups.values()))
+
+    def end_collectives(self) -> None:
+        """What moved the weights while they were loaded gives its memory back."""
+        for group in self._mine:
+            assert isinstance(group, RankGroup)
+            group.end_data()
 
     def compare_plans(self, planned: Mapping[Ranks, Any]) -> None:
         """Through the world's store: a rank that has none is named, too."""

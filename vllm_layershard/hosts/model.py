@@ -143,6 +143,9 @@ def build(
             guard(modules, decisions, loaded, traced=traced, runs_all=runs_all_on(kind))
             exchange_before(exchanged, _counters(decisions, loaded))
             groups.have_stored()
+            pulled = all(each.group_plan.transport_name == "pull" for each in decisions)
+            if pulled and config.move == "weights":
+                groups.end_collectives()
             every_series = [series for group in loaded for series in group.series]
             check_each_step(model, every_series)
             reload_together(model, Reloads(Act(groups.board()), every_series, device))

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed.distributed_c10d import _world
 
 from hosted.engines import load, run_engines
 from hosted.wide import LAYERS, wide_model
@@ -43,6 +44,7 @@ def pulled(rank: int, config: Any) -> dict[str, Any]:
         "wrong": wrong,
         "lockstep": {each.group.lockstep for each in series},
         "transport": {each.transport_name for each in series},
+        "data groups": sum(each.group.data in _world.pg_map for each in series),
         "held": [each.resident_bytes() for each in series],
         "planned": [each.plan.ledger.resident_bytes[rank] for each in series],
     }
@@ -61,4 +63,5 @@ def test_every_rank_reads_what_was_loaded(model, options):
         assert seen["wrong"] == []
         assert seen["lockstep"] == {True}
         assert seen["transport"] == {"pull"}
+        assert seen["data groups"] == 0, "each would keep its buffers on a device"
         assert seen["held"] == seen["planned"]

@@ -102,6 +102,13 @@ class RankGroup(Group):
         """Fill `tensor` on every rank with the bytes of group rank `owner`'s. Collective."""
         dist.broadcast(tensor, src=self.ranks[owner], group=self.data)
 
+    def end_data(self) -> None:
+        """Give back what `data` takes of the device: nothing moves on it any more. All ranks do so.
+
+        A communicator of NCCL or HCCL keeps its buffers for as long as it lives.
+        """
+        dist.destroy_process_group(self.data)
+
     def bound_movements(self, most_s: float) -> None:
         """Wait for weights no longer than this, if it is less than the process group's timeout."""
         bound = min(_timeout_of(self.data), timedelta(seconds=most_s))
