@@ -1,7 +1,8 @@
 """Generated faults where some forwards move weights and others tokens, over real gloo ranks.
 
 One rank is late, dies, or stalls for longer than the group waits: before, within or after a linear.
-Each run ends right or with a named error, and none hangs.
+Layers are dealt out, or every rank has some rows of each. Each run ends right or with a named
+error, and none hangs.
 """
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ from typing import Literal, get_args
 
 import pytest
 import torch
-from torch import nn
 from torch.nn.functional import linear
 
-from gloo.moving import bind_moving, tokens_of
-from gloo.stack import WIDTH, Stack, shard
+from gloo.moving import bind_moving, product, sharding_by, tokens_of
+from gloo.stack import WIDTH, Stack
 from gloo.struck import LONG_S, Meet, Run, outcome
+from vllm_layershard.config import Placement
 from vllm_layershard.errors import LayerShardError
 from vllm_layershard.plan.move import MoveRule
-from vllm_layershard.runtime.moves.linear import Compute, MovedLinear
-from vllm_layershard.runtime.moves.ops import bind_linear, order_on
+from vllm_layershard.runtime.moves.linear import Compute
+from vllm_layershard.runtime.moves.ops import order_on
 
 SHORT_S = 2.0
 """Of a group in which a rank stalls."""
@@ -50,6 +51,7 @@ class Schedule:
     forward: int
     layer: int
     counts: tuple[tuple[int, ...], ...]
+    placement: Placement
 
     @classmethod
     def drawn(cls, seed: int) -> Schedule:
@@ -61,45 +63,48 @@ class Schedule:
             low, most = (WEIGHTS_FROM, 20) if (forward + first) % 2 else (1, WEIGHTS_FROM - 1)
             counts.append(tuple(draw.randint(low, most) for _ in range(size)))
         moment = draw.choice(get_args(Moment))
+        placement: Placement = draw.choice(("round_robin", "striped"))
+        # of layers that are dealt out only the owner computes, where tokens move
+        by_owner = moment == "within" and placement == "round_robin"
         return cls(
             seed=seed,
             fault=draw.choices(get_args(Fault), [4, 6, 1])[0],
             moment=moment,
             size=size,
             prefetch_step=draw.randrange(LAYERS),
-            # within a linear whose tokens move only its owner computes
-            rank=layer % size if moment == "within" else draw.randrange(size),
+            rank=layer % size if by_owner else draw.randrange(size),
             forward=draw.randrange(FORWARDS),
             layer=layer,
             counts=tuple(counts),
+            placement=placement,
         )
 
 
 @torch.inference_mode()
 def forwards(rank: int, schedule: Schedule, meet: Meet) -> str:
     plain, stack = Stack(LAYERS, seed=7), Stack(LAYERS, seed=7)
-    series = shard(stack, schedule.prefetch_step, verify=True)
-    now = [0]
-    rule = MoveRule("auto", WEIGHTS_FROM)
+    rule, now = MoveRule("auto", WEIGHTS_FROM), [0]
+    options = {"prefetch_step": schedule.prefetch_step, "placement": schedule.placement}
+    sharding = sharding_by(rule, **options)
+    for layer_id, each in enumerate(stack.linears):
+        sharding.add(each, layer_id=layer_id)
+    series = sharding.finish(verify=True)["linear"]
 
     def reached(moment: str, layer: int) -> None:
         planned = (schedule.rank, schedule.moment, schedule.forward, schedule.layer)
         if (rank, moment, now[0], layer) == planned:
             strike(schedule)
 
-    moving = bind_moving(
-        series, list(stack.linears), "linear", rule, lambda _: schedule.counts[now[0]]
-    )
-
-    def struck(module: nn.Module, layer: int) -> Compute:
-        def compute(x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    def struck(layer: int, compute: Compute) -> Compute:
+        def within(x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
             reached("within", layer)
-            return linear(x, module.weight, bias)
+            return compute(x, bias)
 
-        return compute
+        return within
 
-    for layer, module in enumerate(stack.linears):
-        bind_linear(MovedLinear(moving, layer, f"layers.{layer}.linear", struck(module, layer)))
+    bind_moving(
+        series, list(stack.linears), "linear", rule, lambda _: schedule.counts[now[0]], struck
+    )
     meet("loaded")
     wrong = 0
     for forward, counts in enumerate(schedule.counts):
@@ -107,10 +112,10 @@ def forwards(rank: int, schedule: Schedule, meet: Meet) -> str:
         weights = rule.moves_weights(counts)
         for layer, module in enumerate(plain.linears):
             everyone = [tokens_of(r, n, WIDTH, forward).float() for r, n in enumerate(counts)]
-            rows = everyone[rank] if weights else torch.cat(everyone)
-            expected = linear(rows, module.weight, module.bias)
-            if not weights:
-                expected = expected.split(list(counts))[rank]
+            if weights:
+                expected = linear(everyone[rank], module.weight, module.bias)
+            else:
+                expected = product(series, torch.cat(everyone), module).split(list(counts))[rank]
             reached("before", layer)
             torch.ops.layershard.reach(everyone[rank], f"layers.{layer}")
             made = torch.full_like(expected, float("nan"))
@@ -149,11 +154,13 @@ def check(schedule: Schedule, came: list[str]) -> None:
         elif schedule.fault == "death" and rank == schedule.rank:
             assert text == "nothing", said
         else:
-            assert text == "right" or is_lost(text), said
+            assert text == "right" or is_lost(text, schedule), said
 
 
-def is_lost(text: str) -> bool:
-    return text.startswith("TransportError: rank ") and "could not" in text
+def is_lost(text: str, schedule: Schedule) -> bool:
+    whose = "stored in stripes" if schedule.placement == "striped" else "owned by rank "
+    named = f", {whose}" in text and " could not be moved: a rank of the group" in text
+    return text.startswith("TransportError: rank ") and named
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from vllm_layershard.config import Move
 from vllm_layershard.manual import Lane, LayerSharding
 from vllm_layershard.plan.move import MoveRule
 from vllm_layershard.runtime import ops
-from vllm_layershard.runtime.moves.linear import MovedLinear
+from vllm_layershard.runtime.moves.linear import Compute, MovedLinear
 from vllm_layershard.runtime.moves.ops import bind_linear, order_on
 from vllm_layershard.runtime.moves.series import MovingSeries
 from vllm_layershard.runtime.moves.striped_linear import StripedLinear
@@ -164,28 +164,31 @@ def bind_moving(
     name: str,
     rule: MoveRule,
     agreed: Callable[[int], Any],
+    around: Callable[[int, Compute], Compute] = lambda position, compute: compute,
 ) -> MovingSeries:
-    """Bind both ops to the series: `layers.{i}` are its boundaries, `layers.{i}.{name}` linears."""
+    """Bind both ops to the series: `layers.{i}` are its boundaries, `layers.{i}.{name}` linears.
+
+    What a position computes, of the whole weight or of some rows, is what `around` makes of it.
+    """
     moving = MovingSeries(series, rule, agreed)
     for position, module in enumerate(linears):
         path = f"layers.{position}.{name}"
         ops.bind(f"layers.{position}", path, ops.Place(series, position, moving))
+        whole = around(position, computing(module))
         if series.plan.series.rows is None:
-            bind_linear(MovedLinear(moving, position, path, computing(module)))
+            bind_linear(MovedLinear(moving, position, path, whole))
         else:
-            rows = computing_rows(series, position)
-            bind_linear(StripedLinear(moving, position, path, computing(module), rows))
+            rows = around(position, computing_rows(series, position))
+            bind_linear(StripedLinear(moving, position, path, whole, rows))
     return moving
 
 
-def computing(module: Any) -> Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]:
+def computing(module: Any) -> Compute:
     """What the module makes, with the weight that it has by then."""
     return lambda x, bias: linear(x, module.weight, bias)
 
 
-def computing_rows(
-    series: ShardedSeries, position: int
-) -> Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]:
+def computing_rows(series: ShardedSeries, position: int) -> Compute:
     """What the rows make that this rank has."""
     first, end = series.plan.rows(series.group.group_rank)
 
