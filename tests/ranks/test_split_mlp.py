@@ -60,6 +60,7 @@ def made_of(counts: tuple[int, ...], ranks: tuple[int, ...], forward: int) -> li
 
 def computed(rank: int, size: int, compiled: bool) -> list[tuple[bool, float]]:
     """For each forward, whether this rank's rows are equal, and how far they are at most."""
+    from vllm_layershard.runtime.moves.ops import order_on
     from vllm_layershard.runtime.ranks.group import create_groups
     from vllm_layershard.runtime.split_mlp import SplitMlp, bind_mlps
 
@@ -73,9 +74,10 @@ def computed(rank: int, size: int, compiled: bool) -> list[tuple[bool, float]]:
 
     mlp = SplitMlp("layers.0.mlp", group, partial(part_of, split.part_of(rank), size), agreed)
     bind_mlps([mlp])
+    order = order_on(torch.device("cpu"))
 
     def forward(x: torch.Tensor) -> torch.Tensor:
-        return torch.ops.layershard.ffn(x, "layers.0.mlp")
+        return torch.ops.layershard.ffn(x, order, "layers.0.mlp")
 
     run = torch.compile(forward, dynamic=True, fullgraph=True) if compiled else forward
     found = []
@@ -114,6 +116,45 @@ def test_a_group_of_four_equals_it_to_the_order_of_three_sums(tmp_path):
     for seen in run_ranks(4, computed, tmp_path, 4, False):
         assert max(far for _, far in seen) <= 3 * most / 256
         assert any(equal for equal, _ in seen)
+
+
+def compiled_between(rank: int, dynamic: bool) -> dict[str, object]:
+    """Two MLPs with other kernels before and behind them, compiled: all counts of `LOADS`."""
+    from vllm_layershard.runtime.moves.ops import order_on
+    from vllm_layershard.runtime.ranks.group import create_groups
+    from vllm_layershard.runtime.split_mlp import SplitMlp, bind_mlps, ffn
+
+    split = FfnSplit(ParallelLayout(dp=2), 2)
+    (group,) = create_groups(split.groups(), "gloo").values()
+    counts: list[tuple[int, ...]] = [()]
+    compute = partial(part_of, split.part_of(rank), 2)
+    mlps = [SplitMlp(f"layers.{i}.mlp", group, compute, lambda: counts[0]) for i in range(2)]
+    bind_mlps(mlps)
+    order = order_on(torch.device("cpu"))
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        for mlp in mlps:
+            x = ffn(-x, order, mlp.name).neg()
+        return x
+
+    run = torch.compile(forward, dynamic=dynamic, fullgraph=True)
+    equal = []
+    with torch.inference_mode():
+        for number, load in enumerate(LOADS):
+            counts[0] = load[:2]
+            y = run(tokens_of(rank, number, load[rank]))
+            joined = torch.cat([tokens_of(r, number, load[r]) for r in range(2)])
+            for _ in mlps:
+                joined = -(part_of(0, 2, -joined) + part_of(1, 2, -joined))
+            equal.append(torch.equal(y, joined.split(list(counts[0]))[rank]))
+    return {"equal": equal, "forwards": [mlp.forwards for mlp in mlps]}
+
+
+@pytest.mark.parametrize("dynamic", [True, False])
+def test_a_compiled_rank_without_tokens_comes_to_every_mlp(tmp_path, dynamic):
+    """Nobody reads results of no rows; the other rank waits for them all the same."""
+    for seen in run_ranks(2, compiled_between, tmp_path, dynamic):
+        assert seen == {"equal": [True] * len(LOADS), "forwards": [len(LOADS)] * 2}
 
 
 def over_tensor_parallel_ranks(rank: int) -> list[bool]:

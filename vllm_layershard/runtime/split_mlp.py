@@ -1,7 +1,8 @@
 """SplitMlp: a dense MLP in parts over the ranks of a group, and the op that a compiler sees of it.
 
-`layershard::ffn(x, mlp)` is [n, H] -> [n, H], n the tokens of this rank. What is gathered within
-has a size that depends on the other ranks, and no compiler sees it.
+`layershard::ffn(x, order, mlp)` is [n, H] -> [n, H], n the tokens of this rank. What is gathered
+within has a size that depends on the other ranks, and no compiler sees it. `order` is declared as
+mutated: see [One order for all] in runtime/moves/ops.py.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from vllm_layershard.runtime.ranks.group import RankGroup
 from vllm_layershard.runtime.ranks.rows import gather_rows, scatter_sums
 
 _LIBRARY = torch.library.Library("layershard", "FRAGMENT")
-_LIBRARY.define("ffn(Tensor x, str mlp) -> Tensor")
+_LIBRARY.define("ffn(Tensor x, Tensor(a!) order, str mlp) -> Tensor")
 
 _mlps: dict[str, SplitMlp] = {}
 
@@ -104,19 +105,19 @@ def bind_mlps(mlps: Sequence[SplitMlp]) -> None:
     _mlps.update((mlp.name, mlp) for mlp in mlps)
 
 
-def _ffn(x: torch.Tensor, mlp: str) -> torch.Tensor:
+def _ffn(x: torch.Tensor, order: torch.Tensor, mlp: str) -> torch.Tensor:
     return _mlps[mlp](x)
 
 
-def ffn(x: torch.Tensor, mlp: str) -> torch.Tensor:
+def ffn(x: torch.Tensor, order: torch.Tensor, mlp: str) -> torch.Tensor:
     """The op where a compiler looks on, else its work: see [The short way] in runtime/ops.py."""
     if is_dynamo_compiling():
-        seen: torch.Tensor = torch.ops.layershard.ffn(x, mlp)
+        seen: torch.Tensor = torch.ops.layershard.ffn(x, order, mlp)
         return seen
-    return _ffn(x, mlp)
+    return _ffn(x, order, mlp)
 
 
-def _fake(x: torch.Tensor, mlp: str) -> torch.Tensor:
+def _fake(x: torch.Tensor, order: torch.Tensor, mlp: str) -> torch.Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 

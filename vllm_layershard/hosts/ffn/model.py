@@ -27,6 +27,7 @@ from vllm_layershard.hosts.groups import timeout
 from vllm_layershard.hosts.identity import checkpoint_of, read_as
 from vllm_layershard.plan.ffn import FfnSplit
 from vllm_layershard.runtime.device import device_of
+from vllm_layershard.runtime.moves.ops import order_on
 from vllm_layershard.runtime.ranks.checkpoint import fault_in
 from vllm_layershard.runtime.ranks.group import RankGroup, create_groups
 from vllm_layershard.runtime.ranks.handshake import handshake, shared_store
@@ -153,8 +154,10 @@ def _split(mlp: DenseMlp, part: int, split: FfnSplit, group: RankGroup) -> Split
         finish,
     )
 
+    order = order_on(next(mlp.down.parameters()).device)
+
     def forward(x: torch.Tensor) -> torch.Tensor:
-        return ffn(x, name)
+        return ffn(x, order, name)
 
     module.forward = forward
     return bound
