@@ -22,6 +22,11 @@ class MoveRule(NamedTuple):
             return self.move == "weights"
         return max(counts) >= self.weights_from
 
+    @property
+    def most_tokens(self) -> int:
+        """Of a rank, in a forward that moves tokens, where others move weights; 0: in none."""
+        return 0 if self.weights_from is None else self.weights_from - 1
+
 
 def move_rule(config: LayerShardConfig) -> MoveRule:
     """The rule that the configuration gives."""

@@ -148,7 +148,7 @@ def test_a_rank_of_rows_gathers_all_tokens_and_reads_its_part_of_the_weight() ->
     read = 7168 * 16384 / 8 + 2 * 8 * 16 * (7168 / 8 + 16384)
     rate = device.memory_bandwidth.value * device.memory_efficiency.value
     assert few == pytest.approx(read / rate)
-    assert one.gathered_bytes(16) == 2 * 16 * (8 * 16384 + 7168 + 7168)
+    assert one.gathered_bytes(16) == 2 * 16 * 2 * 8 * 16384  # where ranks have other numbers
 
 
 def test_the_rank_of_most_rows_is_waited_for() -> None:
@@ -156,7 +156,13 @@ def test_the_rank_of_most_rows_is_waited_for() -> None:
     result = _striped(layers="fused_qkv_a_proj")
     (one,) = moved_linears(result.planned, result.forecast.hardware)
     assert one.largest_part == 320 / 2112
-    assert one.gathered_bytes(1) == 2 * (8 * (7168 + 320) + 2112)
+    assert one.gathered_bytes(1) == 2 * 2 * 8 * 7168
+
+
+def test_results_may_take_more_memory_than_tokens_that_come_twice() -> None:
+    """q_b_proj of DeepSeek-V3 over eight ranks."""
+    moved = BytesMoved(8, *Q_B_PROJ[:2], element=2, weight=Q_B_PROJ[2])
+    assert moved.gathered_by_output(1, 1 / 8) == 2 * (8 * (1536 + 3072) + 24576)
 
 
 def test_json_has_the_keys_that_owners_have_and_says_who_computes() -> None:

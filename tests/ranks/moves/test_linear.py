@@ -240,6 +240,39 @@ def test_a_rank_that_dies_is_told_with_the_linear_and_its_owner(tmp_path, layer,
     assert f"rank 0: {said}: a rank of the group [0, 1] died or hangs" in told
 
 
+@torch.inference_mode()
+def rows_computed(rank: int) -> list[list[int]]:
+    """How many rows each product of a forward has on this rank, forward by forward."""
+    model = Model()
+    seen: list[list[int]] = []
+
+    def recording(layer: int) -> Any:
+        module = model.shared[layer]
+
+        def compute(x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+            seen[-1].append(len(x))
+            return torch.nn.functional.linear(x, module.weight, bias)
+
+        return compute
+
+    for layer in range(LAYERS):
+        name = f"layers.{layer}.{NAME}"
+        bind_linear(MovedLinear(model.moving, layer, name, recording(layer)))
+    for load in ((20, 8), (7, 7), (7, 1), (9, 20)):
+        model.now = load
+        seen.append([])
+        model(tokens_of(rank, load[rank], IN, 0))
+    return seen
+
+
+def test_the_first_forward_that_moves_weights_needs_as_much_room_as_any_other(tmp_path):
+    """A host measures it. Rank 0 owns layers 0 and 2, rank 1 owns layer 1."""
+    gathered = (THRESHOLD - 1) * 2
+    first, second = run_ranks(2, rows_computed, tmp_path)
+    assert first == [[20, gathered, 20, 20], [gathered] * 2, [8] * 2, [9] * 3]
+    assert second == [[8, 8, gathered, 8], [gathered], [8], [20] * 3]
+
+
 def misled(rank: int, told: tuple[int, ...]) -> str:
     model = Model("activations", None)
     model.now = told

@@ -163,6 +163,34 @@ def forwards(rank: int) -> dict[str, Any]:
     return found
 
 
+@torch.inference_mode()
+def rows_computed(rank: int) -> list[list[int]]:
+    """Of how many tokens a rank makes its rows, forward by forward."""
+    model = Model(*KINDS["rows that no number divides"])
+    seen: list[list[int]] = []
+
+    def recording(compute: Compute) -> Compute:
+        def recorded(x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+            seen[-1].append(len(x))
+            return compute(x, bias)
+
+        return recorded
+
+    for position in range(LAYERS):
+        model.serve(position, recording(model.computing_rows(position)))
+    for load in ((20, 8), (7, 7), (7, 1), (9, 20)):
+        seen.append([])
+        model.forward(load, 0)
+    return seen
+
+
+def test_the_first_forward_that_moves_weights_needs_as_much_room_as_any_other(tmp_path):
+    """Each rank makes its rows once of as many tokens as it ever gathers: a host measures it."""
+    gathered = (THRESHOLD - 1) * 2
+    for seen in run_ranks(2, rows_computed, tmp_path):
+        assert seen == [[gathered], [gathered] * LAYERS, [8] * LAYERS, []]
+
+
 ROWS = {
     2: {"fp8, whole blocks": [(0, 256), (256, 512)], "few rows": [(0, 1), (1, 3)]},
     3: {"fp8, five blocks": [(0, 128), (128, 384), (384, 640)]},

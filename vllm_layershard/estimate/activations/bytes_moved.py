@@ -70,9 +70,13 @@ class BytesMoved(NamedTuple):
         return self.ranks * tokens * self.owner_a_token
 
     def gathered_by_output(self, tokens: int, part: float) -> int:
-        """Memory of all ranks' tokens, of a part of their results, and of the rank's own ones."""
+        """Memory of all ranks' tokens, of a part of their results, and of the rank's own ones.
+
+        Before the product it has all ranks' tokens twice, where these have other numbers of them.
+        """
         made = ceil(part * self.rows)
-        return self.element * tokens * (self.ranks * (self.inner + made) + self.rows)
+        product = self.ranks * (self.inner + made) + self.rows
+        return self.element * tokens * max(product, 2 * self.ranks * self.inner)
 
     @property
     def _others(self) -> int:

@@ -52,6 +52,8 @@ class MovedLinear:
         if moving.moves_weights:
             self._wait()
             out.copy_(self._compute(x, bias))
+            if moving.rows_to_try:
+                self._try(x, bias)
             return
         self._require_agreed(x)
         if max(moving.counts) > 0:
@@ -66,6 +68,15 @@ class MovedLinear:
                 f"{self.name} runs where its weight was not waited for: {self.awaited_by} waits "
                 "for it at its entry, and was not entered before; leave it out"
             )
+
+    def _try(self, x: torch.Tensor, bias: torch.Tensor | None) -> None:
+        """See [Room for what is gathered]: an owner gathers, nobody else does."""
+        moving = self._moving
+        if moving.series.plan.owner[self._position] == self._group.group_rank:
+            joined = x.new_zeros(moving.rows_to_try, x.shape[1])
+            made = self._compute(joined, bias)
+            made.new_empty(made.shape[0] // self._group.size, made.shape[1])
+            moving.rows_to_try = 0
 
     def _require_agreed(self, x: torch.Tensor) -> None:
         counts, mine = self._moving.counts, self._group.group_rank

@@ -5,6 +5,12 @@ What a forward moves is decided at the boundary of the series' first position, f
 the same on all ranks, and holds until its last position. A forward that moves tokens starts no
 movement of a weight, waits for none and reads no slot. Nothing is remembered from one forward to
 the next, so forwards of either kind follow each other in any order.
+
+Note [Room for what is gathered]
+A host measures the memory of its largest forward once, before it gives the rest to a cache. That
+forward moves weights, so it gathers nothing. What the largest forward of the other kind gathers may
+be more than all that it has. So in the first forward that moves weights each rank computes as many
+rows as it ever will for all, beside the forward's own: that is the peak, kernels' room included.
 """
 
 from __future__ import annotations
@@ -30,6 +36,10 @@ class MovingSeries:
         self.series = series
         self.counts: tuple[int, ...] = ()
         self.moves_weights = True
+        self.rows_to_try = 0
+        """Rows of all ranks that the next linear shall compute for their room alone; see [Room for
+        what is gathered]. Whoever has done it sets it to 0."""
+        self._has_tried = False
         self._rule = rule
         self._agreed = agreed
 
@@ -50,7 +60,11 @@ class MovingSeries:
         series = self.series
         # Where every rank stores every layer, nothing moves in either direction.
         self.moves_weights = not series.plan.moves or self._rule.moves_weights(self.counts)
+        self.rows_to_try = 0
         if self.moves_weights:
+            if series.plan.moves and not self._has_tried:
+                self._has_tried = True
+                self.rows_to_try = self._rule.most_tokens * len(self.counts)
             return
         series.begin()
         series.counters.activation_forwards += 1

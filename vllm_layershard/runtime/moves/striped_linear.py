@@ -41,6 +41,16 @@ class StripedLinear(MovedLinear):
         self._widths = [end - first for first, end in bounds]
         self._compute_rows = compute_rows
 
+    def _try(self, x: torch.Tensor, bias: torch.Tensor | None) -> None:
+        """Each rank gathers, and where ranks have other numbers of tokens it does so twice."""
+        rows, columns = self._moving.rows_to_try, x.shape[1]
+        x.new_empty(2 * rows, columns)
+        if self._widths[self._group.group_rank]:
+            gathered = x.new_zeros(rows, columns)
+            made = self._compute_rows(gathered, bias)
+            made.new_empty(rows // self._group.size, sum(self._widths))
+        self._moving.rows_to_try = 0
+
     def _by_tokens(self, x: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor) -> None:
         counts, widths, mine = self._moving.counts, self._widths, self._group.group_rank
         try:

@@ -51,6 +51,28 @@ def test_what_was_started_and_not_read_is_told_before_it(
     assert (counters.forwards, counters.activation_forwards) == (2, 1)
 
 
+def test_the_first_forward_that_moves_weights_tries_the_largest_that_gathers(
+    moving: MovingSeries, streams: Accelerator
+) -> None:
+    """Seven tokens on each of two ranks; no other forward tries it."""
+    tried = []
+    with Deferred(streams):
+        for rows in (FEW, MANY, FEW, MANY):
+            moving.reach(0, rows)
+            tried.append(moving.rows_to_try)
+    assert tried == [0, (MANY - 1) * 2, 0, 0]
+
+
+@pytest.mark.parametrize("rule", [MoveRule("weights", None), MoveRule("auto", 1)])
+def test_where_no_forward_gathers_none_is_tried(streams: Accelerator, rule: MoveRule) -> None:
+    device = StreamDevice(torch.device("cpu"), streams, "nccl")  # type: ignore[arg-type]
+    moving = MovingSeries(OneOfTwo(device, 4, STEP).series, rule, lambda rows: (rows, rows))
+    with Deferred(streams):
+        moving.reach(0, MANY)
+    assert moving.moves_weights
+    assert moving.rows_to_try == 0
+
+
 def test_it_runs_after_a_capture_that_failed(moving: MovingSeries, streams: Accelerator) -> None:
     """What the capture had started never moves, and nobody waits for it."""
 
