@@ -19,6 +19,7 @@ def print_move(sheet: Sheet, result: PlanResult) -> None:
             *((linear.name, _bytes(linear)) for linear in found.linears),
             ("gathered", f"at most {size(found.gathered_bytes)} a rank beside its own activations"),
             *((f"{phase.phase}, {tokens(phase.tokens)}", _times(phase)) for phase in found.phases),
+            *((f"{phase.phase}'s parts", _parts(phase)) for phase in found.phases),
             ("move", f"{found.verdict} (estimate for {result.forecast.hardware.name})"),
         ]
     )
@@ -41,6 +42,18 @@ def _times(phase: MovedPhase) -> str:
         f"{phase.own_us:,.1f}, back {phase.back_us:,.1f}; "
         f"{_share(phase.activations_us, phase)} of the forward's compute, where weights move "
         f"{_share(phase.weights_us, phase)}"
+    )
+
+
+def _parts(phase: MovedPhase) -> str:
+    """On the rank that is asked most: the owner, or the one that has most rows."""
+    spared = f"spares reading {size(phase.spared_bytes)} of the weight, {phase.spared_us:,.1f} us"
+    return (
+        f"a layer's activations are {size(phase.activation_bytes)}, where weights move "
+        f"{size(phase.weight_bytes)}; {phase.collectives:,} collectives, at least "
+        f"{phase.latency_us:,.1f} us for the two of a layer; it multiplies "
+        f"{tokens(phase.product_tokens)} in the place of {phase.tokens:,}, and "
+        f"{spared if phase.spared_bytes else 'reads the whole weight'}"
     )
 
 

@@ -89,6 +89,47 @@ def test_the_text_has_the_verdict_and_both_ways() -> None:
     assert "a part of the output, 797 of the input (not built)" in text
 
 
+@pytest.mark.parametrize("batch", [64, 128])
+@pytest.mark.parametrize("placement", ["round_robin", "striped"])
+def test_a_decode_is_told_with_its_parts(batch: int, placement: Any) -> None:
+    """DeepSeek-V3's o_proj on eight H200, where activations cost more than they spare."""
+    layout = Layout(dp=8, ep=True)
+    options: dict[str, Any] = {"hardware": "H200", "move": "auto", "placement": placement}
+    result = plan_model("DeepSeek-V3", ["o_proj"], layout, batch=batch, **options)
+    decode, device = _move(result).phases[1], result.forecast.hardware
+    weight = 16384 * 7168
+    owners, rows = 7 * 2 * (16384 + 7168), 7 * 2 * (16384 + 7168 // 8)
+    stripes = placement == "striped"
+    assert decode.activation_bytes == batch * (rows if stripes else owners)
+    assert decode.weight_bytes == (weight * 7 // 8 if stripes else weight)
+    assert decode.spared_bytes == (weight * 7 // 8 if stripes else 0)
+    assert device.memory_bandwidth is not None
+    rate = device.memory_bandwidth.value * device.memory_efficiency.value
+    assert decode.spared_us == pytest.approx(decode.spared_bytes / rate * 1e6, abs=0.1)
+    assert decode.product_tokens == 8 * batch
+    assert decode.collectives == 2 * 61
+    latency = device.latency.value + 8 * device.latency_per_rank.value
+    assert decode.latency_us == pytest.approx(2e6 * latency, abs=0.1)
+    assert decode.there_us + decode.back_us >= decode.latency_us
+    assert decode.activations_us > decode.weights_us
+
+
+def test_collectives_are_those_of_one_stage() -> None:
+    """Of 61 layers over two stages the larger has 31."""
+    layout = Layout(dp=4, pp=2, ep=True)
+    found = _move(plan_model("DeepSeek-V3", ["o_proj"], layout, hardware="H200", move="auto"))
+    assert [phase.collectives for phase in found.phases] == [2 * 31] * 2
+
+
+def test_the_text_has_the_parts_too() -> None:
+    command = [*PLAN[:-1], "H200", "--layers", "o_proj", "--move", "auto"]
+    owners, rows = said(*command), said(*command, "--placement", "striped")
+    said_of_decode = "it multiplies 512 tokens in the place of 64, and "
+    assert f"{said_of_decode}reads the whole weight" in owners
+    assert "a layer's activations are 20.12 MiB, where weights move 112.00 MiB" in owners
+    assert f"{said_of_decode}spares reading 98.00 MiB of the weight" in rows
+
+
 @pytest.mark.parametrize("move", ["weights", "activations"])
 def test_a_check_judges_each_phase_as_it_moves(move: Any) -> None:
     result = _plan(move=move, batch=2)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from vllm_layershard.estimate.activations.linears import Moved
-from vllm_layershard.estimate.activations.outcome import BothWays, LinearTime
+from vllm_layershard.estimate.activations.outcome import BothWays, LinearLoad, LinearTime
 from vllm_layershard.estimate.exchange.collectives import (
     all_gather_seconds,
     all_to_all_seconds,
+    latency_seconds,
     rooted_seconds,
 )
 from vllm_layershard.estimate.forwards import Forwards
@@ -32,28 +35,45 @@ class Clock:
         weights = self._forwards.run(batch, self._sharding.config.prefetch_step)
         tokens = batch.tokens
         counts = [len(one.layer_ids) for one in self._linears]
-        times = [self.linear(one, tokens) for one in self._linears]
-        layers = sum(counts)
-        sums = [
-            sum(count * value for count, value in zip(counts, values, strict=True))
-            for values in zip(*times, strict=True)
-        ]
+        stages = self._stages(tokens)
+        most = max(stages, key=stages.__getitem__)
         return BothWays(
             tokens=tokens,
-            layers=layers,
-            linear=LinearTime(*(total / layers for total in sums)),
-            activations=self.longer(tokens),
+            layers=sum(counts),
+            linear=LinearTime(*_mean(counts, [self.linear(one, tokens) for one in self._linears])),
+            load=LinearLoad(*_mean(counts, [self._load(one, tokens) for one in self._linears])),
+            collectives=2 * sum(len(o.layer_ids) for o in self._linears if o.pp_stage == most),
+            activations=stages[most],
             weights=weights.exposed,
             compute=weights.compute,
         )
 
     def longer(self, tokens: int) -> float:
         """Seconds by which activations that move lengthen the stage that loses most."""
+        return max(self._stages(tokens).values())
+
+    def _stages(self, tokens: int) -> dict[int, float]:
+        """By stage, the seconds by which activations that move lengthen it."""
         stages: dict[int, float] = {}
         for one in self._linears:
             longer = len(one.layer_ids) * self.linear(one, tokens).longer
             stages[one.pp_stage] = stages.get(one.pp_stage, 0.0) + longer
-        return max(stages.values())
+        return stages
+
+    def _load(self, one: Moved, tokens: int) -> LinearLoad:
+        traffic, hardware = one.traffic, self._hardware
+        rate = hardware.memory_bandwidth
+        assert rate is not None, "lacking() names it"
+        spared = one.linear.tensors[0].nbytes * (1 - one.largest_part)
+        moved = traffic.by_output if one.by_rows else traffic.owner_computes
+        return LinearLoad(
+            moved=moved(tokens),
+            arriving=traffic.weights_striped() if one.by_rows else traffic.weight,
+            spared=spared,
+            latency=2 * latency_seconds(one.spread, hardware),
+            saved=spared / (rate.value * hardware.memory_efficiency.value),
+            multiplied=traffic.ranks * tokens,
+        )
 
     def linear(self, one: Moved, tokens: int) -> LinearTime:
         """One layer of a linear, with so many tokens on each rank.
@@ -78,6 +98,14 @@ class Clock:
                 rooted_seconds(back, spread, hardware),
             )
         return LinearTime(self._roofline.seconds(own), *seconds)
+
+
+def _mean(counts: Sequence[int], each: Sequence[Sequence[float]]) -> list[float]:
+    """Value by value, where each stands for so many layers."""
+    return [
+        sum(count * value for count, value in zip(counts, values, strict=True)) / sum(counts)
+        for values in zip(*each, strict=True)
+    ]
 
 
 def _of_rows(whole: Operation, one: Moved, tokens: int) -> Operation:

@@ -28,10 +28,28 @@ class LinearTime(NamedTuple):
         return self.there + self.product + self.back - self.own
 
 
+class LinearLoad(NamedTuple):
+    """What one linear asks of the rank that is asked most, a layer's mean.
+
+    Bytes: `moved` of activations, both ways together, `arriving` of the weight where that moves,
+    and `spared` of the weight, which the product does not read. `latency` and `saved` are seconds:
+    the least of both collectives, and what reading the spared bytes would take. `multiplied` are
+    the tokens of the product.
+    """
+
+    moved: float
+    arriving: float
+    spared: float
+    latency: float
+    saved: float
+    multiplied: float
+
+
 class BothWays(NamedTuple):
     """One forward of so many tokens a rank, of the pipeline stage that loses most by each way.
 
-    `layers` are so many, and `linear` their mean. In seconds: `activations` is by how much the
+    `layers` are so many, and `linear` and `load` their mean. The stage that loses most by
+    activations has so many `collectives` of them. In seconds: `activations` is by how much the
     forward takes longer where activations move, `weights` where weights do (with the most
     contention of the device's), and `compute` the forward without sharding.
     """
@@ -39,6 +57,8 @@ class BothWays(NamedTuple):
     tokens: int
     layers: int
     linear: LinearTime
+    load: LinearLoad
+    collectives: int
     activations: float
     weights: float
     compute: float

@@ -26,7 +26,7 @@ def all_to_all_seconds(nbytes: float, spread: Spread, hardware: Hardware) -> flo
     """
     ranks = spread.ranks
     sent = (ranks - 1) / ranks * nbytes
-    latency = _latency(spread, hardware)
+    latency = latency_seconds(spread, hardware)
     inside = sent * (spread.in_a_domain - 1) / (ranks - 1)
     within = _within(inside, nbytes, latency, spread, hardware)
     if spread.domains == 1:
@@ -41,7 +41,7 @@ def rooted_seconds(nbytes: float, spread: Spread, hardware: Hardware) -> float:
 
     All of it passes that rank's own link, and what comes from other nodes its own NICs.
     """
-    latency = _latency(spread, hardware)
+    latency = latency_seconds(spread, hardware)
     near = spread.in_a_domain - 1
     within = 0.0
     if near and hardware.topology == "mesh" and not hardware.bus:
@@ -63,7 +63,7 @@ def lacking(spread: Spread, hardware: Hardware) -> tuple[str, ...]:
 def _ring_seconds(nbytes: float, rounds: int, spread: Spread, hardware: Hardware) -> float:
     """As a ring: it enters a node by all NICs of its ranks. Over a full mesh, all pairs at once."""
     sent = rounds * (spread.ranks - 1) / spread.ranks * nbytes
-    latency = _latency(spread, hardware)
+    latency = latency_seconds(spread, hardware)
     if hardware.topology == "mesh" and not hardware.bus:
         latency *= rounds
     within = _within(sent, nbytes, latency, spread, hardware)
@@ -96,5 +96,6 @@ def _to_one_peer(hardware: Hardware) -> float:
     return link / (hardware.node_size.value - 1)
 
 
-def _latency(spread: Spread, hardware: Hardware) -> float:
+def latency_seconds(spread: Spread, hardware: Hardware) -> float:
+    """The least that a collective takes, however few bytes it moves."""
     return hardware.latency.value + hardware.latency_per_rank.value * spread.ranks

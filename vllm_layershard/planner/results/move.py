@@ -37,6 +37,11 @@ class MovedPhase(NamedTuple):
     A layer's mean: its product at home `own_us`, and where activations move `there_us`,
     `product_us` and `back_us` in its place. The forward takes `activations_us` longer where
     activations move, `weights_us` where weights do; `compute_us` is the forward without sharding.
+
+    Of a layer, a mean, on the rank that is asked most: `activation_bytes` that move there and back
+    and `weight_bytes` that would come in their place; the product is of `product_tokens`, and
+    leaves `spared_bytes` of the weight unread, which spares `spared_us` of its reading. The forward
+    has so many `collectives`; two of them take at least `latency_us`.
     """
 
     phase: PhaseName
@@ -48,6 +53,13 @@ class MovedPhase(NamedTuple):
     activations_us: float
     weights_us: float
     compute_us: float
+    activation_bytes: int
+    weight_bytes: int
+    product_tokens: int
+    spared_bytes: int
+    spared_us: float
+    collectives: int
+    latency_us: float
 
 
 class FullDecode(NamedTuple):
@@ -123,6 +135,13 @@ def _phase(name: PhaseName, both: BothWays) -> MovedPhase:
         activations_us=microseconds(both.activations),
         weights_us=microseconds(both.weights),
         compute_us=microseconds(both.compute),
+        activation_bytes=round(both.load.moved),
+        weight_bytes=round(both.load.arriving),
+        product_tokens=round(both.load.multiplied),
+        spared_bytes=round(both.load.spared),
+        spared_us=microseconds(both.load.saved),
+        collectives=both.collectives,
+        latency_us=microseconds(both.load.latency),
     )
 
 
