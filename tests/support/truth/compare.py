@@ -20,7 +20,7 @@ from vllm_layershard.plan import ParallelLayout, stage_layers
 
 CONFIGS = Path(__file__).parents[3] / "vllm_layershard" / "models" / "configs"
 
-CACHE_BYTES = 8 << 30
+CACHE_BYTES = 256 << 30
 """As in vllm_inventory.py."""
 
 LAYOUTS = ((1, 1, False), (2, 1, False), (8, 1, False), (2, 1, True), (8, 1, True))

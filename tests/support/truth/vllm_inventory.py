@@ -40,7 +40,7 @@ from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 from vllm.v1.core.kv_cache_utils import get_kv_cache_capacity, get_kv_cache_configs
 from vllm.v1.kv_cache_interface import FullAttentionSpec, MambaSpec, SlidingWindowSpec
 
-CACHE_BYTES = 8 << 30
+CACHE_BYTES = 256 << 30
 STEP_TOKENS = 8192
 
 CACHE_SCALES = (

@@ -29,7 +29,11 @@ class Class(NamedTuple):
 
 _USUAL: Final[Mapping[str, Any]] = {"hidden_act": "silu", "tie_word_embeddings": False}
 _BIAS: Final[Mapping[str, Any]] = {**_USUAL, "attention_bias": False}
+_LONGEST: Final = "max_position_embeddings"
+"""Counts where layers keep windows or states: a server counts its cache in longest sequences."""
+
 _WINDOWED: Final[Mapping[str, Any]] = {
+    _LONGEST: 32768,
     "use_sliding_window": False,
     "sliding_window": 4096,
     "max_window_layers": 28,
@@ -40,7 +44,12 @@ _LOCAL: Final = {"num_experts": "num_local_experts"}
 
 _DRAFTED: Final = {"num_mtp_layers": "num_nextn_predict_layers"}
 _DRAFTS: Final[Mapping[str, Any]] = {"num_nextn_predict_layers": 1}
-_HYBRID: Final[Mapping[str, Any]] = {**_BIAS, "head_dim": 256, "full_attention_interval": 4}
+_HYBRID: Final[Mapping[str, Any]] = {
+    **_BIAS,
+    _LONGEST: 32768,
+    "head_dim": 256,
+    "full_attention_interval": 4,
+}
 
 _DEEPSEEK_V3: Final = Class(
     {**_USUAL, **_DRAFTS, "n_shared_experts": 1, "q_lora_rank": 1536, "first_k_dense_replace": 3},
@@ -112,7 +121,12 @@ _CLASSES: Final[Mapping[str, Class]] = {
         ("head_dim",),
     ),
     "gpt_oss": Class(
-        {"num_key_value_heads": 8, "head_dim": 64, "tie_word_embeddings": False},
+        {
+            _LONGEST: 131072,
+            "num_key_value_heads": 8,
+            "head_dim": 64,
+            "tie_word_embeddings": False,
+        },
         _LOCAL,
     ),
     "llama": Class({**_BIAS, "mlp_bias": False}),
@@ -130,17 +144,36 @@ _CLASSES: Final[Mapping[str, Class]] = {
         _LOCAL,
     ),
     "ministral3": Class(
-        {**_USUAL, "num_key_value_heads": 8, "head_dim": 128, "sliding_window": None}
+        {
+            **_USUAL,
+            _LONGEST: 262144,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "sliding_window": None,
+        }
     ),
-    "mistral": Class({**_USUAL, "num_key_value_heads": 8, "sliding_window": 4096}),
+    "mistral": Class(
+        {**_USUAL, _LONGEST: 131072, "num_key_value_heads": 8, "sliding_window": 4096}
+    ),
     "mixtral": Class(
-        {"num_key_value_heads": 8, "tie_word_embeddings": False, "sliding_window": None},
+        {
+            _LONGEST: 131072,
+            "num_key_value_heads": 8,
+            "tie_word_embeddings": False,
+            "sliding_window": None,
+        },
         _LOCAL,
     ),
     "qwen2": Class({**_USUAL, **_WINDOWED, "num_key_value_heads": 32}),
     "qwen3": Class({**_BIAS, **_WINDOWED, "num_key_value_heads": 32, "head_dim": 128}),
     "qwen3_moe": Class(
-        {**_BIAS, "num_key_value_heads": 4, "decoder_sparse_step": 1, "mlp_only_layers": []},
+        {
+            **_BIAS,
+            _LONGEST: 32768,
+            "num_key_value_heads": 4,
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": [],
+        },
         {"num_local_experts": "num_experts"},
     ),
     "qwen3_next": Class(
