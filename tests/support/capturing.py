@@ -61,7 +61,7 @@ class CapturingDevice(Device):
         super().__init__(torch.device("cpu"))
         self._count = 0
 
-    def enqueue(self, work: Callable[[], None]) -> tuple[Graph | None, int]:
+    def enqueue(self, work: Callable[[], None], end: Any = None) -> tuple[Graph | None, int]:
         compute(work)
         self._count += 1
         if Graph.current is not None:

@@ -31,12 +31,17 @@ class Device(ABC):
     def __init__(self, torch_device: torch.device) -> None:
         self.torch_device = torch_device
 
+    def event(self) -> Any:
+        """One that `enqueue` may record again and again; None where each work has its own."""
+        return None
+
     @abstractmethod
-    def enqueue(self, work: Callable[[], None]) -> Any:
+    def enqueue(self, work: Callable[[], None], end: Any = None) -> Any:
         """Do `work` on the side stream, after all that the compute stream was given; its event.
 
         The event is past when all that `work` started is done. What `work` raises is raised here or
-        where the event is joined.
+        where the event is joined. It is `end` where that is given. Whoever joins it from then on
+        waits for this work, and not for the one before: join that one first.
         """
 
     def open_boundary(self) -> None:  # noqa: B027 - a CPU's side thread needs no order of streams
@@ -106,7 +111,7 @@ class CpuDevice(Device):
         self._tasks: SimpleQueue[_Task] = SimpleQueue()
         self._thread: threading.Thread | None = None
 
-    def enqueue(self, work: Callable[[], None]) -> _Task:
+    def enqueue(self, work: Callable[[], None], end: Any = None) -> _Task:
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="layershard-side", daemon=True)
             self._thread.start()
@@ -187,14 +192,17 @@ class StreamDevice(Device):
     def close_boundary(self) -> None:
         self._at_boundary = self._has_waited = False
 
-    def enqueue(self, work: Callable[[], None]) -> Any:
+    def event(self) -> Any:
+        return self._accelerator.Event()
+
+    def enqueue(self, work: Callable[[], None], end: Any = None) -> Any:
         if not self._has_waited:
             self._accelerator.current_stream(self.torch_device).record_event(self._given)
             self._side.wait_event(self._given)
             self._has_waited = self._at_boundary
         with self._accelerator.stream(self._side):
             work()
-        return self._side.record_event()
+        return self._side.record_event(end)
 
     def join(self, event: Any) -> None:
         self._accelerator.current_stream(self.torch_device).wait_event(event)

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from queue import SimpleQueue
+from typing import Any
 
 import torch
 
@@ -54,7 +55,7 @@ class Racing(Device):
         self.compute, self.side = Stream(2 * seed), Stream(2 * seed + 1)
         self._consumed, self._copied = consumed, copied
 
-    def enqueue(self, work: Callable[[], None]) -> threading.Event:
+    def enqueue(self, work: Callable[[], None], end: Any = None) -> threading.Event:
         if self._consumed:
             self.side.give(self.compute.record().wait)
         self.side.give(work)

@@ -60,6 +60,7 @@ class AloneBroadcast(Transport):
 
     def open(self, plan: SeriesPlan, slots: SlotPool) -> None:
         self._slots = slots
+        self._ends = tuple(self._device.event() for _ in slots.tensors)
 
     def start(self, position: int, slot: int) -> Ticket:
         def send() -> None:
@@ -73,7 +74,7 @@ class AloneBroadcast(Transport):
                 if work is not None:  # without asyncOp it runs on the current stream
                     work.wait()
 
-        return Ticket(self._device, self._device.enqueue(send))
+        return Ticket(self._device, self._device.enqueue(send, self._ends[slot]))
 
     def reload(self, position: int, tensors: Sequence[torch.Tensor]) -> None:
         for stored, new in zip(self._stored.get(position, ()), tensors, strict=True):

@@ -34,6 +34,7 @@ class Copies(Transport):
 
     def open(self, plan: SeriesPlan, slots: SlotPool) -> None:
         self.slots = slots
+        self.ends = tuple(self.device.event() for _ in slots.tensors)
 
     def reload(self, position: int, tensors: Sequence[torch.Tensor]) -> None:
         for stored, new in zip(self.stored.get(position, ()), tensors, strict=True):
@@ -47,7 +48,7 @@ class Copies(Transport):
                 target.copy_(self.source[position])
 
         if self.ordered:
-            return Ticket(self.device, self.device.enqueue(copy))
+            return Ticket(self.device, self.device.enqueue(copy, self.ends[slot]))
         unordered = torch.cuda.Stream()
         with torch.cuda.stream(unordered):
             copy()

@@ -23,22 +23,22 @@ class Gpu(StreamDevice):
         super().__init__(torch.device("cuda", 0), torch.cuda, "nccl", priority=-1)
         self.link_delay_cycles = 0
 
-    def enqueue(self, work: Callable[[], None]) -> Any:
+    def enqueue(self, work: Callable[[], None], end: Any = None) -> Any:
         def slowed() -> None:
             delay(self.link_delay_cycles)
             work()
 
-        return super().enqueue(slowed)
+        return super().enqueue(slowed, end)
 
 
 class NoConsumed(Gpu):
     """Its side stream does not wait for the compute stream: a refill may overtake a reader."""
 
-    def enqueue(self, work: Callable[[], None]) -> Any:
+    def enqueue(self, work: Callable[[], None], end: Any = None) -> Any:
         with torch.cuda.stream(self._side):
             delay(self.link_delay_cycles)
             work()
-        return self._side.record_event()
+        return self._side.record_event(end)
 
 
 class NoCopied(Gpu):

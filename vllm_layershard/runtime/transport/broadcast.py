@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -40,6 +41,8 @@ class Broadcast(Transport):
         self._stored: dict[int, tuple[torch.Tensor, ...]] = {}
         self._outgoing: dict[int, tuple[torch.Tensor, ...]] = {}
         self._incoming: tuple[tuple[torch.Tensor, ...], ...] = ()
+        self._ends: tuple[Any, ...] = ()
+        """By slot: see Device.enqueue. What a slot received before is joined by then."""
 
     def store(self, position: int, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         self._stored[position] = tuple(tensors)
@@ -52,6 +55,7 @@ class Broadcast(Transport):
         queued = self.device.backend == "nccl"
         self._options = tuple(_from(rank, asynchronous=not queued) for rank in plan.owner)
         self._incoming = tuple(tuple(flat(t) for t in slot) for slot in slots.tensors)
+        self._ends = tuple(self.device.event() for _ in slots.tensors)
 
     def begin(self) -> None:
         self._forwards += 1
@@ -68,7 +72,7 @@ class Broadcast(Transport):
                 if work is not None:  # NCCL's is on the side stream already
                     work.wait()  # gloo: until it is done; on a device the CPU goes on
 
-        return Ticket(self.device, self.device.enqueue(send))
+        return Ticket(self.device, self.device.enqueue(send, self._ends[slot]))
 
     def reload(self, position: int, tensors: Sequence[torch.Tensor]) -> None:
         for stored, new in zip(self._stored.get(position, ()), tensors, strict=True):

@@ -51,12 +51,15 @@ class Pull(Transport):
         """The other group ranks that store something of a position, by position."""
         self._copies: dict[int, Callable[[], None]] = {}
         """What fills its slot, by position."""
+        self._ends: tuple[Any, ...] = ()
+        """By slot: see Device.enqueue. What a slot received before is joined by then."""
 
     def store(self, position: int, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         self._stored[position] = self._exports.store(position, tensors)
         return self._stored[position]
 
     def open(self, plan: SeriesPlan, slots: SlotPool) -> None:
+        self._ends = tuple(self.device.event() for _ in slots.tensors)
         me, size = self._group.group_rank, self._group.size
         positions = range(len(plan.series))
         self._sources = tuple(tuple(_sources(plan, position, me, size)) for position in positions)
@@ -98,7 +101,9 @@ class Pull(Transport):
 
     def start(self, position: int, slot: int) -> Ticket | None:
         copy = self._copies.get(position)
-        return None if copy is None else Ticket(self.device, self.device.enqueue(copy))
+        if copy is None:
+            return None
+        return Ticket(self.device, self.device.enqueue(copy, self._ends[slot]))
 
     def whereabouts(self) -> Any:
         return self._exports.whereabouts() if self._group.rejoins else None

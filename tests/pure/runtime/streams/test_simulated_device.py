@@ -15,7 +15,7 @@ from one_gpu.stack import WIDTH, ShardedStack
 from simulated.deferred import Deferred
 from simulated.deletions import Deletion, deletions
 from simulated.nccl import Nccl
-from simulated.streams import Accelerator, CaptureError, Graph, Order
+from simulated.streams import Accelerator, CaptureError, Event, Graph, Order
 from vllm_layershard.errors import LayerShardError
 from vllm_layershard.plan import SeriesPlan
 from vllm_layershard.runtime import ops
@@ -65,7 +65,7 @@ class TwoLinks(Copies):
                 (target,) = self.slots.tensors[slot]
                 target.copy_(self.source[position])
 
-        return Ticket(self.device, self.device.enqueue(copy))
+        return Ticket(self.device, self.device.enqueue(copy, self.ends[slot]))
 
     def end(self) -> None:
         """Here no movement of before may be left."""
@@ -325,6 +325,28 @@ def test_the_side_stream_waits_once_at_a_boundary(
     both.device.enqueue(lambda: None)
     both.device.enqueue(lambda: None)
     assert len(waited) == sum(1 for started in launches if started) + 2, "each beyond boundaries"
+
+
+@pytest.mark.parametrize("over_nccl", [False, True])
+@pytest.mark.parametrize("step", STEPS)
+def test_what_arrives_in_a_slot_is_waited_for_by_its_lasting_event(
+    step: int, over_nccl: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One for each slot, recorded anew by each movement: eager, captured, and eager again."""
+    stack, x, recorded = Rank(Accelerator(), step, over_nccl=over_nccl), batch(0), []
+    side = stack.series.transport.device._side
+    recording = side.record_event
+
+    def record(event: Event | None = None) -> Event:
+        recorded.append(recording(event))
+        return recorded[-1]
+
+    monkeypatch.setattr(side, "record_event", record)
+    stack.results(lambda: [stack(x)])
+    captured(stack, x)
+    stack.results(lambda: [stack(x)])
+    assert len(recorded) == 3 * LAYERS
+    assert len(set(recorded)) == stack.series.plan.schedule.num_slots
 
 
 @pytest.mark.parametrize("step", STEPS)
