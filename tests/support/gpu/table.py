@@ -19,6 +19,7 @@ MODULES = {
             "benchmarks.on_gpu.copies",
             "benchmarks.on_gpu.forwards",
             "benchmarks.on_gpu.contention",
+            "benchmarks.on_gpu.grouped",
         ),
         "bench_",
     ),
