@@ -74,12 +74,13 @@ def _shown_by_move(
     """The phases that get longer, each as it moves: `by_weights` do where weights move."""
     from vllm_layershard.estimate.activations.clock import Clock  # seldom asked for
     from vllm_layershard.estimate.activations.linears import moved_linears
+    from vllm_layershard.plan.move import move_rule
 
     linears = moved_linears(sharding, forecast.hardware)
     clock, shown = Clock(sharding, forecast.hardware, linears), []
+    rule = move_rule(sharding.config)
     for phase in forecast.phases:
-        rule = sharding.config.move_weights_from
-        if rule is not None and phase.batch.tokens >= rule:
+        if rule.moves_weights([phase.batch.tokens]):
             longer = phase.name in by_weights
         else:
             both = clock.both(phase.batch)

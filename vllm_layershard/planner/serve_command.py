@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from vllm_layershard.config import KEY, LayerShardConfig
 from vllm_layershard.estimate import Hardware, PhaseName
+from vllm_layershard.estimate.phases.batches import most_tokens
 from vllm_layershard.models import Batch, Sharding
 from vllm_layershard.models.cache.kv_cache import LatentCache
 
@@ -65,9 +66,7 @@ def launch_commands(
 ) -> tuple[str, ...]:
     """A command to copy for each node, quoted for a POSIX shell; those after the first add to it.
 
-    vLLM's own bound on a forward depends on the device, and the plan's forwards may exceed it. A
-    sequence takes 1 + N tokens of it where N are drafted.
-    Source: vLLM 0.32, config/vllm.py, `uniform_decode_query_len`.
+    vLLM's own bound on a forward depends on the device, and the plan's forwards may exceed it.
     """
     layout, nodes = sharding.deployment.layout, _nodes(sharding, hardware)
     words = ["vllm", "serve", _servable(sharding)]
@@ -86,8 +85,7 @@ def launch_commands(
     if kv_cache_dtype != "auto":
         words += ["--kv-cache-dtype", kv_cache_dtype]
     words += [flag for flag, _ in context_flags(sharding)]
-    of_a_step = batches["decode"].tokens * (1 + sharding.model.drafted)
-    tokens = layout.pcp * max(of_a_step, *(batch.tokens for batch in batches.values()))
+    tokens = layout.pcp * most_tokens(batches.values(), sharding.model.drafted)
     words += ["--max-num-batched-tokens", str(tokens)]
     if (sequences := layout.pcp * batches["decode"].tokens) > _SEQUENCES:
         words += ["--max-num-seqs", str(sequences)]

@@ -187,7 +187,7 @@ def test_a_linear_without_rows_of_its_own_is_refused_as_the_server_refuses_it(
 
 
 @pytest.mark.parametrize("plan", ["owners", "rows"])
-@pytest.mark.parametrize("hardware", ["H200", "910C", "RTX PRO 6000"])
+@pytest.mark.parametrize("hardware", ["H200", "MI300X", "RTX PRO 6000"])
 def test_the_threshold_parts_what_is_quicker(hardware: str, plan: str) -> None:
     result = _plan(hardware) if plan == "owners" else _striped(hardware)
     batches = result.forecast.batches

@@ -16,12 +16,12 @@ from vllm_layershard.planner.results.move import Move
 from vllm_layershard.planner.results.plan_result import PlanResult
 from vllm_layershard.schema import validated
 
-PLAN = ["plan", "--model", "DeepSeek-V3", "--dp", "8", "--ep", "--hardware", "910B2"]
+PLAN = ["plan", "--model", "DeepSeek-V3", "--dp", "8", "--ep", "--hardware", "H200"]
 
 
 def _plan(**options: Any) -> PlanResult:
     layout = Layout(dp=8, ep=True)
-    return plan_model("DeepSeek-V3", ["o_proj"], layout, hardware="910B2", **options)
+    return plan_model("DeepSeek-V3", ["o_proj"], layout, hardware="H200", **options)
 
 
 def _move(result: PlanResult) -> Move:
@@ -59,13 +59,52 @@ def test_a_threshold_that_is_given_stays() -> None:
 
 @pytest.mark.parametrize(
     ("rule", "tokens"),
-    [({"move": "auto", "move_weights_from": 100}, 99), ({"move": "activations"}, 8192)],
+    [
+        ({"move": "auto", "move_weights_from": 100}, 99),
+        ({"move": "auto", "move_weights_from": 100_000}, 8192),
+        ({"move": "activations"}, 8192),
+        ({"move": "activations", "tokens": 64, "batch": 64, "mtp": 1}, 128),
+    ],
 )
 def test_the_memory_gathered_is_that_of_the_largest_forward_that_moves_them(
     rule: dict[str, Any], tokens: int
 ) -> None:
-    """All eight ranks' tokens and results of o_proj, in two bytes each."""
-    assert _move(_plan(**rule)).gathered_bytes == 8 * tokens * 2 * (16384 + 7168)
+    """All eight ranks' tokens and results of o_proj, in two bytes each.
+
+    The launch line bounds a forward, whatever the threshold is.
+    """
+    result = _plan(**rule)
+    assert _move(result).gathered_bytes == 8 * tokens * 2 * (16384 + 7168)
+    assert result.launch is not None
+    words = shlex.split(result.launch)
+    assert tokens <= int(words[words.index("--max-num-batched-tokens") + 1])
+
+
+@pytest.mark.parametrize(
+    ("rule", "moved", "said"),
+    [
+        ({"move": "auto"}, "weights", "weights from there on; decode"),
+        ({"move": "activations"}, "activations", "but activations are planned in every"),
+        (
+            {"move": "auto", "move_weights_from": 5000},
+            "activations",
+            "weights from there on, but weights are planned from 5,000 tokens a rank on; decode",
+        ),
+    ],
+)
+def test_tokens_a_second_are_those_of_what_is_planned(
+    rule: dict[str, Any], moved: str, said: str
+) -> None:
+    """H200: weights are quicker at the batch that the cache has room for, planned or not."""
+    found = _move(_plan(**rule))
+    full = found.sharded_decode
+    assert full is not None
+    clock = _move(_plan(**rule, batch=full.sequences)).phases[1]
+    longer = clock.weights_us if moved == "weights" else clock.activations_us
+    assert clock.activations_us > clock.weights_us
+    assert full.step_us == pytest.approx(clock.compute_us + longer, abs=0.2)
+    assert said in found.verdict
+    assert f" where {moved} move: " in found.verdict
 
 
 def test_where_weights_move_nothing_is_said_of_it() -> None:
@@ -122,7 +161,7 @@ def test_collectives_are_those_of_one_stage() -> None:
 
 
 def test_the_text_has_the_parts_too() -> None:
-    command = [*PLAN[:-1], "H200", "--layers", "o_proj", "--move", "auto"]
+    command = [*PLAN, "--layers", "o_proj", "--move", "auto"]
     owners, rows = said(*command), said(*command, "--placement", "striped")
     said_of_decode = "it multiplies 512 tokens in the place of 64, and "
     assert f"{said_of_decode}reads the whole weight" in owners

@@ -13,10 +13,11 @@ from vllm_layershard.estimate.capacity import budget_of, capacity
 from vllm_layershard.estimate.exchange.collectives import lacking
 from vllm_layershard.estimate.hardware import Hardware
 from vllm_layershard.estimate.outcome import PhaseName
-from vllm_layershard.estimate.phases.batches import decode
+from vllm_layershard.estimate.phases.batches import decode, most_tokens
 from vllm_layershard.estimate.phases.thresholds import fewest_tokens
 from vllm_layershard.estimate.transfer import Transfer
 from vllm_layershard.models import Batch, Sharding
+from vllm_layershard.plan.move import move_rule
 
 _BY_OWNER: Final = (
     "activations: a layer's owner computes for all ranks, with two collectives a linear that "
@@ -43,7 +44,7 @@ def judge(
     Raises:
         PlanError: ranks that pull from each other lie on several nodes.
     """
-    linears = moved_linears(sharding, hardware)
+    config, linears = sharding.config, moved_linears(sharding, hardware)
     lacks = _lacking(sharding, hardware, linears)
     phases: dict[PhaseName, BothWays] = {}
     threshold = alone = shared = None
@@ -56,14 +57,14 @@ def judge(
             alone, shared = _served(sharding, hardware, clock, context, kv_cache_dtype)
     return ActivationsOutcome(
         linears=linears,
-        verdict=verdict_on(phases, threshold, alone, shared, hardware, lacks),
+        verdict=verdict_on(move_rule(config), phases, threshold, (alone, shared), hardware, lacks),
         phases=phases,
         move_weights_from=threshold,
         alone=alone,
         shared=shared,
         gathered_bytes=_gathered_bytes(sharding, linears, threshold, batches),
         lacking=lacks,
-        assumptions=(_BY_ROWS if sharding.config.cuts_rows else _BY_OWNER, *_ASSUMPTIONS),
+        assumptions=(_BY_ROWS if config.cuts_rows else _BY_OWNER, *_ASSUMPTIONS),
     )
 
 
@@ -73,12 +74,14 @@ def _gathered_bytes(
     threshold: int | None,
     batches: Mapping[PhaseName, Batch],
 ) -> int:
-    """Of the widest linear, in the largest forward that moves activations by the plan's rule."""
+    """Of the widest linear, in the largest forward that moves activations by the plan's rule.
+
+    No forward is larger than the launch line allows.
+    """
     weights_from = sharding.config.move_weights_from or threshold
-    if sharding.config.move == "activations" or weights_from is None:
-        most = max(batch.tokens for batch in batches.values())
-    else:
-        most = weights_from - 1
+    most = most_tokens(batches.values(), sharding.model.drafted)
+    if sharding.config.move != "activations" and weights_from is not None:
+        most = min(most, weights_from - 1)
     return max(one.gathered_bytes(most) for one in linears)
 
 
@@ -105,7 +108,11 @@ def _threshold(clock: Clock, asked: Batch) -> int | None:
 def _served(
     sharding: Sharding, hardware: Hardware, clock: Clock, context: float, kv_cache_dtype: str
 ) -> tuple[Served | None, Served | None]:
-    """Decodes that fill the cache, without sharding and with it; None: not one sequence fits."""
+    """Decodes that fill the cache, without sharding and with it; None: not one sequence fits.
+
+    With it a step moves what the plan's rule says of so many tokens, the quicker way or not.
+    """
+    rule = move_rule(sharding.config)
     found: list[Served | None] = []
     for shares in (False, True):
         saved = sharding.saved_bytes.__getitem__ if shares else _nothing
@@ -115,7 +122,12 @@ def _served(
             found.append(None)
             continue
         both = clock.both(decode(sequences, int(context)))
-        found.append(Served(sequences, both.compute + (both.quicker if shares else 0.0)))
+        if not shares:
+            found.append(Served(sequences, both.compute))
+        elif rule.moves_weights([sequences]):
+            found.append(Served(sequences, both.compute + both.weights, "weights"))
+        else:
+            found.append(Served(sequences, both.compute + both.activations, "activations"))
     return found[0], found[1]
 
 

@@ -63,20 +63,16 @@ class BothWays(NamedTuple):
     weights: float
     compute: float
 
-    @property
-    def quicker(self) -> float:
-        """By how much it takes longer the quicker way."""
-        return min(self.activations, self.weights)
-
 
 class Served(NamedTuple):
     """Decodes of as many sequences as the cache has room for: of one engine, at one context.
 
-    `step` is the seconds of a step; sequences of a rank.
+    `step` is the seconds of a step; sequences of a rank. `moves` is what a step moves, "" nothing.
     """
 
     sequences: int
     step: float
+    moves: str = ""
 
     @property
     def rate(self) -> float:
@@ -89,7 +85,7 @@ class ActivationsOutcome(NamedTuple):
 
     `move_weights_from` are the fewest tokens a rank whose weights expose no more than activations
     cost; None where activations are quicker however many tokens there are. `alone` and `shared`
-    are decodes without sharding and with it, the quicker way; None where no cache size is known.
+    are decodes without sharding and with it, as the plan moves; None where no cache size is known.
     `lacking` names what the device lacks; then there are no times.
     """
 

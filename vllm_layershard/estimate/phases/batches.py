@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from vllm_layershard.models import Batch
@@ -40,6 +41,15 @@ def prefill(tokens: int, pcp: int = 1, prompts: Prompts = ONE_PROMPT) -> Batch:
     full, rest = divmod(whole, length)
     attended = (full * length**2 + rest**2) / 2
     return Batch(tokens=tokens, context=prompts.cached + attended / whole, decode=False)
+
+
+def most_tokens(batches: Iterable[Batch], drafted: int) -> int:
+    """Of a rank in the largest of these forwards, where a sequence drafts so many tokens a step.
+
+    The launch line bounds a server's forwards by it.
+    Source: vLLM 0.32, config/vllm.py, `uniform_decode_query_len`.
+    """
+    return max(batch.tokens * (1 + drafted * batch.decode) for batch in batches)
 
 
 def decode(sequences: int, context: int) -> Batch:
