@@ -144,11 +144,9 @@ def shard_model(model: Model, deployment: Deployment, config: LayerShardConfig) 
         gpus_reach=deployment.gpus_reach,
     )
     layout.require_peers()
-    if config.move != "weights":
-        from vllm_layershard.plan.move import require_agreed_counts  # seldom asked for
-
-        require_agreed_counts(layout, config)
     deployment = replace(deployment, layout=layout)
+    if config.move != "weights":
+        _require_movable(model, deployment, config)
     if config.token_exchange:
         from vllm_layershard.models.exchange import require_exchange  # seldom asked for
 
@@ -194,6 +192,22 @@ def shard_model(model: Model, deployment: Deployment, config: LayerShardConfig) 
         saved_bytes=tuple(saved),
         split_mlps=split,
     )
+
+
+def _require_movable(model: Model, deployment: Deployment, config: LayerShardConfig) -> None:
+    """Refuse a movement of tokens where the plugin does."""
+    from vllm_layershard.plan.move import require_agreed_counts, unmovable  # seldom asked for
+
+    layout = deployment.layout
+    require_agreed_counts(layout, config)
+    splitting = []
+    if deployment.sequence_parallel_moe:
+        splitting = [
+            "sequence parallelism of routed experts (--ep with tensor and data parallelism)"
+        ]
+    on_npu = model.cache_device.is_ascend
+    for why in unmovable(layout, config, splitting, on_npu=on_npu):
+        raise PlanError(why)
 
 
 def rank_weight_bytes(model: Model, deployment: Deployment) -> tuple[WeightBytes, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from vllm_layershard.config import KEY, LayerShardConfig, Move
@@ -51,6 +51,29 @@ def require_agreed_counts(layout: ParallelLayout, config: LayerShardConfig) -> N
         raise PlanError(
             f"{asked}: prefill-context-parallel ranks have token counts of their own, on which "
             "nobody has agreed; leave out one of the two"
+        )
+
+
+def unmovable(
+    layout: ParallelLayout, config: LayerShardConfig, splitting: Iterable[str], *, on_npu: bool
+) -> Iterator[str]:
+    """Why tokens cannot move, one reason each; none where they can, or only weights move.
+
+    `splitting` names what has the linears run on shards of the tokens.
+    """
+    if config.move == "weights":
+        return
+    asked = f"{KEY}.move = {config.move!r}"
+    for setting in splitting:
+        yield (
+            f"{asked}: with {setting} linears run on shards of the tokens, whose numbers the ranks "
+            "do not tell each other; leave out one of the two"
+        )
+    if on_npu and layout.dp > 1:
+        # Source: vllm-ascend 0.23, attention/mla_v1.py and sfa_v1.py: `attn_metadata is None`.
+        yield (
+            f"{asked}: vllm-ascend's dummy batches leave out attention's linears, for which ranks "
+            "that are busy would wait; use move 'weights', or tensor parallelism alone"
         )
 
 

@@ -29,29 +29,33 @@ def warnings_on(sharding: Sharding, hardware: Hardware | None) -> tuple[str, ...
         *_on_mlapo(sharding),
         *_on_drafts(sharding),
         *_on_exchange(sharding),
-        *_on_dense_mlps(sharding),
-        *_on_move(sharding),
+        *_on_dense_mlps(sharding, hardware),
+        *_on_move(sharding, hardware),
     )
 
 
-def _on_dense_mlps(sharding: Sharding) -> Iterator[str]:
+def _on_dense_mlps(sharding: Sharding, hardware: Hardware | None) -> Iterator[str]:
     if sharding.split_mlps:
-        yield DENSE_MLPS
+        uncounted = "" if hardware is None else "which no time here counts, "
+        yield DENSE_MLPS.replace("and ", f"{uncounted}and ")
 
 
 DENSE_MLPS = (
-    "dense MLPs in parts: their tokens move in every forward, which no time here counts, and "
-    "answers are equal to rounding only"
+    "dense MLPs in parts: their tokens move in every forward, and answers are equal to rounding "
+    "only"
 )
+"""Where no times are shown."""
 
 
-def _on_move(sharding: Sharding) -> Iterator[str]:
+def _on_move(sharding: Sharding, hardware: Hardware | None) -> Iterator[str]:
     move = sharding.config.move
-    if move != "weights":
-        yield (
-            f"move {move!r}: times here are those of forwards that move weights, and answers are "
-            "equal to rounding only"
-        )
+    if move == "weights":
+        return
+    if not sharding.moves:
+        yield f"move {move!r}: no weight is shared here, so that it changes nothing"
+        return
+    timed = "" if hardware is None else "times here are those of forwards that move weights, and "
+    yield f"move {move!r}: {timed}answers are equal to rounding only"
 
 
 def _on_series(sharding: Sharding) -> Iterator[str]:

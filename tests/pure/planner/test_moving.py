@@ -11,7 +11,7 @@ import pytest
 from console import complaint, document, said
 from vllm_layershard import Layout, plan_model
 from vllm_layershard.config import LayerShardConfig
-from vllm_layershard.errors import ConfigError
+from vllm_layershard.errors import ConfigError, PlanError
 from vllm_layershard.planner.results.move import Move
 from vllm_layershard.planner.results.plan_result import PlanResult
 from vllm_layershard.schema import validated
@@ -105,6 +105,30 @@ def test_tokens_a_second_are_those_of_what_is_planned(
     assert full.step_us == pytest.approx(clock.compute_us + longer, abs=0.2)
     assert said in found.verdict
     assert f" where {moved} move: " in found.verdict
+
+
+@pytest.mark.parametrize("rule", [{"move": "auto"}, {"move": "activations"}])
+def test_what_the_plugin_refuses_of_a_layout_the_planner_refuses(rule: dict[str, Any]) -> None:
+    with pytest.raises(PlanError, match="sequence parallelism of routed experts"):
+        plan_model("DeepSeek-V3", ["o_proj"], Layout(tp=2, dp=4, ep=True), **rule)
+    with pytest.raises(PlanError, match="dummy batches leave out attention's linears"):
+        plan_model("DeepSeek-V3", ["o_proj"], Layout(dp=16, ep=True), hardware="910B2", **rule)
+
+
+def test_without_data_parallelism_an_npu_plans_it() -> None:
+    layout = Layout(tp=8, ep=True)
+    name = "fused_qkv_a_proj"
+    result = plan_model("DeepSeek-V3", [name], layout, hardware="910B2", move="auto")
+    assert _move(result).phases
+
+
+def test_a_placement_that_moves_nothing_has_no_threshold() -> None:
+    with pytest.raises(PlanError, match="no weight is shared here"):
+        _plan(move="auto", placement="replicated")
+    result = _plan(move="activations", placement="replicated")
+    assert result.move is None
+    said = "move 'activations': no weight is shared here, so that it changes nothing"
+    assert said in result.warnings
 
 
 def test_where_weights_move_nothing_is_said_of_it() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from vllm_layershard.errors import HardwareError
+from vllm_layershard.errors import HardwareError, PlanError
 from vllm_layershard.estimate import Hardware, forecast
 from vllm_layershard.estimate.activations.judge import judge
 from vllm_layershard.estimate.phases.thresholds import MAX_TOKENS
@@ -19,10 +19,13 @@ def with_threshold(
 
     Raises:
         HardwareError: the hardware lacks a number that it needs.
-        PlanError: ranks that pull from each other lie on several nodes.
+        PlanError: nothing moves, or ranks that pull from each other lie on several nodes.
     """
     if not sharding.moves:
-        return sharding, ()
+        raise PlanError(
+            "--move auto: no weight is shared here, so that there is no threshold to find; leave "
+            "it out, or give --move-weights-from"
+        )
     batches = forecast(sharding, hardware, **sizes, traced=False).batches
     found = judge(sharding, hardware, batches, kv_cache_dtype)
     if found.lacking:
