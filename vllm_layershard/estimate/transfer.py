@@ -35,7 +35,7 @@ class Transfer:
     """Times of one sharding's movements; where nothing moves, every group counts as one rank.
 
     Raises:
-        PlanError: ranks that pull from each other lie on several nodes.
+        PlanError: ranks that pull lie on several nodes.
     """
 
     def __init__(self, sharding: Sharding, hardware: Hardware) -> None:
@@ -161,16 +161,14 @@ def gpus_reach(hardware: Hardware, ranks: int) -> bool:
 
 
 def require_one_node(sharding: Sharding, hardware: Hardware) -> None:
-    """Refuse pulls between nodes: a rank maps memory of its own node only.
+    """Refuse pulls of a deployment on several nodes: a rank maps memory of its own node only.
 
     Raises:
         PlanError: says which ranks, and what to do instead.
     """
-    if not sharding.transport_names:
-        return
     node = hardware.devices_a_node
     one_node = replace(hardware, node_size=hardware.node_size._replace(value=node))
-    for group in sharding.groups:
+    for group in sharding.groups if sharding.transport_names else ():
         if group.transport_name != "pull":
             continue
         spread = spread_of(group, one_node)
@@ -180,6 +178,13 @@ def require_one_node(sharding: Sharding, hardware: Hardware) -> None:
                 f"nodes of {node} {hardware.name}, and a rank reads the memory of its "
                 f"own node only; {_instead(sharding, node)}"
             )
+    ranks = sharding.deployment.layout.world_size
+    if sharding.deployment.layout.pulls_over(several_nodes=ranks > node):
+        raise PlanError(
+            f"{KEY}: its {ranks} ranks lie on {-(-ranks // node)} nodes of {node} {hardware.name}, "
+            "and a server whose ranks pull has all of them on one node, wherever those that share "
+            f"are; {_instead(sharding, node)}"
+        )
 
 
 def _instead(sharding: Sharding, node_size: int) -> str:
@@ -189,7 +194,8 @@ def _instead(sharding: Sharding, node_size: int) -> str:
             return "a node holds no two data-parallel replicas here: leave layer sharding out"
         return "launch a server on each node, with the data-parallel replicas that it holds"
     if sharding.config.placement == "striped":
-        return "use placement 'round_robin', which ranks in lockstep broadcast"
+        asked = " and transport 'broadcast'" if sharding.config.transport == "pull" else ""
+        return f"use placement 'round_robin'{asked}, which ranks in lockstep broadcast"
     return "use transport 'broadcast', which these ranks can: they run in lockstep"
 
 

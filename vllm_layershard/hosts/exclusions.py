@@ -13,6 +13,8 @@ from vllm_layershard.hosts.deployment import launched_as, reaches_other_nodes
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
+    from vllm_layershard.plan import ParallelLayout
+
 _FLASHCOMM1: Final = "VLLM_ASCEND_ENABLE_FLASHCOMM1"
 
 _CONFS: Final = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
@@ -72,13 +74,13 @@ def fine_grained_size(vllm_config: VllmConfig, key: str) -> int | None:
     return stated.get(key) if isinstance(stated, dict) else None
 
 
-def check_pulls(vllm_config: VllmConfig) -> None:
+def check_pulls(vllm_config: VllmConfig, layout: ParallelLayout) -> None:
     """Refuse what a pull cannot reach: other nodes' memory, and memory that changes hands.
 
     Raises:
         HostError: names the setting, and what to do.
     """
-    if reaches_other_nodes(vllm_config.parallel_config):
+    if layout.pulls_over(several_nodes=reaches_other_nodes(vllm_config.parallel_config)):
         raise HostError(
             f"{KEY}: its ranks would be on several nodes, and weights are pulled within one node "
             "only; put all data-parallel ranks on one, or, for a model with routed experts, use "

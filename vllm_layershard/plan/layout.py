@@ -72,6 +72,14 @@ class ParallelLayout:
         together = self.dp if self.dp_shares else 1
         return together * self.pcp * (self.tp if tp_replicated else tp_copies)
 
+    def pulls_over(self, *, several_nodes: bool) -> bool:
+        """Whether ranks that pull would be on several nodes: a server refuses all of these.
+
+        It does so wherever the groups lie. Ranks are launched, and find each other's memory, as
+        one node's; a server is not told which of them are on which node.
+        """
+        return several_nodes and self.one_sided
+
     def require_peers(self) -> None:
         """Refuse a layout in which no rank has another to share with.
 

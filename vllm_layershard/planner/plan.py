@@ -9,6 +9,14 @@ from vllm_layershard.config import LayerShardConfig
 from vllm_layershard.errors import ConfigError
 from vllm_layershard.estimate import Hardware, PhaseName, forecast
 from vllm_layershard.estimate.capacity import may_fit
+from vllm_layershard.estimate.phases.batches import (
+    DECODE_CONTEXT,
+    DECODE_SEQUENCES,
+    PREFILL_TOKENS,
+    decode,
+    most_tokens,
+    prefill,
+)
 from vllm_layershard.models import Sharding
 from vllm_layershard.planner.hardware import device_of
 from vllm_layershard.planner.layout import Layout, deployment_of, on_nodes_of
@@ -94,6 +102,7 @@ def plan_model(
         raise ConfigError("--hide-in goes with --layers auto or --check")
     else:
         sharding, assumed = sharding_of(found, layout, config, layers, options, ffn_tp, device)
+    sharding = _as_launched(sharding, sizes)
     sharding.stage_kv_bytes(kv_cache_dtype)  # refuses a dtype before anything is simulated
     if open_threshold:
         from vllm_layershard.planner.search.threshold import with_threshold  # seldom asked for
@@ -113,6 +122,17 @@ def plan_model(
         *(launch_warnings(sharding, device) if may_fit(expected.fit) else ()),
     )
     return PlanResult(sharding, expected, evidence, kv_cache_dtype, warnings, offer)
+
+
+def _as_launched(sharding: Sharding, sizes: Mapping[str, int]) -> Sharding:
+    """The sharding with a cache that keeps windows beside the steps of the plan's own launch."""
+    forwards = (
+        prefill(sizes.get("tokens", PREFILL_TOKENS)),
+        decode(sizes.get("sequences", DECODE_SEQUENCES), DECODE_CONTEXT),
+    )
+    step = sharding.deployment.layout.pcp * most_tokens(forwards, sharding.model.drafted)
+    cache_device = sharding.model.cache_device._replace(step_tokens=step)
+    return sharding._replace(model=sharding.model._replace(cache_device=cache_device))
 
 
 def _chosen(

@@ -9,7 +9,6 @@ from vllm_layershard.estimate import Hardware
 from vllm_layershard.estimate.capacity import budget_of, capacity, exceeding, fit_of
 from vllm_layershard.estimate.wording import layers, slots, tokens
 from vllm_layershard.models import Batch, Sharding, is_min_latency, rank_weight_bytes
-from vllm_layershard.models.cache.longest import longest_of
 from vllm_layershard.plan import Plan, SeriesPlan, select
 
 _NODE = 8
@@ -134,12 +133,8 @@ def _on_pulls(sharding: Sharding, hardware: Hardware | None) -> Iterator[str]:
             f"an owner is the one source of {largest - 1} pulls at once; with placement striped "
             "each rank takes a part from every other, and all store as many bytes"
         )
-    if hardware is None and any(
-        rank // _NODE != ranks[0] // _NODE
-        for group in pulling
-        for ranks in group.ranks
-        for rank in ranks
-    ):
+    layout = sharding.deployment.layout
+    if hardware is None and layout.pulls_over(several_nodes=layout.world_size > _NODE):
         yield (
             f"ranks that pull from each other must be on one node: with {_NODE} ranks a node "
             "these are not (layershard plan --hardware knows the device's number)"
@@ -175,6 +170,10 @@ def warnings_on_length(config: Mapping[str, Any], sizes: Mapping[str, int]) -> t
 
     Nothing where its config.json does not say how many it has.
     """
+    if not sizes.keys() & {"context", "tokens", "prompt"}:
+        return ()
+    from vllm_layershard.models.cache.longest import longest_of  # where a length is given
+
     within = config.get("text_config")
     text = within if isinstance(within, Mapping) else config
     longest = longest_of(text)

@@ -11,9 +11,12 @@ from typing import Any
 import pytest
 
 from vllm_layershard import compare_layouts
+from vllm_layershard.estimate.capacity import capacity
 from vllm_layershard.estimate.figure import Figure
 from vllm_layershard.planner.comparison import CompareResult, LayoutCapacity
 from vllm_layershard.planner.hardware import load_hardware
+from vllm_layershard.planner.layout import Layout
+from vllm_layershard.planner.plan import plan_model
 
 MISTRAL: Mapping[str, Any] = {
     "architectures": ["MistralForCausalLM"],
@@ -60,6 +63,32 @@ def test_steps_are_as_long_as_a_server_makes_them_on_the_device(memory: int, ste
     used = 8192 + -(-(127 + 2 * step) // 16) + 1
     assert held.engine_tokens == int(held.room_bytes // (18 * 16 * 2048) / used * 131_072)
     assert any(f"{step:,} tokens (--max-num-batched-tokens" in note for note in found.warnings)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "step"),
+    [
+        ({}, 8192),
+        ({"tokens": 32_768}, 32_768),
+        ({"tokens": 1024}, 1024),
+        ({"tokens": 16, "batch": 512}, 512),
+    ],
+)
+def test_a_plan_counts_windows_beside_the_steps_of_its_launch(
+    sizes: Mapping[str, int], step: int
+) -> None:
+    """An H200's default is 8,192 tokens, which the launch line overrides."""
+    layout, device = Layout(dp=4, ep=True), load_hardware("H200")
+    found = plan_model("gpt-oss-120b", None, layout, hardware=device, **sizes)
+    assert f"--max-num-batched-tokens {step} " in found.launch
+    used = 8192 + -(-(127 + 2 * step) // 16) + 1
+    tokens = []
+    for saved in (lambda rank: 0, found.planned.saved_bytes.__getitem__):
+        held = capacity(found.planned.model, found.planned.deployment, device, saved, "auto")
+        assert held.engine_tokens == int(held.room_bytes // (18 * 16 * 2048) / used * 131_072)
+        tokens.append(held.engine_tokens)
+    gained = found.document()["kv_cache"]["tokens_gained"]
+    assert gained == pytest.approx(tokens[1] - tokens[0], abs=1)
 
 
 def test_each_further_stage_has_a_step_more_in_flight() -> None:

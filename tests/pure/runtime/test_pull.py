@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from vllm_layershard.config import LayerShardConfig
 from vllm_layershard.errors import PlanError
-from vllm_layershard.estimate import Abstention, forecast, profile, profile_names
+from vllm_layershard.estimate import Abstention, Estimate, forecast, profile, profile_names
 from vllm_layershard.estimate.auto_layers import choose
 from vllm_layershard.estimate.figure import Figure
 from vllm_layershard.estimate.hardware import Hardware
@@ -235,6 +236,41 @@ def test_ranks_on_several_hosts_cannot_pull(
     assert where in str(error.value)
     assert "a rank reads the memory of its own node only" in str(error.value)
     assert instead in str(error.value)
+
+
+ACROSS = ParallelLayout(pcp=8, pp=2)
+"""Those that share are on one node of eight; the deployment is on two."""
+
+
+@pytest.mark.parametrize(
+    ("options", "instead"),
+    [
+        ({"transport": "pull"}, "use transport 'broadcast'"),
+        ({"placement": "striped"}, "use placement 'round_robin', which ranks in lockstep"),
+        (
+            {"placement": "striped", "transport": "pull"},
+            "use placement 'round_robin' and transport 'broadcast', which ranks in lockstep",
+        ),
+        ({"placement": "replicated", "transport": "pull"}, "use transport 'broadcast'"),
+    ],
+)
+def test_a_deployment_of_several_nodes_cannot_pull_though_each_group_is_on_one(
+    options: dict[str, Any], instead: str
+) -> None:
+    """As its server: tests/vllm/hooks/test_settings.py."""
+    found = sharding("Qwen3-32B", ACROSS, **options)
+    assert all(len({rank // 8 for rank in ranks}) == 1 for g in found.groups for ranks in g.ranks)
+    with pytest.raises(PlanError) as error:
+        forecast(found, profile("H200"))
+    assert str(error.value).startswith(
+        "layer_sharding: its 16 ranks lie on 2 nodes of 8 H200, and a server whose ranks pull has "
+        "all of them on one node, wherever those that share are; "
+    )
+    assert instead in str(error.value)
+
+
+def test_a_deployment_of_several_nodes_broadcasts_within_each() -> None:
+    assert isinstance(forecast(sharding("Qwen3-32B", ACROSS), profile("H200")), Estimate)
 
 
 def test_a_file_may_say_what_a_pull_needs(tmp_path: Path) -> None:

@@ -137,6 +137,33 @@ def test_replicas_of_a_dense_model_are_served_on_one_node_and_by_pulls(tmp_path)
         assert expected in verdict, f"{expected!r} is not in {verdict!r}"
 
 
+ACROSS = {
+    "data_parallel_size": 1,
+    "tensor_parallel_size": 2,
+    "pipeline_parallel_size": 2,
+    "nnodes": 2,
+    "node_rank": 0,
+    "master_addr": "192.0.2.1",
+}
+"""Each stage on a node of its own: ranks that share are on one node, the deployment on two."""
+
+
+def test_a_server_of_several_nodes_does_not_pull_though_each_group_is_on_one(tmp_path):
+    """As the planner: tests/pure/runtime/test_pull.py."""
+    whole = {"layers": ["o_proj"], "token_exchange": ["o_proj"]}
+    pulls = [
+        {"transport": "pull"},
+        {"placement": "striped"},
+        {"placement": "replicated", "transport": "pull"},
+    ]
+    cases = [sharding(whole | options) | ACROSS for options in ({}, *pulls)]
+    model = write_config(tmp_path / "model", DENSE)
+    broadcast, *refused = verdicts(model, cases)
+    assert broadcast == "accepted"
+    for verdict in refused:
+        assert "its ranks would be on several nodes" in verdict
+
+
 LAUNCHES = """
 import sys, json, pickle
 from dataclasses import asdict
