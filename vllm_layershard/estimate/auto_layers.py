@@ -8,6 +8,7 @@ from typing import Final
 
 from vllm_layershard.config import LayerShardConfig
 from vllm_layershard.errors import HardwareError, PlanError
+from vllm_layershard.estimate.communicators import beside_communicators
 from vllm_layershard.estimate.forecast import lacking_for
 from vllm_layershard.estimate.forwards import Forwards
 from vllm_layershard.estimate.hardware import Hardware
@@ -50,7 +51,8 @@ def choose(
     """The linears and the smallest stride that save most while every one of `phases` hides them.
 
     For each stride (or the one given), linears are taken in the order of what each saves, and kept
-    if the set still hides. `template` holds all other options; its names and stride are replaced.
+    if the set still hides. What private communicators keep is taken from what is saved. `template`
+    holds all other options; its names and stride are replaced.
 
     Raises:
         HardwareError: the hardware lacks a number that the choice needs.
@@ -72,6 +74,9 @@ def choose(
         step = sharding.config.prefetch_step
         return all(forwards.run(batches[phase], step).hidden for phase in phases)
 
+    def left_by(sharding: Sharding) -> int:
+        return _saved(beside_communicators(sharding, hardware))
+
     best: Sharding | None = None
     for stride in _STRIDES if layer_stride is None else (layer_stride,):
         found: Sharding | None = None
@@ -79,11 +84,11 @@ def choose(
             names = (*found.config.layers, name) if found is not None else (name,)
             config = replace(template, layers=names, layer_stride=stride)
             sharding = shard_model(model, deployment, config)
-            if (found is None or _saved(sharding) > _saved(found)) and hides(sharding):
+            if (found is None or left_by(sharding) > left_by(found)) and hides(sharding):
                 found = sharding
-        if found is not None and (best is None or _saved(found) > _saved(best)):
+        if found is not None and (best is None or left_by(found) > left_by(best)):
             best = found
-    if best is None:
+    if best is None or left_by(best) <= 0:
         raise PlanError(
             f"--layers auto: no linear of {model.name} saves anything and stays hidden in "
             f"{' and '.join(phases)} on {hardware.name}; name the linears to see what each costs"

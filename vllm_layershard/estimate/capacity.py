@@ -1,4 +1,4 @@
-"""Capacity: whether the weights fit, and how many KV-cache tokens a deployment then holds."""
+"""Capacity: whether the weights fit, how many KV-cache tokens do then, and which rank limits it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 from vllm_layershard.errors import HardwareError
+from vllm_layershard.estimate.communicators import beside_communicators
 from vllm_layershard.estimate.hardware import Hardware
 from vllm_layershard.models import CacheDevice, Deployment, Model, Sharding, rank_weight_bytes
 from vllm_layershard.plan import stage_layers
@@ -48,7 +49,10 @@ def have_room(weight_bytes: int, room_bytes: int) -> bool:
 
 
 class Fit(NamedTuple):
-    """The weights of the fullest rank beside what vLLM takes of a device's memory, in bytes."""
+    """The weights of the fullest rank beside what vLLM takes of a device's memory, in bytes.
+
+    `sharded_bytes` have what private communicators keep in them.
+    """
 
     room_bytes: int
     replicated_bytes: int
@@ -74,10 +78,11 @@ def fit_of(sharding: Sharding, hardware: Hardware) -> Fit | None:
     if room is None:
         return None
     held = [bytes_of.total for bytes_of in sharding.weight_bytes]
+    saved = beside_communicators(sharding, hardware).saved_bytes
     return Fit(
         room_bytes=room,
         replicated_bytes=max(held),
-        sharded_bytes=max(h - s for h, s in zip(held, sharding.saved_bytes, strict=True)),
+        sharded_bytes=max(h - s for h, s in zip(held, saved, strict=True)),
     )
 
 
@@ -123,8 +128,12 @@ def capacity(
     hardware: Hardware,
     saved_bytes: Callable[[int], int],
     kv_cache_dtype: str,
+    kept_bytes: Sequence[int] | None = None,
 ) -> Capacity:
-    """Count it. `saved_bytes(rank)` is what sharding saves on a global rank.
+    """Count it.
+
+    `saved_bytes(rank)` is what sharding saves on a global rank, `kept_bytes[rank]` what its private
+    communicators keep there (None: nothing).
 
     Every data-parallel rank is an engine; the ranks of one share each token's cache by heads and
     layers, so that an engine holds what its tightest rank does. A rank whose layers keep nothing
@@ -143,15 +152,16 @@ def capacity(
         weights.total - saved_bytes(rank)
         for rank, weights in enumerate(rank_weight_bytes(model, deployment))
     ]
-    room = [budget - weights for weights in held]
+    kept = kept_bytes or [0] * len(held)
+    room = [budget - weights - more for weights, more in zip(held, kept, strict=True)]
     tokens = rank_tokens(room, model, deployment, kv_cache_dtype)
-    rank = tightest(tokens, held)
+    rank = tightest(tokens, [-free for free in room])
     return Capacity(
         weight_bytes=held[rank],
         room_bytes=room[rank],
         engines=deployment.layout.dp,
         engine_tokens=tokens[rank] or 0,
-        fits=have_room(max(held), budget),
+        fits=min(room) > 0,
     )
 
 
@@ -183,3 +193,60 @@ def tightest(tokens: Sequence[int | None], *held: Sequence[int]) -> int:
     limiting = [rank for rank, found in enumerate(tokens) if found is not None]
     ranks = limiting or range(len(tokens))
     return min(ranks, key=lambda rank: (tokens[rank] or 0, *(-of[rank] for of in held)))
+
+
+class CacheLimit(NamedTuple):
+    """The rank with room for the fewest tokens with sharding, and the one without.
+
+    Both are the rank that gains the fewest tokens where the device's memory is not known. Where the
+    weights do not fit without sharding, `rank_without` is `rank`.
+
+    `tokens_gained`: what an engine holds more, as `capacity` counts it; to one token, since it is
+    the rank's own gain where the same rank limits both. Where one of the two does not fit, or the
+    memory is not known, what every rank gains. Negative: it loses them.
+    """
+
+    rank: int
+    rank_without: int
+    tokens_gained: int
+
+
+def limit_of(sharding: Sharding, hardware: Hardware, kv_cache_dtype: str) -> CacheLimit:
+    """Find it, with what private communicators keep taken from what each rank saves.
+
+    Raises:
+        ConfigError: a cache dtype that is not known for this model.
+        ModelError: its checkpoint asks for one.
+        HardwareError: no backend of vLLM takes its attention on this device.
+    """
+    sharding = beside_communicators(sharding, hardware)
+    saved = sharding.saved_bytes
+    plain = [bytes_of.total for bytes_of in sharding.weight_bytes]
+    held = [weights - more for weights, more in zip(plain, saved, strict=True)]
+    gains = _gains(sharding, kv_cache_dtype)
+    least = tightest(gains, [-more for more in saved], plain)
+    budget = budget_of(hardware)
+    if budget is None:
+        return CacheLimit(least, least, gains[least] or 0)
+    counts = (sharding.model, sharding.deployment, kv_cache_dtype)
+    after = rank_tokens([budget - weights for weights in held], *counts)
+    last = tightest(after, held)
+    if not have_room(max(*plain, *held), budget):
+        return CacheLimit(last, last, gains[least] or 0)
+    before = rank_tokens([budget - weights for weights in plain], *counts)
+    first = tightest(before, plain)
+    if before[first] == before[last]:
+        first = last  # both limit it
+    alone, more = gains[last] or 0, (after[last] or 0) - (before[first] or 0)
+    return CacheLimit(last, first, alone if abs(more - alone) <= 1 else more)
+
+
+def _gains(sharding: Sharding, kv_cache_dtype: str) -> tuple[int | None, ...]:
+    """Whole tokens that each rank alone has room for in what it saves."""
+    saved = sharding.saved_bytes
+    sizes = [abs(more) for more in saved]
+    found = rank_tokens(sizes, sharding.model, sharding.deployment, kv_cache_dtype)
+    return tuple(
+        None if tokens is None else tokens if more >= 0 else -tokens
+        for tokens, more in zip(found, saved, strict=True)
+    )

@@ -9,6 +9,7 @@ from typing import Final
 
 from vllm_layershard.errors import PlanError
 from vllm_layershard.estimate.capacity import fit_of
+from vllm_layershard.estimate.communicators import beside_communicators
 from vllm_layershard.estimate.forwards import Forwards
 from vllm_layershard.estimate.hardware import Hardware
 from vllm_layershard.estimate.outcome import Abstention, Estimate, Forecast, Phase, PhaseName, Trial
@@ -119,7 +120,8 @@ def _with_kept(
         kept = shard_model(sharding.model, sharding.deployment, config)
     except PlanError:  # it leaves a series too few layers for the step
         return phases
-    if min(kept.saved_bytes) <= max(0.0, WORTH * min(sharding.saved_bytes)):
+    left, now = (min(beside_communicators(one, hardware).saved_bytes) for one in (kept, sharding))
+    if left <= max(0.0, WORTH * now):
         return phases
     forwards = Forwards(kept, hardware)
     return tuple(

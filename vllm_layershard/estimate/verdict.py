@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from vllm_layershard.estimate.capacity import Fit, exceeding
+from vllm_layershard.estimate.communicators import beside_communicators
 from vllm_layershard.estimate.figure import LABELS
 from vllm_layershard.estimate.hardware import Hardware
 from vllm_layershard.estimate.outcome import Phase, Trial
@@ -111,9 +112,11 @@ def abstaining(hardware: Hardware, lacking: tuple[str, ...]) -> str:
 
 def warned(sharding: Sharding, hardware: Hardware, fit: Fit | None, verdict: str) -> str:
     """The verdict, behind what comes first: whether the weights fit, and anything is saved."""
-    if sharding.loses:
-        least = min(sharding.saved_bytes)
-        verdict = f"do not enable it: a rank saves nothing ({least:,} bytes); {verdict}"
+    net = beside_communicators(sharding, hardware)
+    if net.loses:
+        least = min(net.saved_bytes)
+        counted = "" if net is sharding else ", its private communicators counted"
+        verdict = f"do not enable it: a rank saves nothing ({least:,} bytes{counted}); {verdict}"
     if fit is not None and not fit.fits:
         verdict = f"it does not fit: {exceeding(fit, hardware)}; {verdict}"
     return verdict

@@ -10,6 +10,7 @@ from vllm_layershard.config import Placement
 from vllm_layershard.errors import ConfigError, PlanError
 from vllm_layershard.estimate import Hardware
 from vllm_layershard.estimate.capacity import UTILIZATION, capacity
+from vllm_layershard.estimate.communicators import communicator_bytes
 from vllm_layershard.estimate.transfer import require_one_node
 from vllm_layershard.estimate.wording import layers as so_many
 from vllm_layershard.models import (
@@ -199,8 +200,8 @@ def _counted(
     kv_cache_dtype: str,
 ) -> LayoutCapacity:
     require_experts(model, candidate.deployment)
-    deployment, saved = _saving(model, candidate, device, layers, options)
-    held = capacity(model, deployment, device, saved, kv_cache_dtype)
+    deployment, saved, kept = _saving(model, candidate, device, layers, options)
+    held = capacity(model, deployment, device, saved, kv_cache_dtype, kept)
     return LayoutCapacity(
         layout=candidate.name,
         fits=held.fits,
@@ -218,10 +219,10 @@ def _saving(
     device: Hardware,
     layers: str | Sequence[str] | None,
     options: Options,
-) -> tuple[Deployment, Callable[[int], int]]:
-    """How the model is laid out, and what sharding saves on each rank: nothing without it."""
+) -> tuple[Deployment, Callable[[int], int], Sequence[int] | None]:
+    """How the model is laid out, and what sharding saves and keeps on each rank."""
     if candidate.placement is None and not candidate.exchanges:
-        return candidate.deployment, lambda rank: 0
+        return candidate.deployment, lambda rank: 0, None
     asked = options | Options(placement=candidate.placement or "replicated")
     if candidate.exchanges:
         from vllm_layershard.planner.exchange import with_exchange  # seldom asked for
@@ -230,7 +231,8 @@ def _saving(
     config = config_for(model, candidate.deployment, layers, asked)
     sharding = shard_model(model, candidate.deployment, config)
     require_one_node(sharding, device)
-    return sharding.deployment, sharding.saved_bytes.__getitem__
+    kept = communicator_bytes(sharding, device)
+    return sharding.deployment, sharding.saved_bytes.__getitem__, kept
 
 
 def _on_sequences(model: Model, kv_cache_dtype: str) -> Iterator[str]:

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple, get_args
 from vllm_layershard.errors import ConfigError, PlanError
 from vllm_layershard.estimate import Abstention, Estimate, Forecast, Phase, PhaseName, forecast
 from vllm_layershard.estimate.capacity import may_fit
+from vllm_layershard.estimate.communicators import beside_communicators
 from vllm_layershard.estimate.overlap import TOLERANCE
 from vllm_layershard.estimate.verdict import offering
 from vllm_layershard.models import Sharding, shard_model
@@ -47,8 +48,9 @@ def failures_of(
     failures = []
     if not may_fit(forecast.fit):
         failures.append("it does not fit")
-    if min(sharding.saved_bytes) <= 0:
-        failures.append(f"a rank saves {min(sharding.saved_bytes):,} bytes")
+    least = min(beside_communicators(sharding, forecast.hardware).saved_bytes)
+    if least <= 0:
+        failures.append(f"a rank saves {least:,} bytes")
     match forecast:
         case Estimate():
             shown = [phase.name for phase in forecast.phases if not phase.hidden]

@@ -7,6 +7,7 @@ from typing import Any
 
 from vllm_layershard.estimate import Hardware
 from vllm_layershard.estimate.capacity import budget_of, capacity, exceeding, fit_of
+from vllm_layershard.estimate.communicators import communicator_bytes
 from vllm_layershard.estimate.wording import layers, slots, tokens
 from vllm_layershard.models import Batch, Sharding, is_min_latency, rank_weight_bytes
 from vllm_layershard.plan import Plan, SeriesPlan, select
@@ -154,8 +155,8 @@ def warnings_on_load(
     """A decode whose sequences no rank has room for."""
     if budget_of(hardware) is None or not any(sharding.stage_kv_bytes(kv_cache_dtype)):
         return ()
-    saved = sharding.saved_bytes.__getitem__
-    held = capacity(sharding.model, sharding.deployment, hardware, saved, kv_cache_dtype)
+    saved, kept = sharding.saved_bytes.__getitem__, communicator_bytes(sharding, hardware)
+    held = capacity(sharding.model, sharding.deployment, hardware, saved, kv_cache_dtype, kept)
     asked = decode.tokens * int(decode.context)
     if not held.fits or asked <= held.engine_tokens:
         return ()

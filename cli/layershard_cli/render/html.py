@@ -10,6 +10,7 @@ from layershard_cli.render.markup import escape
 from layershard_cli.render.svg import pareto_svg, timeline_svg
 from layershard_cli.render.units import milliseconds, size
 from vllm_layershard.estimate import Estimate, Phase
+from vllm_layershard.estimate.communicators import communicators_of
 from vllm_layershard.estimate.pareto import Point
 from vllm_layershard.models import GroupPlan
 from vllm_layershard.plan import EVERY_RANK, NO_RANK
@@ -53,11 +54,15 @@ def page(result: PlanResult, points: Sequence[Point]) -> str:
     rank, saved = cache.limit.rank, min(sharding.saved_bytes)
     held = sharding.weight_bytes[rank].total
     left = held - sharding.saved_bytes[rank]
-    figures = {
-        f"{size(saved)}": "saved per rank, at least",
-        f"{cache.tokens:,}": cache.label,
-        f"{size(held)} → {size(left)}": f"weights per rank{cache.where}",
-    }
+    figures = [
+        (f"{size(saved)}", "saved per rank, at least"),
+        (f"{cache.tokens:,}", cache.label),
+        (f"{size(held)} → {size(left)}", f"weights per rank{cache.where}"),
+    ]
+    private = communicators_of(sharding, forecast.hardware)
+    if private.nbytes:
+        kept = f"kept by private communicators a rank: {private.said}"
+        figures.append((size(private.nbytes), kept))
     phases = forecast.phases if isinstance(forecast, Estimate) else ()
     exposed = {phase.name: phase.asked.forward.exposed for phase in phases}
     curves = pareto_svg(points, tuple(forecast.batches), saved, exposed)
@@ -74,7 +79,7 @@ def page(result: PlanResult, points: Sequence[Point]) -> str:
         f"parallelism: {layout.world_size} ranks.</p>",
         *([] if launch else [verdict]),
         '<div class="figures">',
-        *(f"<div><b>{escape(k)}</b><small>{escape(v)}</small></div>" for k, v in figures.items()),
+        *(f"<div><b>{escape(k)}</b><small>{escape(v)}</small></div>" for k, v in figures),
         "</div>",
         *launch,
         *_exchange(result),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from vllm_layershard.estimate.limit import CacheLimit
+from vllm_layershard.estimate.capacity import CacheLimit
 from vllm_layershard.models import Sharding, layer_caches
 from vllm_layershard.planner.results.plan_result import PlanResult, limit_in
 

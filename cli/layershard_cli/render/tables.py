@@ -11,6 +11,7 @@ from layershard_cli.render.kv_cache import cache_tokens
 from layershard_cli.render.sheet import Column, Sheet
 from layershard_cli.render.units import milliseconds, size, span
 from vllm_layershard.estimate import Abstention, Estimate, Forecast, Phase, PhaseName
+from vllm_layershard.estimate.communicators import communicators_of
 from vllm_layershard.estimate.wording import percent, tokens
 from vllm_layershard.models import Evidence, Sharding
 from vllm_layershard.planner.paying import Offer
@@ -55,6 +56,7 @@ def print_plan(result: PlanResult, *, timeline: bool = False, ledger: bool = Fal
                 for name, batch in forecast.batches.items()
             ),
             ("movement", _movement(sharding)),
+            *_communicators(result),
             *_on_a_cpu(sharding),
             *_on_dense_mlps(sharding),
             ("prefetch_step", f"{sharding.config.prefetch_step}{estimated.best_steps}"),
@@ -222,6 +224,14 @@ def _movement(sharding: Sharding) -> str:
     keeps = any(s.series.kept_layer is not None for g in sharding.groups for s in g.plan.series)
     kept = ", but for the first one of each series" if keeps else ""
     return f"{' and '.join(names)} of {layers}{kept}{slices} (transport {config.transport})"
+
+
+def _communicators(result: PlanResult) -> list[tuple[str, str]]:
+    kept = communicators_of(result.planned, result.forecast.hardware)
+    if kept.number == 0:
+        return []
+    known = f", {size(kept.nbytes)}" if kept.nbytes else ""
+    return [("communicators", f"{kept.number} private a rank{known}: {kept.said}")]
 
 
 def _on_a_cpu(sharding: Sharding) -> Iterator[tuple[str, str]]:

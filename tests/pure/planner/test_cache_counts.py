@@ -12,6 +12,7 @@ import pytest
 
 from vllm_layershard import compare_layouts
 from vllm_layershard.estimate.capacity import capacity
+from vllm_layershard.estimate.communicators import communicator_bytes
 from vllm_layershard.estimate.figure import Figure
 from vllm_layershard.planner.comparison import CompareResult, LayoutCapacity
 from vllm_layershard.planner.hardware import load_hardware
@@ -83,8 +84,9 @@ def test_a_plan_counts_windows_beside_the_steps_of_its_launch(
     assert f"--max-num-batched-tokens {step} " in found.launch
     used = 8192 + -(-(127 + 2 * step) // 16) + 1
     tokens = []
-    for saved in (lambda rank: 0, found.planned.saved_bytes.__getitem__):
-        held = capacity(found.planned.model, found.planned.deployment, device, saved, "auto")
+    private = communicator_bytes(found.planned, device)
+    for saved, kept in ((lambda rank: 0, None), (found.planned.saved_bytes.__getitem__, private)):
+        held = capacity(found.planned.model, found.planned.deployment, device, saved, "auto", kept)
         assert held.engine_tokens == int(held.room_bytes // (18 * 16 * 2048) / used * 131_072)
         tokens.append(held.engine_tokens)
     gained = found.document()["kv_cache"]["tokens_gained"]

@@ -10,6 +10,7 @@ from vllm_layershard.estimate.activations.linears import Moved, moved_linears
 from vllm_layershard.estimate.activations.outcome import ActivationsOutcome, BothWays, Served
 from vllm_layershard.estimate.activations.verdict import verdict_on
 from vllm_layershard.estimate.capacity import budget_of, capacity
+from vllm_layershard.estimate.communicators import communicator_bytes
 from vllm_layershard.estimate.exchange.collectives import lacking
 from vllm_layershard.estimate.hardware import Hardware
 from vllm_layershard.estimate.outcome import PhaseName
@@ -114,9 +115,17 @@ def _served(
     """
     rule = move_rule(sharding.config)
     found: list[Served | None] = []
+    kept = communicator_bytes(sharding, hardware)
     for shares in (False, True):
         saved = sharding.saved_bytes.__getitem__ if shares else _nothing
-        held = capacity(sharding.model, sharding.deployment, hardware, saved, kv_cache_dtype)
+        held = capacity(
+            sharding.model,
+            sharding.deployment,
+            hardware,
+            saved,
+            kv_cache_dtype,
+            kept if shares else None,
+        )
         sequences = int(held.engine_tokens // context)
         if not held.fits or not sequences:
             found.append(None)

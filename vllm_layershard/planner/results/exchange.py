@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from vllm_layershard.estimate import Estimate, Forecast, Hardware, PhaseName
+from vllm_layershard.estimate.capacity import limit_of
 from vllm_layershard.estimate.exchange.judge import judge
 from vllm_layershard.estimate.exchange.linears import Alike
 from vllm_layershard.estimate.exchange.outcome import ExchangeOutcome, ExchangeTimes
-from vllm_layershard.estimate.limit import limit_of
 from vllm_layershard.models import Sharding, rank_weight_bytes
 from vllm_layershard.models.exchange import without_exchange
 from vllm_layershard.planner.results.document import microseconds

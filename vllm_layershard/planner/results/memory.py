@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from vllm_layershard.estimate.capacity import Fit
-from vllm_layershard.estimate.limit import CacheLimit
+from vllm_layershard.estimate import Forecast
+from vllm_layershard.estimate.capacity import CacheLimit
+from vllm_layershard.estimate.communicators import communicators_of
 from vllm_layershard.models import GroupPlan, Sharding, WeightBytes, cache_name
 from vllm_layershard.plan import SeriesPlan, Stripe
 
@@ -43,6 +44,10 @@ class Memory(NamedTuple):
     `fits` says whether every rank has room for its weights; None where the device's memory is not
     known.
 
+    Private `communicators`, of the rank that has most of them, keep `communicator_bytes` of the
+    device while they serve, as far as that is known. What is saved does not count them; what fits
+    and the tokens that are gained do.
+
     Where weights are pulled on a CPU, all ranks together take `shared_memory_bytes` of their node's
     shared memory, and each keeps up to `shared_memory_files` open there; None without pulls.
     """
@@ -58,6 +63,8 @@ class Memory(NamedTuple):
     fits_without_sharding: bool | None
     shared_memory_bytes: int | None
     shared_memory_files: int | None
+    communicators: int
+    communicator_bytes: int
 
 
 class KvCache(NamedTuple):
@@ -92,8 +99,9 @@ def series_bytes(group: GroupPlan, series_plan: SeriesPlan) -> SeriesBytes:
     )
 
 
-def memory_of(sharding: Sharding, fit: Fit | None, limit: CacheLimit) -> Memory:
+def memory_of(sharding: Sharding, forecast: Forecast, limit: CacheLimit) -> Memory:
     """The weights of every rank."""
+    fit, kept = forecast.fit, communicators_of(sharding, forecast.hardware)
     rank = limit.rank
     saved, held = sharding.saved_bytes[rank], sharding.weight_bytes[rank]
     needs = sharding.shared_needs
@@ -109,6 +117,8 @@ def memory_of(sharding: Sharding, fit: Fit | None, limit: CacheLimit) -> Memory:
         fits_without_sharding=None if fit is None else fit.fits_without_sharding,
         shared_memory_bytes=sum(need.nbytes for need in needs) if needs else None,
         shared_memory_files=max(need.pieces for need in needs) if needs else None,
+        communicators=kept.number,
+        communicator_bytes=kept.nbytes,
     )
 
 

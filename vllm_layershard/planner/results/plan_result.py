@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from vllm_layershard.estimate import Estimate, Forecast, Hardware
-from vllm_layershard.estimate.capacity import capacity, may_fit
-from vllm_layershard.estimate.limit import CacheLimit, limit_of
+from vllm_layershard.estimate.capacity import CacheLimit, capacity, limit_of, may_fit
+from vllm_layershard.estimate.communicators import communicator_bytes
 from vllm_layershard.models import Evidence, Sharding
 from vllm_layershard.planner.paying import PREFILL, Offer, failures_of, phases_of
 from vllm_layershard.planner.results.document import document_of
@@ -118,7 +118,7 @@ class PlanResult(NamedTuple):
         """The weights of every rank, and whether they fit."""
         from vllm_layershard.planner.results.memory import memory_of
 
-        return memory_of(self.planned, self.forecast.fit, limit_in(self))
+        return memory_of(self.planned, self.forecast, limit_in(self))
 
     @property
     def kv_cache(self) -> KvCache:
@@ -213,8 +213,8 @@ def _launches(planned: Sharding, kv_cache_dtype: str, expected: Forecast) -> tup
 
 
 def _room_tokens(planned: Sharding, device: Hardware, kv_cache_dtype: str) -> int:
-    saved = planned.saved_bytes.__getitem__
-    held = capacity(planned.model, planned.deployment, device, saved, kv_cache_dtype)
+    saved, kept = planned.saved_bytes.__getitem__, communicator_bytes(planned, device)
+    held = capacity(planned.model, planned.deployment, device, saved, kv_cache_dtype, kept)
     return held.engine_tokens
 
 
@@ -230,6 +230,7 @@ def _basis_of(expected: Forecast) -> dict[str, str]:
         "series": "exact",
         "memory.saved_bytes_min": "exact",
         "memory.weight_bytes_replicated": "formula",
+        "memory.communicator_bytes": "formula",
         "kv_cache": "formula",
         "prefetch": "assumed",
         "prefetch.phases.fetch_us": (
