@@ -68,6 +68,7 @@ def traced(rank: int, config: Any) -> dict[str, Any]:
     VllmBackend.__call__ = run_as_it_is
     config.compilation_config.mode = CompilationMode.VLLM_COMPILE
     config.compilation_config.backend = "eager"
+    config.compilation_config.splitting_ops = ["layershard::reach", "layershard::wait"]
     model = load(config, lambda model: None)
     inner, given = model.model, (torch.arange(TOKENS), torch.arange(TOKENS), None)
     outputs = []

@@ -8,10 +8,14 @@ the graph, each op of ours moves ahead of what is right before it and may be par
 takes the activation that this is made of: the result of a product, of attention or of experts.
 
 It moves past nothing that reads the weight of a product, waits or starts. So what ran before it
-still does, and ops of ours stay in order. A compiler knows only what depends on what. So what an op
-takes must depend on all that it depended on before: else it moves less far, or not at all. A
-movement then starts, and is waited for, ahead of an all-reduce. (Where attention is quantised, the
-wait of `o_proj` stays between both.)
+still does, and ops of ours stay in order. What an op takes must depend on all that it depended on
+before: else it moves less far, or not at all. A movement then starts, and is waited for, ahead of
+an all-reduce. (Where attention is quantised, the wait of `o_proj` stays between both.)
+
+None moves where the graph is not cut at our ops, in modes without pieces and under Inductor's own
+partition. There Inductor puts the whole graph in order, and knows only what depends on what: an
+activation may give another its shape or dtype alone, or be written in place, which `_is_behind`
+does not tell apart. Pieces keep the graph's order.
 Source: vLLM 0.32, compilation/passes/fusion/.
 """
 
@@ -30,7 +34,7 @@ from vllm_layershard.hosts.after_import import after_import
 from vllm_layershard.hosts.patch import Patch
 
 if TYPE_CHECKING:
-    from vllm.config import VllmConfig
+    from vllm.config import CompilationConfig, VllmConfig
 
 _OURS = frozenset({"layershard::reach", "layershard::wait"})
 
@@ -214,11 +218,16 @@ def _rows(node: fx.Node) -> list[str]:
     return [str(size) for size in node.meta["example_value"].shape[:-1]]
 
 
+def _cuts_at_ours(config: CompilationConfig) -> bool:
+    """Whether vLLM cuts the graph at our ops before Inductor sees it."""
+    return not config.use_inductor_graph_partition and {*(config.splitting_ops or ())} >= _OURS
+
+
 def _moving_ahead(original: Callable[..., Any]) -> Callable[..., Any]:
     def __call__(self: Any, graph: fx.GraphModule, example_inputs: Any) -> Any:
         # A compiled piece is stored under the contents of the files that have made it.
         self.compilation_config.traced_files.add(__file__)
-        if move_ahead(graph.graph):
+        if _cuts_at_ours(self.compilation_config) and move_ahead(graph.graph):
             graph.recompile()
         return original(self, graph, example_inputs)
 

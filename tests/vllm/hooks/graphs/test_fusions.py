@@ -6,6 +6,8 @@ are none of the CPU's: their schemas stand in, and Inductor is stopped once a pa
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from hosted.child import run_child, run_fresh
@@ -303,3 +305,47 @@ steps(torch.ones(4, 4), torch.ones(4, 4))
 )
 def test_an_op_moves_no_further_than_what_it_must_stay_behind(steps, moved, story):
     assert run_child(STEPS, steps) == [moved, 0, story]
+
+
+GIVEN = """
+import json, sys
+from types import SimpleNamespace
+import torch
+from torch.nn.functional import linear, silu
+from vllm.config import CompilationConfig
+from vllm_layershard.hosts.graphs.fusions import _moving_ahead
+from vllm_layershard.runtime import ops
+from vllm_layershard.runtime.ops import wait
+
+ops._work.update(wait=lambda *given: None)
+
+def steps(x, w):
+    x = silu(linear(x, w))
+    wait(x, "1.down_proj")
+    return linear(x, w)
+
+def story(self, graph, example_inputs):
+    found.append([getattr(n.target, "__name__", "wait") for n in graph.graph.nodes if n.args])
+    return graph
+
+found = []
+config = CompilationConfig(**json.loads(sys.argv[1]))
+backend = SimpleNamespace(compilation_config=config)
+whole = lambda graph, given: _moving_ahead(story)(backend, graph, given)
+torch.compile(steps, backend=whole, fullgraph=True)(torch.ones(4, 4), torch.ones(4, 4))
+result = ["silu" in found[0][:2], config.traced_files != set()]
+"""
+PIECES = ["vllm::unified_attention", "layershard::reach", "layershard::wait"]
+
+
+@pytest.mark.parametrize(
+    ("stated", "stays"),
+    [
+        ({"splitting_ops": PIECES}, False),
+        ({"splitting_ops": []}, True),
+        ({"splitting_ops": PIECES[:1]}, True),
+        ({"splitting_ops": PIECES, "use_inductor_graph_partition": True}, True),
+    ],
+)
+def test_none_moves_where_inductor_puts_the_whole_graph_in_order(stated, stays):
+    assert run_child(GIVEN, json.dumps(stated)) == [stays, True]
