@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from layershard_cli.render.kv_cache import cache_tokens
-from layershard_cli.render.markup import escape
+from layershard_cli.render.markup import bullets, escape, table
 from layershard_cli.render.svg import pareto_svg, timeline_svg
 from layershard_cli.render.units import milliseconds, size
 from vllm_layershard.estimate import Estimate, Phase
@@ -83,6 +83,7 @@ def page(result: PlanResult, points: Sequence[Point]) -> str:
         "</div>",
         *launch,
         *_exchange(result),
+        *_move(result),
         "<h2>One forward</h2>",
         *(map(_timeline, phases) if phases else ["<p>No estimate.</p>"]),
         "<h2>Memory saved against time exposed</h2>",
@@ -96,8 +97,8 @@ def page(result: PlanResult, points: Sequence[Point]) -> str:
         "<h2>What stands behind the numbers</h2>",
         "<p>Layer bytes and savings are exact; totals and KV bytes follow from formulas; times "
         "as stated here:</p>",
-        _list(forecast.assumptions if isinstance(forecast, Estimate) else ()),
-        _list(result.warnings),
+        bullets(forecast.assumptions if isinstance(forecast, Estimate) else ()),
+        bullets(result.warnings),
         f'<p class="soft">layershard {escape(__version__)}</p>',
     ]
     return (
@@ -127,6 +128,15 @@ def _exchange(result: PlanResult) -> list[str]:
     return [f"<p>Exchange of tokens: {escape(result.exchange.verdict)}</p>"]
 
 
+def _move(result: PlanResult) -> list[str]:
+    found = result.move
+    if found is None:
+        return []
+    from layershard_cli.render.activations import moved_section  # seldom asked for
+
+    return moved_section(found, result.forecast.hardware.name)
+
+
 def _timeline(phase: Phase) -> str:
     forward = phase.asked.forward
     return (
@@ -151,7 +161,7 @@ def _ledger(group: GroupPlan) -> str:
         for rank in range(group.plan.group_size)
     ]
     heads = ("series", "stage", "group rank", "replicated", "resident", "slots", "saved")
-    return _table(heads, rows)
+    return table(heads, rows)
 
 
 def _owners(group: GroupPlan) -> str:
@@ -161,16 +171,4 @@ def _owners(group: GroupPlan) -> str:
         owner = series.owner_of_layer
         cells = ["-" if i not in owner else _EVERYBODY.get(owner[i], str(owner[i])) for i in layers]
         rows.append((series.series.name, *cells))
-    return _table((f"layer (stage {group.pp_stage})", *map(str, layers)), rows)
-
-
-def _table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in heads)
-    body = "".join(
-        f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows
-    )
-    return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
-
-
-def _list(lines: Iterable[str]) -> str:
-    return f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>"
+    return table((f"layer (stage {group.pp_stage})", *map(str, layers)), rows)

@@ -9,6 +9,7 @@ from vllm_layershard.estimate.activations.judge import judge
 from vllm_layershard.estimate.activations.linears import Moved
 from vllm_layershard.estimate.activations.outcome import BothWays, Served
 from vllm_layershard.models import Sharding
+from vllm_layershard.plan.move import MoveRule, move_rule
 from vllm_layershard.planner.results.document import microseconds
 
 
@@ -34,6 +35,8 @@ class MovedLinear(NamedTuple):
 class MovedPhase(NamedTuple):
     """One forward of `tokens` a rank, each way; microseconds.
 
+    By the plan's rule it moves what `moves` says, weights or activations.
+
     A layer's mean: its product at home `own_us`, and where activations move `there_us`,
     `product_us` and `back_us` in its place. The forward takes `activations_us` longer where
     activations move, `weights_us` where weights do; `compute_us` is the forward without sharding.
@@ -46,6 +49,7 @@ class MovedPhase(NamedTuple):
 
     phase: PhaseName
     tokens: int
+    moves: str
     own_us: float
     there_us: float
     product_us: float
@@ -95,13 +99,14 @@ class Move(NamedTuple):
 def move_of(sharding: Sharding, forecast: Forecast, kv_cache_dtype: str) -> Move:
     """Judge both ways for the forecast's batches. The sharding moves something, in lockstep."""
     found = judge(sharding, forecast.hardware, forecast.batches, kv_cache_dtype)
+    rule = move_rule(sharding.config)
     return Move(
         move=sharding.config.move,
         move_weights_from=sharding.config.move_weights_from,
         break_even_tokens=found.move_weights_from,
         verdict=found.verdict,
         linears=tuple(map(_linear, found.linears)),
-        phases=tuple(_phase(name, both) for name, both in found.phases.items()),
+        phases=tuple(_phase(name, both, rule) for name, both in found.phases.items()),
         unsharded_decode=_full(found.alone),
         sharded_decode=_full(found.shared),
         gathered_bytes=found.gathered_bytes,
@@ -124,10 +129,11 @@ def _linear(one: Moved) -> MovedLinear:
     )
 
 
-def _phase(name: PhaseName, both: BothWays) -> MovedPhase:
+def _phase(name: PhaseName, both: BothWays, rule: MoveRule) -> MovedPhase:
     return MovedPhase(
         phase=name,
         tokens=both.tokens,
+        moves="weights" if rule.moves_weights([both.tokens]) else "activations",
         own_us=microseconds(both.linear.own),
         there_us=microseconds(both.linear.there),
         product_us=microseconds(both.linear.product),
