@@ -23,3 +23,15 @@ def test_every_tp_is_planned_or_refused_by_name(name: str) -> None:
             refused.add(tp)
     assert {1, 2} & refused == set()
     assert {3, 5, 7, 11} & refused, "nothing was refused"
+
+
+@pytest.mark.parametrize(("tp", "fewer"), [(8, False), (16, True), (32, True)])
+def test_gpt_oss_is_refused_where_it_has_fewer_heads_than_ranks(tp: int, fewer: bool) -> None:
+    """vLLM's other classes repeat key-value heads; this one divides them, to none."""
+    model = read_model("gpt-oss-120b")
+    deployment = Deployment(ParallelLayout(tp=tp), ep=True)
+    if not fewer:
+        assert model.linears(deployment)
+        return
+    with pytest.raises(PlanError, match=f"tp = {tp}: does not divide num_key_value_heads = 8;"):
+        model.linears(deployment)

@@ -47,6 +47,11 @@ CASES = {
         "MiniMaxAI--MiniMax-M2",
         SMALL | MOE | {"num_local_experts": 16, "head_dim": 128, "num_key_value_heads": 8},
     ),
+    "minimax-m2-repeated": Case(
+        "MiniMaxAI--MiniMax-M2",
+        SMALL | MOE | {"num_local_experts": 16, "head_dim": 128, "quantization_config": None},
+        ((8, 1, False), (8, 1, True)),
+    ),
     "ling": Case("inclusionAI--Ling-1T", EXPERTS | {"moe_shared_expert_intermediate_size": 512}),
     "gpt-oss": Case(
         "openai--gpt-oss-120b",
@@ -58,6 +63,12 @@ CASES = {
             "quantization_config": None,
             "layer_types": ["sliding_attention", "full_attention"] * 2,
         },
+    ),
+    "gpt-oss-fewer-heads-than-ranks": Case(
+        "openai--gpt-oss-120b",
+        SMALL | {"num_local_experts": 16, "quantization_config": None, "layer_types": None},
+        ((8, 1, False), (8, 1, True)),
+        refused="ZeroDivisionError",
     ),
     "gpt-oss-mxfp4": Case(
         "openai--gpt-oss-120b",

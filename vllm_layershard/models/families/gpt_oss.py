@@ -40,6 +40,9 @@ def build(architecture: str, config: ConfigFile) -> Blueprint:
     # vLLM alternates by the layer's parity, whatever layer_types says.
     both = (full._replace(window=window), full)
     read = sizes._replace(notes=(*sizes.notes, note)).blueprint(
-        (Segment(both[i % 2], (router,)) for i in range(sizes.layers)), {}, experts
+        (Segment(both[i % 2], (router,)) for i in range(sizes.layers)),
+        {},
+        experts,
+        repeats=False,  # `OAIAttention` divides its key-value heads, to none on more ranks
     )
     return replace(read, head_quantisable=False)

@@ -38,8 +38,13 @@ class GqaSizes(NamedTuple):
         segments: Iterable[Segment],
         split: Mapping[str, int],
         experts: Experts | None = None,
+        *,
+        repeats: bool = True,
     ) -> Blueprint:
-        """The model of these layers, a segment each; `split` are its sizes beside the heads."""
+        """The model of these layers, a segment each; `split` are its sizes beside the heads.
+
+        `repeats`: vLLM's class repeats key-value heads where there are fewer than ranks.
+        """
         return Blueprint(
             layers=tuple((segment,) for segment in segments),
             hidden=self.hidden,
@@ -47,7 +52,7 @@ class GqaSizes(NamedTuple):
             dtype=self.dtype,
             split=(
                 SplitSize("num_attention_heads", self.heads.query),
-                SplitSize("num_key_value_heads", self.heads.key_value, repeated=True),
+                SplitSize("num_key_value_heads", self.heads.key_value, repeated=repeats),
                 *(SplitSize(key, size) for key, size in split.items()),
             ),
             experts=experts,
