@@ -8,8 +8,8 @@ from typing import Any
 from vllm_layershard.estimate import Hardware
 from vllm_layershard.estimate.capacity import budget_of, capacity, exceeding, fit_of
 from vllm_layershard.estimate.communicators import communicator_bytes
-from vllm_layershard.estimate.wording import layers, slots, tokens
-from vllm_layershard.models import Batch, Sharding, is_min_latency, rank_weight_bytes
+from vllm_layershard.estimate.wording import layers, slots
+from vllm_layershard.models import Batch, Sharding, is_min_latency
 from vllm_layershard.plan import Plan, SeriesPlan, select
 
 _NODE = 8
@@ -167,30 +167,12 @@ def warnings_on_load(
 
 
 def warnings_on_length(config: Mapping[str, Any], sizes: Mapping[str, int]) -> tuple[str, ...]:
-    """Of the sizes that are given: prompts and contexts for which the model has no positions.
-
-    Nothing where its config.json does not say how many it has.
-    """
+    """Of the sizes that are given: prompts and contexts for which the model has no positions."""
     if not sizes.keys() & {"context", "tokens", "prompt"}:
         return ()
-    from vllm_layershard.models.cache.longest import longest_of  # where a length is given
+    from vllm_layershard.planner.warnings.length import longer_than_positions
 
-    within = config.get("text_config")
-    text = within if isinstance(within, Mapping) else config
-    longest = longest_of(text)
-    if longest is None:
-        return ()
-    cached = sizes.get("cached", 0)
-    asked = {"context": sizes.get("context", 0)}
-    for key in ("tokens", "prompt"):  # without a length the prefill is of one prompt
-        if key in sizes:
-            asked["prompt"] = sizes[key] + cached
-    return tuple(
-        f"a {name} of {tokens(length)} is longer than the {longest:,} for which this model has "
-        f"positions (max_position_embeddings): vLLM refuses it"
-        for name, length in asked.items()
-        if length > longest
-    )
+    return longer_than_positions(config, sizes)
 
 
 def _on_context(sharding: Sharding) -> Iterator[str]:
@@ -216,20 +198,10 @@ def _on_drafts(sharding: Sharding) -> Iterator[str]:
 
 
 def _on_exchange(sharding: Sharding) -> Iterator[str]:
-    if not sharding.deployment.exchange:
-        return
-    from vllm_layershard.estimate.exchange.linears import alike, held
-    from vllm_layershard.estimate.exchange.verdict import more_bytes
+    if sharding.deployment.exchange:
+        from vllm_layershard.planner.warnings.exchange import warnings_on_exchange
 
-    linears = alike(sharding)
-    plain, whole, planned = held(sharding, linears)
-    names = ", ".join(sharding.deployment.exchange)
-    yield (
-        f"a rank holds at most {planned:,} bytes of {names}; with plain tensor parallelism it "
-        f"would hold {plain:,}. What is saved is counted from {whole:,}, whole on every rank"
-    )
-    if more := more_bytes(linears):
-        yield f"token_exchange moves more than it spares: {more}"
+        yield from warnings_on_exchange(sharding)
 
 
 def _on_kernels(sharding: Sharding) -> Iterator[str]:
@@ -245,47 +217,11 @@ def _on_kernels(sharding: Sharding) -> Iterator[str]:
 
 
 def _on_mlapo(sharding: Sharding) -> Iterator[str]:
-    model, deployment = sharding.model, sharding.deployment
-    if not model.cache_device.is_ascend or model.quantization != "ascend_w8a8":
-        return
-    from vllm_layershard.models.quantization.mlapo import COPIED  # on Ascend alone
+    model = sharding.model
+    if model.cache_device.is_ascend and model.quantization == "ascend_w8a8":
+        from vllm_layershard.planner.warnings.mlapo import warnings_on_mlapo
 
-    kept, spared = (
-        rank_weight_bytes(model._replace(mlapo=value), deployment) for value in (True, False)
-    )
-    nbytes = max(a.total - b.total for a, b in zip(kept, spared, strict=True))
-    names = " and ".join(COPIED)
-    if nbytes and model.mlapo:
-        yield (
-            f"vllm-ascend's MLAPO keeps copies of {names} on every rank, {nbytes:,} bytes, which "
-            "are counted; a plan that names one of the two has MLAPO off"
-        )
-    elif nbytes:
-        yield (
-            f"the launch line switches vllm-ascend's MLAPO off (enable_mlapo; before 0.20 "
-            f"VLLM_ASCEND_ENABLE_MLAPO=0): it copies {names} before they can move, and the server "
-            f"refuses to shard them beside it. {nbytes:,} bytes of copies a rank are spared, and "
-            "decodes lose a fused kernel, which no time here counts"
-        )
-    elif named := [name for name in COPIED if _has_copies(sharding, name)]:
-        yield (
-            f"{' and '.join(named)}: vllm-ascend's MLAPO copies what is so named on an instance "
-            "that takes its cache from another (kv_consumer), and the server refuses to shard it "
-            "there: set enable_mlapo false, or leave it out"
-        )
-
-
-def _has_copies(sharding: Sharding, name: str) -> bool:
-    """Whether a linear of this name is sharded that dense MLA's MLAPO copies somewhere."""
-    from vllm_layershard.models.quantization.mlapo import mlapo_copies  # on Ascend alone
-
-    linears = sharding.model.linears(sharding.deployment)
-    sharded = select(linears, sharding.config.layers)
-    named = [x for members in sharded.values() for x in members if x.is_named(name)]
-    return any(
-        linear in mlapo_copies(x for x in linears if x.layer_id == linear.layer_id)
-        for linear in named[:1]
-    )
+        yield from warnings_on_mlapo(sharding)
 
 
 def _on_format(sharding: Sharding, hardware: Hardware | None) -> Iterator[str]:
