@@ -158,17 +158,35 @@ def lacking_for(sharding: Sharding, hardware: Hardware) -> tuple[str, ...]:
     return Transfer(sharding, hardware).lacking()
 
 
+def hidden_from(
+    forwards: Forwards,
+    step: int,
+    prefill_of: Callable[[int], Batch],
+    tokens: int,
+    *,
+    least: bool = False,
+    guess: float | None = None,
+    enough: int | None = None,
+) -> int | None:
+    """The fewest tokens of a prefill that hides, searched from one of `tokens`; None if none does.
+
+    `least`: with the least contention, else with the most. `guess`, `enough`: as `fewest_tokens`
+    has them.
+    """
+
+    def hides(tokens: int) -> float:
+        slowdown = forwards.run(prefill_of(tokens), step, least=least).slowdown
+        return min(TOLERANCE / slowdown, MAX_TOKENS) - 1 if slowdown else MAX_TOKENS
+
+    if guess is None:  # what is added hardly depends on the tokens, the compute grows with them
+        guess = tokens * forwards.run(prefill_of(tokens), step, least=least).slowdown / TOLERANCE
+    return fewest_tokens(hides, tokens, guess, enough)
+
+
 def _thresholds(
     forwards: Forwards, step: int, prefill_of: Callable[[int], Batch], phase: Phase
 ) -> Thresholds:
-    """Search for each, from the prefill that was asked for and has been run.
-
-    What is added hardly depends on the tokens, while the compute grows with them.
-    """
-
-    def hides(tokens: int, least: bool) -> float:
-        slowdown = forwards.run(prefill_of(tokens), step, least=least).slowdown
-        return min(TOLERANCE / slowdown, MAX_TOKENS) - 1 if slowdown else MAX_TOKENS
+    """Search for each, from the prefill that was asked for and has been run."""
 
     def waits(tokens: int) -> float:
         return -forwards.run(prefill_of(tokens), step, least=True).stalled
@@ -176,13 +194,12 @@ def _thresholds(
     asked, tokens = phase.asked.forward, phase.batch.tokens
     if not asked.fetch:
         return Thresholds(never_waits=1, hidden_least=1, hidden_most=1)
-    guess = tokens * asked.slowdown / TOLERANCE
-    most = fewest_tokens(partial(hides, least=False), tokens, guess)
-    if phase.least is None:
-        least = most
-    else:
+    least = most = hidden_from(forwards, step, prefill_of, tokens)
+    if phase.least is not None:
         guess = (most or tokens) * phase.least.exposed / (asked.exposed or 1.0)
-        least = fewest_tokens(partial(hides, least=True), tokens, guess, enough=most)
+        least = hidden_from(
+            forwards, step, prefill_of, tokens, least=True, guess=guess, enough=most
+        )
     return Thresholds(fewest_tokens(waits, tokens, 2 * tokens), least, most)
 
 

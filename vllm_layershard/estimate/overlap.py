@@ -13,13 +13,13 @@ movement at 1 / (1 + hindrance) of its own. A stalled device leaves the link alo
 Note [Slots]
 A start writes a slot, which must have no reader left. It has none: the boundary of position p
 comes after the linear of p - 1 in the compute's order, and a transport starts after all compute
-given before (see plan/schedule.py). `simulate` asserts it for every start.
+given before (see plan/schedule.py). `by_layer` asserts it for every start.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Final, Literal, NamedTuple
 
 from vllm_layershard.plan import Plan
@@ -148,21 +148,31 @@ def movements(
 
 
 class MovesByLayer(NamedTuple):
-    """The movements of a forward by the layer that starts them, and by the linear that waits."""
+    """The movements of a forward in the order of their starts, which is the order of the link.
 
-    started: Mapping[int, Sequence[Movement]]
-    awaited: Mapping[int, Mapping[str, Sequence[Movement]]]
+    `started` has, for each layer that starts some, how many are started then. `awaited` has the
+    last movement of each linear that waits, by its layer.
+    """
+
+    order: tuple[Movement, ...]
+    started: Mapping[int, int]
+    awaited: Mapping[int, Mapping[str, int]]
     seconds: float
 
 
 def by_layer(moves: Sequence[Movement]) -> MovesByLayer:
-    """Sort movements once for all forwards that have them."""
-    started: dict[int, list[Movement]] = {}
-    awaited: dict[int, dict[str, list[Movement]]] = {}
-    for move in moves:
-        started.setdefault(move.start_layer, []).append(move)
-        awaited.setdefault(move.layer_id, {}).setdefault(move.suffix, []).append(move)
-    return MovesByLayer(started, awaited, sum(move.seconds for move in moves))
+    """Sort movements once for all forwards that have them. See the note [Slots]."""
+    order = tuple(sorted(moves, key=lambda move: move.start_layer))
+    started: dict[int, int] = {}
+    awaited: dict[int, dict[str, int]] = {}
+    reader: dict[tuple[str, int], int] = {}
+    for i, move in enumerate(order):
+        free = reader.get(move.buffer, -1) < move.start_layer <= move.layer_id
+        assert free, f"{move.buffer} is written while it is still read"
+        reader[move.buffer] = move.layer_id
+        started[move.start_layer] = i + 1
+        awaited.setdefault(move.layer_id, {})[move.suffix] = i
+    return MovesByLayer(order, started, awaited, sum(move.seconds for move in order))
 
 
 def simulate(
@@ -181,11 +191,44 @@ def trace(
     return forward._replace(spans=tuple(sorted(spans, key=lambda span: (span.start_s, span.track))))
 
 
-_NONE: Final[Mapping[str, Sequence[Movement]]] = {}
+_NONE: Final[Mapping[str, int]] = {}
+
+
+class _Stretch(NamedTuple):
+    """Operations of a layer from one wait to the next; the first is of the linear that waits.
+
+    They take `seconds` alone and `slowed` while weights are in flight all the time.
+    """
+
+    suffix: str | None
+    operations: tuple[TimedOperation, ...]
+    seconds: float
+    slowed: float
+
+
+def _stretches(
+    layer_id: int, operations: tuple[TimedOperation, ...], awaited: Mapping[str, int]
+) -> tuple[_Stretch, ...]:
+    """A layer's operations, cut before the first operation of each awaited linear."""
+    names = [operation.suffix for operation in operations]
+    assert set(awaited) <= set(names), f"layer {layer_id} has no operation for one of {[*awaited]}"
+    starts = sorted(map(names.index, awaited))
+    found: list[_Stretch] = []
+    for start, end in pairwise((0, *starts, len(operations))):
+        within = operations[start:end]
+        found.append(
+            _Stretch(
+                suffix=names[start] if start in starts and len(found) else None,
+                operations=within,
+                seconds=sum(operation.seconds for operation in within),
+                slowed=sum(each.seconds * (1.0 + each.slowdown) for each in within),
+            )
+        )
+    return tuple(found)
 
 
 class _Run:
-    """The state of one forward: the clock, the link's queue, and who reads which slot."""
+    """The state of one forward: the clock, and the movements that have started and arrived."""
 
     def __init__(
         self,
@@ -196,83 +239,84 @@ class _Run:
         self._moves = moves if isinstance(moves, MovesByLayer) else by_layer(moves)
         self._hinder = 1.0 + hindrance
         self._spans = spans
-        self._queue: deque[Movement] = deque()
-        self._left = 0.0
-        """What the first in the queue still takes, alone."""
-        self._began = 0.0
         self._now = 0.0
-        self._taken: set[tuple[str, int]] = set()
-        self._rests: dict[tuple[int, int], float] = {}
-        """Sums of operations, by the identity of a layer's and where they begin."""
+        self._started = self._arrived = 0
+        self._left = 0.0
+        """What the movement on the link still takes, alone."""
+        self._began = 0.0
 
     def forward(self, layers: Sequence[TimedLayer]) -> Forward:
         """Run all layers; call it once."""
-        queue, taken, spans = self._queue, self._taken, self._spans
-        started, awaited, fetch = self._moves
+        _, started, awaited, fetch = self._moves
+        cut: dict[tuple[object, ...], tuple[_Stretch, ...]] = {}  # most layers are alike
         compute = stalled = 0.0
         for layer_id, operations in layers:
-            for move in started.get(layer_id, ()):
-                self._start(move)
+            if layer_id in started:
+                self._start(started[layer_id])
             here = awaited.get(layer_id, _NONE)
-            waiting = len(here)
-            for i, operation in enumerate(operations):
-                if not (waiting or queue) and spans is None:
-                    rest = self._rest(operations, i)
-                    self._now += rest
-                    compute += rest
-                    break
-                moves = here.get(operation.suffix, ()) if waiting else ()
-                if moves and moves[0].buffer not in taken:
-                    moves = ()  # an operation of this name has read them already
-                for move in moves:
-                    if queue:
-                        stalled += self._await(move)
-                start = self._now
-                if queue:
-                    self._compete(operation)
-                else:
-                    self._now = start + operation.seconds
-                compute += operation.seconds
-                if moves:
-                    waiting -= 1
-                    for move in moves:
-                        taken.remove(move.buffer)
-                if spans is not None:
-                    took = self._now - start
-                    spans.append(Span("compute", layer_id, operation.suffix, start, took))
-            assert not waiting, f"layer {layer_id} has no operation for one of {[*here]}"
+            key = id(operations), *here
+            if key not in cut:
+                cut[key] = _stretches(layer_id, operations, here)
+            for suffix, within, seconds, slowed in cut[key]:
+                if suffix is not None and here[suffix] >= self._arrived:
+                    stalled += self._await(here[suffix])
+                begin, flies = self._now, self._arrived < self._started
+                if self._spans is not None or (flies and slowed >= self._left * self._hinder):
+                    self._step_through(layer_id, within)
+                elif flies:
+                    self._now += slowed
+                    self._left -= slowed / self._hinder
+                if not flies:  # to the last digit the same with and without a timeline
+                    self._now = begin + seconds
+                compute += seconds
         exposed = max(0.0, self._now - compute)
         return Forward(compute=compute, fetch=fetch, exposed=exposed, stalled=stalled)
 
-    def _rest(self, operations: tuple[TimedOperation, ...], start: int) -> float:
-        """Seconds of the operations from there on, beside which nothing moves."""
-        key = id(operations), start
-        if key not in self._rests:
-            self._rests[key] = sum(operation.seconds for operation in operations[start:])
-        return self._rests[key]
+    def _start(self, started: int) -> None:
+        """So many are started now; the link takes them one by one."""
+        is_free = self._arrived == self._started
+        self._started = started
+        if is_free:
+            self._next()
 
-    def _start(self, move: Movement) -> None:
-        assert move.buffer not in self._taken, f"{move.buffer} is written while it is still read"
-        self._taken.add(move.buffer)
-        if not self._queue:
-            self._left, self._began = move.seconds, self._now
-        self._queue.append(move)
+    def _next(self) -> None:
+        """The link turns to the first that has not arrived."""
+        if self._arrived < self._started:
+            self._left, self._began = self._moves.order[self._arrived].seconds, self._now
 
-    def _await(self, awaited: Movement) -> float:
+    def _arrive(self) -> None:
+        """What is on the link is there; the next one starts."""
+        if self._spans is not None:
+            move, took = self._moves.order[self._arrived], self._now - self._began
+            self._spans.append(Span("link", move.layer_id, move.suffix, self._began, took))
+        self._arrived += 1
+        self._next()
+
+    def _await(self, movement: int) -> float:
         """Stall until it has arrived; the link is alone meanwhile."""
-        start = self._now
-        while awaited in self._queue:
+        start, move = self._now, self._moves.order[movement]
+        assert movement < self._started, f"{move.suffix} of layer {move.layer_id} is not started"
+        while self._arrived <= movement:
             self._now += self._left
             self._arrive()
         waited = self._now - start
-        if waited and self._spans is not None:
-            self._spans.append(Span("stall", awaited.layer_id, awaited.suffix, start, waited))
+        if self._spans is not None:
+            self._spans.append(Span("stall", move.layer_id, move.suffix, start, waited))
         return waited
 
+    def _step_through(self, layer_id: int, operations: tuple[TimedOperation, ...]) -> None:
+        """Run a stretch operation by operation: a weight arrives in it, or a timeline is kept."""
+        for operation in operations:
+            start = self._now
+            self._compete(operation)
+            if self._spans is not None:
+                took = self._now - start
+                self._spans.append(Span("compute", layer_id, operation.suffix, start, took))
+
     def _compete(self, operation: TimedOperation) -> None:
-        """Run an operation beside the link's queue."""
+        """Run an operation beside what is on the link."""
         work, slow, hinder = operation.seconds, 1.0 + operation.slowdown, self._hinder
-        while self._queue:
+        while self._arrived < self._started:
             until_done, until_free = work * slow, self._left * hinder
             if until_done < until_free:
                 self._now += until_done
@@ -282,12 +326,3 @@ class _Run:
             work = max(0.0, work - until_free / slow)
             self._arrive()
         self._now += work
-
-    def _arrive(self) -> None:
-        """The first in the queue is there; the next one starts."""
-        move = self._queue.popleft()
-        if self._spans is not None:
-            took = self._now - self._began
-            self._spans.append(Span("link", move.layer_id, move.suffix, self._began, took))
-        if self._queue:
-            self._left, self._began = self._queue[0].seconds, self._now

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from vllm_layershard.estimate.capacity import Fit, exceeding
 from vllm_layershard.estimate.communicators import beside_communicators
 from vllm_layershard.estimate.figure import LABELS
 from vllm_layershard.estimate.hardware import Hardware
-from vllm_layershard.estimate.outcome import Phase, Trial
+from vllm_layershard.estimate.outcome import Phase, PhaseName, Trial
 from vllm_layershard.estimate.overlap import TOLERANCE, Forward
 from vllm_layershard.estimate.phases.thresholds import Thresholds
 from vllm_layershard.estimate.wording import percent, tokens
@@ -61,25 +62,25 @@ def verdict_on(
     )
 
 
-def offering(striped: tuple[Phase, ...], whole: tuple[Phase, ...], thresholds: Thresholds) -> str:
+def offering(
+    striped: Mapping[PhaseName, Forward], whole: tuple[Phase, ...], hidden_from: int | None
+) -> str:
     """What stripes would do in the place of whole layers: prefill, then decode.
 
-    `thresholds` are those of the stripes.
+    `hidden_from` is the fewest tokens of a prefill that hides with stripes.
     """
-    prefill, decode = striped
-    most = thresholds.hidden_most
+    prefill, decode = whole
     said = (
-        f"a prefill of {tokens(prefill.batch.tokens)} a rank slows by {_slowdown(prefill)}"
-        if most is None
-        else f"a prefill hides from {tokens(most)} a rank"
+        f"a prefill of {tokens(prefill.batch.tokens)} a rank slows by "
+        f"{percent(striped['prefill'].slowdown)}"
+        if hidden_from is None
+        else f"a prefill hides from {tokens(hidden_from)} a rank"
     )
-    if decode.hidden:
-        return f"with placement striped {said}, and decode at batch {decode.batch.tokens:,} hides"
-    worse = decode.asked.forward.exposed > whole[1].asked.forward.exposed
-    return (
-        f"with placement striped {said}, {'but' if worse else 'and'} decode at batch "
-        f"{decode.batch.tokens:,} would slow by {_slowdown(decode)}"
-    )
+    here, at = striped["decode"], f"decode at batch {decode.batch.tokens:,}"
+    if here.hidden:
+        return f"with placement striped {said}, and {at} hides"
+    but = "but" if here.exposed > decode.asked.forward.exposed else "and"
+    return f"with placement striped {said}, {but} {at} would slow by {percent(here.slowdown)}"
 
 
 def _turns(thresholds: Thresholds, contention: tuple[float, float]) -> str:

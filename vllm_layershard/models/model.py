@@ -6,6 +6,7 @@ Draft (MTP) layers are a part of it only where they are asked for: vLLM loads th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from vllm_layershard.errors import ConfigError, PlanError
@@ -139,7 +140,7 @@ class Model(NamedTuple):
         return sum(_token_bytes(self, kv_cache_dtype, _caches(self, layers, deployment)))
 
     def cache_tokens(
-        self, room: int, kv_cache_dtype: str, layers: Sequence[int], deployment: Deployment
+        self, room: int, kv_cache_dtype: str, layers: range, deployment: Deployment
     ) -> int | None:
         """Tokens that `room` bytes hold of these layers on one rank, as a server counts them.
 
@@ -173,8 +174,9 @@ class Model(NamedTuple):
                 layer_experts(b, layer_id, deployment, rank=0)  # refuses split blocks
 
 
+@lru_cache(maxsize=1 << 6)  # asked for each room on each rank
 def layer_caches(
-    model: Model, kv_cache_dtype: str, layers: Sequence[int], deployment: Deployment
+    model: Model, kv_cache_dtype: str, layers: range, deployment: Deployment
 ) -> LayerCaches:
     """All caches of the model, of which those of `layers` are on the rank's stage.
 

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Final, NamedTuple, get_args
 
 from vllm_layershard.errors import ConfigError, PlanError
-from vllm_layershard.estimate import Abstention, Estimate, Forecast, Phase, PhaseName, forecast
-from vllm_layershard.estimate.capacity import may_fit
+from vllm_layershard.estimate import Abstention, Estimate, Forecast, Phase, PhaseName
+from vllm_layershard.estimate.capacity import fit_of, may_fit
 from vllm_layershard.estimate.communicators import beside_communicators
-from vllm_layershard.estimate.overlap import TOLERANCE
+from vllm_layershard.estimate.forecast import hidden_from, lacking_for
+from vllm_layershard.estimate.forwards import Forwards
+from vllm_layershard.estimate.overlap import TOLERANCE, Forward
+from vllm_layershard.estimate.phases.batches import prefill
 from vllm_layershard.estimate.verdict import offering
 from vllm_layershard.models import Sharding, shard_model
 from vllm_layershard.planner.options import names_of
@@ -93,25 +97,23 @@ def _shown_by_move(
 
 
 class Offer(NamedTuple):
-    """The same plan with stripes, and its times."""
+    """The same plan with stripes, the forward of each phase, and from how many tokens a prefill
+    hides.
+    """
 
     planned: Sharding
-    forecast: Estimate
+    forwards: Mapping[PhaseName, Forward]
+    hidden_from: int | None
 
 
-def offer_of(
-    sharding: Sharding, expected: Forecast, sizes: Mapping[str, int]
-) -> tuple[Forecast, Offer | None]:
-    """The forecast with the offer in its verdict, and the offer; None where there is none.
-
-    `sizes` are those of the forecast.
-    """
+def offer_of(sharding: Sharding, expected: Forecast) -> tuple[Forecast, Offer | None]:
+    """The forecast with the offer in its verdict, and the offer; None where there is none."""
     if not isinstance(expected, Estimate) or not _may_be_striped(sharding, expected):
         return expected, None
-    striped = _striped(sharding, expected, sizes)
-    if striped is None or not _does_better(striped.forecast, expected):
+    striped = _striped(sharding, expected)
+    if striped is None or not _does_better(striped, expected):
         return expected, None
-    said = offering(striped.forecast.phases, expected.phases, striped.forecast.thresholds)
+    said = offering(striped.forwards, expected.phases, striped.hidden_from)
     return expected._replace(verdict=f"{expected.verdict}; {said}"), striped
 
 
@@ -132,32 +134,37 @@ def _may_be_striped(sharding: Sharding, expected: Estimate) -> bool:
     )
 
 
-def _striped(sharding: Sharding, expected: Estimate, sizes: Mapping[str, int]) -> Offer | None:
-    config = replace(sharding.config, placement="striped")
+def _striped(sharding: Sharding, expected: Estimate) -> Offer | None:
+    """The plan with stripes, which are pulled: a pull has one contention, not a range."""
+    config, device = replace(sharding.config, placement="striped"), expected.hardware
     try:
         planned = shard_model(sharding.model, sharding.deployment, config)
-        found = forecast(planned, expected.hardware, **sizes, traced=False)
+        lacking = lacking_for(planned, device)
     except PlanError:
         return None
-    if not isinstance(found, Estimate) or not may_fit(found.fit) or planned.loses:
+    if lacking or planned.loses or not may_fit(fit_of(planned, device)):
         return None
-    return Offer(planned, found)
+    forwards, step, prompts = Forwards(planned, device), config.prefetch_step, expected.prompts
+    run = {phase.name: forwards.run(phase.batch, step) for phase in expected.phases}
+    prefill_of = partial(prefill, pcp=planned.deployment.layout.pcp, prompts=prompts)
+    tokens = expected.batches["prefill"].tokens
+    return Offer(planned, run, hidden_from(forwards, step, prefill_of, tokens))
 
 
-def _does_better(striped: Estimate, whole: Estimate) -> bool:
+def _does_better(striped: Offer, whole: Estimate) -> bool:
     """Whether stripes hide at fewer tokens, or cost less where whole layers do not hide.
 
     They have to do so whatever the contention is beside a broadcast.
     """
-    fewest, least = striped.thresholds.hidden_most, whole.thresholds.hidden_least
+    fewest, least = striped.hidden_from, whole.thresholds.hidden_least
     if fewest is not None and (least is None or fewest < least):
         return True
-    return any(map(_costs_less, striped.phases, whole.phases))
+    return any(_costs_less(striped.forwards[phase.name], phase) for phase in whole.phases)
 
 
-def _costs_less(striped: Phase, whole: Phase) -> bool:
+def _costs_less(striped: Forward, whole: Phase) -> bool:
     """By more than 1 % of the forward's compute, or so that it hides."""
     if whole.hidden:
         return False
-    spared = whole.with_least.exposed - striped.asked.forward.exposed
+    spared = whole.with_least.exposed - striped.exposed
     return striped.hidden or spared > TOLERANCE * whole.asked.forward.compute

@@ -8,7 +8,7 @@ from typing import Unpack
 from vllm_layershard.config import LayerShardConfig
 from vllm_layershard.errors import ConfigError
 from vllm_layershard.estimate import Hardware, PhaseName, forecast
-from vllm_layershard.estimate.capacity import may_fit
+from vllm_layershard.estimate.capacity import limit_of, may_fit
 from vllm_layershard.estimate.phases.batches import (
     DECODE_CONTEXT,
     DECODE_SEQUENCES,
@@ -111,7 +111,7 @@ def plan_model(
         assumed = (*assumed, *note)
     if hardware is None:
         assumed = (*assumed, f"assumed {device.name} devices for the times; give --hardware")
-    expected, offer = offer_of(sharding, forecast(sharding, device, **sizes, traced=traced), sizes)
+    expected, offer = offer_of(sharding, forecast(sharding, device, **sizes, traced=traced))
     evidence, notes = evidence_of(found, exact=exact, progress=progress)
     warnings = (
         *assumed,
@@ -121,7 +121,8 @@ def plan_model(
         *warnings_on_load(sharding, device, expected.batches["decode"], kv_cache_dtype),
         *(launch_warnings(sharding, device) if may_fit(expected.fit) else ()),
     )
-    return PlanResult(sharding, expected, evidence, kv_cache_dtype, warnings, offer)
+    limit = limit_of(sharding, device, kv_cache_dtype)
+    return PlanResult(sharding, expected, evidence, kv_cache_dtype, warnings, limit, offer)
 
 
 def _as_launched(sharding: Sharding, sizes: Mapping[str, int]) -> Sharding:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from vllm_layershard.estimate.capacity import CacheLimit
 from vllm_layershard.models import Sharding, layer_caches
-from vllm_layershard.planner.results.plan_result import PlanResult, limit_in
+from vllm_layershard.planner.results.plan_result import PlanResult
 
 
 class CacheTokens(NamedTuple):
@@ -25,7 +25,7 @@ class CacheTokens(NamedTuple):
 
 def cache_tokens(result: PlanResult) -> CacheTokens:
     """Those that a rank gains; those that have room where sharding alone makes the weights fit."""
-    fit, limit = result.forecast.fit, limit_in(result)
+    fit, limit = result.forecast.fit, result.limit
     where = _where(result.planned, limit)
     counted = _counted(result.planned, result.kv_cache_dtype, limit)
     if fit is not None and not fit.fits:

@@ -12,6 +12,7 @@ from layershard_cli.render.sheet import Column, Sheet
 from layershard_cli.render.units import milliseconds, size, span
 from vllm_layershard.estimate import Abstention, Estimate, Forecast, Phase, PhaseName
 from vllm_layershard.estimate.communicators import communicators_of
+from vllm_layershard.estimate.overlap import Forward
 from vllm_layershard.estimate.wording import percent, tokens
 from vllm_layershard.models import Evidence, Sharding
 from vllm_layershard.planner.paying import Offer
@@ -113,7 +114,7 @@ def _print_launch(sheet: Sheet, launches: Sequence[str]) -> None:
 def _offered(offer: Offer) -> str:
     """What stripes give and cost; with the flag the launch command has them."""
     least = min(offer.planned.saved_bytes)
-    times = (f"{phase.name} {_exposed(phase)}" for phase in offer.forecast.phases)
+    times = (f"{name} {_exposed(forward)}" for name, forward in offer.forwards.items())
     return (
         f"Offered: --placement striped, saved per rank at least {size(least)} ({least:,} bytes), "
         f"exposed in {', in '.join(times)}"
@@ -249,15 +250,14 @@ def _times(phase: Phase) -> str:
     forward = phase.asked.forward
     return (
         f"compute {milliseconds(forward.compute)}, movement {milliseconds(forward.fetch)}, "
-        f"exposed {_exposed(phase)}"
+        f"exposed {_exposed(phase.asked.forward, phase.with_least)}"
     )
 
 
-def _exposed(phase: Phase) -> str:
-    """With the least contention and with the most."""
-    forward, least = phase.asked.forward, phase.with_least
+def _exposed(forward: Forward, least: Forward | None = None) -> str:
+    """With the least contention, where that is another forward, and with the most."""
     exposed, share = milliseconds(forward.exposed), percent(forward.slowdown)
-    if least.exposed < forward.exposed:
+    if least is not None and least.exposed < forward.exposed:
         exposed = f"{milliseconds(least.exposed).removesuffix(' ms')} to {exposed}"
         if percent(least.slowdown) != share:
             share = f"{percent(least.slowdown)} to {share}"

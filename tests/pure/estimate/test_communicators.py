@@ -18,7 +18,6 @@ from vllm_layershard.estimate.communicators import (
     communicators_of,
 )
 from vllm_layershard.planner.hardware import load_hardware
-from vllm_layershard.planner.results.plan_result import limit_in
 from vllm_layershard.runtime.ranks.nccl import MAX_CTAS
 
 MIB = 2**20
@@ -76,7 +75,7 @@ def test_tokens_room_and_comparison_count_it_alike(device, mib):
     memory, cache = found.memory, found.kv_cache
     assert communicator_bytes(found.planned, found.forecast.hardware) == (mib * MIB,) * 16
     assert memory.saved_bytes == found.planned.saved_bytes, "bytes that are saved stay exact"
-    rank = limit_in(found).rank
+    rank = found.limit.rank
     left = memory.saved_bytes[rank] - mib * MIB
     assert abs(cache.tokens_gained - left // cache.bytes_per_token) <= 1
     held = memory.weight_bytes_sharded

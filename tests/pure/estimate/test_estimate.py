@@ -108,9 +108,10 @@ def test_of_two_operations_of_a_name_the_first_waits() -> None:
 def test_a_movement_that_nothing_starts_or_awaits_is_found() -> None:
     layers = layers_of([1.0, 1.0])
     (move, _) = moves_of(2, 1, 1.0)
-    for wrong in (move._replace(suffix="y"), move._replace(start_layer=7)):
-        with pytest.raises(AssertionError, match="layer 0 has no operation for one of"):
-            simulate(layers, [wrong])
+    with pytest.raises(AssertionError, match="layer 0 has no operation for one of"):
+        simulate(layers, [move._replace(suffix="y")])
+    with pytest.raises(AssertionError, match="x of layer 1 is not started"):
+        simulate(layers[1:], [move._replace(layer_id=1)])
 
 
 def test_a_slow_link_is_the_bound_at_any_step() -> None:

@@ -135,3 +135,17 @@ def test_the_search_finds_the_fewest(
     assert fewest_tokens(progress, known, guess, enough=root) == root
     assert fewest_tokens(lambda tokens: -1.0, known, guess) is None
     assert fewest_tokens(lambda tokens: 1.0, known, guess) == 1
+
+
+@pytest.mark.parametrize("model", ["DeepSeek-V3", "GLM-5-FP8"])
+def test_where_stages_lose_alike_a_last_digit_moves_no_threshold(model: str) -> None:
+    deployment = Deployment(ParallelLayout(dp=2, pp=3), ep=True, gpus_reach=True)
+    sharding = shard_model(read_model(model), deployment, LayerShardConfig(layers=BOTH))
+    device = profile("H200")
+    rate = device.memory_bandwidth
+    assert rate is not None
+    found = set()
+    for digits in range(8):
+        nudged = rate._replace(value=rate.value * (1 + digits * 1e-15))
+        found.add(estimate_of(sharding, replace(device, memory_bandwidth=nudged)).thresholds)
+    assert len(found) == 1

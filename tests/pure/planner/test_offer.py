@@ -44,9 +44,11 @@ def test_stripes_are_offered_with_the_figures_of_their_own_plan(case):
     assert "striped" not in found.launch, "the plan stays as it was asked for"
     assert found.offer is not None
     assert found.offer.planned.groups == striped.planned.groups
-    one, other = found.offer.forecast, striped.forecast
+    one, other = found.offer, striped.forecast
     assert isinstance(other, Estimate)
-    assert (one.phases, one.thresholds) == (other.phases, other.thresholds)
+    assert one.forwards == {phase.name: phase.asked.forward for phase in other.phases}
+    assert all(phase.least is None for phase in other.phases), "a pull has no range"
+    assert one.hidden_from == other.thresholds.hidden_most
     whole = found.forecast
     fewest, least = other.thresholds.hidden_most, whole.thresholds.hidden_least
     costs_less = [
@@ -95,8 +97,8 @@ def test_an_offer_that_costs_more_in_decode_says_but():
     """Over the links of a mesh a rank reads one peer at a time."""
     found = planned("DeepSeek-V2-Lite", NODE, "910B2")
     assert found.offer is not None
-    whole, striped = found.forecast.phases[1], found.offer.forecast.phases[1]
-    assert striped.asked.forward.exposed > whole.asked.forward.exposed
+    whole, striped = found.forecast.phases[1], found.offer.forwards["decode"]
+    assert striped.exposed > whole.asked.forward.exposed
     assert ", but decode at batch 64 would slow by " in found.forecast.verdict
 
 

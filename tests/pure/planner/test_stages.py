@@ -13,7 +13,7 @@ from vllm_layershard import Layout, compare_layouts, plan_model
 from vllm_layershard.models import layer_caches
 from vllm_layershard.planner.comparison import LayoutCapacity
 from vllm_layershard.planner.hardware import load_hardware
-from vllm_layershard.planner.results.plan_result import PlanResult, limit_in
+from vllm_layershard.planner.results.plan_result import PlanResult
 
 CASES = [
     ("DeepSeek-V3.2", Layout(dp=8, pp=2, ep=True), "H200"),
@@ -67,7 +67,7 @@ def test_a_plan_says_what_a_comparison_does(model: str, layout: Layout, device: 
 @pytest.mark.parametrize(("model", "layout", "device"), CASES)
 def test_all_figures_are_of_one_stage(model: str, layout: Layout, device: str) -> None:
     result = plan_model(model, None, layout, hardware=device)
-    memory, cache, limit = result.memory, result.kv_cache, limit_in(result)
+    memory, cache, limit = result.memory, result.kv_cache, result.limit
     rank = memory.binding_rank
     stage = result.planned.deployment.layout.stage_of(rank)
     assert cache.bytes_per_token == result.planned.stage_kv_bytes("auto")[stage]
@@ -97,7 +97,7 @@ def test_where_another_stage_limits_without_sharding_it_is_said(tmp_path: Path) 
     profile.write_text(json.dumps({"base": "H200", "memory_bytes": 106_300_000_000}))
     layout = Layout(dp=8, pp=2, ep=True)
     result = plan_model("DeepSeek-V3.2", None, layout, hardware=str(profile))
-    stages = [result.planned.deployment.layout.stage_of(rank) for rank in limit_in(result)[:2]]
+    stages = [result.planned.deployment.layout.stage_of(rank) for rank in result.limit[:2]]
     assert stages == [1, 0]
     without, sharded = compared(result, layout)
     gained = sharded.engine_tokens - without.engine_tokens

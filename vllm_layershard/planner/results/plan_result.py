@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from vllm_layershard.estimate import Estimate, Forecast, Hardware
-from vllm_layershard.estimate.capacity import CacheLimit, capacity, limit_of, may_fit
+from vllm_layershard.estimate.capacity import CacheLimit, capacity, may_fit
 from vllm_layershard.estimate.communicators import communicator_bytes
 from vllm_layershard.models import Evidence, Sharding
 from vllm_layershard.planner.paying import PREFILL, Offer, failures_of, phases_of
@@ -53,9 +53,8 @@ class PlanResult(NamedTuple):
     """What sharding saves on each rank, and whether the movement hides.
 
     Each key of the document is an attribute of the same name, with the same value. `planned`,
-    `forecast` and `offer` (the plan with stripes, where they do better) are what the planner itself
-    works with; they may change with any version. The records are imported where one is asked for:
-    the command line's tables want none of them.
+    `forecast`, `limit` and `offer` (the plan with stripes, where they do better) may change with
+    any version. Records are imported where they are asked for: the tables want none of them.
     """
 
     planned: Sharding
@@ -63,6 +62,7 @@ class PlanResult(NamedTuple):
     evidence: Evidence
     kv_cache_dtype: str
     warnings: tuple[str, ...]
+    limit: CacheLimit
     offer: Offer | None = None
 
     def __repr__(self) -> str:
@@ -118,14 +118,14 @@ class PlanResult(NamedTuple):
         """The weights of every rank, and whether they fit."""
         from vllm_layershard.planner.results.memory import memory_of
 
-        return memory_of(self.planned, self.forecast, limit_in(self))
+        return memory_of(self.planned, self.forecast, self.limit)
 
     @property
     def kv_cache(self) -> KvCache:
         """The tokens that are gained."""
         from vllm_layershard.planner.results.memory import kv_cache_of
 
-        return kv_cache_of(self.planned, self.kv_cache_dtype, limit_in(self))
+        return kv_cache_of(self.planned, self.kv_cache_dtype, self.limit)
 
     @property
     def prefetch(self) -> Prefetch:
@@ -199,11 +199,6 @@ class PlanResult(NamedTuple):
     def document(self) -> dict[str, Any]:
         """`layershard plan --json`: plain data of JSON's types."""
         return document_of(self, _SECTIONS)
-
-
-def limit_in(result: PlanResult) -> CacheLimit:
-    """The rank that limits the KV cache of a plan, and what it gains."""
-    return limit_of(result.planned, result.forecast.hardware, result.kv_cache_dtype)
 
 
 def _launches(planned: Sharding, kv_cache_dtype: str, expected: Forecast) -> tuple[str, ...]:
