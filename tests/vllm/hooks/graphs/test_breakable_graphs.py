@@ -1,4 +1,4 @@
-"""vLLM's breakable graphs end at both ops; in a graph of a whole forward they are captured."""
+"""vLLM's breakable graphs end at all ops of ours; a whole forward's graph holds reach and wait."""
 
 from __future__ import annotations
 
@@ -106,3 +106,81 @@ def test_a_graph_of_a_whole_forward_holds_both_ops(step, breakable):
     layer = [[f"reach {i}", "attention", f"wait {i}"] for i in range(3)]
     assert found["log"] == ["begin", *(event for events in layer for event in events), "end"]
     assert found["right"] == [True, True, True]
+
+
+MOVED = """
+from types import SimpleNamespace
+import torch
+from capturing import CapturingDevice, Graph, compute
+torch.cuda.CUDAGraph = Graph
+from vllm.compilation import breakable_cudagraph as breakable
+from vllm.config import CUDAGraphMode
+from vllm.forward_context import override_forward_context
+from gloo.moving import bind_moving
+from one_gpu.copies import OneOfTwo
+from one_gpu.stack import WIDTH
+from vllm_layershard.hosts.graphs.breaks import end_graphs_at_movements
+from vllm_layershard.plan.move import MoveRule
+from vllm_layershard.runtime import ops
+from vllm_layershard.runtime.moves.ops import linear, order_on
+
+breakable.weak_ref_tensor = lambda tensor: tensor  # vLLM's CPU build has no kernel for it
+end_graphs_at_movements()
+LAYERS = 3
+stack = OneOfTwo(CapturingDevice(), LAYERS, 1)
+
+def noting(position, made):
+    def compute_noted(x, bias):
+        Graph.log.append(f"linear {position}")
+        return made(x, bias)
+    return compute_noted
+
+rule = MoveRule("auto", 1)  # a forward with a token moves the weights
+moving = bind_moving(
+    stack.series, list(stack.linears), "moved", rule, lambda rows: (rows, rows), noting
+)
+x, order = torch.randn(2, WIDTH), order_on(torch.device("cpu"))
+kept = [[torch.empty_like(x) for _ in range(2)] for _ in range(LAYERS)]
+
+@torch.inference_mode()
+def forward():
+    source = x
+    for i, (before, made) in enumerate(kept):
+        ops.reach(source, f"layers.{i}")
+        compute(lambda source=source, target=before: torch.sin(source, out=target))
+        linear(before, None, made, order, f"layers.{i}.moved")
+        source = made
+
+def expected():
+    source = x
+    for weight in stack.whole:
+        source = torch.nn.functional.linear(torch.sin(source), weight)
+    return source
+
+said, right = None, []
+with override_forward_context(SimpleNamespace(cudagraph_runtime_mode=CUDAGraphMode.PIECEWISE)):
+    try:
+        with torch.inference_mode(), breakable.BreakableCUDAGraphCapture() as capture:
+            forward()
+        log = list(Graph.log)
+        for seed in range(3):
+            x.copy_(torch.randn(2, WIDTH, generator=torch.Generator().manual_seed(seed)))
+            stack.series.slots.poison()
+            stack.change_weights()
+            with torch.inference_mode():
+                capture.replay()
+                right.append(bool(torch.equal(kept[-1][-1], expected())))
+    except Exception as raised:
+        log, said = list(Graph.log), str(raised)
+result = {"log": log, "error": said, "right": right, "forwards": stack.series.counters.forwards}
+"""
+
+
+def test_a_breakable_graph_ends_at_a_linear_whose_tokens_may_move():
+    """The op waits for a weight that was started outside, or gathers as many rows as there are."""
+    found = run_child(MOVED, VLLM_USE_BREAKABLE_CUDAGRAPH="1")
+    assert found["error"] is None
+    layer = [["end", "begin", "end", f"linear {i}", "begin"] for i in range(3)]
+    assert found["log"] == ["begin", *(event for events in layer for event in events), "end"]
+    assert found["right"] == [True, True, True], "each replay computes with what it moves"
+    assert found["forwards"] == 4, "the one that was captured, and each replay"
