@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from forged import forged
+from reloads.in_process import RANKS, Alone, Places, together
 from vllm_layershard.errors import HostError, LayerShardError, ReloadError, TransportError
 from vllm_layershard.plan import Series, build_plan
 from vllm_layershard.runtime.device import CpuDevice
 from vllm_layershard.runtime.loading import LoadingSeries
-from vllm_layershard.runtime.ranks.group import Group
 from vllm_layershard.runtime.reload import Reloads
 from vllm_layershard.runtime.reload.act import Act
 from vllm_layershard.runtime.reload.board import Board
@@ -26,38 +26,8 @@ from vllm_layershard.runtime.series import ShardedSeries
 from vllm_layershard.runtime.transport import Stay
 
 LAYERS = 4
-RANKS = (0, 1)
 PATIENCE_S = 0.3
 CPU = CpuDevice(torch.device("cpu"))
-
-
-class Places(Board):
-    """A board in this process's memory."""
-
-    def __init__(self, rank: int, shown: dict[int, Any]) -> None:
-        self.ranks, self.rank = RANKS, rank
-        self._shown = shown
-
-    def show(self, document: Any) -> None:
-        self._shown[self.rank] = json.dumps(document)
-
-    def read(self, rank: int) -> Any:
-        return json.loads(self._shown[rank]) if rank in self._shown else None
-
-
-class Alone(Group):
-    """One of two ranks; each layer is on both."""
-
-    lockstep = False
-    rejoins = False
-    ranks = RANKS
-    name = "both"
-
-    def __init__(self, rank: int) -> None:
-        self.group_rank = rank
-
-    def gather(self, value):
-        return [value, value]
 
 
 class Rank:
@@ -107,25 +77,6 @@ def forward(series: ShardedSeries) -> list[float]:
 def ranks() -> list[Rank]:
     shown: dict[int, Any] = {}
     return [Rank(rank, shown) for rank in RANKS]
-
-
-def together(*works: Callable[[], None]) -> list[BaseException | None]:
-    """What each raises, all at once."""
-    raised: list[BaseException | None] = [None] * len(works)
-
-    def run(index: int, work: Callable[[], None]) -> None:
-        try:
-            work()
-        except BaseException as error:
-            raised[index] = error
-
-    threads = [threading.Thread(target=run, args=each) for each in enumerate(works)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
-        assert not thread.is_alive(), "it hangs"
-    return raised
 
 
 def both(ranks: list[Rank], *args: Any, **kwargs: Any) -> list[BaseException | None]:
