@@ -7,6 +7,7 @@ from threading import Timer
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 from npu import FRACTAL_NZ, cast, stand_in
 from vllm_layershard.errors import HostError
@@ -16,6 +17,7 @@ from vllm_layershard.runtime.formats import is_dense
 from vllm_layershard.runtime.former import Former
 from vllm_layershard.runtime.loading import LoadingSeries
 from vllm_layershard.runtime.ranks.group import RankGroup
+from vllm_layershard.runtime.tensors import flat
 from vllm_layershard.runtime.transport import transport_of
 
 CPU = torch.device("cpu")
@@ -108,6 +110,37 @@ def test_rows_with_gaps_are_refused_where_they_would_move(placement):
     with pytest.raises(HostError, match=refusal):
         series_on(device, placement, "pull").adopt(0, gappy(), ("weight",))
     series_on(device, "replicated").adopt(0, gappy(), ("weight",))
+
+
+def test_rows_with_gaps_are_refused_before_their_loader_sends_them():
+    """A quant method may make them dense: what is sent before would be other bytes."""
+    refusal = r"layer 0 of series 'o_proj': its tensor 'weight' has gaps .*stride \(8, 1\)"
+    with pytest.raises(HostError, match=refusal):
+        series_on(CpuDevice(CPU)).receive(0, gappy())
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        torch.bfloat16,
+        torch.int16,
+        torch.float8_e4m3fn,
+        torch.float8_e8m0fnu,
+        torch.float4_e2m1fn_x2,
+    ],
+)
+def test_a_collective_is_given_bytes_of_whatever_dtype(dtype, device):
+    """NCCL knows neither scales that are exponents, nor pairs of four bits, nor int16.
+
+    Torch's fake tensors stand for those of a GPU.
+    """
+    with FakeTensorMode():
+        weight = torch.empty_strided((4, 6), (1, 4), dtype=dtype, device=device)
+        sent = flat(weight)
+        assert (sent.dtype, sent.device.type) == (torch.uint8, device)
+        assert sent.shape == (24 * weight.element_size(),)
+        assert sent.is_contiguous()
 
 
 @pytest.mark.parametrize(

@@ -135,6 +135,23 @@ def test_tokens_have_a_group_without_a_bound_beside_that_of_the_weights(monkeypa
     assert group.tokens is group.data, "nothing bounds gloo"
 
 
+def test_what_the_manual_api_moves_is_bounded_too(monkeypatch):
+    made: list[tuple[str, Any, timedelta]] = []
+
+    def new_group(ranks, timeout, backend, pg_options=None, use_local_synchronization=False):
+        options = None if pg_options is None else pg_options.config.max_ctas
+        made.append((backend, options, timeout))
+        return object()
+
+    monkeypatch.setattr(dist, "ProcessGroupNCCL", binding((2, 27, 5)), raising=False)
+    monkeypatch.setattr(groups.dist, "new_group", new_group)
+    monkeypatch.setattr(groups, "get_backend_config", lambda given: "cpu:gloo,cuda:nccl")
+    monkeypatch.setattr(groups, "_timeout_of", lambda given: MINUTE)
+    monkeypatch.setattr(groups, "_count_alike", lambda given: None)
+    groups.private_group(RankGroup((0, 1), 0, data=None, control=None))  # type: ignore[arg-type]
+    assert made == [("cpu:gloo,cuda:nccl", 8, MINUTE), ("gloo", None, MINUTE)]
+
+
 class NcclDevice(CpuDevice):
     """A CPU that says that NCCL moves its tensors; nothing moves here."""
 
