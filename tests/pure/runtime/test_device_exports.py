@@ -10,13 +10,14 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from machine import NEEDS_ROOT
 from vllm_layershard.errors import NodeError, TransportError
-from vllm_layershard.runtime.peer_memory.ipc import Shared
+from vllm_layershard.runtime.peer_memory.ipc import IpcExports, Shared
 from vllm_layershard.runtime.peer_memory.npu import NpuExports
 from vllm_layershard.runtime.peer_memory.processes import Address, Peers, _started, address
 from vllm_layershard.runtime.ranks.group import RankGroup
@@ -62,6 +63,31 @@ def test_torch_takes_what_it_said_in_the_order_that_is_kept():
     ]
 
 
+class Asked(NpuExports):
+    """Of a stand-in for a device: notes in which order it is asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        device = SimpleNamespace(synchronize=lambda device: self.asked.append("synchronize"))
+        group = RankGroup((0, 1), 0, data=None, control=None)  # type: ignore[arg-type]
+        IpcExports.__init__(self, group, torch.device("cpu", 0), device)  # type: ignore[arg-type]
+
+    def _identity(self) -> str:
+        return "device"
+
+    def _share(self, storage: torch.UntypedStorage) -> Shared:
+        self.asked.append("share")
+        return Shared(0, b"handle", 8, 0, b"counter", 0, b"event", True)
+
+
+def test_memory_is_shared_once_the_device_has_written_it():
+    """A peer may read it as soon as it has the handle."""
+    exports = Asked()
+    exports.store(0, [torch.tensor([1.0, 2.0])])
+    exports.handles()
+    assert exports.asked == ["synchronize", "share"]
+
+
 def test_a_peer_that_is_killed_is_named_and_one_that_runs_is_not(other):
     peers = Peers(rank=0)
     peers.watch(1, address())  # this process: it runs
@@ -84,6 +110,7 @@ def test_a_peer_that_has_ended_before_it_is_watched_is_named(other):
 RECYCLED = """
 import os, subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from vllm_layershard.errors import TransportError
 from vllm_layershard.runtime.peer_memory.processes import Peers, _started, address
 

@@ -8,8 +8,8 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-ORDERING = ("wait_event", "record_event", "join", "wait")
-"""The calls that keep work in order."""
+ORDERING = ("wait_event", "record_event", "join", "wait", "drain", "synchronize")
+"""The calls that keep work in order, on streams or on the host."""
 
 
 class Deletion(NamedTuple):
@@ -53,7 +53,23 @@ def _orders(node: ast.AST) -> bool:
         isinstance(node, ast.Call)
         and isinstance(node.func, ast.Attribute)
         and node.func.attr in ORDERING
+        and not isinstance(node.func.value, (ast.Constant, ast.JoinedStr))  # joins texts
     )
+
+
+def ordering_calls(source: str) -> Iterator[str]:
+    """All such calls of a module: "Class.method-called", or "function-called" outside classes."""
+
+    def found(node: ast.AST, within: tuple[str, ...]) -> Iterator[str]:
+        for child in ast.iter_child_nodes(node):
+            if _orders(child):
+                assert isinstance(child, ast.Call)
+                assert isinstance(child.func, ast.Attribute)
+                yield f"{'.'.join(within[:2])}-{child.func.attr}"
+            named = isinstance(child, (ast.ClassDef, ast.FunctionDef))
+            yield from found(child, (*within, child.name) if named else within)
+
+    return found(ast.parse(source), ())
 
 
 class _Without(ast.NodeTransformer):

@@ -239,6 +239,10 @@ class Accelerator:
         assert not left, "streams wait for each other"
         self.streams = [stream for stream in self.streams if not stream.brief]
 
+    def is_idle(self) -> bool:
+        """Whether all that it was given is done."""
+        return not any(stream.tasks for stream in self.streams)
+
     def proceed(self) -> None:
         """After a task: run some, if it likes."""
         if self._order == "delayed":
