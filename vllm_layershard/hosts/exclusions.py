@@ -40,6 +40,10 @@ def breaking_lockstep(vllm_config: VllmConfig) -> dict[str, str]:
             getattr(parallel, "enable_fault_tolerance", False),  # vLLM 0.31 and later
             "ranks leave, and the others go on",
         ),
+        "the decoder replay of DeepSeek-V4.1 (--no-swa-bounded-replay turns it off)": (
+            _replays_last_layers(vllm_config),
+            "the last layers run apart from those that start their weights",
+        ),
         "weight offloading (--cpu-offload-gb)": (offload.uva.cpu_offload_gb > 0, twice),
         "weight offloading (--offload-group-size)": (
             offload.prefetch.offload_group_size > 0,
@@ -47,6 +51,17 @@ def breaking_lockstep(vllm_config: VllmConfig) -> dict[str, str]:
         ),
     }
     return {setting: why for setting, (present, why) in known.items() if present}
+
+
+def _replays_last_layers(vllm_config: VllmConfig) -> bool:
+    """Whether the layers behind the last one that writes a KV cache may run by themselves.
+
+    They do on some of the rows, and are captured without the layers before them: nobody has started
+    their weights then. Source: vLLM 0.32, models/deepseek_v41/decoder_replay_layers.py and
+    nvidia/decoder_replay_cudagraph.py.
+    """
+    writers = getattr(vllm_config.model_config.hf_config, "kv_source_layer_ids", None)
+    return bool(writers) and getattr(vllm_config.cache_config, "swa_bounded_replay", False)
 
 
 def splitting_tokens(vllm_config: VllmConfig) -> list[str]:

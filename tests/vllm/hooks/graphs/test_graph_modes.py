@@ -24,6 +24,7 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.model_executor.models.registry import ModelRegistry, _LazyRegisteredModel
 from vllm_layershard.hosts.graphs.breaks import end_graphs_at_movements
 from vllm_layershard.runtime import ops
+from vllm_layershard.runtime.moves import ops as moves
 
 # The classes of models for CUDA cannot be imported here, and nothing of them is asked.
 known = ModelRegistry.models["DeepseekV3ForCausalLM"].inspect_model_cls()
@@ -49,14 +50,16 @@ for arguments, breakable in json.loads(sys.argv[1]):
         graphs.cudagraph_mode.name,
         [op for op in graphs.splitting_ops if op.startswith("layershard")],
         bool(graphs.splitting_ops),
-        ops._work["reach"] is not ops._start_at and ops._work["wait"] is not ops._wait_for,
+        ops._work["reach"] is not ops._start_at
+        and ops._work["wait"] is not ops._wait_for
+        and moves._work["linear"] is not moves._compute,
     ])
 result = [found, sorted(DEFAULT_BREAKABLE_CUDAGRAPH_ARCHITECTURES)]
 """
 
 OPS = ["layershard::reach", "layershard::wait"]
 PIECES, WHOLE, BREAKS = (OPS, True, False), ([], False, False), ([], False, True)
-"""Which ops of ours cut pieces, whether anything does, and whether both ops end graphs."""
+"""Which ops of ours cut pieces, whether anything does, and whether all of them end graphs."""
 
 SPARSE = CONFIG | {
     "architectures": ["DeepseekV32ForCausalLM"],
@@ -87,32 +90,57 @@ MODEL_TYPES = {
 }
 
 
+REPLAYS = {"text_config": {"kv_source_layer_ids": [1, 3]}}
+WITHOUT_REPLAY = {"swa_bounded_replay": False}
+"""A DeepSeek-V4.1 replays the layers behind its last KV source, unless that is turned off."""
+
+
+MODES = ("NONE", "PIECEWISE", "FULL", "FULL_DECODE_ONLY", "FULL_AND_PIECEWISE")
+
+
 def decided(*cases: tuple[dict, str | None]) -> tuple[list, list[str]]:
     """What is decided of each case, and the architectures whose graphs vLLM breaks by default."""
     found, breakable = run_child(DECIDE, json.dumps(cases))
     return found, breakable
 
 
-def graphs(model: Path, kind: str, **beside: object) -> dict:
+def graphs(model: Path | str, kind: str, **beside: object) -> dict:
     return {"model": str(model), "compilation_config": {"cudagraph_mode": kind, **beside}}
 
 
-def test_every_architecture_whose_graphs_vllm_breaks_has_them_end_at_both_ops(tmp_path):
+def test_every_architecture_whose_graphs_vllm_breaks_has_them_end_at_our_ops(tmp_path):
     configs = {
         architecture: {"architectures": [architecture], "model_type": model_type}
         for architecture, model_type in MODEL_TYPES.items()
     } | {"DeepseekV32ForCausalLM": SPARSE}
-    cases = [
-        ({"model": str(write_config(tmp_path / architecture, config))}, None)
-        for architecture, config in configs.items()
-    ]
-    found, breakable = decided(*cases)
+    configs["DeepseekV41ForCausalLM"] |= REPLAYS
+    models = {name: str(write_config(tmp_path / name, each)) for name, each in configs.items()}
+    cases = [(name, mode) for name in models for mode in MODES]
+    asked = [(graphs(models[name], mode) | WITHOUT_REPLAY, None) for name, mode in cases]
+    found, breakable = decided(*asked)
     assert set(configs) == {name for name in breakable if "MTP" not in name}, "drafts aside"
-    accepted = dict(zip(configs, found, strict=True))
-    assert accepted == {name: ["FULL_AND_PIECEWISE", *BREAKS] for name in configs}
+    assert dict(zip(cases, found, strict=True)) == {each: [each[1], *BREAKS] for each in cases}
 
 
-MODES = ("NONE", "PIECEWISE", "FULL", "FULL_DECODE_ONLY", "FULL_AND_PIECEWISE")
+def test_a_replay_of_the_last_layers_alone_is_refused_by_name(tmp_path):
+    """vLLM captures them without the layers before, which start their weights."""
+    config = CONFIG | REPLAYS | {"architectures": ["DeepseekV41ForCausalLM"]}
+    model = str(write_config(tmp_path / "model", config | {"model_type": "deepseek_v41"}))
+    (said, accepted), _ = decided(
+        ({"model": model}, None), ({"model": model, **WITHOUT_REPLAY}, None)
+    )
+    assert said == (
+        "HostError: layer_sharding: cannot be combined with the decoder replay of DeepSeek-V4.1 "
+        "(--no-swa-bounded-replay turns it off); use one of the two"
+    )
+    assert accepted == ["FULL_AND_PIECEWISE", *BREAKS]
+
+
+def test_these_are_all_modes_that_vllm_has():
+    (modes,) = run_child(
+        "from vllm.config import CUDAGraphMode\nresult = [[*CUDAGraphMode.__members__]]"
+    )
+    assert {*modes} == {*MODES}
 
 
 @pytest.mark.parametrize(
