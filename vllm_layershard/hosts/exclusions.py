@@ -21,6 +21,9 @@ _CONFS: Final = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_A
 _ASYNC: Final = "cudaMallocAsync"
 """Where torch reads which allocator to use, and the one whose memory nobody else can map."""
 
+_CUMEM: Final = "cumem"
+"""The one backend of sleep mode that vLLM has itself; others come from plugins (since 0.32)."""
+
 _REGISTER: Final = "NCCL_GRAPH_REGISTER"
 
 logger = logging.getLogger(f"vllm.{__name__}")  # below vLLM's own: with its format
@@ -29,6 +32,7 @@ logger = logging.getLogger(f"vllm.{__name__}")  # below vLLM's own: with its for
 def breaking_lockstep(vllm_config: VllmConfig) -> dict[str, str]:
     """The settings that are given and keep ranks from one forward at a time, each with why."""
     parallel, offload = vllm_config.parallel_config, vllm_config.offload_config
+    model = vllm_config.model_config
     twice = "the weights would move twice"
     known = {
         "dual batch overlap (--enable-dbo)": (
@@ -43,6 +47,10 @@ def breaking_lockstep(vllm_config: VllmConfig) -> dict[str, str]:
         "the decoder replay of DeepSeek-V4.1 (--no-swa-bounded-replay turns it off)": (
             _replays_last_layers(vllm_config),
             "the last layers run apart from those that start their weights",
+        ),
+        "sleep mode by a plugin's backend (--sleep-mode-backend)": (
+            model.enable_sleep_mode and getattr(model, "sleep_mode_backend", _CUMEM) != _CUMEM,
+            "what it keeps of a process may lack communicators and memory of other ranks",
         ),
         "weight offloading (--cpu-offload-gb)": (offload.uva.cpu_offload_gb > 0, twice),
         "weight offloading (--offload-group-size)": (

@@ -49,6 +49,7 @@ from vllm_layershard.hosts.linears import check_matched, check_untied, collectin
 from vllm_layershard.hosts.loading import LoadedGroup, LoadingModel
 from vllm_layershard.hosts.moves.moved_linear import moving_series, serve_moved
 from vllm_layershard.hosts.reload.guard import guard_reloads, reload_together
+from vllm_layershard.hosts.reload.process_checkpoints import refuse_checkpoints
 from vllm_layershard.hosts.settings import layout_of
 from vllm_layershard.hosts.sharded_linear import serve_through
 from vllm_layershard.plan import ParallelLayout, select
@@ -148,6 +149,7 @@ def build(
                 groups.end_collectives()
             every_series = [series for group in loaded for series in group.series]
             check_each_step(model, every_series)
+            refuse_checkpoints(model)
             reload_together(model, Reloads(Act(groups.board()), every_series, device))
             serve(loaded, config, groups, ffn)
 

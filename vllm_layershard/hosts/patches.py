@@ -3,6 +3,7 @@
 docs/patches.md has all that is replaced. Others stand beside what needs them:
 - reload/guard.py: two, in a worker whose model is sharded;
 - graphs/peers.py: three, in a worker whose model is sharded on GPUs;
+- reload/process_checkpoints.py: one, in a worker whose model is sharded, where vLLM has it;
 - graphs/fusions.py: one, in a worker whose model vLLM compiles itself;
 - inductor.py: one of torch, in a worker whose model is compiled;
 - exchange/construction.py: one, while a model with a token exchange is built;

@@ -34,6 +34,13 @@ def verdict(owner, attribute, value):
     finally:
         object.__setattr__(owner, attribute, before)
 
+def asleep(backend):
+    model.sleep_mode_backend, before = backend, model.sleep_mode_backend
+    try:
+        return verdict(model, "enable_sleep_mode", True)
+    finally:
+        model.sleep_mode_backend = before
+
 def pulling(owner, attribute, value):
     config.additional_config = {"layer_sharding": {"layers": ["o_proj"], "transport": "pull"}}
     parallel.data_parallel_master_ip = "192.0.2.1"
@@ -57,6 +64,8 @@ result = {
     "weight transfer (--weight-transfer-config)": verdict(
         config, "weight_transfer_config", WeightTransferConfig()
     ),
+    "sleep mode by a plugin's backend (--sleep-mode-backend)": asleep("criu"),
+    "slept": asleep("cumem"),
     "sleep": pulling(model, "enable_sleep_mode", True),
     "allocator": pulling(model, "enable_cumem_allocator", True),
     "other nodes": pulling(parallel, "data_parallel_size_local", 1),
@@ -73,9 +82,10 @@ def verdicts(tmp_path_factory) -> dict:
 
 
 def test_settings_that_break_the_lockstep_or_move_the_weights_themselves(verdicts):
-    assert verdicts["nothing"] == "accepted"
-    excluded = verdicts.keys() - {"nothing", "sleep", "allocator", "other nodes", "formats"}
-    assert len(excluded) == 7
+    assert verdicts["nothing"] == verdicts["slept"] == "accepted"
+    excluded = verdicts.keys() - {"nothing", "slept", "sleep", "allocator", "other nodes"}
+    excluded -= {"formats"}
+    assert len(excluded) == 8
     for setting in excluded:
         said = verdicts[setting]
         expected = f"layer_sharding: cannot be combined with {setting}; use one of the two"
@@ -169,3 +179,63 @@ def test_the_o_proj_that_vllm_ascend_gathers_is_refused_and_its_q_b_proj_is_not(
 
 def test_a_linear_with_the_min_latency_gemm_is_refused_by_name():
     assert "fused_qkv_a_proj uses vLLM's min-latency GEMM" in run_child(MIN_LATENCY)
+
+
+PREPARED = """
+from types import SimpleNamespace
+from torch import nn
+from vllm_layershard.hosts.reload.process_checkpoints import refuse_checkpoints
+
+shared, other = nn.Linear(1, 1), nn.Linear(1, 1)
+refuse_checkpoints(shared)
+from vllm.v1.worker import gpu_worker  # only now: nobody else imports it here
+
+prepared = []
+gpu_worker.checkpoint_prepare_distributed_state = lambda: prepared.append("vLLM's own")
+result = []
+for model in (other, shared):
+    worker = object.__new__(gpu_worker.Worker)  # it would ask for a device
+    worker.model_runner = SimpleNamespace(get_model=lambda: model)
+    try:
+        result.append(worker.checkpoint_prepare())
+    except Exception as error:
+        result.append(f"{type(error).__name__}: {error}")
+    result.append(len(prepared))
+"""
+
+
+def test_a_process_with_a_sharded_model_is_not_made_ready_and_any_other_is():
+    other, prepared, said, still = run_child(PREPARED)
+    assert (other, prepared) == (None, 1)
+    assert said == (
+        "HostError: a checkpoint of this worker's process (checkpoint_prepare) would hold neither "
+        "the communicators nor the memory of other ranks by which its layers are shared; leave out "
+        "layer_sharding and denseffn_tensor_parallel_size, or start the server anew instead of "
+        "restoring it"
+    )
+    assert still == 1, "and nothing of vLLM's is made ready before"
+
+
+ALONE = """
+import sys
+from vllm.entrypoints.cli.snapshot import validate_create_args
+from vllm.entrypoints.launchers.cli_args import make_arg_parser
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+parser = make_arg_parser(FlexibleArgumentParser())
+result = []
+for flags in ([], ["-tp", "2"], ["-dp", "2"], ["-pp", "2"]):
+    key = ["--additional-config", '{"layer_sharding": ["o_proj"]}']
+    args = parser.parse_args(["--model", "org/model", "--revision", 40 * "0", *key, *flags])
+    try:
+        result.append(validate_create_args(args))
+    except ValueError as error:
+        result.append(str(error))
+"""
+
+
+def test_vllm_makes_snapshots_of_one_rank_alone_which_has_nobody_to_share_with():
+    one, *several = run_child(ALONE)
+    assert one is None
+    for said, what in zip(several, ("tensor", "data", "pipeline"), strict=True):
+        assert said == f"snapshot create currently requires {what} parallel size 1"

@@ -9,7 +9,7 @@ from vllm_layershard.hosts import cpu_dp, inductor
 from vllm_layershard.hosts import patches as install
 from vllm_layershard.hosts.exchange import construction
 from vllm_layershard.hosts.graphs import fusions, peers
-from vllm_layershard.hosts.reload import guard
+from vllm_layershard.hosts.reload import guard, process_checkpoints
 
 DOCS = Path(__file__).parents[3] / "docs" / "patches.md"
 
@@ -29,6 +29,7 @@ def test_the_table_in_the_docs_is_the_patches():
                     *install.PATCHES,
                     *guard.PATCHES,
                     *peers.PATCHES,
+                    process_checkpoints.PATCH,
                     *fusions.PATCHES,
                     *construction.PATCHES,
                     *inductor.PATCHES,

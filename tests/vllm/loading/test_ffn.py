@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -103,10 +104,23 @@ def life(rank: int, config: Any) -> dict[str, Any]:
             name for name, module in model.named_modules() if hasattr(module, "layershard_part")
         ],
         "without a forward": said,
+        "made ready": made_ready(model),
         "sharded": [
             (series.name, list(series.plan.series.layer_ids)) for series in sharded_series()
         ],
     }
+
+
+def made_ready(model: torch.nn.Module) -> str | None:
+    """What vLLM's worker says where its process is made ready for a checkpoint."""
+    from vllm.v1.worker.gpu_worker import Worker
+
+    worker = object.__new__(Worker)  # vLLM's own asks for a device
+    worker.model_runner = SimpleNamespace(get_model=lambda: model)  # type: ignore[assignment]
+    try:
+        return worker.checkpoint_prepare()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
 
 
 def sharded_series() -> list[Any]:
@@ -133,6 +147,7 @@ def test_each_rank_holds_and_loads_its_part_and_every_rank_gets_the_whole(shardi
         assert seen["equal"] == [True] * len(LOADS) * 4
         assert seen["shared"] == (1, False)
         assert seen["split"] == SPLIT
+        assert seen["made ready"].startswith("HostError: a checkpoint of this worker's process")
         assert seen["without a forward"].startswith(
             f"HostError: {KEY}: model.layers.0.mlp runs in a forward for which the data-parallel "
             "ranks have agreed on no token counts"

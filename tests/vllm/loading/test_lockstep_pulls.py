@@ -22,7 +22,22 @@ def model(tmp_path_factory) -> Path:
     return wide_model(tmp_path_factory.mktemp("wide"))
 
 
+def noting_bounds() -> list[bool]:
+    """Of the groups that the host makes from now on: whether they leave others room on a device."""
+    from vllm_layershard.hosts import groups
+
+    create, asked = groups.create_groups, []
+
+    def noted(*given: Any, **options: Any) -> Any:
+        asked.append(options["beside_others"])
+        return create(*given, **options)
+
+    groups.create_groups = noted
+    return asked
+
+
 def pulled(rank: int, config: Any) -> dict[str, Any]:
+    bounded = noting_bounds()
     _kept = load(config, lambda model: None)
     from vllm_layershard.runtime.ops import bound_series
 
@@ -44,6 +59,7 @@ def pulled(rank: int, config: Any) -> dict[str, Any]:
         "wrong": wrong,
         "lockstep": {each.group.lockstep for each in series},
         "transport": {each.transport_name for each in series},
+        "bounded": bounded,
         "data groups": sum(each.group.data in _world.pg_map for each in series),
         "held": [each.resident_bytes() for each in series],
         "planned": [each.plan.ledger.resident_bytes[rank] for each in series],
@@ -63,5 +79,6 @@ def test_every_rank_reads_what_was_loaded(model, options):
         assert seen["wrong"] == []
         assert seen["lockstep"] == {True}
         assert seen["transport"] == {"pull"}
+        assert seen["bounded"] == [True], "weights move beside the model's own collectives"
         assert seen["data groups"] == 0, "each would keep its buffers on a device"
         assert seen["held"] == seen["planned"]

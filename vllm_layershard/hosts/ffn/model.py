@@ -25,6 +25,7 @@ from vllm_layershard.hosts.ffn.part import make_part
 from vllm_layershard.hosts.ffn.settings import split_of
 from vllm_layershard.hosts.groups import timeout
 from vllm_layershard.hosts.identity import checkpoint_of, read_as
+from vllm_layershard.hosts.reload.process_checkpoints import refuse_checkpoints
 from vllm_layershard.plan.ffn import FfnSplit
 from vllm_layershard.runtime.device import device_of
 from vllm_layershard.runtime.moves.ops import order_on
@@ -65,10 +66,12 @@ def build_split(
     ranks.compare("configuration", {ranks.world: started})
     ranks.compare_by("checkpoint", checkpoint_of(vllm_config)._asdict(), fault_in)
     try:
-        return split_model(config, vllm_config, construct)[0]
+        model, _ = split_model(config, vllm_config, construct)
     except Exception as error:
         ranks.leave(error)
         raise
+    refuse_checkpoints(model)
+    return model
 
 
 def ffn_started_with(config: FfnConfig | None) -> dict[str, Any]:
