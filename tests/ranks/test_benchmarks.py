@@ -20,9 +20,10 @@ import against  # noqa: E402
 from exchange import WITHIN  # noqa: E402
 from exchange import misses as exchange_misses  # noqa: E402
 from link import LinkError, paced  # noqa: E402
-from moves import BYTES_WITHIN, break_even, planned_seconds, planned_threshold  # noqa: E402
-from moves import Case as MovesCase  # noqa: E402
+from moves import BYTES_WITHIN, break_even  # noqa: E402
 from moves import misses as moves_misses  # noqa: E402
+from moving import PLACEMENTS, planned_seconds, planned_threshold  # noqa: E402
+from moving import Case as MovesCase  # noqa: E402
 from overlap import RACES, misses, planned  # noqa: E402
 
 SMOKE = pytest.mark.matrix(part="tools")
@@ -128,7 +129,7 @@ def test_an_exchange_of_other_bytes_is_a_miss():
     row |= {"all-reduce / formula": 1.029, "exchange / formula": 0.971}
     assert exchange_misses([row]) == []
     assert exchange_misses([row | {"exchange / formula": 1.04}]) == [
-        "2 ranks, 4096 / 1792, 255 tokens: the exchange sent 1.04 of the formula's bytes"
+        "striped, 2 ranks, 4096 / 1792, 255 tokens: the exchange sent 1.04 of the formula's bytes"
     ]
 
 
@@ -162,17 +163,26 @@ def test_two_trees_are_compared_by_their_lowest_rounds():
 @SMOKE
 def test_forwards_of_both_kinds_send_the_bytes_that_the_planner_says(paced_link, tmp_path):
     rows = smoke("moves", tmp_path)["rows"]
-    assert [(row["ranks"], row["tokens"]) for row in rows] == [(2, 8), (2, 4096), (4, 128)]
-    assert [row["auto moves"] for row in rows[:2]] == ["activations", "weights"]
+    measured = [(2, 8), (2, 4096), (4, 128)]
+    cases = [(row["placement"], (row["ranks"], row["tokens"])) for row in rows]
+    assert cases == [(placement, case) for placement in PLACEMENTS for case in measured]
     for row in rows:
         assert row["weights / formula"] == pytest.approx(1, abs=BYTES_WITHIN)
-    for row in rows[1:]:
+        if row["tokens"] == 8:
+            assert row["auto moves"] == "activations"
+            continue
         assert row["activations / formula"] == pytest.approx(1, abs=BYTES_WITHIN)
+        if row["ranks"] == 2:
+            assert row["auto moves"] == "weights"
 
 
-def test_the_threshold_is_where_the_planner_has_both_ways_as_long():
-    threshold = planned_threshold(2)
-    ways = [planned_seconds(MovesCase(2, threshold + more, 0, 1), 2) for more in (-1, 0)]
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_the_threshold_is_where_the_planner_has_both_ways_as_long(placement):
+    threshold = planned_threshold(2, placement)
+    ways = [
+        planned_seconds(MovesCase(2, threshold + more, 0, 1, placement=placement), 2)
+        for more in (-1, 0)
+    ]
     assert ways[0]["activations"] < ways[0]["weights"]
     assert ways[1]["activations"] >= ways[1]["weights"]
 
@@ -180,27 +190,29 @@ def test_the_threshold_is_where_the_planner_has_both_ways_as_long():
 def moved(tokens: int, ratio: float, auto: str, **more: Any) -> dict[str, Any]:
     alike = {"weights / formula": 1.0, "activations / formula": 1.0, "auto / quicker": 1.0}
     many = {"weights bytes": 1 << 24, "activations bytes": 1 << 24}
-    row = {"ranks": 2, "tokens": tokens, "activations / weights": ratio, "auto moves": auto}
+    row = {"placement": "striped", "ranks": 2, "tokens": tokens, "auto moves": auto}
+    row["activations / weights"] = ratio
     return row | alike | many | more
 
 
 def test_the_slower_way_other_bytes_and_a_far_threshold_are_misses():
     rows = [moved(64, 0.5, "activations"), moved(256, 2.0, "weights")]
     assert break_even(rows) == pytest.approx(128)
-    assert list(moves_misses(rows, 128)) == list(moves_misses(rows, 70)) == []
-    assert list(moves_misses(rows, 300)) == [
-        "both ways are as long at 128 tokens, and the planner says 300"
+    assert list(moves_misses(rows, {"striped": 128})) == []
+    assert list(moves_misses(rows, {"striped": 70})) == []
+    assert list(moves_misses(rows, {"striped": 300})) == [
+        "striped: both ways are as long at 128 tokens, and the planner says 300"
     ]
     worse = [
         moved(64, 0.5, "weights", **{"activations / formula": 1.04}),
         moved(256, 2.0, "weights", **{"auto / quicker": 1.2}),
         moved(512, 1.09, "activations"),
     ]
-    assert list(moves_misses(worse, 128)) == [
-        "2 ranks, 64 tokens: activations sent 1.04 of the formula's bytes",
-        "2 ranks, 64 tokens: auto moves weights, and activations are quicker (0.5)",
-        "2 ranks, 256 tokens: auto takes 1.2 of the quicker way",
+    assert list(moves_misses(worse, {"striped": 128})) == [
+        "striped, 2 ranks, 64 tokens: activations sent 1.04 of the formula's bytes",
+        "striped, 2 ranks, 64 tokens: auto moves weights, and activations are quicker (0.5)",
+        "striped, 2 ranks, 256 tokens: auto takes 1.2 of the quicker way",
     ]
-    assert list(moves_misses([moved(64, 0.5, "activations")], 128)) == [
-        "no number of tokens makes both ways as long"
+    assert list(moves_misses([moved(64, 0.5, "activations")], {"striped": 128})) == [
+        "striped: no number of tokens makes both ways as long"
     ]
