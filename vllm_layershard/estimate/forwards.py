@@ -74,6 +74,11 @@ class Forwards:
             key=_loss,
         )
 
+    def stage(self, batch: Batch, pp_stage: int) -> list[TimedLayer]:
+        """The operations of one forward that moves no weight, of a stage's layers."""
+        timed = self._timed_operations(batch, least=False)
+        return [TimedLayer(i, timed[self._like[i]]) for i in self._stages[pp_stage]]
+
     def recommended_step(self, batch: Batch) -> int:
         """The smallest prefetch step that hides.
 

@@ -61,15 +61,18 @@ class Movement(NamedTuple):
     buffer: tuple[str, int]
 
 
-Track = Literal["compute", "stall", "link"]
-"""What a span shows: an operation, its wait for a weight, or a movement on the link."""
+Track = Literal["compute", "stall", "link", "there", "product", "back"]
+"""What a span shows: an operation, its wait, or a movement of a weight on the link.
+
+The last three are of activations: all tokens gathered, their product, the results sent back.
+"""
 
 
 class Span(NamedTuple):
     """A piece of one forward's timeline, in seconds from its first layer's boundary.
 
     `suffix` names the linear that is computed, waited for or moved; "" where it is none.
-    Operations and stalls follow one another without a gap.
+    Operations, products and stalls follow one another without a gap.
     """
 
     track: Track

@@ -57,10 +57,10 @@ def failures_of(
         failures.append(f"a rank saves {least:,} bytes")
     match forecast:
         case Estimate():
-            shown = [phase.name for phase in forecast.phases if not phase.hidden]
+            shown = [(phase.name, "does not hide") for phase in forecast.phases if not phase.hidden]
             if sharding.config.move != "weights" and sharding.moves:
-                shown = _shown_by_move(sharding, forecast, shown)
-            failures += [f"{name} does not hide" for name in shown if name in phases]
+                shown = _shown_by_move(sharding, forecast)
+            failures += [f"{name} {said}" for name, said in shown if name in phases]
         case Abstention():
             failures += [f"{name} is not estimated" for name in forecast.batches if name in phases]
     if sharding.deployment.exchange:
@@ -74,25 +74,24 @@ def failures_of(
     return tuple(failures)
 
 
-def _shown_by_move(
-    sharding: Sharding, forecast: Estimate, by_weights: Sequence[PhaseName]
-) -> list[PhaseName]:
-    """The phases that get longer, each as it moves: `by_weights` do where weights move."""
-    from vllm_layershard.estimate.activations.clock import Clock  # seldom asked for
-    from vllm_layershard.estimate.activations.linears import moved_linears
+def _shown_by_move(sharding: Sharding, forecast: Estimate) -> list[tuple[PhaseName, str]]:
+    """The phases that get longer, each as it moves, or of which that is not known."""
+    from vllm_layershard.estimate.activations.clock import clock_of  # seldom asked for
     from vllm_layershard.plan.move import move_rule
 
-    linears = moved_linears(sharding, forecast.hardware)
-    clock, shown = Clock(sharding, forecast.hardware, linears), []
+    clock, shown = clock_of(sharding, forecast.hardware), []
     rule = move_rule(sharding.config)
     for phase in forecast.phases:
         if rule.moves_weights([phase.batch.tokens]):
-            longer = phase.name in by_weights
+            hidden = phase.hidden
+        elif clock is None:
+            shown.append((phase.name, "is not estimated"))
+            continue
         else:
             both = clock.both(phase.batch)
-            longer = both.activations > TOLERANCE * both.compute
-        if longer:
-            shown.append(phase.name)
+            hidden = both.activations <= TOLERANCE * both.compute
+        if not hidden:
+            shown.append((phase.name, "does not hide"))
     return shown
 
 

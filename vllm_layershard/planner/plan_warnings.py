@@ -54,8 +54,11 @@ def _on_move(sharding: Sharding, hardware: Hardware | None) -> Iterator[str]:
     if not sharding.moves:
         yield f"move {move!r}: no weight is shared here, so that it changes nothing"
         return
-    timed = "" if hardware is None else "times here are those of forwards that move weights, and "
+    timed = "" if hardware is None else f"{_TIMED}, and "
     yield f"move {move!r}: {timed}answers are equal to rounding only"
+
+
+_TIMED = "times are those of forwards that move weights, where nothing else is said"
 
 
 def _on_series(sharding: Sharding) -> Iterator[str]:

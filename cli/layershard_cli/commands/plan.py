@@ -10,7 +10,6 @@ from layershard_cli import flags as flag
 from layershard_cli.output import emit_json, show_progress, tell
 from layershard_cli.resolve import LayoutFlags, listed, options_of
 from vllm_layershard.errors import ConfigError
-from vllm_layershard.estimate import Estimate
 from vllm_layershard.planner.options import AUTO, names_of
 from vllm_layershard.planner.paying import PREFILL, phases_of
 from vllm_layershard.planner.plan import plan_model
@@ -110,9 +109,15 @@ def _written(result: PlanResult, html: str | None, trace: str | None) -> PlanRes
 
     if html is not None:
         write_html(html, result)
-    if trace is not None and isinstance(result.forecast, Estimate):
-        write_trace(trace, result.forecast)
-    elif trace is not None:
-        warning = f"{trace} was not written: nothing is estimated"
-        return result._replace(warnings=(*result.warnings, warning))
-    return result
+    if trace is None:
+        return result
+    from vllm_layershard.planner.results.timelines import timelines_of
+
+    timelines = timelines_of(result.planned, result.forecast)
+    missing = [f"{trace} has no {one.phase}" for one in timelines if one.forward is None]
+    warnings = [f"{text}: how long its activations move is not estimated" for text in missing]
+    if len(missing) < len(timelines):
+        write_trace(trace, timelines)
+    else:
+        warnings = [f"{trace} was not written: nothing is estimated"]
+    return result._replace(warnings=(*result.warnings, *warnings))

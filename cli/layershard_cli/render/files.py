@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 from layershard_cli.output import tell
 from vllm_layershard.bounded_file import UnwritableError, write_named
 from vllm_layershard.errors import ConfigError
-from vllm_layershard.estimate import Estimate
 from vllm_layershard.planner.results.plan_result import PlanResult
+from vllm_layershard.planner.results.timelines import Timeline
 
 
 def write_html(path: str, result: PlanResult) -> None:
@@ -22,7 +23,7 @@ def write_html(path: str, result: PlanResult) -> None:
     _write("--html", path, page(result, result.alternatives()))
 
 
-def write_trace(path: str, estimate: Estimate) -> None:
+def write_trace(path: str, timelines: Sequence[Timeline]) -> None:
     """`--trace FILE`.
 
     Raises:
@@ -30,7 +31,7 @@ def write_trace(path: str, estimate: Estimate) -> None:
     """
     from layershard_cli.render.trace import trace_document
 
-    _write("--trace", path, json.dumps(trace_document(estimate)))
+    _write("--trace", path, json.dumps(trace_document(timelines)))
 
 
 def _write(flag: str, path: str, text: str) -> None:

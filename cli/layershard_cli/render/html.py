@@ -9,12 +9,13 @@ from layershard_cli.render.kv_cache import cache_tokens
 from layershard_cli.render.markup import bullets, escape, table
 from layershard_cli.render.svg import pareto_svg, timeline_svg
 from layershard_cli.render.units import milliseconds, size
-from vllm_layershard.estimate import Estimate, Phase
+from vllm_layershard.estimate import Estimate
 from vllm_layershard.estimate.communicators import communicators_of
 from vllm_layershard.estimate.pareto import Point
 from vllm_layershard.models import GroupPlan
 from vllm_layershard.plan import EVERY_RANK, NO_RANK
 from vllm_layershard.planner.results.plan_result import PlanResult
+from vllm_layershard.planner.results.timelines import Timeline, timelines_of
 from vllm_layershard.version import __version__
 
 _EVERYBODY: Final = {EVERY_RANK: "all", NO_RANK: "all, in parts"}
@@ -63,8 +64,8 @@ def page(result: PlanResult, points: Sequence[Point]) -> str:
     if private.nbytes:
         kept = f"kept by private communicators a rank: {private.said}"
         figures.append((size(private.nbytes), kept))
-    phases = forecast.phases if isinstance(forecast, Estimate) else ()
-    exposed = {phase.name: phase.asked.forward.exposed for phase in phases}
+    timelines = timelines_of(sharding, forecast)
+    exposed = {one.phase: max(0.0, one.forward.exposed) for one in timelines if one.forward}
     curves = pareto_svg(points, tuple(forecast.batches), saved, exposed)
     verdict = (
         f'<p id="verdict"><strong>{escape(forecast.verdict)}</strong> '
@@ -85,11 +86,11 @@ def page(result: PlanResult, points: Sequence[Point]) -> str:
         *_exchange(result),
         *_move(result),
         "<h2>One forward</h2>",
-        *(map(_timeline, phases) if phases else ["<p>No estimate.</p>"]),
+        *(map(_timeline, timelines) if timelines else ["<p>No estimate.</p>"]),
         "<h2>Memory saved against time exposed</h2>",
         curves or "<p>No estimate.</p>",
         '<p class="soft">Each point is a set of linears at a layer_stride; lines join those that '
-        "no other beats; the rings are this plan.</p>",
+        f"no other beats; the rings are this plan.{_as_it_moves(timelines)}</p>",
         "<h2>What each rank holds</h2>",
         *(_ledger(group) for group in sharding.groups),
         "<h2>Which rank stores which layer</h2>",
@@ -137,13 +138,28 @@ def _move(result: PlanResult) -> list[str]:
     return moved_section(found, result.forecast.hardware.name)
 
 
-def _timeline(phase: Phase) -> str:
-    forward = phase.asked.forward
+def _timeline(timeline: Timeline) -> str:
     return (
-        f"<h3>{escape(phase.name)}, {phase.batch.tokens:,} tokens a rank: compute "
-        f"{milliseconds(forward.compute)}, movement {milliseconds(forward.fetch)}, "
-        f"exposed {milliseconds(forward.exposed)}</h3>{timeline_svg(phase)}"
+        f"<h3>{escape(timeline.phase)}, {timeline.tokens:,} tokens a rank: {_times(timeline)}</h3>"
+        f"{timeline_svg(timeline)}"
     )
+
+
+def _times(timeline: Timeline) -> str:
+    forward = timeline.forward
+    if forward is None:
+        return "activations move, how long is not estimated"
+    compute, moved = milliseconds(forward.compute), milliseconds(forward.fetch)
+    longer = milliseconds(forward.exposed)
+    if timeline.moves == "activations":
+        return f"activations move, compute {compute}, collectives {moved}, longer by {longer}"
+    return f"compute {compute}, movement {moved}, exposed {longer}"
+
+
+def _as_it_moves(timelines: Sequence[Timeline]) -> str:
+    if all(timeline.moves == "weights" for timeline in timelines):
+        return ""
+    return " Points are of forwards that move weights; a ring is as this plan moves."
 
 
 def _ledger(group: GroupPlan) -> str:

@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from layershard_cli.render.markup import escape
-from vllm_layershard.estimate import Phase, PhaseName
+from layershard_cli.render.spans import DRAWN, name_of
+from vllm_layershard.estimate import PhaseName
 from vllm_layershard.estimate.overlap import Span
 from vllm_layershard.estimate.pareto import Point, frontier
+from vllm_layershard.planner.results.timelines import Timeline
 
 _WIDTH: Final = 960
 _LABEL: Final = 70
@@ -16,12 +18,12 @@ _ROW: Final = 26
 _ROWS: Final = {"compute": 0, "stall": 0, "link": 1}
 
 
-def timeline_svg(phase: Phase) -> str:
+def timeline_svg(timeline: Timeline) -> str:
     """All layers of one forward: compute and waiting above, movement below; hover for a name.
 
     Empty where the forward has no timeline.
     """
-    spans = phase.asked.forward.spans
+    spans = timeline.forward.spans if timeline.forward else ()
     if not spans:
         return ""
     end = max(span.start_s + span.seconds for span in spans)
@@ -29,33 +31,30 @@ def timeline_svg(phase: Phase) -> str:
     rows = [
         f'<text x="0" y="{_ROW * 0.7}">compute</text>',
         f'<text x="0" y="{_ROW * 1.7}">link</text>',
-        *(_rectangle(span, scale) for span in spans),
+        *(_rectangle(span, scale, timeline.by_rows) for span in spans),
         *_ruler(spans, scale),
     ]
-    label = escape(f"{phase.name}: compute and movement of one forward")
+    label = escape(f"{timeline.phase}: compute and movement of one forward")
     return (
         f'<svg class="timeline" role="img" aria-label="{label}" viewBox="0 0 {_WIDTH} '
         f'{_ROW * 2 + 18}">{"".join(rows)}</svg>'
     )
 
 
-def _rectangle(span: Span, scale: float) -> str:
+def _rectangle(span: Span, scale: float, by_rows: bool) -> str:
     x, width = _LABEL + span.start_s * scale, max(0.3, span.seconds * scale)
-    what = {"compute": span.suffix or "attention or experts", "link": f"moves {span.suffix}"}.get(
-        span.track, f"waits for {span.suffix}"
-    )
-    shade = "even" if span.layer_id % 2 == 0 else "odd"
+    shade, drawn = "even" if span.layer_id % 2 == 0 else "odd", DRAWN[span.track]
     return (
-        f'<rect class="{span.track} {shade}" x="{x:.2f}" y="{_ROWS[span.track] * _ROW + 2}" '
-        f'width="{width:.2f}" height="{_ROW - 6}"><title>layer {span.layer_id}: {escape(what)}, '
-        f"{span.seconds * 1e6:,.1f} us</title></rect>"
+        f'<rect class="{drawn} {shade}" x="{x:.2f}" y="{_ROWS[drawn] * _ROW + 2}" '
+        f'width="{width:.2f}" height="{_ROW - 6}"><title>layer {span.layer_id}: '
+        f"{escape(name_of(span, by_rows=by_rows))}, {span.seconds * 1e6:,.1f} us</title></rect>"
     )
 
 
 def _ruler(spans: Sequence[Span], scale: float) -> list[str]:
     firsts: dict[int, float] = {}
     for span in spans:
-        if span.track != "link":
+        if DRAWN[span.track] != "link":
             firsts.setdefault(span.layer_id, span.start_s)
     every = max(1, len(firsts) // 12)
     return [

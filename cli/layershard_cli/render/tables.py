@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from layershard_cli.output import emit
 from layershard_cli.render.kv_cache import cache_tokens
@@ -17,6 +17,9 @@ from vllm_layershard.estimate.wording import percent, tokens
 from vllm_layershard.models import Evidence, Sharding
 from vllm_layershard.planner.paying import Offer
 from vllm_layershard.planner.results.plan_result import PlanResult
+
+if TYPE_CHECKING:
+    from vllm_layershard.planner.results.timelines import Timeline
 
 
 def print_plan(result: PlanResult, *, timeline: bool = False, ledger: bool = False) -> None:
@@ -72,8 +75,10 @@ def print_plan(result: PlanResult, *, timeline: bool = False, ledger: bool = Fal
         from layershard_cli.render.move import print_move
 
         print_move(sheet, result)
-    if timeline and isinstance(forecast, Estimate):
-        _print_timelines(sheet, forecast)
+    if timeline:
+        from vllm_layershard.planner.results.timelines import timelines_of
+
+        _print_timelines(sheet, timelines_of(sharding, forecast))
     if ledger:
         _print_ledger(sheet, sharding)
     sheet.line(
@@ -156,17 +161,19 @@ def _estimated(forecast: Forecast) -> _Estimated:
             return _Estimated(dict.fromkeys(forecast.batches, "not estimated"), "", "", ())
 
 
-def _print_timelines(sheet: Sheet, estimate: Estimate) -> None:
+def _print_timelines(sheet: Sheet, timelines: Sequence[Timeline]) -> None:
     """The middle layers of each phase, to scale."""
     from layershard_cli.render.timeline import ASCII, LAYERS, UNICODE, draw
 
     ink = UNICODE if (sys.stdout.encoding or "").lower().startswith("utf") else ASCII
-    for phase in estimate.phases:
-        lines = draw(phase, sheet.width, ink)
+    for timeline in timelines:
+        lines = draw(timeline.forward.spans if timeline.forward else (), sheet.width, ink)
+        moved = "collectives of activations" if timeline.moves == "activations" else "movement"
         if lines:
             sheet.line(
-                f"{phase.name}, {LAYERS} layers to scale ({ink.compute[0]}{ink.compute[1]} compute "
-                f"of even and odd layers, {ink.stall} waiting, {ink.link[0]}{ink.link[1]} movement)"
+                f"{timeline.phase}, {LAYERS} layers to scale ({ink.compute[0]}{ink.compute[1]} "
+                f"compute of even and odd layers, {ink.stall} waiting, {ink.link[0]}{ink.link[1]} "
+                f"{moved})"
             )
         for line in lines:
             sheet.drawn(line)

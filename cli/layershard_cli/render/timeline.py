@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from vllm_layershard.estimate import Phase
+from layershard_cli.render.spans import DRAWN, Row
 from vllm_layershard.estimate.overlap import Span
 
 LAYERS: Final = 6
@@ -14,8 +14,8 @@ LAYERS: Final = 6
 
 _LABEL: Final = 9
 
-_What = tuple[str, int]
-"""A track and a layer."""
+_What = tuple[Row, int]
+"""What is drawn, and of which layer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,16 +31,15 @@ UNICODE: Final = Ink(compute=("█", "▓"), link=("━", "─"), stall="░")
 ASCII: Final = Ink(compute=("#", "%"), link=("=", "-"), stall=".")
 
 
-def draw(phase: Phase, width: int, ink: Ink) -> list[str]:
+def draw(spans: Sequence[Span], width: int, ink: Ink) -> list[str]:
     """Lines of at most `width` characters: a ruler of layers, the compute, the link.
 
-    Empty where the forward has no timeline. A character of the compute shows what fills most of
+    Empty without spans. A character of the compute shows what fills most of
     it, one of the link that anything moves.
     """
-    spans = phase.asked.forward.spans
     if not spans:
         return []
-    device = [span for span in spans if span.track != "link"]
+    device = [span for span in spans if DRAWN[span.track] != "link"]
     layers = sorted({span.layer_id for span in device})
     middle = max(0, (len(layers) - LAYERS) // 2)
     shown = layers[middle : middle + LAYERS]
@@ -51,8 +50,8 @@ def draw(phase: Phase, width: int, ink: Ink) -> list[str]:
     per_column = (end - start) / columns
     edges = [start + column * per_column for column in range(columns)]
 
-    def row(tracks: Sequence[str], least: float) -> str:
-        chosen = [span for span in spans if span.track in tracks]
+    def row(drawn: Sequence[Row], least: float) -> str:
+        chosen = [span for span in spans if DRAWN[span.track] in drawn]
         return "".join(_mark(_fullest(chosen, x, x + per_column, least), ink) for x in edges)
 
     compute = row(("compute", "stall"), per_column / 2)
@@ -77,7 +76,7 @@ def _fullest(spans: Sequence[Span], low: float, high: float, least: float) -> _W
     for span in spans:
         inside = min(high, span.start_s + span.seconds) - max(low, span.start_s)
         if inside > 0:
-            what = (span.track, span.layer_id)
+            what = (DRAWN[span.track], span.layer_id)
             covered[what] = covered.get(what, 0.0) + inside
     best = max(covered, key=lambda what: covered[what], default=None)
     return best if best is not None and covered[best] > least else None
@@ -86,7 +85,7 @@ def _fullest(spans: Sequence[Span], low: float, high: float, least: float) -> _W
 def _mark(what: _What | None, ink: Ink) -> str:
     if what is None:
         return " "
-    track, layer_id = what
-    if track == "stall":
+    drawn, layer_id = what
+    if drawn == "stall":
         return ink.stall
-    return (ink.compute if track == "compute" else ink.link)[layer_id % 2]
+    return (ink.compute if drawn == "compute" else ink.link)[layer_id % 2]

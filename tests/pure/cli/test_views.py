@@ -40,7 +40,7 @@ def sharding(*names: str) -> Sharding:
 def test_the_drawing_keeps_to_its_width(ink, width: int) -> None:
     expected = forecast(sharding("o_proj"), profile("H200"))
     for phase in expected.phases:
-        ruler, compute, link = draw(phase, width, ink)
+        ruler, compute, link = draw(phase.asked.forward.spans, width, ink)
         assert max(map(len, (ruler, compute, link))) <= width
         assert set(compute[9:]) <= {*ink.compute, ink.stall, " "}
         assert set(link[9:]) <= {*ink.link, " "}
@@ -49,7 +49,7 @@ def test_the_drawing_keeps_to_its_width(ink, width: int) -> None:
 
 def test_the_drawing_shows_consecutive_layers() -> None:
     expected = forecast(sharding("o_proj"), profile("H200"))
-    ruler = draw(expected.phases[1], 120, UNICODE)[0]
+    ruler = draw(expected.phases[1].asked.forward.spans, 120, UNICODE)[0]
     layers = [int(number) for number in ruler.split()[1:]]
     assert layers == list(range(layers[0], layers[0] + 6))
 

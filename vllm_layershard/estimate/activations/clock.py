@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vllm_layershard.estimate.activations.linears import Moved
+from vllm_layershard.estimate.activations.linears import Moved, moved_linears
 from vllm_layershard.estimate.activations.outcome import BothWays, LinearLoad, LinearTime
+from vllm_layershard.estimate.activations.timeline import moved_forward
 from vllm_layershard.estimate.exchange.collectives import (
     all_gather_seconds,
     all_to_all_seconds,
+    lacking,
     latency_seconds,
     rooted_seconds,
 )
 from vllm_layershard.estimate.forwards import Forwards
 from vllm_layershard.estimate.hardware import Hardware
+from vllm_layershard.estimate.overlap import Forward
 from vllm_layershard.estimate.roofline import Roofline
+from vllm_layershard.estimate.transfer import Transfer
 from vllm_layershard.models import Batch, Sharding
 from vllm_layershard.models.layer_operations import product
 from vllm_layershard.models.operation import Operation
@@ -47,6 +51,17 @@ class Clock:
             weights=weights.exposed,
             compute=weights.compute,
         )
+
+    def trace(self, batch: Batch) -> Forward:
+        """One forward whose activations move, with its timeline, of the stage that loses most."""
+        stages = self._stages(batch.tokens)
+        most = max(stages, key=stages.__getitem__)
+        moved: dict[tuple[int, str], LinearTime] = {}
+        for one in self._linears:
+            if one.pp_stage == most:
+                times = self.linear(one, batch.tokens)
+                moved |= dict.fromkeys(zip(one.layer_ids, one.suffixes, strict=True), times)
+        return moved_forward(self._forwards.stage(batch, most), moved)
 
     def longer(self, tokens: int) -> float:
         """Seconds by which activations that move lengthen the stage that loses most."""
@@ -98,6 +113,32 @@ class Clock:
                 rooted_seconds(back, spread, hardware),
             )
         return LinearTime(self._roofline.seconds(own), *seconds)
+
+
+def clock_of(sharding: Sharding, hardware: Hardware) -> Clock | None:
+    """The clock of a sharding that moves something; None where the hardware lacks a number.
+
+    Raises:
+        PlanError: ranks that pull from each other lie on several nodes.
+    """
+    linears = moved_linears(sharding, hardware)
+    if lacking_for(sharding, hardware, linears):
+        return None
+    return Clock(sharding, hardware, linears)
+
+
+def lacking_for(
+    sharding: Sharding, hardware: Hardware, linears: tuple[Moved, ...]
+) -> tuple[str, ...]:
+    """The numbers that either way needs and the hardware lacks.
+
+    Raises:
+        PlanError: ranks that pull from each other lie on several nodes.
+    """
+    of_weights = Transfer(sharding, hardware).lacking()
+    spreads = sorted({one.spread for one in linears})
+    of_activations = [lack for spread in spreads for lack in lacking(spread, hardware)]
+    return tuple(dict.fromkeys((*of_weights, *of_activations)))
 
 
 def _mean(counts: Sequence[int], each: Sequence[Sequence[float]]) -> list[float]:

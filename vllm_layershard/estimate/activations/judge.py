@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from vllm_layershard.estimate.activations.clock import Clock
+from vllm_layershard.estimate.activations.clock import Clock, lacking_for
 from vllm_layershard.estimate.activations.linears import Moved, moved_linears
 from vllm_layershard.estimate.activations.outcome import ActivationsOutcome, BothWays, Served
 from vllm_layershard.estimate.activations.verdict import verdict_on
 from vllm_layershard.estimate.capacity import budget_of, capacity
 from vllm_layershard.estimate.communicators import communicator_bytes
-from vllm_layershard.estimate.exchange.collectives import lacking
 from vllm_layershard.estimate.hardware import Hardware
 from vllm_layershard.estimate.outcome import PhaseName
 from vllm_layershard.estimate.phases.batches import decode, most_tokens
 from vllm_layershard.estimate.phases.thresholds import fewest_tokens
-from vllm_layershard.estimate.transfer import Transfer
 from vllm_layershard.models import Batch, Sharding
 from vllm_layershard.plan.move import move_rule
 
@@ -46,7 +44,7 @@ def judge(
         PlanError: ranks that pull from each other lie on several nodes.
     """
     config, linears = sharding.config, moved_linears(sharding, hardware)
-    lacks = _lacking(sharding, hardware, linears)
+    lacks = lacking_for(sharding, hardware, linears)
     phases: dict[PhaseName, BothWays] = {}
     threshold = alone = shared = None
     if not lacks:
@@ -84,13 +82,6 @@ def _gathered_bytes(
     if sharding.config.move != "activations" and weights_from is not None:
         most = min(most, weights_from - 1)
     return max(one.gathered_bytes(most) for one in linears)
-
-
-def _lacking(sharding: Sharding, hardware: Hardware, linears: tuple[Moved, ...]) -> tuple[str, ...]:
-    of_weights = Transfer(sharding, hardware).lacking()
-    spreads = sorted({one.spread for one in linears})
-    of_activations = [lack for spread in spreads for lack in lacking(spread, hardware)]
-    return tuple(dict.fromkeys((*of_weights, *of_activations)))
 
 
 def _threshold(clock: Clock, asked: Batch) -> int | None:

@@ -13,18 +13,21 @@ from vllm_layershard.models.dtypes import DTYPE_BYTES
 from vllm_layershard.models.layer_weights import layer_linears
 from vllm_layershard.models.shape import Shape
 from vllm_layershard.plan import Linear
+from vllm_layershard.plan.linear import suffix_of
 
 
 class Moved(NamedTuple):
     """Linears of one series of a pipeline stage, in so many layers; `linear` stands for all.
 
-    `largest_part` is the share of a layer that the rank which stores most of it has: 1 for an
-    owner. `by_rows`: each rank computes some rows for all.
+    `suffixes` are their names within each of these layers. `largest_part` is the share of a layer
+    that the rank which stores most of it has: 1 for an owner. `by_rows`: each rank computes some
+    rows for all.
     """
 
     name: str
     pp_stage: int
     layer_ids: tuple[int, ...]
+    suffixes: tuple[str, ...]
     shape: Shape
     linear: Linear
     spread: Spread
@@ -56,6 +59,7 @@ def moved_linears(sharding: Sharding, hardware: Hardware) -> tuple[Moved, ...]:
                     name=series_plan.series.name,
                     pp_stage=group.pp_stage,
                     layer_ids=series_plan.series.layer_ids,
+                    suffixes=tuple(suffix_of(member.prefix) for member in members),
                     shape=shape,
                     linear=linear,
                     spread=spread,
