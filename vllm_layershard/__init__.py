@@ -24,12 +24,7 @@ if TYPE_CHECKING:
         UnknownModelError,
     )
     from vllm_layershard.estimate.hardware import Hardware
-    from vllm_layershard.planner.comparison import (
-        CompareResult,
-        LayoutCapacity,
-        RefusedLayout,
-        compare_layouts,
-    )
+    from vllm_layershard.planner.comparison import compare_layouts
     from vllm_layershard.planner.hardware import HardwareResult, list_hardware, load_hardware
     from vllm_layershard.planner.layer_map import map_layers
     from vllm_layershard.planner.layout import Layout
@@ -40,6 +35,11 @@ if TYPE_CHECKING:
         load_model,
     )
     from vllm_layershard.planner.plan import plan_model
+    from vllm_layershard.planner.results.compare_result import (
+        CompareResult,
+        LayoutCapacity,
+        RefusedLayout,
+    )
     from vllm_layershard.planner.results.map_result import MapResult
     from vllm_layershard.planner.results.plan_result import PlanResult
     from vllm_layershard.version import __version__
@@ -93,17 +93,13 @@ _HOMES: Final = {
         "UnknownModelError",
     ),
     "estimate.hardware": ("Hardware",),
-    "planner.comparison": (
-        "CompareResult",
-        "LayoutCapacity",
-        "RefusedLayout",
-        "compare_layouts",
-    ),
+    "planner.comparison": ("compare_layouts",),
     "planner.hardware": ("HardwareResult", "list_hardware", "load_hardware"),
     "planner.layer_map": ("map_layers",),
     "planner.layout": ("Layout",),
     "planner.loaded_model": ("LoadedModel", "ModelsResult", "list_models", "load_model"),
     "planner.plan": ("plan_model",),
+    "planner.results.compare_result": ("CompareResult", "LayoutCapacity", "RefusedLayout"),
     "planner.results.map_result": ("MapResult",),
     "planner.results.plan_result": ("PlanResult",),
     "version": ("__version__",),

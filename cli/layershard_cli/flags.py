@@ -146,6 +146,14 @@ MoveWeightsFrom = Annotated[
         show_default=False,
     ),
 ]
+MoveWeightsFromGiven = Annotated[
+    int | None,
+    typer.Option(
+        "--move-weights-from",
+        help="With --move auto, the fewest tokens a rank whose forwards move weights.",
+        show_default=False,
+    ),
+]
 FfnTp = Annotated[
     int | None,
     typer.Option(

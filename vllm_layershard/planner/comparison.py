@@ -3,83 +3,42 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Final, NamedTuple, Unpack
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Unpack
 
 from vllm_layershard.config import Placement
-from vllm_layershard.errors import ConfigError, PlanError
+from vllm_layershard.errors import ConfigError, HardwareError, PlanError
 from vllm_layershard.estimate import Hardware
 from vllm_layershard.estimate.capacity import UTILIZATION, capacity
 from vllm_layershard.estimate.communicators import communicator_bytes
+from vllm_layershard.estimate.phases.batches import DECODE_CONTEXT, PREFILL_TOKENS
 from vllm_layershard.estimate.transfer import require_one_node
 from vllm_layershard.estimate.wording import layers as so_many
 from vllm_layershard.models import (
     Deployment,
     Model,
+    Sharding,
     layer_caches,
     require_experts,
     shard_model,
 )
 from vllm_layershard.plan import ParallelLayout
 from vllm_layershard.planner.hardware import device_of
-from vllm_layershard.planner.options import Options, config_for
+from vllm_layershard.planner.layout import on_nodes_of
+from vllm_layershard.planner.options import Options, config_for, with_some_threshold
 from vllm_layershard.planner.question import ModelLike, drafting, loaded, on_device, require_known
-from vllm_layershard.planner.results.document import SCHEMA_VERSION, plain
+from vllm_layershard.planner.results.compare_result import (
+    ComparedModel,
+    CompareResult,
+    LayoutCapacity,
+    RefusedLayout,
+)
+
+if TYPE_CHECKING:
+    from vllm_layershard.planner.results.move import LayoutMove
 
 _PART = re.compile(r"(tp|dp|pp)([1-9]\d{0,3})", re.ASCII)
 _WORDS: Final = ("ep", "shard", "striped", "exchange")
-
-
-class ComparedModel(NamedTuple):
-    """The model, and where its config.json came from."""
-
-    name: str
-    source: str
-
-
-class LayoutCapacity(NamedTuple):
-    """What one layout holds; weights and room are those of the rank that limits the cache.
-
-    `engines` have a KV cache of their own each, of `engine_tokens`; `tokens` are all of them.
-    `fits` holds for every rank.
-    """
-
-    layout: str
-    fits: bool
-    weight_bytes: int
-    room_bytes: int
-    engines: int
-    engine_tokens: int
-    tokens: int
-
-
-class RefusedLayout(NamedTuple):
-    """A layout that was not asked for by name and that the model cannot have, and why."""
-
-    layout: str
-    refused: str
-
-
-class CompareResult(NamedTuple):
-    """The answer to `layershard compare`. Each key of the document is an attribute, but the device.
-
-    `device` is what the document names as `hardware`.
-    """
-
-    model: ComparedModel
-    device: Hardware
-    layouts: tuple[LayoutCapacity | RefusedLayout, ...]
-    warnings: tuple[str, ...]
-
-    @property
-    def hardware(self) -> str:
-        """The device's name."""
-        return self.device.name
-
-    def document(self) -> dict[str, Any]:
-        """`layershard compare --json`: plain data of JSON's types."""
-        keys = ("model", "hardware", "layouts", "warnings")
-        return {"schema_version": SCHEMA_VERSION} | {key: plain(getattr(self, key)) for key in keys}
 
 
 class Candidate(NamedTuple):
@@ -132,7 +91,8 @@ def compare_layouts(
     usual ones. `layers` and `options` say how those with `+shard` or `+striped` are sharded; their
     placement is that of the layout. In those with `+exchange` every tensor-parallel rank holds the
     outputs of the attentions whole, to exchange tokens before them; so do all ranks without
-    `+shard`.
+    `+shard`. With `move` "auto" and no `move_weights_from` each layout has the threshold that the
+    planner finds for it.
 
     Raises:
         ConfigError: an argument's value is not valid.
@@ -140,7 +100,7 @@ def compare_layouts(
             ones, or what is asked of the sharding cannot be had.
         ModelError: the model is not known or cannot be read.
         HardwareError: the device is not known, or its memory is not, or it has no class of vLLM's
-            for the model's quantisation.
+            for the model's quantisation, or lacks a number that a threshold needs.
     """
     require_known(options, compare_layouts)
     for key, words in (("placement", "+shard or +striped"), ("token_exchange", "+exchange")):
@@ -155,12 +115,20 @@ def compare_layouts(
     asked: Iterable[Any] = [given] if single else layouts or ["tp8", f"dp8{ep}", f"dp8{ep}+shard"]
     counted: dict[str, LayoutCapacity | RefusedLayout] = {}
     refused: set[Deployment] = set()
-    for candidate in [read_layout(text) for text in asked]:
+    candidates = [read_layout(text) for text in asked]
+    if any(options.values()) and not any(map(_is_sharded, candidates)):
+        beside = ", ".join(key for key, value in options.items() if value)
+        raise ConfigError(
+            f"{beside}: none of the layouts is sharded; write +shard or +striped, or leave it out"
+        )
+    for candidate in candidates:
         said = candidate.placement is not None and (layers is not None or any(options.values()))
         try:
             counted[candidate.name] = _counted(
                 found, candidate, device, layers, options, kv_cache_dtype
             )
+        except HardwareError as error:
+            raise HardwareError(f"--layout {candidate.name}: {error}") from None
         except PlanError as error:
             if layouts:
                 raise PlanError(f"--layout {candidate.name}: {error}") from None
@@ -178,6 +146,7 @@ def compare_layouts(
             *_warnings(device, hardware is None),
             *_on_sequences(found, kv_cache_dtype),
             *_on_drafts(found),
+            *_on_move(counted.values()),
         ),
     )
 
@@ -200,8 +169,12 @@ def _counted(
     kv_cache_dtype: str,
 ) -> LayoutCapacity:
     require_experts(model, candidate.deployment)
-    deployment, saved, kept = _saving(model, candidate, device, layers, options)
-    held = capacity(model, deployment, device, saved, kv_cache_dtype, kept)
+    sharding = _sharded(model, candidate, device, layers, options, kv_cache_dtype)
+    if sharding is None:
+        held = capacity(model, candidate.deployment, device, lambda rank: 0, kv_cache_dtype)
+    else:
+        saved, kept = sharding.saved_bytes.__getitem__, communicator_bytes(sharding, device)
+        held = capacity(model, sharding.deployment, device, saved, kv_cache_dtype, kept)
     return LayoutCapacity(
         layout=candidate.name,
         fits=held.fits,
@@ -210,29 +183,47 @@ def _counted(
         engines=held.engines,
         engine_tokens=held.engine_tokens,
         tokens=held.tokens,
+        move=_moved(sharding, device, kv_cache_dtype),
     )
 
 
-def _saving(
+def _is_sharded(candidate: Candidate) -> bool:
+    return candidate.placement is not None or candidate.exchanges
+
+
+def _sharded(
     model: Model,
     candidate: Candidate,
     device: Hardware,
     layers: str | Sequence[str] | None,
     options: Options,
-) -> tuple[Deployment, Callable[[int], int], Sequence[int] | None]:
-    """How the model is laid out, and what sharding saves and keeps on each rank."""
-    if candidate.placement is None and not candidate.exchanges:
-        return candidate.deployment, lambda rank: 0, None
-    asked = options | Options(placement=candidate.placement or "replicated")
+    kv_cache_dtype: str,
+) -> Sharding | None:
+    """The sharding of a layout; None where it neither shares nor exchanges."""
+    if not _is_sharded(candidate):
+        return None
+    asked, open_threshold = with_some_threshold(options)
+    asked = asked | Options(placement=candidate.placement or "replicated")
     if candidate.exchanges:
         from vllm_layershard.planner.exchange import with_exchange  # seldom asked for
 
         asked, layers = with_exchange(model, asked, layers)
-    config = config_for(model, candidate.deployment, layers, asked)
-    sharding = shard_model(model, candidate.deployment, config)
+    deployment = on_nodes_of(candidate.deployment, device)
+    sharding = shard_model(model, deployment, config_for(model, deployment, layers, asked))
     require_one_node(sharding, device)
-    kept = communicator_bytes(sharding, device)
-    return sharding.deployment, sharding.saved_bytes.__getitem__, kept
+    if open_threshold:
+        from vllm_layershard.planner.search.threshold import with_threshold  # seldom asked for
+
+        sharding, _ = with_threshold(sharding, device, {}, kv_cache_dtype)
+    return sharding
+
+
+def _moved(sharding: Sharding | None, device: Hardware, kv_cache_dtype: str) -> LayoutMove | None:
+    if sharding is None or sharding.config.move == "weights":
+        return None
+    from vllm_layershard.planner.results.move import layout_move_of  # seldom asked for
+
+    return layout_move_of(sharding, device, kv_cache_dtype)
 
 
 def _on_sequences(model: Model, kv_cache_dtype: str) -> Iterator[str]:
@@ -269,6 +260,15 @@ def _on_drafts(model: Model) -> Iterator[str]:
         yield (
             f"drafts (MTP) are counted, {so_many(len(drafts.layers))} on the last stage's ranks: "
             "their weights and their cache"
+        )
+
+
+def _on_move(rows: Iterable[LayoutCapacity | RefusedLayout]) -> Iterator[str]:
+    if any(isinstance(row, LayoutCapacity) and row.move for row in rows):
+        yield (
+            f"forwards that move activations: of at most {PREFILL_TOKENS:,} tokens a rank, and "
+            f"decodes after {DECODE_CONTEXT:,}; what they gather is not taken from the room for "
+            "KV. Answers are equal to rounding only"
         )
 
 

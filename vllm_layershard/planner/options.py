@@ -41,6 +41,16 @@ def config_with(names: Sequence[str], options: Options) -> LayerShardConfig:
     return LayerShardConfig(layers=tuple(names), **said)
 
 
+def with_some_threshold(options: Options) -> tuple[Options, bool]:
+    """The options, those of `move` auto with a threshold, and whether the planner is to find it.
+
+    Where it is, any threshold stands for the one that `search/threshold.py` finds.
+    """
+    if options.get("move") != "auto" or "move_weights_from" in options:
+        return options, False
+    return options | Options(move_weights_from=1), True
+
+
 def names_of(listed: str | Sequence[str]) -> list[str]:
     """The names that are listed: one a string, or several with commas between them.
 

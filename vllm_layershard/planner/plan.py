@@ -22,7 +22,7 @@ from vllm_layershard.planner.hardware import device_of
 from vllm_layershard.planner.layout import Layout, deployment_of, on_nodes_of
 from vllm_layershard.planner.load import sizes_of
 from vllm_layershard.planner.loaded_model import LoadedModel, Progress, evidence_of
-from vllm_layershard.planner.options import AUTO, Options, names_of
+from vllm_layershard.planner.options import AUTO, Options, names_of, with_some_threshold
 from vllm_layershard.planner.paying import PREFILL, offer_of, phases_of
 from vllm_layershard.planner.plan_warnings import (
     warnings_on,
@@ -91,9 +91,7 @@ def plan_model(
     sizes = sizes_of(tokens, batch, context, prompt, cached)
     device = device_of(hardware)
     found = drafting(on_device(loaded(model), device), mtp)
-    open_threshold = options.get("move") == "auto" and "move_weights_from" not in options
-    if open_threshold:
-        options = options | Options(move_weights_from=1)  # stands for the one that is found below
+    options, open_threshold = with_some_threshold(options)
     if layers is not None and names_of(layers) == [AUTO]:
         sharding, assumed = _chosen(
             found, layout, options, device, sizes, phases or PREFILL, ffn_tp

@@ -22,6 +22,8 @@ def map_command(
     placement: flag.PlacementName = None,
     transport: flag.TransportName = None,
     token_exchange: flag.TokenExchange = None,
+    move: flag.MoveName = None,
+    move_weights_from: flag.MoveWeightsFromGiven = None,
     exact: flag.Exact = False,
     as_json: flag.AsJson = False,
 ) -> None:
@@ -42,6 +44,8 @@ def map_command(
             placement=placement,
             transport=transport,
             token_exchange=listed(token_exchange),
+            move=move,
+            move_weights_from=move_weights_from,
         ),
     )
     if as_json:

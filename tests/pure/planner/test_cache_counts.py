@@ -14,10 +14,10 @@ from vllm_layershard import compare_layouts
 from vllm_layershard.estimate.capacity import capacity
 from vllm_layershard.estimate.communicators import communicator_bytes
 from vllm_layershard.estimate.figure import Figure
-from vllm_layershard.planner.comparison import CompareResult, LayoutCapacity
 from vllm_layershard.planner.hardware import load_hardware
 from vllm_layershard.planner.layout import Layout
 from vllm_layershard.planner.plan import plan_model
+from vllm_layershard.planner.results.compare_result import CompareResult, LayoutCapacity
 
 MISTRAL: Mapping[str, Any] = {
     "architectures": ["MistralForCausalLM"],

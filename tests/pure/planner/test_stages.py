@@ -11,8 +11,8 @@ import pytest
 from console import said
 from vllm_layershard import Layout, compare_layouts, plan_model
 from vllm_layershard.models import layer_caches
-from vllm_layershard.planner.comparison import LayoutCapacity
 from vllm_layershard.planner.hardware import load_hardware
+from vllm_layershard.planner.results.compare_result import LayoutCapacity
 from vllm_layershard.planner.results.plan_result import PlanResult
 
 CASES = [

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from vllm_layershard.estimate import Forecast, PhaseName
+from vllm_layershard.estimate import Forecast, Hardware, PhaseName
 from vllm_layershard.estimate.activations.judge import judge
 from vllm_layershard.estimate.activations.linears import Moved
 from vllm_layershard.estimate.activations.outcome import BothWays, Served
-from vllm_layershard.models import Sharding
+from vllm_layershard.estimate.phases.batches import (
+    DECODE_CONTEXT,
+    DECODE_SEQUENCES,
+    PREFILL_TOKENS,
+    decode,
+    prefill,
+)
+from vllm_layershard.models import Batch, Sharding
 from vllm_layershard.plan.move import MoveRule, move_rule
 from vllm_layershard.planner.results.document import microseconds
 
@@ -94,6 +101,40 @@ class Move(NamedTuple):
     gathered_bytes: int
     assumptions: tuple[str, ...]
     lacking: tuple[str, ...]
+
+
+class LayoutMove(NamedTuple):
+    """Of one layout among several what `Move` says, for forwards of the default sizes.
+
+    A prefill of 8,192 tokens a rank is the largest forward. The threshold is of decodes after 4,096
+    tokens; `lacking` names what the device lacks to find it.
+    """
+
+    move: str
+    move_weights_from: int | None
+    break_even_tokens: int | None
+    gathered_bytes: int
+    lacking: tuple[str, ...]
+
+
+def layout_move_of(
+    sharding: Sharding, hardware: Hardware, kv_cache_dtype: str
+) -> LayoutMove | None:
+    """What moves in which forward of a layout; None where weights do in each, or nothing does."""
+    if sharding.config.move == "weights" or not sharding.moves:
+        return None
+    batches: dict[PhaseName, Batch] = {
+        "prefill": prefill(PREFILL_TOKENS),
+        "decode": decode(DECODE_SEQUENCES, DECODE_CONTEXT),
+    }
+    found = judge(sharding, hardware, batches, kv_cache_dtype)
+    return LayoutMove(
+        move=sharding.config.move,
+        move_weights_from=sharding.config.move_weights_from,
+        break_even_tokens=found.move_weights_from,
+        gathered_bytes=found.gathered_bytes,
+        lacking=found.lacking,
+    )
 
 
 def move_of(sharding: Sharding, forecast: Forecast, kv_cache_dtype: str) -> Move:
