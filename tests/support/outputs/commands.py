@@ -29,6 +29,12 @@ plan --model DeepSeek-V3 --kv-cache-dtype fp8 --batch 256 --context 8192
 plan --model DeepSeek-V3 --check
 plan --model DeepSeek-V3 --check --hide-in prefill,decode
 plan --model DeepSeek-V3 --html page.html --trace trace.json
+plan --model DeepSeek-V3 --move activations
+plan --model DeepSeek-V3 --move auto --json
+plan --model DeepSeek-V3 --move auto --move-weights-from 100 --placement striped --json
+plan --model DeepSeek-V3 --move activations --check --hide-in prefill,decode
+plan --model Qwen3-235B-A22B --hardware RTX-PRO-6000 --move auto --timeline
+plan --model Qwen3-235B-A22B --hardware RTX-PRO-6000 --move auto --html page.html --trace trace.json
 plan --model Qwen3-32B --dp 4
 plan --model ./tiny --dp 2
 plan --model ./tiny --dp 2 --json
@@ -38,11 +44,15 @@ map --model DeepSeek-V3
 map --model DeepSeek-V3 --layers o_proj --json
 map --model DeepSeek-V3 --placement striped --dp 4 --ep
 map --model Meta-Llama-3.1-70B --dp 2 --pp 2
+map --model DeepSeek-V3 --move auto --move-weights-from 100 --placement striped --json
 compare --model DeepSeek-V3
 compare --model DeepSeek-V3 --json
 compare --model Meta-Llama-3.1-70B --hardware A100
+compare --model DeepSeek-V3 --move auto
+compare --model DeepSeek-V3 --move activations --layout dp8+ep+shard --layout dp8+ep+striped --json
 check --model DeepSeek-V3 --dp 8 '{"layer_sharding": ["o_proj", "q_b_proj"]}'
 check --model DeepSeek-V3 --dp 8 --json '{"layer_sharding": ["o_proj", "q_b_proj"]}'
+check --model DeepSeek-V3 --dp 8 '{"layer_sharding": {"layers": ["o_proj"], "move": "activations"}}'
 models
 models --json
 hardware
@@ -86,6 +96,13 @@ plan --model DeepSeek-V3 --html same --trace same
 check --model DeepSeek-V3 --dp 8 '{"layer_sharding": {"layers": ["o_proj"], "prefetch": 2}}'
 check --model DeepSeek-V3 --dp 8 '{"layer_sharding": 3}'
 check --model DeepSeek-V3 --dp 8 'not JSON'
+plan --model DeepSeek-V3 --move tokens
+plan --model DeepSeek-V3 --move-weights-from 8
+plan --model DeepSeek-V3 --move auto --placement replicated
+plan --model DeepSeek-V3 --tp 2 --dp 4 --ep --move activations
+plan --model Qwen3-32B --dp 2 --move activations
+map --model DeepSeek-V3 --move auto
+compare --model DeepSeek-V3 --layout tp8 --move auto
 hardware NoSuchDevice
 compare --model NoSuchModel
 nonsense
