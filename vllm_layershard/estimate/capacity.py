@@ -201,9 +201,8 @@ class CacheLimit(NamedTuple):
     Both are the rank that gains the fewest tokens where the device's memory is not known. Where the
     weights do not fit without sharding, `rank_without` is `rank`.
 
-    `tokens_gained`: what an engine holds more, as `capacity` counts it; to one token, since it is
-    the rank's own gain where the same rank limits both. Where one of the two does not fit, or the
-    memory is not known, what every rank gains. Negative: it loses them.
+    `tokens_gained`: what an engine holds more, as `capacity` counts it. Where one of the two does
+    not fit, or the memory is not known, what every rank gains. Negative: it loses them.
     """
 
     rank: int
@@ -237,12 +236,11 @@ def limit_of(sharding: Sharding, hardware: Hardware, kv_cache_dtype: str) -> Cac
     first = tightest(before, plain)
     if before[first] == before[last]:
         first = last  # both limit it
-    alone, more = gains[last] or 0, (after[last] or 0) - (before[first] or 0)
-    return CacheLimit(last, first, alone if abs(more - alone) <= 1 else more)
+    return CacheLimit(last, first, (after[last] or 0) - (before[first] or 0))
 
 
 def _gains(sharding: Sharding, kv_cache_dtype: str) -> tuple[int | None, ...]:
-    """Whole tokens that each rank alone has room for in what it saves."""
+    """Tokens that each rank alone has room for in what it saves, in whole blocks."""
     saved = sharding.saved_bytes
     sizes = [abs(more) for more in saved]
     found = rank_tokens(sizes, sharding.model, sharding.deployment, kv_cache_dtype)

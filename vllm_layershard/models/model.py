@@ -19,7 +19,7 @@ from vllm_layershard.models.cache.kv_cache import (
     device_cache_dtype,
     means_auto,
 )
-from vllm_layershard.models.cache.pages import LayerCache, LayerCaches
+from vllm_layershard.models.cache.pages import LayerCache, LayerCaches, block_tokens
 from vllm_layershard.models.deployment import Deployment
 from vllm_layershard.models.layer_weights import layer_experts, layer_linears
 from vllm_layershard.models.shape import SplitSize, require_split
@@ -204,6 +204,7 @@ def layer_caches(
         ),
         model.drafted,
         model.cache_device.in_flight(deployment.layout.pp),
+        block_tokens(caches, model.cache_dtype(kv_cache_dtype), model.cache_device),
     )
 
 

@@ -66,7 +66,7 @@ def test_deepseek_v3_on_a_node_of_eight() -> None:
         "dtype": "bfloat16",
         "bytes_per_token": 70272,
         "state_bytes_per_sequence": 0,
-        "tokens_gained": 83800,
+        "tokens_gained": 83792,
     }
     assert plan["model"]["name"] == "deepseek-ai/DeepSeek-V3"
 

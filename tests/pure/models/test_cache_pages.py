@@ -21,10 +21,19 @@ def windowed(full: int, windows: tuple[int, ...], in_flight: int | None) -> Laye
     return LayerCaches((*slide, *(LayerCache(2048),) * full), in_flight=in_flight)
 
 
-def test_without_states_they_are_bytes_over_bytes() -> None:
-    assert hybrid((100, 0, 50), ()).tokens(1499, 10) == 9
+def test_without_states_they_are_whole_blocks_of_all_layers() -> None:
+    assert hybrid((100, 0, 50), ()).tokens(10 * 16 * 150 - 1, 32) == 9 * 16
+    assert hybrid((100, 0, 50), ()).tokens(10 * 16 * 150 - 1, None) == 9 * 16
     assert hybrid((0, 0), (7,)).tokens(1499, 10) is None
     assert hybrid((100,), ()).tokens(-1, 10) == 0
+
+
+def test_a_sequence_takes_the_whole_of_its_last_block() -> None:
+    """Of 33 tokens each takes three blocks, of 32 two."""
+    caches = hybrid((100,), ())
+    assert caches.tokens(9 * 16 * 100, 33) == 3 * 33
+    assert caches.tokens(10 * 16 * 100, 33) == int(10 / 3 * 33)
+    assert caches._replace(block=64).tokens(10 * 16 * 100, 33) == 2 * 33
 
 
 def test_pages_are_of_one_size_and_groups_of_as_many_layers() -> None:
@@ -71,13 +80,13 @@ def test_a_model_of_windows_alone_is_one_group() -> None:
 
 def test_windows_that_are_not_counted_keep_all() -> None:
     """Without tokens in flight, without a longest sequence, and where layers' pages differ."""
-    of_all = 64_000_000 // (6 * 2048)
+    of_all = 64_000_000 // (16 * 6 * 2048) * 16
     assert windowed(2, (100,) * 4, None).tokens(64_000_000, 1024) == of_all
     assert windowed(2, (100,) * 4, 300).tokens(64_000_000, None) == of_all
     caches = windowed(2, (100,) * 4, 300)
     more = caches._replace(layers=(*caches.layers, LayerCache(4096)))
     assert not more.in_sequences(1024)
-    assert more.tokens(64_000_000, 1024) == 64_000_000 // (6 * 2048 + 4096)
+    assert more.tokens(64_000_000, 1024) == 64_000_000 // (16 * (6 * 2048 + 4096)) * 16
 
 
 def test_a_stage_keeps_its_part_of_the_groups_of_all_layers() -> None:

@@ -272,23 +272,23 @@ def test_each_key_of_a_document_is_an_attribute(question: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("device", "asked", "per_token"),
+    ("device", "asked", "per_token", "block"),
     [
-        ("H200", "fp8", 48_068),
-        ("B200", "fp8", 61 * (576 + 132)),
-        ("GB300", "fp8_e4m3", 61 * (576 + 132)),
-        ("B200", "auto", 61 * (1152 + 132)),
-        ("RTX-PRO-6000", "auto", 61 * (656 + 132)),
-        ("MI300X", "fp8", 61 * (576 + 132)),
-        ("910C", "auto", 61 * (1152 + 256)),
+        ("H200", "fp8", 48_068, 64),
+        ("B200", "fp8", 61 * (576 + 132), 64),
+        ("GB300", "fp8_e4m3", 61 * (576 + 132), 64),
+        ("B200", "auto", 61 * (1152 + 132), 64),
+        ("RTX-PRO-6000", "auto", 61 * (656 + 132), 64),
+        ("MI300X", "fp8", 61 * (576 + 132), 16),
+        ("910C", "auto", 61 * (1152 + 256), 128),
     ],
 )
 def test_a_plan_and_a_comparison_count_the_cache_of_the_device(
-    device: str, asked: str, per_token: int
+    device: str, asked: str, per_token: int, block: int
 ) -> None:
     layout = Layout(dp=8, ep=True)
     planned = plan_model("DeepSeek-V3.2", None, layout, hardware=device, kv_cache_dtype=asked)
     assert planned.kv_cache.bytes_per_token == per_token
     compared = compare_layouts("DeepSeek-V3.2", "dp8+ep", hardware=device, kv_cache_dtype=asked)
     (held,) = compared.layouts
-    assert held.engine_tokens == max(0, held.room_bytes) // per_token
+    assert held.engine_tokens == max(0, held.room_bytes) // (block * per_token) * block

@@ -38,7 +38,7 @@ from vllm.utils.torch_utils import set_default_torch_dtype
 from vllm.v1.attention.backend import MultipleOf
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 from vllm.v1.core.kv_cache_utils import get_kv_cache_capacity, get_kv_cache_configs
-from vllm.v1.kv_cache_interface import FullAttentionSpec, MambaSpec, SlidingWindowSpec
+from vllm.v1.kv_cache_interface import FullAttentionSpec, MambaSpec
 
 CACHE_BYTES = 256 << 30
 STEP_TOKENS = 8192
@@ -342,7 +342,6 @@ def sums_of(models: list[torch.nn.Module], config: object) -> dict[str, int]:
     ]
     states = [spec for spec in specs if isinstance(spec, MambaSpec)]
     caches = [spec for spec in specs if not isinstance(spec, MambaSpec)]
-    windows = [spec for spec in caches if isinstance(spec, SlidingWindowSpec)]
     return {
         "total_bytes": sum(p.numel() * p.element_size() for p in (*parameters, *shared)),
         "kv_bytes_per_token": sum(s.page_size_bytes // s.block_size for s in caches),
@@ -351,7 +350,8 @@ def sums_of(models: list[torch.nn.Module], config: object) -> dict[str, int]:
             for spec in states
             for shape, dtype in zip(spec.shapes, spec.dtypes, strict=True)
         ),
-        "engine_tokens": engine_tokens(config, bool(states)) if states or windows else {},
+        "engine_tokens": engine_tokens(config, bool(states)),
+        "longest": config.model_config.max_model_len,
     }
 
 
@@ -380,7 +380,8 @@ def engine_tokens(config: VllmConfig, states: bool) -> dict[int, int]:
 
     With prefix caching, and with asynchronous scheduling, both of them its defaults.
     """
-    config.cache_config.block_size = 16
+    sparse = hasattr(config.model_config.hf_text_config, "index_topk")
+    config.cache_config.block_size = 64 if sparse else 16  # Hopper's: test_truth_blocks.py
     config.cache_config.enable_prefix_caching = True
     config.cache_config.kv_cache_layout = "LBHNC"  # all pages are of one size: it has no say
     config.scheduler_config.async_scheduling = True

@@ -1,4 +1,4 @@
-"""How many tokens a server's cache holds where layers keep states, or the tokens of a window only.
+"""How many tokens a server's cache holds: in whole blocks, beside states, and of windows.
 
 Source: vLLM 0.32, platforms/interface.py, `_align_hybrid_block_size`; v1/core/kv_cache_utils.py,
 `_get_kv_cache_groups_uniform_page_size`, `get_kv_cache_configs` and `get_kv_cache_capacity`.
@@ -6,8 +6,10 @@ Source: vLLM 0.32, platforms/interface.py, `_align_hybrid_block_size`; v1/core/k
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
+
+from vllm_layershard.models.cache.kv_cache import FP8, AttentionCache, CacheDevice, LatentCache
 
 _KERNEL_BLOCK: Final = 16
 """Tokens that a kernel's block is a multiple of. Source: v1/attention/backends/flash_attn.py."""
@@ -15,6 +17,30 @@ _KERNEL_BLOCK: Final = 16
 _STATES: Final = 2
 """Pages for states of one sequence in each group, with prefix caching, which is the default.
 Source: vLLM 0.32, v1/kv_cache_interface.py, `MambaSpec.max_memory_usage_bytes`."""
+
+
+_ASCEND_BLOCK: Final = 128
+"""Source: vllm-ascend, utils.py, `refresh_block_size`."""
+
+
+def block_tokens(caches: Iterable[AttentionCache], kv_cache_dtype: str, device: CacheDevice) -> int:
+    """Tokens of a block, where no layer keeps a state: what the device's first backends take.
+
+    Source: vLLM 0.32, platforms/interface.py, `_preferred_block_size_for_backends`;
+    platforms/cuda.py and rocm.py, `_get_backend_priorities`; `get_supported_kernel_block_sizes` of
+    v1/attention/backends/. FlashAttention's MLA of Hopper takes 16 and no eight-bit cache, FlashMLA
+    64, FlashInfer's 32, Triton's 16; the indexer of sparse MLA takes 64 on CUDA.
+    """
+    latent = [cache for cache in caches if isinstance(cache, LatentCache)]
+    if device.is_ascend:
+        return _ASCEND_BLOCK
+    if device.rocm or not latent:
+        return _KERNEL_BLOCK
+    if any(cache.sparse for cache in latent):
+        return 64
+    if device.is_blackwell:
+        return 32
+    return 64 if device.capability == 9 and kv_cache_dtype in FP8 else _KERNEL_BLOCK
 
 
 class LayerCache(NamedTuple):
@@ -46,12 +72,14 @@ class LayerCaches(NamedTuple):
 
     `drafts`: tokens that are drafted for each sequence, a page of states each. `in_flight`: tokens
     that are scheduled and not yet settled, which a layer with a window keeps beside it; None: it
-    is not known, and windows are not counted.
+    is not known, and windows are not counted. `block`: tokens of a block where no layer keeps a
+    state or has a window that is counted.
     """
 
     layers: tuple[LayerCache, ...]
     drafts: int = 0
     in_flight: int | None = None
+    block: int = _KERNEL_BLOCK
 
     @property
     def have_windows(self) -> bool:
@@ -84,7 +112,10 @@ class LayerCaches(NamedTuple):
             blocks = self._blocks(room, groups)
             return int(blocks / sum(group.blocks for group in groups) * longest)
         if not self.have_states:
-            return room // sum(layer.per_token for layer in here)
+            blocks = room // (self.block * sum(layer.per_token for layer in here))
+            if longest is None:
+                return blocks * self.block
+            return int(blocks / -(-longest // self.block) * longest)
         groups = tuple(self._groups(self._block))
         return self._blocks(room, groups) * self._block // sum(not g.states for g in groups)
 
