@@ -32,7 +32,6 @@ from vllm.model_executor.layers.fused_moe.oracle.w4a8 import W4A8MoeBackend
 from vllm.model_executor.layers.linear import LinearBase, ReplicatedLinear, RowParallelLinear
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.utils import initialize_model
-from vllm.model_executor.models.utils import extract_layer_index
 from vllm.platforms import current_platform
 from vllm.utils.torch_utils import set_default_torch_dtype
 from vllm.v1.attention.backend import MultipleOf
@@ -380,8 +379,12 @@ def engine_tokens(config: VllmConfig, states: bool) -> dict[int, int]:
 
     With prefix caching, and with asynchronous scheduling, both of them its defaults.
     """
+    latent = config.model_config.use_mla
+    layers = config.compilation_config.static_forward_context.values()
+    eight = any(getattr(layer, "kv_cache_dtype", "auto").startswith("fp8") for layer in layers)
     sparse = hasattr(config.model_config.hf_text_config, "index_topk")
-    config.cache_config.block_size = 64 if sparse else 16  # Hopper's: test_truth_blocks.py
+    # Hopper's: test_truth_blocks.py
+    config.cache_config.block_size = 64 if sparse or (latent and eight) else 16
     config.cache_config.enable_prefix_caching = True
     config.cache_config.kv_cache_layout = "LBHNC"  # all pages are of one size: it has no say
     config.scheduler_config.async_scheduling = True
@@ -403,20 +406,22 @@ def engine_tokens(config: VllmConfig, states: bool) -> dict[int, int]:
             if hasattr(layer, "get_kv_cache_spec")
         }
     stages = (1,) if config.speculative_config is not None else (1, 2)
-    return {pp: staged_tokens(config, specs, pp) for pp in stages}
+    split = {pp: parts_of(specs, pp) for pp in stages}
+    return {pp: staged_tokens(config, parts) for pp, parts in split.items() if all(parts)}
 
 
-def staged_tokens(config: VllmConfig, specs: dict[str, object], pp: int) -> int:
-    """The tokens of an engine of `pp` stages. The model runner is the one of a GPU."""
-    layers = config.model_config.hf_text_config.num_hidden_layers
-    spans = [range(*get_pp_indices(layers, stage, pp)) for stage in range(pp)]
-    parts = [
-        {name: spec for name, spec in specs.items() if pp == 1 or extract_layer_index(name) in span}
-        for span in spans
-    ]
-    config.parallel_config.pipeline_parallel_size = pp
+def parts_of(specs: dict[str, object], pp: int) -> list[dict[str, object]]:
+    """The caches of each of `pp` stages. LongCat's layers have two, with a number of their own."""
+    layers = {name: int(next(filter(str.isdigit, name.split(".")))) for name in specs}
+    spans = [range(*get_pp_indices(max(layers.values()) + 1, stage, pp)) for stage in range(pp)]
+    return [{name: specs[name] for name in specs if layers[name] in span} for span in spans]
+
+
+def staged_tokens(config: VllmConfig, parts: list[dict[str, object]]) -> int:
+    """The tokens of an engine of these stages. The model runner is the one of a GPU."""
+    config.parallel_config.pipeline_parallel_size = len(parts)
     with patch.object(VllmConfig, "use_v2_model_runner", property(lambda _: True)):
-        held, *_ = get_kv_cache_configs(config, parts, [CACHE_BYTES] * pp)
+        held, *_ = get_kv_cache_configs(config, parts, [CACHE_BYTES] * len(parts))
         tokens, _ = get_kv_cache_capacity(config, held)
     config.parallel_config.pipeline_parallel_size = 1
     return int(tokens)
