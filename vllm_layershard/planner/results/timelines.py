@@ -1,4 +1,4 @@
-"""Timelines: each forward that the planner looks at, as the plan moves it."""
+"""Each forward that the planner looks at, event by event, as the plan moves it."""
 
 from __future__ import annotations
 
