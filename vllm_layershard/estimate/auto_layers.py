@@ -60,7 +60,7 @@ def choose(
     """
     batches = {
         "prefill": prefill(tokens, deployment.layout.pcp, Prompts(prompt, cached)),
-        "decode": decode(sequences, context),
+        "decode": decode(sequences, context, model.drafted),
     }
 
     def hides(sharding: Sharding) -> bool:

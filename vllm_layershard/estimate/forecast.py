@@ -56,7 +56,7 @@ def forecast(
     prefill_of = partial(prefill, pcp=sharding.deployment.layout.pcp, prompts=prompts)
     batches: dict[PhaseName, Batch] = {
         "prefill": prefill_of(tokens),
-        "decode": decode(sequences, context),
+        "decode": decode(sequences, context, sharding.model.drafted),
     }
     transfer = Transfer(sharding, hardware)
     fit = fit_of(sharding, hardware)
@@ -149,6 +149,11 @@ def _said_of(prompts: Prompts, tokens_: int, pcp: int) -> str:
     return f"{tokens(tokens_)} {ranks} in prompts of {prompts.length:,}{cached}"
 
 
+def _verified(decoded: Batch) -> str:
+    """What a decode computes of a sequence that drafts."""
+    return f", 1 + {decoded.drafted} tokens of each" if decoded.drafted else ""
+
+
 def lacking_for(sharding: Sharding, hardware: Hardware) -> tuple[str, ...]:
     """The numbers that a forecast needs and the hardware lacks.
 
@@ -210,7 +215,7 @@ def _assumptions(
     batches: dict[PhaseName, Batch],
     prompts: Prompts,
 ) -> tuple[str, ...]:
-    pcp, sequences = sharding.deployment.layout.pcp, batches["decode"]
+    pcp, decoded = sharding.deployment.layout.pcp, batches["decode"]
     prefilled = _said_of(prompts, batches["prefill"].tokens, pcp)
     started = "the copies of a pull" if transfer.pulls else "a broadcast"
     return (
@@ -221,6 +226,6 @@ def _assumptions(
         f"nor as load on the link; nor is the CPU's time to start {started}, which a server "
         "without graphs pays in decode",
         f"prefill: {prefilled}; decode: "
-        f"{sequences.tokens:,} sequences a rank after {sequences.context:,.0f} tokens each; "
-        "experts evenly loaded",
+        f"{decoded.sequences:,.0f} sequences a rank after {decoded.context:,.0f} tokens each"
+        f"{_verified(decoded)}; experts evenly loaded",
     )

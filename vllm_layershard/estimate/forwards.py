@@ -55,14 +55,16 @@ class Forwards:
         least &= not self._is_certain
         key = (batch, prefetch_step, least)
         if key not in self._run:
-            self._run[key] = max(
-                (
-                    simulate(layers, moves, self._hindrance)
-                    for layers, moves in self._timed(batch, prefetch_step, least)
-                ),
-                key=_loss,
-            )
+            self._run[key] = max(self._simulated(batch, prefetch_step, least), key=_loss)
         return self._run[key]
+
+    def by_stage(self, batch: Batch, prefetch_step: int) -> tuple[Forward, ...]:
+        """One forward of each pipeline stage, with the most contention."""
+        return tuple(self._simulated(batch, prefetch_step, least=False))
+
+    def _simulated(self, batch: Batch, prefetch_step: int, least: bool) -> Iterator[Forward]:
+        for layers, moves in self._timed(batch, prefetch_step, least):
+            yield simulate(layers, moves, self._hindrance)
 
     def trace(self, batch: Batch, prefetch_step: int) -> Forward:
         """One forward with its timeline."""

@@ -53,10 +53,10 @@ def verdict_on(
             + (f"it hides{turns}" if turns else "no number of tokens hides it")
         )
     if decode.hidden:
-        return f"{said}; hidden in decode at batch {decode.batch.tokens:,}"
+        return f"{said}; hidden in decode at batch {decode.batch.sequences:,.0f}"
     remedy = _preferred(_remedies(decode))
     return (
-        f"{said}; decode at batch {decode.batch.tokens:,} would slow by "
+        f"{said}; decode at batch {decode.batch.sequences:,.0f} would slow by "
         f"{_slowdown(decode)} ({_why(decode, remedy, pulls)}): do not enable it there"
         + (" as it is" if remedy is not None and remedy.forward.hidden else "")
     )
@@ -76,7 +76,7 @@ def offering(
         if hidden_from is None
         else f"a prefill hides from {tokens(hidden_from)} a rank"
     )
-    here, at = striped["decode"], f"decode at batch {decode.batch.tokens:,}"
+    here, at = striped["decode"], f"decode at batch {decode.batch.sequences:,.0f}"
     if here.hidden:
         return f"with placement striped {said}, and {at} hides"
     but = "but" if here.exposed > decode.asked.forward.exposed else "and"

@@ -25,10 +25,17 @@ class Operation(NamedTuple):
 class Batch(NamedTuple):
     """What one rank computes in one forward.
 
-    `tokens` new ones, each of which attends to `context` tokens on average. `decode`: one new
-    token a sequence, so that `tokens` is the number of sequences.
+    `tokens` new ones, each of which attends to `context` tokens on average. `decode`: of each
+    sequence the token that was sampled last, and `drafted` tokens that the forward verifies.
+    Source: vLLM 0.32, config/vllm.py, `uniform_decode_query_len`.
     """
 
     tokens: int
     context: float
     decode: bool
+    drafted: int = 0
+
+    @property
+    def sequences(self) -> float:
+        """Of a decode; not whole where the last sequence has fewer drafts."""
+        return self.tokens / (1 + self.drafted)

@@ -73,7 +73,8 @@ def plan_model(
     `batch` sequences on each rank, each after `context` tokens; with their timelines if `traced`.
     The prefill is of one prompt, or of prompts of `prompt` tokens each, each of them after `cached`
     tokens that are in the cache already. With `mtp` the model's own draft layers are loaded and
-    draft so many tokens a step: their weights and their cache are counted, their time is not.
+    draft so many tokens a step, which a decode verifies: their weights and their cache are counted,
+    the time of their own forwards is not.
     `exact` asks the Hub for the checkpoint's safetensors headers where they are not at hand, and
     calls `progress` with how many of how many files have been asked for. With `ffn_tp` so many
     data-parallel ranks split each dense MLP of a model with routed experts.
@@ -127,9 +128,9 @@ def _as_launched(sharding: Sharding, sizes: Mapping[str, int]) -> Sharding:
     """The sharding with a cache that keeps windows beside the steps of the plan's own launch."""
     forwards = (
         prefill(sizes.get("tokens", PREFILL_TOKENS)),
-        decode(sizes.get("sequences", DECODE_SEQUENCES), DECODE_CONTEXT),
+        decode(sizes.get("sequences", DECODE_SEQUENCES), DECODE_CONTEXT, sharding.model.drafted),
     )
-    step = sharding.deployment.layout.pcp * most_tokens(forwards, sharding.model.drafted)
+    step = sharding.deployment.layout.pcp * most_tokens(forwards)
     cache_device = sharding.model.cache_device._replace(step_tokens=step)
     return sharding._replace(model=sharding.model._replace(cache_device=cache_device))
 

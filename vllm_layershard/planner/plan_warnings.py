@@ -160,11 +160,12 @@ def warnings_on_load(
         return ()
     saved, kept = sharding.saved_bytes.__getitem__, communicator_bytes(sharding, hardware)
     held = capacity(sharding.model, sharding.deployment, hardware, saved, kv_cache_dtype, kept)
-    asked = decode.tokens * int(decode.context)
+    sequences = int(decode.sequences)
+    asked = sequences * int(decode.context)
     if not held.fits or asked <= held.engine_tokens:
         return ()
     return (
-        f"a decode of {decode.tokens:,} sequences after {int(decode.context):,} tokens each asks "
+        f"a decode of {sequences:,} sequences after {int(decode.context):,} tokens each asks "
         f"for {asked:,} tokens of cache; {hardware.name} has room for {held.engine_tokens:,}",
     )
 
@@ -195,8 +196,8 @@ def _on_drafts(sharding: Sharding) -> Iterator[str]:
     held = sharding.weight_bytes[-1].drafts
     yield (
         f"drafts (MTP) are counted, {layers(len(drafts.layers))} on the last stage's ranks: "
-        f"{held:,} bytes of weights, and what the cache keeps; they are not sharded, and their "
-        "time is not counted"
+        f"{held:,} bytes of weights, and what the cache keeps; they are not sharded, and the "
+        "time of their own forwards is not counted"
     )
 
 

@@ -85,9 +85,9 @@ def launch_commands(
     if kv_cache_dtype != "auto":
         words += ["--kv-cache-dtype", kv_cache_dtype]
     words += [flag for flag, _ in context_flags(sharding)]
-    tokens = layout.pcp * most_tokens(batches.values(), sharding.model.drafted)
+    tokens = layout.pcp * most_tokens(batches.values())
     words += ["--max-num-batched-tokens", str(tokens)]
-    if (sequences := layout.pcp * batches["decode"].tokens) > _SEQUENCES:
+    if (sequences := layout.pcp * int(batches["decode"].sequences)) > _SEQUENCES:
         words += ["--max-num-seqs", str(sequences)]
     if drafted := sharding.model.drafted:
         speculation = {"method": "mtp", "num_speculative_tokens": drafted}

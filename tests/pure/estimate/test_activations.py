@@ -196,10 +196,10 @@ def test_the_threshold_parts_what_is_quicker(hardware: str, plan: str) -> None:
     assert threshold is not None
     clock = Clock(result.planned, result.forecast.hardware, found.linears)
     for tokens in (threshold, threshold + 1, 2 * threshold):
-        both = clock.both(decode(tokens, 4096))
+        both = clock.both(decode(tokens, 4096, 0))
         assert both.weights <= both.activations
     for tokens in {1, threshold // 2, threshold - 1} - {0, threshold}:
-        both = clock.both(decode(tokens, 4096))
+        both = clock.both(decode(tokens, 4096, 0))
         assert both.activations < both.weights
 
 

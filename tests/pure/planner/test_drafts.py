@@ -153,3 +153,27 @@ def test_several_draft_layers_are_refused_under_context_parallelism(tmp_path: Pa
 def test_what_cannot_be_drafted_is_refused(model: str, mtp: int, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         plan_model(model, mtp=mtp)
+
+
+def test_a_decode_computes_each_sequence_and_its_drafts() -> None:
+    found = plan_model("DeepSeek-V3", layout=LAYOUT, hardware="H200", mtp=2, batch=32)
+    decode = found.forecast.batches["decode"]
+    assert (decode.tokens, decode.sequences) == (96, 32)
+    assert "decode: 32 sequences a rank after 4,096 tokens each, 1 + 2 tokens of each" in str(
+        found.forecast.assumptions
+    )
+    alone = plan_model("DeepSeek-V3", layout=LAYOUT, hardware="H200", batch=32)
+    read_once = 2 * alone.forecast.phases[1].asked.forward.compute
+    assert found.forecast.phases[1].asked.forward.compute < read_once, "weights are read once"
+
+
+@pytest.mark.parametrize(("mtp", "moves"), [(None, "activations"), (1, "weights")])
+def test_the_threshold_is_compared_with_the_tokens_of_drafts_too(mtp, moves) -> None:
+    """64 sequences have 64 tokens, and 128 with a draft each."""
+    options = {"move": "auto", "move_weights_from": 100}
+    found = plan_model("DeepSeek-V3", layout=LAYOUT, hardware="H200", mtp=mtp, **options)
+    (decode,) = [phase for phase in found.move.phases if phase.phase == "decode"]
+    assert (decode.tokens, decode.moves) == (128 if mtp else 64, moves)
+    slower = decode.weights_us if mtp else decode.activations_us
+    assert found.failures("decode") == ("decode does not hide",)
+    assert slower > 0.01 * decode.compute_us

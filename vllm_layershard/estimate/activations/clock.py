@@ -42,7 +42,7 @@ class Clock:
         stages = self._stages(tokens)
         most = max(stages, key=stages.__getitem__)
         return BothWays(
-            tokens=tokens,
+            batch=batch,
             layers=sum(counts),
             linear=LinearTime(*_mean(counts, [self.linear(one, tokens) for one in self._linears])),
             load=LinearLoad(*_mean(counts, [self._load(one, tokens) for one in self._linears])),
@@ -51,6 +51,14 @@ class Clock:
             weights=weights.exposed,
             compute=weights.compute,
         )
+
+    def slowest(self, batch: Batch, moves: str) -> float:
+        """Seconds of the slowest pipeline stage's forward, which moves this; "": nothing."""
+        longer = self._stages(batch.tokens)
+        forwards = self._forwards.by_stage(batch, self._sharding.config.prefetch_step)
+        if moves == "activations":
+            return max(one.compute + longer.get(i, 0.0) for i, one in enumerate(forwards))
+        return max(one.total if moves else one.compute for one in forwards)
 
     def trace(self, batch: Batch) -> Forward:
         """One forward whose activations move, with its timeline, of the stage that loses most."""

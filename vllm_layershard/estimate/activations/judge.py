@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import ceil
 from typing import Final
 
 from vllm_layershard.estimate.activations.clock import Clock, lacking_for
@@ -29,6 +30,14 @@ _BY_ROWS: Final = (
 _ASSUMPTIONS: Final = (
     "the threshold is of decodes at the context that was asked for, all ranks with as many tokens",
     "tokens a second: as many sequences as the cache has room for, whatever --max-num-seqs says",
+)
+_STAGES: Final = (
+    "tokens a second: a decode in flight for each pipeline stage, the sequences spread evenly over "
+    "them; the slowest stage sets the pace"
+)
+_DRAFTS: Final = (
+    "tokens a second: one of each sequence a step, as if no draft were accepted; those that are "
+    "multiply both rates alike"
 )
 
 
@@ -63,7 +72,12 @@ def judge(
         shared=shared,
         gathered_bytes=_gathered_bytes(sharding, linears, threshold, batches),
         lacking=lacks,
-        assumptions=(_BY_ROWS if config.cuts_rows else _BY_OWNER, *_ASSUMPTIONS),
+        assumptions=(
+            _BY_ROWS if config.cuts_rows else _BY_OWNER,
+            *_ASSUMPTIONS,
+            *([_DRAFTS] if sharding.model.drafted else []),
+            *([_STAGES] if sharding.deployment.layout.pp > 1 else []),
+        ),
     )
 
 
@@ -78,7 +92,7 @@ def _gathered_bytes(
     No forward is larger than the launch line allows.
     """
     weights_from = sharding.config.move_weights_from or threshold
-    most = most_tokens(batches.values(), sharding.model.drafted)
+    most = most_tokens(batches.values())
     if sharding.config.move != "activations" and weights_from is not None:
         most = min(most, weights_from - 1)
     return max(one.gathered_bytes(most) for one in linears)
@@ -102,9 +116,11 @@ def _served(
 ) -> tuple[Served | None, Served | None]:
     """Decodes that fill the cache, without sharding and with it; None: not one sequence fits.
 
-    With it a step moves what the plan's rule says of so many tokens, the quicker way or not.
+    With it a step moves what the plan's rule says of so many tokens, the quicker way or not. Each
+    pipeline stage has a decode of its own share of the sequences in flight, and passes it on when
+    the slowest stage is done. Source: vLLM 0.32, config/vllm.py, `max_concurrent_batches`.
     """
-    rule = move_rule(sharding.config)
+    rule, stages = move_rule(sharding.config), sharding.deployment.layout.pp
     found: list[Served | None] = []
     kept = communicator_bytes(sharding, hardware)
     for shares in (False, True):
@@ -121,13 +137,10 @@ def _served(
         if not held.fits or not sequences:
             found.append(None)
             continue
-        both = clock.both(decode(sequences, int(context)))
-        if not shares:
-            found.append(Served(sequences, both.compute))
-        elif rule.moves_weights([sequences]):
-            found.append(Served(sequences, both.compute + both.weights, "weights"))
-        else:
-            found.append(Served(sequences, both.compute + both.activations, "activations"))
+        batch = decode(ceil(sequences / stages), int(context), sharding.model.drafted)
+        by_rule = "weights" if rule.moves_weights([batch.tokens]) else "activations"
+        moves = by_rule if shares else ""
+        found.append(Served(sequences, stages * clock.slowest(batch, moves), moves))
     return found[0], found[1]
 
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from vllm_layershard.estimate.activations.linears import Moved
 from vllm_layershard.estimate.outcome import PhaseName
+from vllm_layershard.models import Batch
 
 
 class LinearTime(NamedTuple):
@@ -46,7 +47,7 @@ class LinearLoad(NamedTuple):
 
 
 class BothWays(NamedTuple):
-    """One forward of so many tokens a rank, of the pipeline stage that loses most by each way.
+    """One forward of this batch on each rank, of the pipeline stage that loses most by each way.
 
     `layers` are so many, and `linear` and `load` their mean. The stage that loses most by
     activations has so many `collectives` of them. In seconds: `activations` is by how much the
@@ -54,7 +55,7 @@ class BothWays(NamedTuple):
     contention of the device's), and `compute` the forward without sharding.
     """
 
-    tokens: int
+    batch: Batch
     layers: int
     linear: LinearTime
     load: LinearLoad
@@ -67,7 +68,8 @@ class BothWays(NamedTuple):
 class Served(NamedTuple):
     """Decodes of as many sequences as the cache has room for: of one engine, at one context.
 
-    `step` is the seconds of a step; sequences of a rank. `moves` is what a step moves, "" nothing.
+    `step` is the seconds in which each sequence gets a token: with pipeline stages, those in which
+    each of the decodes in flight passes the slowest stage. `moves` is what it moves, "" nothing.
     """
 
     sequences: int
@@ -76,7 +78,7 @@ class Served(NamedTuple):
 
     @property
     def rate(self) -> float:
-        """Tokens a second."""
+        """Tokens a second: one of each sequence a step, as if no draft were accepted."""
         return self.sequences / self.step if self.step else 0.0
 
 

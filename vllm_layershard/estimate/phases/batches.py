@@ -43,15 +43,15 @@ def prefill(tokens: int, pcp: int = 1, prompts: Prompts = ONE_PROMPT) -> Batch:
     return Batch(tokens=tokens, context=prompts.cached + attended / whole, decode=False)
 
 
-def most_tokens(batches: Iterable[Batch], drafted: int) -> int:
-    """Of a rank in the largest of these forwards, where a sequence drafts so many tokens a step.
+def most_tokens(batches: Iterable[Batch]) -> int:
+    """Of a rank in the largest of these forwards: the launch line bounds a server's by it."""
+    return max(batch.tokens for batch in batches)
 
-    The launch line bounds a server's forwards by it.
-    Source: vLLM 0.32, config/vllm.py, `uniform_decode_query_len`.
+
+def decode(sequences: int, context: int, drafted: int) -> Batch:
+    """So many sequences on each rank, each after so many tokens; `Model.drafted` says the last.
+
+    A forward has 1 + `drafted` tokens of each, whether they are accepted or not.
+    Source: vLLM 0.32, v1/core/sched/scheduler.py, `schedule`: `num_tokens_with_spec`.
     """
-    return max(batch.tokens * (1 + drafted * batch.decode) for batch in batches)
-
-
-def decode(sequences: int, context: int) -> Batch:
-    """So many sequences on each rank, each after so many tokens."""
-    return Batch(tokens=sequences, context=context, decode=True)
+    return Batch(sequences * (1 + drafted), context, decode=True, drafted=drafted)

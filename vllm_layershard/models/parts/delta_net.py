@@ -74,11 +74,16 @@ class DeltaNet(NamedTuple):
         return StateCache(convolution + self._state(tp) * DTYPE_BYTES[self.state_dtype])
 
     def work(self, dtype: str, tp: int, batch: Batch) -> Work:
-        """An update and a read of each value head's state for every token."""
-        sequences = batch.tokens if batch.decode else 1
+        """An update of each value head's state for every token; it is read once a sequence.
+
+        It is written once too, and in a decode after each token: any draft may be the last that is
+        accepted. Source: vLLM 0.32, third_party/flash_linear_attention/ops/fused_recurrent.py,
+        `IS_SPEC_DECODING`.
+        """
+        states = batch.sequences + batch.tokens if batch.decode else 2
         return Work(
             flops=2.0 * batch.tokens * 3 * self._state(tp),
-            moved_bytes=2.0 * sequences * self._state(tp) * DTYPE_BYTES[self.state_dtype],
+            moved_bytes=float(states) * self._state(tp) * DTYPE_BYTES[self.state_dtype],
         )
 
     def _widths(self, tp: int) -> tuple[int, int]:

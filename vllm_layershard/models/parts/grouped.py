@@ -78,13 +78,16 @@ class GroupedAttention(NamedTuple):
         return HeadsCache(heads, dim, dim, window=self.window)
 
     def work(self, dtype: str, tp: int, batch: Batch) -> Work:
-        """Scores and weighted values of the heads on this rank, within the window."""
+        """Scores and weighted values of the heads on this rank, within the window.
+
+        A sequence's drafts read the cache once, together.
+        """
         context = batch.context
         if self.window is not None:
             context = min(context, float(self.window))
         width = self.heads.query_width(tp)
         cached = 2 * self.heads.key_value_heads(tp) * self.heads.dim * DTYPE_BYTES[dtype]
-        rows = batch.tokens * context if batch.decode else batch.tokens
+        rows = batch.sequences * context if batch.decode else batch.tokens
         return Work(
             flops=2.0 * batch.tokens * context * 2 * width,
             moved_bytes=rows * cached + 2.0 * batch.tokens * 2 * width,

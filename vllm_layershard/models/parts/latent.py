@@ -86,7 +86,11 @@ class LatentAttention(NamedTuple):
         return LatentCache(self.kv_lora, self.rope, self.topk is not None, indexer_dim)
 
     def work(self, dtype: str, tp: int, batch: Batch) -> Work:
-        """Over full heads in a dense prefill, over the latent else; the indexer over all."""
+        """Over full heads in a dense prefill, over the latent else; the indexer over all.
+
+        A sequence's drafts read the cache once, together. Where each token chooses what it attends
+        to, each reads its own.
+        """
         heads = per_rank(self.heads, tp)
         latent = self.kv_lora + self.rope
         context, flops = batch.context, 0.0
@@ -96,7 +100,8 @@ class LatentAttention(NamedTuple):
             context = min(context, float(self.topk))
         over_latent = batch.decode or self.topk is not None
         width = latent + self.kv_lora if over_latent else self.nope + self.rope + self.v
-        rows = batch.tokens * context if batch.decode else batch.tokens
+        readers = batch.tokens if self.topk is not None else batch.sequences
+        rows = readers * context if batch.decode else batch.tokens
         return Work(
             flops=flops + 2.0 * batch.tokens * context * heads * width,
             moved_bytes=rows * latent * DTYPE_BYTES[dtype]

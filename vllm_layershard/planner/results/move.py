@@ -40,7 +40,7 @@ class MovedLinear(NamedTuple):
 
 
 class MovedPhase(NamedTuple):
-    """One forward of `tokens` a rank, each way; microseconds.
+    """One forward of `tokens` a rank, drafts included, each way; microseconds.
 
     By the plan's rule it moves what `moves` says, weights or activations.
 
@@ -74,7 +74,10 @@ class MovedPhase(NamedTuple):
 
 
 class FullDecode(NamedTuple):
-    """Decodes of as many sequences a rank as the cache has room for."""
+    """Decodes of as many sequences a rank as the cache has room for.
+
+    `tokens_per_second` counts one token of each sequence a step, as if no draft were accepted.
+    """
 
     sequences: int
     step_us: float
@@ -125,7 +128,7 @@ def layout_move_of(
         return None
     batches: dict[PhaseName, Batch] = {
         "prefill": prefill(PREFILL_TOKENS),
-        "decode": decode(DECODE_SEQUENCES, DECODE_CONTEXT),
+        "decode": decode(DECODE_SEQUENCES, DECODE_CONTEXT, sharding.model.drafted),
     }
     found = judge(sharding, hardware, batches, kv_cache_dtype)
     return LayoutMove(
@@ -173,8 +176,8 @@ def _linear(one: Moved) -> MovedLinear:
 def _phase(name: PhaseName, both: BothWays, rule: MoveRule) -> MovedPhase:
     return MovedPhase(
         phase=name,
-        tokens=both.tokens,
-        moves="weights" if rule.moves_weights([both.tokens]) else "activations",
+        tokens=both.batch.tokens,
+        moves="weights" if rule.moves_weights([both.batch.tokens]) else "activations",
         own_us=microseconds(both.linear.own),
         there_us=microseconds(both.linear.there),
         product_us=microseconds(both.linear.product),

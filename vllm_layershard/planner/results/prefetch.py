@@ -12,6 +12,7 @@ from vllm_layershard.planner.results.document import microseconds
 class PhaseTimes(NamedTuple):
     """Times of one forward in microseconds; None, and `hidden` too, where nothing is estimated.
 
+    It has so many `tokens` on each rank; with drafts a decode has 1 + drafts of each sequence.
     `compute_us` is the forward without sharding, `fetch_us` the movements alone, `exposed_us` by
     how much the forward gets longer, of which `stalled_us` is waiting. The time with `keep_first`
     is None where that is not worth it. All have the most contention of the device's; with the least
