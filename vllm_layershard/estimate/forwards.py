@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from typing import Final
 
 from vllm_layershard.estimate.hardware import Hardware
@@ -21,7 +21,7 @@ from vllm_layershard.estimate.overlap import (
 )
 from vllm_layershard.estimate.roofline import Roofline
 from vllm_layershard.estimate.transfer import Transfer
-from vllm_layershard.models import Batch, Sharding, layer_operations
+from vllm_layershard.models import Batch, Deployment, Model, Sharding, layer_operations
 from vllm_layershard.plan import Plan, stage_layers
 from vllm_layershard.plan.linear import suffix_of
 
@@ -42,7 +42,7 @@ class Forwards:
     def __init__(self, sharding: Sharding, hardware: Hardware) -> None:
         self._sharding = sharding
         self._stages = stage_layers(sharding.model.num_layers, sharding.deployment.layout.pp)
-        self._like = _representatives(sharding)
+        self._like = _representatives(sharding.model, sharding.deployment)
         self._moves: dict[tuple[int, int], MovesByLayer] = {}
         self._run: dict[tuple[Batch, int, bool], Forward] = {}
         self._operations: dict[tuple[Batch, bool], Mapping[int, tuple[TimedOperation, ...]]] = {}
@@ -183,10 +183,11 @@ def _loss(forward: Forward) -> tuple[float, float]:
     return round(forward.exposed, 12), -forward.compute
 
 
-def _representatives(sharding: Sharding) -> Mapping[int, int]:
+@lru_cache(maxsize=8)  # asked for each way to move the same model
+def _representatives(model: Model, deployment: Deployment) -> Mapping[int, int]:
     """For each layer the first one whose linears are alike: its operations take as long."""
     kinds: dict[int, list[object]] = {}
-    for linear in sharding.model.linears(sharding.deployment):
+    for linear in model.linears(deployment):
         kinds.setdefault(linear.layer_id, []).append((suffix_of(linear.prefix), linear.tensors))
     first: dict[tuple[object, ...], int] = {}
     return {layer_id: first.setdefault(tuple(kind), layer_id) for layer_id, kind in kinds.items()}
