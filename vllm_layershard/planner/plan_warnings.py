@@ -11,6 +11,7 @@ from vllm_layershard.estimate.communicators import communicator_bytes
 from vllm_layershard.estimate.wording import layers, slots
 from vllm_layershard.models import Batch, Sharding, is_min_latency
 from vllm_layershard.plan import Plan, SeriesPlan, select
+from vllm_layershard.planner.serve_command import stands_in
 
 _NODE = 8
 """Devices of one node, where no device is named."""
@@ -231,7 +232,12 @@ def _on_mlapo(sharding: Sharding) -> Iterator[str]:
 def _on_format(sharding: Sharding, hardware: Hardware | None) -> Iterator[str]:
     if hardware is None or hardware.low_bit_format == "fp8":
         return
-    if "fp8" in sharding.model.quantization:
+    if stands_in(sharding.model):
+        yield (
+            "vllm-ascend has no class for method fp8, so there is no launch line. The directory of "
+            "the W8A8 checkpoint gives exact bytes and the launch line"
+        )
+    elif "fp8" in sharding.model.quantization:
         yield (
             f"{hardware.name} computes in int8, not in fp8: it serves the W8A8 checkpoint of this "
             "model, with as many bytes a weight but other scales; give its path for exact bytes"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from vllm_layershard.config import KEY, LayerShardConfig
 from vllm_layershard.estimate import Hardware, PhaseName
 from vllm_layershard.estimate.phases.batches import most_tokens
-from vllm_layershard.models import Batch, Sharding
+from vllm_layershard.models import Batch, Model, Sharding
 from vllm_layershard.models.cache.kv_cache import LatentCache
 
 if TYPE_CHECKING:
@@ -58,6 +58,15 @@ def additional_config(
     return json.dumps(whole)
 
 
+def stands_in(model: Model) -> bool:
+    """Whether the device takes no checkpoint of this config, but one with the same linears in W8A8.
+
+    Source: vllm-ascend 182b75e, quantization/fp8_config.py, `AscendFp8Config.get_quant_method`,
+    which has no class. Another method's formats in fp8 have other names.
+    """
+    return model.cache_device.is_ascend and model.quantization.startswith("fp8_")
+
+
 def launch_commands(
     sharding: Sharding,
     kv_cache_dtype: str,
@@ -67,7 +76,10 @@ def launch_commands(
     """A command to copy for each node, quoted for a POSIX shell; those after the first add to it.
 
     vLLM's own bound on a forward depends on the device, and the plan's forwards may exceed it.
+    Empty where the model stands in for another checkpoint.
     """
+    if stands_in(sharding.model):
+        return ()
     layout, nodes = sharding.deployment.layout, _nodes(sharding, hardware)
     words = ["vllm", "serve", _servable(sharding)]
     for flag, size in (
@@ -138,6 +150,8 @@ def _servable(sharding: Sharding) -> str:
 
 def launch_warnings(sharding: Sharding, hardware: Hardware) -> tuple[str, ...]:
     """What the user has to fill in."""
+    if stands_in(sharding.model):
+        return ()
     return (*_on_model(sharding), *_on_nodes(sharding, hardware), *_on_flags(sharding))
 
 

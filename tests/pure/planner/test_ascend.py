@@ -39,7 +39,7 @@ def test_no_other_cache_of_sparse_mla_is_planned(dtype: str) -> None:
 @pytest.mark.parametrize(
     ("model", "hardware", "rows"),
     [
-        ("DeepSeek-V3.2", "910C", True),
+        ("Kimi-K2.5", "910C", True),
         ("DeepSeek-V3.2", "H200", False),
         ("Qwen3-235B-A22B", "910C", False),
     ],

@@ -113,7 +113,7 @@ APART = Layout(dp=2, pcp=2, ep=True)
         ("GLM-5", "B300", "-cc.cudagraph_mode=NONE"),
         ("GLM-5", "MI300X", "-cc.cudagraph_mode=NONE"),
         ("Kimi-K2.5", "B300", "--language-model-only"),
-        ("DeepSeek-V3.2", "910C", None),
+        ("GLM-5", "910C", None),
         ("Kimi-K2.5", "910C", None),
         ("Kimi-K2-Instruct", "B300", None),
     ],

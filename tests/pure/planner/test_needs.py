@@ -63,9 +63,8 @@ SERVED = [
 ]
 REFUSED = [
     *((LINEARS, device, "model.layers.0.self_attn.qkv_proj", "compute capability 9.0 only")
-      for device in ("B200", "B300", "A100", "L40S", "MI300X", "MI355X", "910C")),
-    *((EXPERTS, device, "model.layers.0.mlp.experts", "compute capability 7.5 or higher only")
-      for device in ("MI300X", "910C")),
+      for device in ("B200", "B300", "A100", "L40S", "MI300X", "MI355X")),
+    (EXPERTS, "MI300X", "model.layers.0.mlp.experts", "compute capability 7.5 or higher only"),
     *((HEAD, device, "lm_head", "compute capability 9.0 only") for device in ("B200", "MI300X")),
     (EIGHT, "A100", "model.layers.0.self_attn.qkv_proj", "8.9 or higher, or on ROCm only"),
 ]  # fmt: skip

@@ -166,12 +166,12 @@ class PlanResult(NamedTuple):
 
     @property
     def launch(self) -> str | None:
-        """The first command that serves the plan; None where the weights do not fit."""
+        """The first command that serves the plan; None where `launches` is empty."""
         return next(iter(self.launches), None)
 
     @property
     def launches(self) -> tuple[str, ...]:
-        """A command for each node: the first one's, and what others add. Empty without a fit."""
+        """A command for each node. Empty without a fit, and for method fp8 on Ascend."""
         return _launches(self.planned, self.kv_cache_dtype, self.forecast)
 
     @property

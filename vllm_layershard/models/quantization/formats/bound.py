@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from vllm_layershard.models.operation import Precision
 from vllm_layershard.models.quantization.formats.format import Format
-from vllm_layershard.models.quantization.formats.split import Split
+from vllm_layershard.models.quantization.formats.split import parts_of
 from vllm_layershard.models.quantization.served.needs import Needs
 from vllm_layershard.models.shape import Shape
 from vllm_layershard.plan import TensorSpec
@@ -50,7 +50,6 @@ class Bound(NamedTuple):
 
 def bound_of(prefix: str, found: Format) -> Bound | None:
     """What binds a linear or a layer's routed experts to some devices, by its name and format."""
-    inner: Format | str = found
-    if isinstance(found, Split):
-        inner = found.of_experts if prefix.endswith(".experts") else found.of_linears
+    linears, experts = parts_of(found)
+    inner = experts if prefix.endswith(".experts") else linears
     return inner if isinstance(inner, Bound) else None

@@ -56,6 +56,11 @@ def joined(linears: Format | str, experts: Format | str) -> Format:
     return Split(linears, experts)
 
 
+def parts_of(found: Format) -> tuple[Format | str, Format | str]:
+    """The format of linears and that of routed experts."""
+    return (found.of_linears, found.of_experts) if isinstance(found, Split) else (found, found)
+
+
 def _format(prefix: str, found: Format | str) -> Format:
     if isinstance(found, str):
         raise ModelError(f"{prefix}: {found}")

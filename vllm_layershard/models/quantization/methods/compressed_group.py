@@ -33,17 +33,12 @@ def format_of_group(section: ConfigFile, group: ConfigFile) -> Format:
     Raises:
         ModelError: vLLM has no class for either.
     """
-    stated = group.section("weights")
-    if stated is None:
-        group.fail("weights", "is missing")
+    stated = _weights(group)
     if group.get("output_activations") is not None:
         group.fail("output_activations", unread("quantised outputs"))
     if stated.get("actorder") not in (None, False, "weight", "static"):
         stated.fail("actorder", "vLLM no longer supports an activation order within groups")
-    activations = group.section("input_activations")
-    weights = _form(stated)
-    inputs = _form(activations) if activations is not None and activations.values else None
-    packing = group.string("format") or section.string("format") or ""
+    weights, inputs, packing = forms_of(section, group)
     read = Group(stated, weights, inputs)
     linears = judge(LINEARS, "linears", weights, inputs, packing)
     experts = judge(EXPERTS, "routed experts", weights, inputs, packing)
@@ -60,6 +55,24 @@ def format_of_group(section: ConfigFile, group: ConfigFile) -> Format:
         _made(linears, read) if linears.scheme else where + linears.refused,
         _made(experts, read) if experts.scheme else where + experts.refused,
     )
+
+
+def forms_of(section: ConfigFile, group: ConfigFile) -> tuple[Form, Form | None, str]:
+    """The group's weights, its activations where these are quantised, and its packing.
+
+    Raises:
+        ModelError: arguments that compressed-tensors refuses.
+    """
+    weights, activations = _form(_weights(group)), group.section("input_activations")
+    inputs = _form(activations) if activations is not None and activations.values else None
+    return weights, inputs, group.string("format") or section.string("format") or ""
+
+
+def _weights(group: ConfigFile) -> ConfigFile:
+    stated = group.section("weights")
+    if stated is None:
+        group.fail("weights", "is missing")
+    return stated
 
 
 def _made(verdict: Verdict, read: Group) -> Format:

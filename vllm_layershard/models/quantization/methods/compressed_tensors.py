@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from vllm_layershard.models.quantization.choice import Nothing, Quantization
@@ -20,8 +21,14 @@ _MAX_PATTERNS: Final = 256
 """Of the targets. Each is matched with the names of vLLM's classes; real configs have a few."""
 
 
-def read_compressed_tensors(section: ConfigFile, names: Names) -> Quantization:
+def read_compressed_tensors(
+    section: ConfigFile,
+    names: Names,
+    format_of: Callable[[ConfigFile, ConfigFile], Format] = format_of_group,
+) -> Quantization:
     """Read a `quantization_config` of method compressed-tensors.
+
+    `format_of`: what a host makes of the section and one of its groups.
 
     Source: vLLM 0.32, compressed_tensors.py, `CompressedTensorsConfig.from_config`.
 
@@ -34,7 +41,7 @@ def read_compressed_tensors(section: ConfigFile, names: Names) -> Quantization:
     ignored = read_ignored(section, ("ignore",), "patterns", names)
     targets: list[tuple[str, Format]] = []
     for group in _groups(section):
-        found = format_of_group(section, group)
+        found = format_of(section, group)
         targets += [(target, found) for target in group.strings("targets")]
     if not targets:
         if section.get("kv_cache_scheme") is None:

@@ -8,7 +8,7 @@ from vllm_layershard.models.quantization.served.form import Forms
 from vllm_layershard.models.quantization.served.needs import Needs
 from vllm_layershard.models.quantization.served.row import ANY, Row
 
-_ACTIVATIONS: Final = (
+ACTIVATIONS: Final = (
     *("naive-quantized", "int-quantized", "float-quantized"),
     "nvfp4-pack-quantized",
 )
@@ -76,53 +76,53 @@ LINEARS: Final = (
         _FP8,
         (_FLOATS, _FLOAT_TENSOR),
         f"{_PARTS}`_is_fp8_w8a8`",
-        _ACTIVATIONS,
+        ACTIVATIONS,
     ),
     Row(
         "CompressedTensorsW8A8Fp8",
         _FP8_BLOCK,
         (_FLOATS,),
         f"{_PARTS}`_is_fp8_w8a8`",
-        _ACTIVATIONS,
+        ACTIVATIONS,
     ),
     Row(
         "CompressedTensorsW8A8Fp8",
         _FP8_BLOCK,
         (_FLOAT_TENSOR,),
         "schemes/compressed_tensors_w8a8_fp8.py, `__init__`",
-        _ACTIVATIONS,
+        ACTIVATIONS,
         why="blocks have no static activations",
     ),
-    Row("CompressedTensorsW8A16Fp8", _FP8, ANY, f"{_PARTS}`_is_fp8_w8a16`", _ACTIVATIONS),
+    Row("CompressedTensorsW8A16Fp8", _FP8, ANY, f"{_PARTS}`_is_fp8_w8a16`", ACTIVATIONS),
     Row(
         "CompressedTensorsW8A16Fp8",
         _FP8_BLOCK,
         (Forms(dynamic=False),),
         f"{_PARTS}`_is_fp8_w8a16`",
-        _ACTIVATIONS,
+        ACTIVATIONS,
         read=False,
     ),
-    Row("CompressedTensorsW8A16Fp8", _FP8_BLOCK, ANY, f"{_PARTS}`_is_fp8_w8a16`", _ACTIVATIONS),
+    Row("CompressedTensorsW8A16Fp8", _FP8_BLOCK, ANY, f"{_PARTS}`_is_fp8_w8a16`", ACTIVATIONS),
     Row(
         "CompressedTensorsW8A8Int8",
         _INT8,
         (_STATIC_TENSOR,),
         f"{_PARTS}`_is_static_tensor_w8a8`",
-        _ACTIVATIONS,
+        ACTIVATIONS,
     ),
     Row(
         "CompressedTensorsW8A8Int8",
         _INT8,
         (_DYNAMIC_TOKEN,),
         f"{_PARTS}`_is_dynamic_token_w8a8`",
-        _ACTIVATIONS,
+        ACTIVATIONS,
     ),
     Row(
         "CompressedTensorsW4A8Int",
         _INT4,
         (_INT8_TOKEN,),
         f"{_PARTS}`_is_dynamic_token_w4a8_int`",
-        _ACTIVATIONS,
+        ACTIVATIONS,
         read=False,
     ),
 )

@@ -1,0 +1,70 @@
+"""Refuses an Ascend device for a quantised model for which vllm-ascend has no class."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Final, NoReturn
+
+from vllm_layershard.errors import HardwareError
+from vllm_layershard.estimate import Hardware
+from vllm_layershard.models.quantization import stated_section
+from vllm_layershard.models.quantization.formats.split import parts_of
+from vllm_layershard.models.quantization.methods.compressed_ascend import read_on_ascend
+from vllm_layershard.models.quantization.read import method_of
+from vllm_layershard.models.quantization.served.ascend import METHODS, VERSION
+from vllm_layershard.models.sources.config_file import ConfigFile
+from vllm_layershard.planner.loaded_model import LoadedModel
+
+_MXFP8: Final = ("modelopt_mxfp8", "mxfp8")
+_REMEDY: Final = (
+    "give a W8A8 checkpoint of ModelSlim's (method ascend) or of compressed-tensors, or another "
+    "--hardware"
+)
+
+
+def require_classes(found: LoadedModel, device: Hardware) -> None:
+    """Compare the method of a quantised model, and its formats, with what vllm-ascend serves.
+
+    Method fp8 passes, for which it has no class either: the plan stands for that of the W8A8
+    checkpoint, and has no launch line.
+    Source: vllm-ascend 182b75e, platform.py; quantization/fp8_config.py, `AscendFp8Config`;
+    patch/platform/patch_minimax_m2_config.py.
+
+    Raises:
+        HardwareError: names the method, or the first module without a class.
+    """
+    section = stated_section(found.found.config, found.found.beside)
+    assert section is not None, "the model is quantised"
+    method = method_of(section)
+    if method == "compressed-tensors":
+        _require_compressed(found, section, device)
+    elif method == "fp8":
+        if found.found.config.get("model_type") == "minimax_m2":
+            raise HardwareError(
+                f"--hardware {device.name}: {VERSION} turns method fp8 off for MiniMax-M2 and "
+                "loads bfloat16 weights, which this config.json does not state; give the directory "
+                "of a bfloat16 checkpoint, or another --hardware"
+            )
+    elif found.quantization not in _MXFP8:
+        _refuse(device, f"{VERSION} takes only {', '.join(METHODS)}, not method {method}")
+
+
+def _require_compressed(found: LoadedModel, section: ConfigFile, device: Hardware) -> None:
+    """Source: vllm-ascend 182b75e, quantization/compressed_tensors_config.py, `get_quant_method`,
+    which reads no transforms and leaves the head out.
+    """
+    if found.model.blueprint.quantization.transforms is not None:
+        _refuse(device, f"{VERSION} reads no transform_config of compressed-tensors")
+    blueprint = found.model.blueprint
+    read = replace(blueprint, quantization=read_on_ascend(section, found.architecture))
+    for prefix, stated in read.formats():
+        if prefix == blueprint.head:
+            _refuse(device, f"{prefix}: {VERSION} has no class for heads of compressed-tensors")
+        linears, experts = parts_of(stated)
+        part = experts if prefix.endswith(".experts") else linears
+        if isinstance(part, str):
+            _refuse(device, f"{prefix}: {part}")
+
+
+def _refuse(device: Hardware, why: str) -> NoReturn:
+    raise HardwareError(f"--hardware {device.name}: {why}; {_REMEDY}")
