@@ -10,6 +10,7 @@ from recital import model_path
 from serving.answers import Answer, ask, transformers_says
 from serving.questions import questions
 from serving.server import Server
+from serving.weights import with_experts
 
 NEARLY = '{"layer_shardings": ["o_proj"]}'
 """What the plain server is given instead of the key: a letter too many."""
@@ -18,6 +19,15 @@ NEARLY = '{"layer_shardings": ["o_proj"]}'
 @pytest.fixture(scope="session")
 def model() -> Path:
     return model_path()
+
+
+@pytest.fixture(scope="session")
+def grouped(tmp_path_factory) -> Path:
+    """A Qwen3 with experts, for prefix caching and chunked prefill.
+
+    With MLA vLLM 0.32 turns both off on a CPU without AMX (platforms/cpu.py).
+    """
+    return with_experts(model_path("dense"), tmp_path_factory.mktemp("grouped") / "model")
 
 
 @pytest.fixture(scope="session")

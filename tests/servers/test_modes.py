@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 
 import pytest
+import torch
 
 from serving.adapter import adapter_for
-from serving.answers import ask, check_identical
+from serving.answers import ask, check_identical, transformers_says
 from serving.layout import Layout
+from serving.metrics import CACHED, cached_tokens, repeated_tokens
 from serving.reports import check_reports
-from serving.server import Server
+from serving.server import Server, ServerError
 from serving.weights import first_layers, with_draft_layer
 
 pytestmark = [pytest.mark.serve, pytest.mark.matrix(part="modes"), pytest.mark.timeout(900)]
@@ -22,15 +24,33 @@ def asking(tmp_path) -> dict:
     return {"layers": LAYERS, "verify": True, "report_dir": str(tmp_path / "reports")}
 
 
-def test_prefix_caching_and_chunked_prefill(model, prompts, reference, tmp_path):
-    arguments = ("--enable-prefix-caching", "--enable-chunked-prefill", "--block-size", "16",
-                 "--max-num-batched-tokens", "32")  # fmt: skip
+def test_an_option_that_vllm_turns_off_is_a_failure(model, tmp_path):
+    """As of a model with MLA on a CPU without AMX. Nothing would be tested with it."""
+    if torch.cpu._is_amx_tile_supported():
+        pytest.skip("with AMX vLLM leaves both on")
+    arguments = (*CACHED, "--enable-chunked-prefill", "--max-num-batched-tokens", "32")
+    said = "turned off --enable-chunked-prefill, --enable-prefix-caching"
+    server = Server(model, tmp_path / "log", arguments=arguments)
+    with pytest.raises(ServerError, match=said), server:
+        pytest.fail("it is said to be ready")
+
+
+def test_prefix_caching_and_chunked_prefill(grouped, prompts, tmp_path):
+    """Of a model without MLA: see the fixture. Asked again, all that may be cached is."""
+    layers = ["o_proj", "qkv_proj"]
+    arguments = (*CACHED, "--enable-chunked-prefill", "--max-num-batched-tokens", "32")
+    sharding = asking(tmp_path) | {"layers": layers}
     answers = {}
-    for case, asked in (("plain", None), ("sharded", asking(tmp_path))):
-        with Server(model, tmp_path / case, sharding=asked, arguments=arguments) as server:
-            answers[case] = ask(server, prompts), ask(server, prompts)
+    for case, asked in (("plain", None), ("sharded", sharding)):
+        with Server(grouped, tmp_path / case, sharding=asked, arguments=arguments) as server:
+            first = ask(server, prompts)
+            before = cached_tokens(server)
+            answers[case] = first, ask(server, prompts)
+            cached = [now - then for now, then in zip(cached_tokens(server), before, strict=True)]
+            assert cached == repeated_tokens(server, prompts)
             if asked is not None:
-                check_reports(tmp_path / "reports", model, LAYERS)
+                check_reports(tmp_path / "reports", grouped, layers)
+    reference = transformers_says(grouped, prompts)
     assert [answer.token_ids for answer in answers["plain"][0]] == reference
     check_identical(answers["sharded"][0], answers["plain"][0])
     check_identical(answers["sharded"][1], answers["plain"][1])

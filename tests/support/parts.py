@@ -9,7 +9,8 @@ import pytest
 PARTS = {
     "exchange": "broadcasts and pulls among ranks in lockstep, and what a rank reads and holds",
     "tokens": "token exchanges: layouts, modes, a bias, and beside plain tensor parallelism",
-    "moves": "forwards that move tokens: always, compiled, on four ranks, with LoRA",
+    "moves": "forwards that move tokens: always, in other layouts, with LoRA",
+    "ways": "forwards that move tokens: compiled, with chunked prefill and a prefix cache",
     "mlps": "dense MLPs in parts: alone, compiled, and on four ranks",
     "compiled": "compiled servers beside their controls and beside plain ones",
     "layouts": "tensor parallelism and two nodes, eager and compiled",

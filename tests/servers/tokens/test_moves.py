@@ -22,6 +22,7 @@ from serving.weights import first_layers
 pytestmark = [pytest.mark.serve, pytest.mark.timeout(900)]
 
 MOVES = pytest.mark.matrix(part="moves")
+WAYS = pytest.mark.matrix(part="ways")
 
 LAYERS = ["o_proj", "q_b_proj", "shared_experts.down_proj", "gate_up_proj"]
 BETWEEN = 9
@@ -105,30 +106,27 @@ WHOLE = ["fused_qkv_a_proj"]
 
 @MOVES
 @pytest.mark.parametrize(
-    ("layout", "options", "arguments"),
+    ("layout", "options"),
     [
-        (TWO_RANKS, {"transport": "pull", "keep_first": True}, ()),
-        (TWO_RANKS, {}, ("--enable-chunked-prefill", "--max-num-batched-tokens", "32")),
-        (TP2, {"layers": WHOLE}, ()),
-        (Layout(dp=2, tp=2), {"layers": [*LAYERS, *WHOLE]}, ()),
-        (Layout(dp=4), {}, ()),
-        (TWO_RANKS, {"placement": "striped", "keep_first": True}, ()),
-        (TP2, {"layers": WHOLE, "placement": "striped"}, ()),
-        (Layout(dp=4), {"placement": "striped"}, ()),
+        (TWO_RANKS, {"transport": "pull", "keep_first": True}),
+        (TP2, {"layers": WHOLE}),
+        (Layout(dp=2, tp=2), {"layers": [*LAYERS, *WHOLE]}),
+        (Layout(dp=4), {}),
+        (TWO_RANKS, {"placement": "striped", "keep_first": True}),
+        (TP2, {"layers": WHOLE, "placement": "striped"}),
+        (Layout(dp=4), {"placement": "striped"}),
     ],
-    ids=["pulls", "chunks", "tp2", "dp2 tp2", "dp4", "stripes", "tp2 stripes", "dp4 stripes"],
+    ids=["pulls", "tp2", "dp2 tp2", "dp4", "stripes", "tp2 stripes", "dp4 stripes"],
 )
 def test_in_every_mode_and_layout(
-    model, prompts, plain_eager, reference, tmp_path, layout, options, arguments
+    model, prompts, plain_eager, reference, tmp_path, layout, options
 ):
     plain = plain_eager
     if layout.tp > 1:  # it sums in another order, sharded or not
         with Server(model, tmp_path / "plain", layout=layout) as server:
             plain = ask(server, prompts)
     asked = asking(tmp_path, "auto", **options)
-    with Server(
-        model, tmp_path / "log", layout=layout, sharding=asked, arguments=arguments
-    ) as server:
+    with Server(model, tmp_path / "log", layout=layout, sharding=asked) as server:
         check_all(server, prompts, plain, reference)
         check_moved(tmp_path / "reports", layout, {"weights", "activations"})
 
@@ -137,7 +135,7 @@ ATTENTION = ["o_proj", "q_b_proj"]
 """In each of two stages there are several of them, but one layer of shared experts in the first."""
 
 
-@MOVES
+@WAYS
 @pytest.mark.parametrize(
     ("layout", "layers", "moved"),
     [

@@ -35,6 +35,16 @@ class Probe:
 
         return [series.name for series in bound_series() if is_poisoned(series)]
 
+    def moved(self) -> dict[str, list[int]]:
+        """By series: how many forwards have moved weights, and how many tokens."""
+        from vllm_layershard.runtime.ops import bound_series
+
+        counters = {series.name: series.counters for series in bound_series()}
+        return {
+            name: [c.forwards - c.activation_forwards, c.activation_forwards]
+            for name, c in counters.items()
+        }
+
     def poison_padding(self) -> None:
         """From now on the rows that a token exchange adds are NaN instead of zeros."""
         from vllm_layershard.runtime.exchange import tokens

@@ -35,6 +35,9 @@ which a request has arrived."""
 EAGER = ("--enforce-eager", "--compilation-config", '{"custom_ops": ["all", "-rotary_embedding"]}')
 """Eager mode without the custom op that corrupts MLA's three-dimensional query (vLLM 0.32, CPU)."""
 
+TURNED_OFF = "prefill and prefix caching to be disabled"
+"""What vLLM 0.32 logs of a model with MLA on a CPU without AMX (platforms/cpu.py)."""
+
 
 class ServerError(Exception):
     """The server ended before it was ready, or did not get ready; `log` is all that it printed."""
@@ -101,6 +104,7 @@ class Server:
         try:
             self.start()
             self.wait_until_ready()
+            self._check_obeyed()
         except BaseException:
             self.stop()
             raise
@@ -153,6 +157,17 @@ class Server:
         for process in self._processes:
             process.send_signal(signal.SIGTERM)
         return [process.wait(END_TIMEOUT_S) for process in self._processes]
+
+    def _check_obeyed(self) -> None:
+        """What vLLM turns off with a line in its log alone would go untested.
+
+        Raises:
+            ServerError: it has done so.
+        """
+        log = self.log_text()
+        asked = {"--enable-prefix-caching", "--enable-chunked-prefill"} & {*self.command}
+        if asked and TURNED_OFF in log:
+            raise ServerError(f"vLLM has turned off {', '.join(sorted(asked))}", log, None)
 
     def log_text(self) -> str:
         return self._log.read_text(errors="replace")

@@ -64,6 +64,40 @@ def first_layers(model: Path, directory: Path, num_layers: int) -> Path:
     return directory
 
 
+def with_experts(dense: Path, directory: Path, mlps: int = 3, experts: int = 8) -> Path:
+    """A copy of a Qwen3 in `directory` whose layers have experts, but for the first `mlps`.
+
+    Each expert is its layer's MLP and their shares add up to one, so that it says what `dense`
+    says. Routers are made up: tokens go to different experts.
+    """
+    shutil.copytree(dense, directory)
+    config = json.loads((dense / "config.json").read_text())
+    generator = torch.Generator().manual_seed(0)
+    tensors = {}
+    for name, tensor in load_file(dense / FILE).items():
+        before, mlp, after = name.partition(".mlp.")
+        if not mlp or int(before.rpartition(".")[2]) < mlps:
+            tensors[name] = tensor
+            continue
+        for expert in range(experts):
+            tensors[f"{before}.mlp.experts.{expert}.{after}"] = tensor.clone()
+        router = torch.randn(experts, config["hidden_size"], generator=generator)
+        tensors[f"{before}.mlp.gate.weight"] = router.to(tensor.dtype)
+    save_file(tensors, directory / FILE, metadata={"format": "pt"})
+    of_experts = {
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "model_type": "qwen3_moe",
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": list(range(mlps)),
+        "moe_intermediate_size": config["intermediate_size"],
+        "norm_topk_prob": True,
+        "num_experts": experts,
+        "num_experts_per_tok": 2,
+    }
+    (directory / "config.json").write_text(json.dumps(config | of_experts))
+    return directory
+
+
 def weights_of(model: Path, suffixes: tuple[str, ...]) -> dict[str, torch.Tensor]:
     """The checkpoint's tensors of the linears of these names."""
     tensors = load_file(model / FILE)
