@@ -36,6 +36,22 @@ def test_no_other_cache_of_sparse_mla_is_planned(dtype: str) -> None:
     assert "known are auto, bfloat16, float16" in message
 
 
+@pytest.mark.parametrize("dtype", ["fp8", "fp8_e4m3"])
+@pytest.mark.parametrize("model", ["Qwen3-235B-A22B", "DeepSeek-V3"])
+def test_no_fp8_cache_of_heads_or_dense_mla_is_planned(model: str, dtype: str) -> None:
+    """Source: vllm-ascend 182b75e, attention/attention_v1.py and mla_v1.py: they only store it."""
+    words = ["--model", model, "--dp", "16", "--ep", "--kv-cache-dtype", dtype, "--hardware"]
+    code, message = complaint("plan", *words, "910C")
+    assert code == 2
+    assert f"--kv-cache-dtype '{dtype}'" in message
+    assert "known are auto, bfloat16, float16" in message
+    there = plan_model(
+        model, layout=Layout(dp=16, ep=True), hardware="H200", kv_cache_dtype=dtype
+    ).kv_cache
+    wide = _plan(model, "910C").kv_cache
+    assert wide.bytes_per_token == 2 * there.bytes_per_token
+
+
 @pytest.mark.parametrize(
     ("model", "hardware", "rows"),
     [

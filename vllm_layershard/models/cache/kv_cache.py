@@ -87,6 +87,14 @@ class CacheDevice(NamedTuple):
         return ("auto", *wide, *FP8, "fp8_ds_mla", *(("nvfp4_ds_mla",) * self.is_blackwell))
 
     @property
+    def eight_bit_forms(self) -> tuple[str, ...]:
+        """The fp8 caches that attention without an indexer reads here.
+
+        Source: vllm-ascend 182b75e, attention/attention_v1.py and mla_v1.py, which read none.
+        """
+        return () if self.is_ascend else FP8
+
+    @property
     def has_scales_of_heads(self) -> bool:
         """Whether a backend reads a cache with a scale for each head: FlashAttention 3 or 4.
 
@@ -142,7 +150,8 @@ class HeadsCache(NamedTuple):
         if kv_cache_dtype == "nvfp4" and self._has_nvfp4(device):
             of_a_head = sum(d // 2 + d // _NVFP4_BLOCK for d in (self.key_dim, self.value_dim))
             return self.heads * of_a_head
-        known = ("auto", *WIDE, *FP8, *(("nvfp4",) * self._has_nvfp4(device)))
+        eight = FP8 if self.int8 else device.eight_bit_forms
+        known = ("auto", *WIDE, *eight, *(("nvfp4",) * self._has_nvfp4(device)))
         element = _element_bytes(kv_cache_dtype, dtype, known)
         return self.heads * (self.key_dim + self.value_dim) * (1 if self.int8 else element)
 
@@ -173,7 +182,7 @@ class LatentCache(NamedTuple):
         """Source: vLLM 0.32, mla_attention.py and deepseek_v2.py, `get_kv_cache_spec`."""
         if self.sparse and device.is_ascend:
             return self._ascend_bytes(kv_cache_dtype, dtype, device)
-        known = device.sparse_forms if self.sparse else ("auto", *WIDE, *FP8)
+        known = device.sparse_forms if self.sparse else ("auto", *WIDE, *device.eight_bit_forms)
         if self.sparse and not self._can_be_packed:
             known = ("auto", *WIDE)
         per_token = self._packed_bytes(kv_cache_dtype, device)
@@ -228,7 +237,8 @@ class StoredCache(NamedTuple):
         """The error where no attention of the model keeps such a cache on its device."""
         return ModelError(
             f"{self.place}: asks for a cache in {self.dtype}, which vLLM 0.32 has not for this "
-            "model's attention on this device; give another --kv-cache-dtype, such as fp8"
+            "model's attention on this device; give another --kv-cache-dtype, such as fp8 or "
+            "bfloat16"
         )
 
     def require_readable(self, device: CacheDevice) -> None:
