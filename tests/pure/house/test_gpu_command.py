@@ -1,0 +1,136 @@
+"""The command beside a GPU: whose python, which files, what is written and when."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpu import __main__ as command
+from gpu import facts
+from gpu.part import Part, parts_of
+from gpu.runner import Runner
+from gpu.table import MODULES
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.mark.parametrize(("target", "what"), [("test-gpu", "tests"), ("bench-gpu", "bench")])
+def test_it_is_run_by_the_machines_own_python_and_nothing_is_installed(target, what):
+    """The environment of `make setup` has a torch for CPUs."""
+    told = subprocess.run(
+        ["make", "--dry-run", "--no-print-directory", target, "MACHINE_PYTHON=/machine/python3"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    *before, started = told
+    assert before == ["mkdir -p .cache"]
+    assert f" /machine/python3 -m gpu {what} --rows .cache/" in started
+    assert ".venv" not in started
+
+
+@pytest.mark.parametrize("what", MODULES)
+def test_every_file_with_a_part_is_in_the_table(what):
+    listed, prefix = MODULES[what]
+    (folder,) = {module.rpartition(".")[0] for module in listed}
+    found = {
+        f"{folder}.{path.stem}"
+        for path in (ROOT / folder.replace(".", "/")).glob("*.py")
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.FunctionDef) and node.name.startswith(prefix)
+    }
+    assert found == {*listed}
+
+
+SMI = """#!/bin/sh
+echo "$@" > {asked}
+echo "NVIDIA H200, 570.124, Disabled, Default, 143771 MiB, 700.00 W, 1980 MHz"
+"""
+
+
+def test_the_machines_row_names_driver_mig_and_compute_mode(tmp_path, monkeypatch):
+    """An nvidia-smi that answers as the real one does, field by field as it is asked."""
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text(SMI.format(asked=tmp_path / "asked"))
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert facts.facts()["nvidia_smi"] == [
+        {
+            "name": "NVIDIA H200",
+            "driver": "570.124",
+            "mig": "Disabled",
+            "compute_mode": "Default",
+            "memory": "143771 MiB",
+            "power_limit": "700.00 W",
+            "max_sm_clock": "1980 MHz",
+        }
+    ]
+    query, form = (tmp_path / "asked").read_text().split()
+    assert form == "--format=csv,noheader"
+    assert query.removeprefix("--query-gpu=").split(",") == [
+        *("name", "driver_version", "mig.mode.current", "compute_mode"),
+        *("memory.total", "power.limit", "clocks.max.sm"),
+    ]
+
+
+def test_the_file_has_each_row_as_soon_as_it_is_told(tmp_path, monkeypatch):
+    rows = tmp_path / "rows.jsonl"
+    seen: list[list[dict[str, Any]]] = []
+
+    class Looking:
+        """Reads the file after a row of its own."""
+
+        def __init__(self, write: Any, _: int) -> None:
+            self._write = write
+            self.tally: Counter[str] = Counter()
+            self.lacked_time = False
+
+        def run(self, _: Any) -> None:
+            self._write({"n": 1})
+            seen.append([json.loads(line) for line in rows.read_text().splitlines()])
+
+    monkeypatch.setattr(command, "Runner", Looking)
+    monkeypatch.setattr(command, "asked", lambda: {"gpus": []})
+    monkeypatch.setattr(sys, "argv", ["gpu", "tests", "--rows", str(rows)])
+    assert command.main() == 1
+    assert seen == [[{"machine": {"gpus": []}, "run": "tests"}, {"n": 1}]]
+
+
+WAITING = """
+import pathlib, time
+
+def test_waits(rows):
+    rows({"until": "%s"})
+    while not pathlib.Path("%s").exists():
+        time.sleep(0.05)
+"""
+
+
+def test_a_row_is_told_while_its_part_still_runs(tmp_path, monkeypatch):
+    """The part ends when its row has arrived, and would be ended as one that hangs else."""
+    until = tmp_path / "until"
+    (tmp_path / "waiting.py").write_text(WAITING % (until, until))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}:{ROOT / 'tests/support'}")
+    (part,) = parts_of(["waiting"], "test_")
+    assert isinstance(part, Part)
+    told: list[dict[str, Any]] = []
+
+    def tell(row: dict[str, Any]) -> None:
+        told.append(row)
+        if "until" in row:
+            Path(row["until"]).touch()
+
+    started_s = time.monotonic()
+    Runner(tell, 1).run([part])
+    assert [row.get("outcome", "row") for row in told] == ["row", "passed"]
+    assert time.monotonic() - started_s < part.limit_s
