@@ -10,50 +10,18 @@ from typing import Any
 import pytest
 import torch
 
-from reloads.in_process import MOST_S, RANKS, Alone, Places, together
+from reloads.in_process import MOST_S, RANKS, Alone, Beside, Places, together
 from simulated.deferred import Deferred
 from simulated.streams import Accelerator
 from vllm_layershard.plan import Series, build_plan
 from vllm_layershard.runtime.device import CpuDevice, Device, StreamDevice
 from vllm_layershard.runtime.loading import LoadingSeries
-from vllm_layershard.runtime.peer_memory import Exports, Parts, Sizes
 from vllm_layershard.runtime.reload import Reloads
 from vllm_layershard.runtime.reload.act import Act
-from vllm_layershard.runtime.tensors import byte_line
 from vllm_layershard.runtime.transport import Pull
 
 LAYERS = 4
 CPU = torch.device("cpu")
-
-
-class Beside(Exports):
-    """Both ranks' memory in one process: `stored[rank]` are the tensors of each position."""
-
-    def __init__(self, rank: int, stored: dict[int, dict[int, tuple[torch.Tensor, ...]]]) -> None:
-        self._rank, self._stored = rank, stored
-
-    def store(self, position: int, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        mine = self._stored.setdefault(self._rank, {})
-        mine[position] = tuple(tensor.clone() for tensor in tensors)
-        return mine[position]
-
-    def handles(self) -> Any:
-        return None
-
-    def open(self, rank: int, handles: Any, expected: Mapping[int, Sizes]) -> Mapping[int, Parts]:
-        return {p: tuple(map(byte_line, tensors)) for p, tensors in self._stored[rank].items()}
-
-    def whereabouts(self) -> Any:
-        return None
-
-    def reopen(self, rank: int, whereabouts: Any) -> None:
-        raise AssertionError("nobody comes back")
-
-    def settle(self) -> None:
-        return None
-
-    def check_peers(self) -> None:
-        return None
 
 
 def linear(value: float) -> torch.nn.Linear:
