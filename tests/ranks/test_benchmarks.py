@@ -129,7 +129,7 @@ def test_an_exchange_of_other_bytes_is_a_miss():
     row |= {"all-reduce / formula": 1.029, "exchange / formula": 0.971}
     assert exchange_misses([row]) == []
     assert exchange_misses([row | {"exchange / formula": 1.04}]) == [
-        "striped, 2 ranks, 4096 / 1792, 255 tokens: the exchange sent 1.04 of the formula's bytes"
+        "2 ranks, 4096 / 1792, 255 tokens: the exchange sent 1.04 of the formula's bytes"
     ]
 
 
