@@ -10,7 +10,6 @@ FlashMLA and FlashInfer it is said that they are there.
 import json
 import sys
 
-import torch
 import vllm.utils.flashinfer
 from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.platforms.interface import DeviceCapability, Platform
@@ -20,7 +19,7 @@ from vllm.v1.attention.backends.mla import flashinfer_mla_sparse_sm90
 from vllm.v1.attention.backends.mla.indexer import DeepseekV32IndexerBackend
 from vllm.v1.attention.ops import flashmla
 
-from truth.vllm_cache_forms import CAPABILITIES, Absent, configured, cuda, on_cuda
+from truth.vllm_cache_forms import CAPABILITIES, Absent, configured, cuda, on_cuda, takes
 
 KINDS = {"heads": (False, False, 128), "latent": (True, False, 576), "sparse": (True, True, 576)}
 """Whether it is MLA, whether it is sparse, and the elements of a head."""
@@ -74,20 +73,7 @@ def backend(kind: str, asked: str, capability: DeviceCapability) -> type[Attenti
         if one.name == "TOKENSPEED_MLA" or (sparse and "SPARSE" not in one.name):
             continue  # a package that vLLM does not bring; no backend without the word is sparse
         found = one.get_class()
-        refused = found.validate_configuration(
-            head_size=size,
-            dtype=torch.bfloat16,
-            kv_cache_dtype=asked,
-            block_size=None,
-            use_mla=mla,
-            has_sink=False,
-            use_sparse=sparse,
-            use_mm_prefix=False,
-            use_per_head_quant_scales=False,
-            device_capability=capability,
-            attn_type="decoder",
-        )
-        if not refused:
+        if takes(found, asked, capability, size, mla=mla, sparse=sparse):
             return found
     return None
 

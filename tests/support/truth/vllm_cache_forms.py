@@ -25,6 +25,7 @@ from vllm.model_executor.layers.attention.mla_attention import (
 from vllm.model_executor.models.config import DeepseekV32ForCausalLM, GlmMoeDsaForCausalLM
 from vllm.platforms.interface import DeviceCapability
 from vllm.utils.torch_utils import kv_cache_dtype_str_to_dtype
+from vllm.v1.attention.backend import AttentionBackend
 from vllm.v1.attention.backends.mla import flashinfer_mla_sparse_sm90
 from vllm.v1.attention.backends.mla.rocm_aiter_mla_sparse import ROCMAiterMLASparseBackend
 from vllm.v1.kv_cache_interface import FullAttentionSpec, get_kv_quant_mode
@@ -73,6 +74,32 @@ def configured(directory: str) -> VllmConfig:
     return arguments.create_engine_config()
 
 
+def takes(
+    backend: type[AttentionBackend],
+    asked: str,
+    capability: DeviceCapability,
+    size: int,
+    *,
+    mla: bool,
+    sparse: bool,
+    block: int | None = None,
+) -> bool:
+    """Whether it takes a decoder's cache of this dtype, in blocks of so many tokens (None: any)."""
+    return not backend.validate_configuration(
+        head_size=size,
+        dtype=torch.bfloat16,
+        kv_cache_dtype=asked,
+        block_size=block,
+        use_mla=mla,
+        has_sink=False,
+        use_sparse=sparse,
+        use_mm_prefix=False,
+        use_per_head_quant_scales=False,
+        device_capability=capability,
+        attn_type="decoder",
+    )
+
+
 def form(asked: str, capability: DeviceCapability) -> str | None:
     """That of the first backend which takes it, of those for sparse MLA."""
     heads, size = 128, 576
@@ -83,20 +110,7 @@ def form(asked: str, capability: DeviceCapability) -> str | None:
             kind = backend.get_class()
         except ImportError:  # FLASH_ATTN_MLA_SPARSE, which takes no eight-bit cache
             continue
-        refused = kind.validate_configuration(
-            head_size=size,
-            dtype=torch.bfloat16,
-            kv_cache_dtype=asked,
-            block_size=64,
-            use_mla=True,
-            has_sink=False,
-            use_sparse=True,
-            use_mm_prefix=False,
-            use_per_head_quant_scales=False,
-            device_capability=capability,
-            attn_type="decoder",
-        )
-        if not refused:
+        if takes(kind, asked, capability, size, mla=True, sparse=True, block=64):
             return str(_canonicalize_sparse_mla_kv_cache_dtype(kind, asked))
     return None
 
@@ -108,20 +122,7 @@ def of_heads(asked: str, capability: DeviceCapability, size: int) -> int | None:
             kind = backend.get_class()
         except ImportError:  # FLASH_ATTN, whose cache is as FlashInfer's and Triton's
             continue
-        refused = kind.validate_configuration(
-            head_size=size,
-            dtype=torch.bfloat16,
-            kv_cache_dtype=asked,
-            block_size=None,
-            use_mla=False,
-            has_sink=False,
-            use_sparse=False,
-            use_mm_prefix=False,
-            use_per_head_quant_scales=False,
-            device_capability=capability,
-            attn_type="decoder",
-        )
-        if not refused:
+        if takes(kind, asked, capability, size, mla=False, sparse=False, block=None):
             spec = FullAttentionSpec(
                 block_size=16,
                 num_kv_heads=1,
