@@ -149,3 +149,15 @@ def test_where_stages_lose_alike_a_last_digit_moves_no_threshold(model: str) -> 
         nudged = rate._replace(value=rate.value * (1 + digits * 1e-15))
         found.add(estimate_of(sharding, replace(device, memory_bandwidth=nudged)).thresholds)
     assert len(found) == 1
+
+
+def test_of_stages_that_lose_alike_the_one_that_computes_least_is_shown() -> None:
+    """It loses the largest share of its compute."""
+    deployment = Deployment(ParallelLayout(dp=2, pp=3), ep=True, gpus_reach=True)
+    sharding = shard_model(read_model("DeepSeek-V3"), deployment, LayerShardConfig(layers=BOTH))
+    forwards, batch = Forwards(sharding, profile("H200")), prefill(8192)
+    stages = forwards.by_stage(batch, 1)
+    most = max(stage.exposed for stage in stages)
+    alike = [stage for stage in stages if most - stage.exposed < 1e-12]
+    assert len({stage.compute for stage in alike}) > 1
+    assert forwards.run(batch, 1).compute == min(stage.compute for stage in alike)
