@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from vllm_layershard.config import KEY, LayerShardConfig, Move
 from vllm_layershard.errors import PlanError
@@ -21,6 +21,10 @@ class MoveRule(NamedTuple):
         if self.weights_from is None:
             return self.move == "weights"
         return max(counts) >= self.weights_from
+
+    def moved(self, counts: Sequence[int]) -> Literal["weights", "activations"]:
+        """What a forward of so many tokens on each rank moves."""
+        return "weights" if self.moves_weights(counts) else "activations"
 
     @property
     def most_tokens(self) -> int:

@@ -12,9 +12,6 @@ from console import complaint, document, said
 from vllm_layershard import Layout, plan_model
 from vllm_layershard.config import LayerShardConfig
 from vllm_layershard.errors import ConfigError, PlanError
-from vllm_layershard.estimate.roofline import Roofline
-from vllm_layershard.models import Batch, layer_operations
-from vllm_layershard.plan import stage_layers
 from vllm_layershard.planner.results.move import Move
 from vllm_layershard.planner.results.plan_result import PlanResult
 from vllm_layershard.schema import validated
@@ -252,24 +249,3 @@ def test_a_device_without_numbers_asks_for_the_threshold() -> None:
     )
     assert code == 3
     assert "--move-weights-from" in words
-
-
-@pytest.mark.parametrize("stages", [2, 3])
-def test_tokens_a_second_of_stages_are_those_of_the_slowest(stages: int) -> None:
-    """A decode of a stage's share of the sequences is in flight for each of them."""
-    layout = Layout(dp=4, pp=stages, ep=True)
-    result = plan_model("DeepSeek-V3", ["o_proj"], layout, hardware="H200", move="activations")
-    found, planned = _move(result).unsharded_decode, result.planned
-    assert found is not None
-    blueprint, roofline = planned.model.blueprint, Roofline(result.forecast.hardware)
-    share = Batch(-(-found.sequences // stages), 4096, decode=True)
-    slowest = max(
-        sum(
-            roofline.seconds(operation)
-            for layer_id in layers
-            for operation in layer_operations(blueprint, layer_id, planned.deployment, share)
-        )
-        for layers in stage_layers(61, stages)
-    )
-    assert found.step_us == pytest.approx(stages * slowest * 1e6, abs=0.1)
-    assert found.tokens_per_second == pytest.approx(found.sequences / (stages * slowest), rel=1e-4)

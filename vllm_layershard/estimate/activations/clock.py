@@ -52,13 +52,21 @@ class Clock:
             compute=weights.compute,
         )
 
-    def slowest(self, batch: Batch, moves: str) -> float:
-        """Seconds of the slowest pipeline stage's forward, which moves this; "": nothing."""
+    def round_of(self, decodes: Sequence[tuple[Batch, str]]) -> float:
+        """Seconds in which each of the decodes in flight passes all pipeline stages once.
+
+        Each is a batch and what it moves; "": nothing. Transfers between stages are not counted.
+        """
+        stages = {one: self._by_stage(*one) for one in set(decodes)}
+        return round_seconds([stages[one] for one in decodes])
+
+    def _by_stage(self, batch: Batch, moves: str) -> list[float]:
+        """Seconds of each pipeline stage's forward, which moves this; "": nothing."""
         longer = self._stages(batch.tokens)
         forwards = self._forwards.by_stage(batch, self._sharding.config.prefetch_step)
         if moves == "activations":
-            return max(one.compute + longer.get(i, 0.0) for i, one in enumerate(forwards))
-        return max(one.total if moves else one.compute for one in forwards)
+            return [one.compute + longer.get(i, 0.0) for i, one in enumerate(forwards)]
+        return [one.total if moves else one.compute for one in forwards]
 
     def trace(self, batch: Batch) -> Forward:
         """One forward whose activations move, with its timeline, of the stage that loses most."""
@@ -121,6 +129,24 @@ class Clock:
                 rooted_seconds(back, spread, hardware),
             )
         return LinearTime(self._roofline.seconds(own), *seconds)
+
+
+def round_seconds(decodes: Sequence[Sequence[float]]) -> float:
+    """Seconds in which each decode passes all stages once, while all of them are in flight.
+
+    Decode d takes `decodes[d][s]` seconds, t_ds, on stage s. Of n decodes that are alike a round
+    takes max(n x max_s(t_s), sum_s(t_s)). The slowest stage computes one after another, and a
+    decode begins anew when the last stage has given it its tokens. Nothing else waits.
+
+    In general it takes max(sum_d(max_s(t_ds)), sum_s(max_d(t_ds))). A computation waits for the
+    decode before it on its stage, and for its own stage before. Both kinds of steps make closed
+    paths. One that passes all decodes p times and all stages q times takes p + q rounds. Its steps
+    take at most p of the first sum and q of the second. So no path lasts longer a round than the
+    longer sum. It is exact where one stage is every decode's slowest, and one decode every stage's.
+    """
+    by_decode = sum(max(stages) for stages in decodes)
+    by_stage: float = sum(max(each) for each in zip(*decodes, strict=True))
+    return max(by_decode, by_stage)
 
 
 def clock_of(sharding: Sharding, hardware: Hardware) -> Clock | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import ceil
 from typing import Final
 
 from vllm_layershard.estimate.activations.clock import Clock, lacking_for
@@ -33,7 +32,7 @@ _ASSUMPTIONS: Final = (
 )
 _STAGES: Final = (
     "tokens a second: a decode in flight for each pipeline stage, the sequences spread evenly over "
-    "them; the slowest stage sets the pace"
+    "them; the slowest stage sets the pace, or one decode on all stages where sequences are few"
 )
 _DRAFTS: Final = (
     "tokens a second: one of each sequence a step, as if no draft were accepted; those that are "
@@ -117,8 +116,8 @@ def _served(
     """Decodes that fill the cache, without sharding and with it; None: not one sequence fits.
 
     With it a step moves what the plan's rule says of so many tokens, the quicker way or not. Each
-    pipeline stage has a decode of its own share of the sequences in flight, and passes it on when
-    the slowest stage is done. Source: vLLM 0.32, config/vllm.py, `max_concurrent_batches`.
+    pipeline stage has a decode in flight, of its share of the sequences. Fewer sequences than
+    stages are as many decodes. Source: vLLM 0.32, config/vllm.py, `max_concurrent_batches`.
     """
     rule, stages = move_rule(sharding.config), sharding.deployment.layout.pp
     found: list[Served | None] = []
@@ -137,11 +136,20 @@ def _served(
         if not held.fits or not sequences:
             found.append(None)
             continue
-        batch = decode(ceil(sequences / stages), int(context), sharding.model.drafted)
-        by_rule = "weights" if rule.moves_weights([batch.tokens]) else "activations"
-        moves = by_rule if shares else ""
-        found.append(Served(sequences, stages * clock.slowest(batch, moves), moves))
+        decodes = [
+            decode(share, int(context), sharding.model.drafted)
+            for share in _evenly(sequences, min(stages, sequences))
+        ]
+        moves = [rule.moved([batch.tokens]) if shares else "" for batch in decodes]
+        step = clock.round_of([*zip(decodes, moves, strict=True)])
+        found.append(Served(sequences, step, moves[0]))
     return found[0], found[1]
+
+
+def _evenly(sequences: int, decodes: int) -> list[int]:
+    """The sequences of each decode, the largest first."""
+    least, more = divmod(sequences, decodes)
+    return [least + 1] * more + [least] * (decodes - more)
 
 
 def _nothing(rank: int) -> int:

@@ -69,7 +69,7 @@ class Served(NamedTuple):
     """Decodes of as many sequences as the cache has room for: of one engine, at one context.
 
     `step` is the seconds in which each sequence gets a token: with pipeline stages, those in which
-    each of the decodes in flight passes the slowest stage. `moves` is what it moves, "" nothing.
+    each of the decodes in flight passes all of them. `moves` is what the largest moves, "" nothing.
     """
 
     sequences: int

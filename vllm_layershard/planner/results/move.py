@@ -177,7 +177,7 @@ def _phase(name: PhaseName, both: BothWays, rule: MoveRule) -> MovedPhase:
     return MovedPhase(
         phase=name,
         tokens=both.batch.tokens,
-        moves="weights" if rule.moves_weights([both.batch.tokens]) else "activations",
+        moves=rule.moved([both.batch.tokens]),
         own_us=microseconds(both.linear.own),
         there_us=microseconds(both.linear.there),
         product_us=microseconds(both.linear.product),
