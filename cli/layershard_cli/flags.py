@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from layershard_cli.completion import complete_hardware, complete_model
 from vllm_layershard.planner.load import MAX_DRAFTED, MAX_SEQUENCES, MAX_TOKENS
 
 _SUFFIXES = {
@@ -43,12 +42,24 @@ def _tokens(text: str, least: int) -> int:
     return tokens
 
 
+def _models(incomplete: str) -> list[str]:
+    from layershard_cli.completion import complete_model  # only a shell that completes needs it
+
+    return complete_model(incomplete)
+
+
+def _devices(incomplete: str) -> list[str]:
+    from layershard_cli.completion import complete_hardware
+
+    return complete_hardware(incomplete)
+
+
 ModelName = Annotated[
     str,
     typer.Option(
         "--model",
         "-m",
-        autocompletion=complete_model,
+        autocompletion=_models,
         help="A model directory, a config.json, a bundled name (DeepSeek-V3) or a Hub name.",
         show_default=False,
     ),
@@ -167,7 +178,7 @@ HardwareName = Annotated[
     str | None,
     typer.Option(
         "--hardware",
-        autocompletion=complete_hardware,
+        autocompletion=_devices,
         help="The device to estimate for: a name that `layershard hardware` lists, or a "
         "FILE.json.  [default: H200, assumed]",
     ),
