@@ -19,10 +19,11 @@ from vllm_layershard.estimate.exchange.collectives import (
     rooted_seconds,
 )
 from vllm_layershard.estimate.figure import Figure
+from vllm_layershard.estimate.forwards.movements import movements
+from vllm_layershard.estimate.forwards.overlap import TimedLayer, TimedOperation, simulate
+from vllm_layershard.estimate.forwards.thresholds import fewest_tokens
 from vllm_layershard.estimate.hardware import Hardware
 from vllm_layershard.estimate.nodes import Spread
-from vllm_layershard.estimate.overlap import TimedLayer, TimedOperation, movements, simulate
-from vllm_layershard.estimate.phases.thresholds import fewest_tokens
 from vllm_layershard.estimate.pull import pull_seconds
 from vllm_layershard.plan import Series, build_plan
 

@@ -42,7 +42,8 @@ from result import Times, publish
 from torch.multiprocessing.spawn import spawn
 from track import RATIOS, STEPS, Race, Track
 
-from vllm_layershard.estimate.overlap import TimedLayer, TimedOperation, movements, simulate
+from vllm_layershard.estimate.forwards.movements import movements
+from vllm_layershard.estimate.forwards.overlap import TimedLayer, TimedOperation, simulate
 from vllm_layershard.plan import Series, build_plan
 
 WITHIN = 1.05

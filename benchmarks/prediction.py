@@ -22,15 +22,10 @@ from torch.multiprocessing.spawn import spawn
 
 from vllm_layershard.estimate.broadcast import broadcast_seconds
 from vllm_layershard.estimate.devices.profile_file import read_profile
+from vllm_layershard.estimate.forwards.movements import movements
+from vllm_layershard.estimate.forwards.overlap import Forward, TimedLayer, TimedOperation, simulate
 from vllm_layershard.estimate.hardware import Hardware
 from vllm_layershard.estimate.nodes import Spread
-from vllm_layershard.estimate.overlap import (
-    Forward,
-    TimedLayer,
-    TimedOperation,
-    movements,
-    simulate,
-)
 from vllm_layershard.estimate.roofline import Roofline
 from vllm_layershard.manual import finish_loading, reach_layer, register_layer, wait_layer
 from vllm_layershard.models import Operation

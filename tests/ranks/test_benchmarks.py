@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from vllm_layershard.estimate.overlap import TOLERANCE
+from vllm_layershard.estimate.forwards.overlap import TOLERANCE
 
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "benchmarks"))

@@ -3,6 +3,12 @@
 from vllm_layershard.estimate.devices.bundled import DEFAULT, profile_names
 from vllm_layershard.estimate.devices.named import profile
 from vllm_layershard.estimate.forecast import forecast
+from vllm_layershard.estimate.forwards.batches import (
+    DECODE_CONTEXT,
+    DECODE_SEQUENCES,
+    PREFILL_TOKENS,
+)
+from vllm_layershard.estimate.forwards.overlap import Forward, Span
 from vllm_layershard.estimate.hardware import Hardware
 from vllm_layershard.estimate.outcome import (
     Abstention,
@@ -11,12 +17,6 @@ from vllm_layershard.estimate.outcome import (
     Phase,
     PhaseName,
     Trial,
-)
-from vllm_layershard.estimate.overlap import Forward, Span
-from vllm_layershard.estimate.phases.batches import (
-    DECODE_CONTEXT,
-    DECODE_SEQUENCES,
-    PREFILL_TOKENS,
 )
 
 __all__ = [

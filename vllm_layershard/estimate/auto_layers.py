@@ -10,10 +10,7 @@ from vllm_layershard.config import LayerShardConfig
 from vllm_layershard.errors import HardwareError, PlanError
 from vllm_layershard.estimate.communicators import beside_communicators
 from vllm_layershard.estimate.forecast import lacking_for
-from vllm_layershard.estimate.forwards import Forwards
-from vllm_layershard.estimate.hardware import Hardware
-from vllm_layershard.estimate.outcome import PhaseName
-from vllm_layershard.estimate.phases.batches import (
+from vllm_layershard.estimate.forwards.batches import (
     DECODE_CONTEXT,
     DECODE_SEQUENCES,
     PREFILL_TOKENS,
@@ -21,6 +18,9 @@ from vllm_layershard.estimate.phases.batches import (
     decode,
     prefill,
 )
+from vllm_layershard.estimate.forwards.forwards import Forwards
+from vllm_layershard.estimate.hardware import Hardware
+from vllm_layershard.estimate.outcome import PhaseName
 from vllm_layershard.models import (
     Deployment,
     Model,

@@ -10,11 +10,7 @@ from typing import Final
 from vllm_layershard.errors import PlanError
 from vllm_layershard.estimate.capacity import fit_of
 from vllm_layershard.estimate.communicators import beside_communicators
-from vllm_layershard.estimate.forwards import Forwards
-from vllm_layershard.estimate.hardware import Hardware
-from vllm_layershard.estimate.outcome import Abstention, Estimate, Forecast, Phase, PhaseName, Trial
-from vllm_layershard.estimate.overlap import TOLERANCE
-from vllm_layershard.estimate.phases.batches import (
+from vllm_layershard.estimate.forwards.batches import (
     DECODE_CONTEXT,
     DECODE_SEQUENCES,
     PREFILL_TOKENS,
@@ -22,7 +18,11 @@ from vllm_layershard.estimate.phases.batches import (
     decode,
     prefill,
 )
-from vllm_layershard.estimate.phases.thresholds import MAX_TOKENS, Thresholds, fewest_tokens
+from vllm_layershard.estimate.forwards.forwards import Forwards
+from vllm_layershard.estimate.forwards.overlap import TOLERANCE
+from vllm_layershard.estimate.forwards.thresholds import MAX_TOKENS, Thresholds, fewest_tokens
+from vllm_layershard.estimate.hardware import Hardware
+from vllm_layershard.estimate.outcome import Abstention, Estimate, Forecast, Phase, PhaseName, Trial
 from vllm_layershard.estimate.transfer import Transfer
 from vllm_layershard.estimate.verdict import abstaining, verdict_on, warned
 from vllm_layershard.estimate.wording import tokens

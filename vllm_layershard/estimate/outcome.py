@@ -7,10 +7,10 @@ from typing import Literal, NamedTuple
 
 from vllm_layershard.estimate.capacity import Fit
 from vllm_layershard.estimate.figure import Basis
+from vllm_layershard.estimate.forwards.batches import ONE_PROMPT, Prompts
+from vllm_layershard.estimate.forwards.overlap import Forward
+from vllm_layershard.estimate.forwards.thresholds import Thresholds
 from vllm_layershard.estimate.hardware import Hardware
-from vllm_layershard.estimate.overlap import Forward
-from vllm_layershard.estimate.phases.batches import ONE_PROMPT, Prompts
-from vllm_layershard.estimate.phases.thresholds import Thresholds
 from vllm_layershard.models import Batch
 
 PhaseName = Literal["prefill", "decode"]

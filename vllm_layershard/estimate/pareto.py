@@ -10,7 +10,7 @@ from vllm_layershard.config import LayerShardConfig
 from vllm_layershard.errors import PlanError
 from vllm_layershard.estimate.auto_layers import candidates
 from vllm_layershard.estimate.forecast import lacking_for
-from vllm_layershard.estimate.forwards import Forwards
+from vllm_layershard.estimate.forwards.forwards import Forwards
 from vllm_layershard.estimate.hardware import Hardware
 from vllm_layershard.models import Batch, Deployment, Model, shard_model
 

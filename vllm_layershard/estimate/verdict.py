@@ -8,10 +8,10 @@ from typing import Final, NamedTuple
 from vllm_layershard.estimate.capacity import Fit, exceeding
 from vllm_layershard.estimate.communicators import beside_communicators
 from vllm_layershard.estimate.figure import LABELS
+from vllm_layershard.estimate.forwards.overlap import TOLERANCE, Forward
+from vllm_layershard.estimate.forwards.thresholds import Thresholds
 from vllm_layershard.estimate.hardware import Hardware
 from vllm_layershard.estimate.outcome import Phase, PhaseName, Trial
-from vllm_layershard.estimate.overlap import TOLERANCE, Forward
-from vllm_layershard.estimate.phases.thresholds import Thresholds
 from vllm_layershard.estimate.wording import percent, tokens
 from vllm_layershard.models import Sharding
 

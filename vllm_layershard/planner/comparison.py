@@ -11,7 +11,7 @@ from vllm_layershard.errors import ConfigError, HardwareError, PlanError
 from vllm_layershard.estimate import Hardware
 from vllm_layershard.estimate.capacity import UTILIZATION, capacity
 from vllm_layershard.estimate.communicators import communicator_bytes
-from vllm_layershard.estimate.phases.batches import DECODE_CONTEXT, PREFILL_TOKENS
+from vllm_layershard.estimate.forwards.batches import DECODE_CONTEXT, PREFILL_TOKENS
 from vllm_layershard.estimate.transfer import require_one_node
 from vllm_layershard.estimate.wording import layers as so_many
 from vllm_layershard.models import (

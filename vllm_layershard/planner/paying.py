@@ -16,9 +16,9 @@ from vllm_layershard.estimate import Abstention, Estimate, Forecast, Phase, Phas
 from vllm_layershard.estimate.capacity import fit_of, may_fit
 from vllm_layershard.estimate.communicators import beside_communicators
 from vllm_layershard.estimate.forecast import hidden_from, lacking_for
-from vllm_layershard.estimate.forwards import Forwards
-from vllm_layershard.estimate.overlap import TOLERANCE, Forward
-from vllm_layershard.estimate.phases.batches import prefill
+from vllm_layershard.estimate.forwards.batches import prefill
+from vllm_layershard.estimate.forwards.forwards import Forwards
+from vllm_layershard.estimate.forwards.overlap import TOLERANCE, Forward
 from vllm_layershard.estimate.verdict import offering
 from vllm_layershard.models import Sharding, shard_model
 from vllm_layershard.planner.options import names_of

@@ -9,7 +9,7 @@ from vllm_layershard.config import LayerShardConfig
 from vllm_layershard.errors import ConfigError
 from vllm_layershard.estimate import Hardware, PhaseName, forecast
 from vllm_layershard.estimate.capacity import limit_of, may_fit
-from vllm_layershard.estimate.phases.batches import (
+from vllm_layershard.estimate.forwards.batches import (
     DECODE_CONTEXT,
     DECODE_SEQUENCES,
     PREFILL_TOKENS,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from vllm_layershard.config import KEY, LayerShardConfig
 from vllm_layershard.estimate import Hardware, PhaseName
-from vllm_layershard.estimate.phases.batches import most_tokens
+from vllm_layershard.estimate.forwards.batches import most_tokens
 from vllm_layershard.models import Batch, Model, Sharding
 from vllm_layershard.models.cache.kv_cache import LatentCache
 

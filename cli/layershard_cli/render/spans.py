@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
-from vllm_layershard.estimate.overlap import Span, Track
+from vllm_layershard.estimate.forwards.overlap import Span, Track
 
 Row = Literal["compute", "stall", "link"]
 

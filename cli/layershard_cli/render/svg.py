@@ -8,7 +8,7 @@ from typing import Final
 from layershard_cli.render.markup import escape
 from layershard_cli.render.spans import DRAWN, name_of
 from vllm_layershard.estimate import PhaseName
-from vllm_layershard.estimate.overlap import Span
+from vllm_layershard.estimate.forwards.overlap import Span
 from vllm_layershard.estimate.pareto import Point, frontier
 from vllm_layershard.planner.results.timelines import Timeline
 

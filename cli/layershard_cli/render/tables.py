@@ -12,7 +12,7 @@ from layershard_cli.render.sheet import Column, Sheet
 from layershard_cli.render.units import milliseconds, size, span
 from vllm_layershard.estimate import Abstention, Estimate, Forecast, Phase, PhaseName
 from vllm_layershard.estimate.communicators import communicators_of
-from vllm_layershard.estimate.overlap import Forward
+from vllm_layershard.estimate.forwards.overlap import Forward
 from vllm_layershard.estimate.wording import percent, tokens
 from vllm_layershard.models import Evidence, Sharding
 from vllm_layershard.planner.paying import Offer

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from layershard_cli.render.spans import DRAWN, Row
-from vllm_layershard.estimate.overlap import Span
+from vllm_layershard.estimate.forwards.overlap import Span
 
 LAYERS: Final = 6
 """Layers that are drawn from where the sharding is in full swing."""

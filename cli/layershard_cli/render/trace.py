@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from layershard_cli.render.spans import DRAWN, name_of
-from vllm_layershard.estimate.overlap import Span
+from vllm_layershard.estimate.forwards.overlap import Span
 from vllm_layershard.planner.results.timelines import Timeline
 
 _ROWS: Final = {"compute": (0, "compute"), "stall": (0, "compute"), "link": (1, "link")}

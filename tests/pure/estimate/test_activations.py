@@ -20,8 +20,8 @@ from vllm_layershard.estimate.exchange.collectives import (
     rooted_seconds,
 )
 from vllm_layershard.estimate.figure import Figure
+from vllm_layershard.estimate.forwards.batches import decode
 from vllm_layershard.estimate.nodes import widest
-from vllm_layershard.estimate.phases.batches import decode
 from vllm_layershard.planner.results.plan_result import PlanResult
 
 MIB = 1 << 20

@@ -8,16 +8,15 @@ from vllm_layershard.config import LayerShardConfig
 from vllm_layershard.errors import HardwareError
 from vllm_layershard.estimate import forecast, profile, profile_names
 from vllm_layershard.estimate.broadcast import broadcast_seconds
-from vllm_layershard.estimate.nodes import widest
-from vllm_layershard.estimate.overlap import (
-    Movement,
+from vllm_layershard.estimate.forwards.movements import Movement, movements
+from vllm_layershard.estimate.forwards.overlap import (
     Span,
     TimedLayer,
     TimedOperation,
-    movements,
     simulate,
     trace,
 )
+from vllm_layershard.estimate.nodes import widest
 from vllm_layershard.models import Deployment, read_model, shard_model
 from vllm_layershard.plan import ParallelLayout, Series, build_plan
 

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vllm_layershard.estimate.overlap import TimedLayer, TimedOperation, movements, simulate
+from vllm_layershard.estimate.forwards.movements import movements
+from vllm_layershard.estimate.forwards.overlap import TimedLayer, TimedOperation, simulate
 from vllm_layershard.plan import Linear, TensorSpec, build_plan, series_of, stage_layers
 
 NAMES = ("q_proj", "o_proj", "down_proj")

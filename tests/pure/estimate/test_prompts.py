@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from console import complaint, document, said
 from vllm_layershard.errors import ConfigError
-from vllm_layershard.estimate.phases.batches import ONE_PROMPT, Prompts, prefill
+from vllm_layershard.estimate.forwards.batches import ONE_PROMPT, Prompts, prefill
 from vllm_layershard.planner.plan import plan_model
 
 FLAGS = ["--model", "DeepSeek-V3", "--dp", "8", "--ep", "--hardware", "H200", "--tokens", "16K"]

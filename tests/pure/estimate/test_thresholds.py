@@ -13,8 +13,8 @@ from vllm_layershard.config import LayerShardConfig
 from vllm_layershard.estimate import Estimate, Hardware, forecast, profile
 from vllm_layershard.estimate.figure import Figure
 from vllm_layershard.estimate.forecast import prefill
-from vllm_layershard.estimate.forwards import Forwards
-from vllm_layershard.estimate.phases.thresholds import MAX_TOKENS, fewest_tokens
+from vllm_layershard.estimate.forwards.forwards import Forwards
+from vllm_layershard.estimate.forwards.thresholds import MAX_TOKENS, fewest_tokens
 from vllm_layershard.models import Deployment, Sharding, read_model, shard_model
 from vllm_layershard.plan import ParallelLayout
 

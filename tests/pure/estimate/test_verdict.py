@@ -12,8 +12,8 @@ from vllm_layershard.estimate import Estimate, Forward, Phase, Trial, forecast, 
 from vllm_layershard.estimate.auto_layers import choose
 from vllm_layershard.estimate.figure import Figure
 from vllm_layershard.estimate.forecast import prefill
-from vllm_layershard.estimate.forwards import Forwards
-from vllm_layershard.estimate.phases.thresholds import Thresholds
+from vllm_layershard.estimate.forwards.forwards import Forwards
+from vllm_layershard.estimate.forwards.thresholds import Thresholds
 from vllm_layershard.estimate.verdict import verdict_on
 from vllm_layershard.models import Batch, Deployment, Sharding, read_model, shard_model
 from vllm_layershard.plan import ParallelLayout

@@ -14,9 +14,9 @@ from vllm_layershard.estimate.exchange.collectives import (
     latency_seconds,
     rooted_seconds,
 )
-from vllm_layershard.estimate.forwards import Forwards
+from vllm_layershard.estimate.forwards.forwards import Forwards
+from vllm_layershard.estimate.forwards.overlap import Forward
 from vllm_layershard.estimate.hardware import Hardware
-from vllm_layershard.estimate.overlap import Forward
 from vllm_layershard.estimate.roofline import Roofline
 from vllm_layershard.estimate.transfer import Transfer
 from vllm_layershard.models import Batch, Sharding

@@ -11,10 +11,10 @@ from vllm_layershard.estimate.activations.outcome import ActivationsOutcome, Bot
 from vllm_layershard.estimate.activations.verdict import verdict_on
 from vllm_layershard.estimate.capacity import budget_of, capacity
 from vllm_layershard.estimate.communicators import communicator_bytes
+from vllm_layershard.estimate.forwards.batches import decode, most_tokens
+from vllm_layershard.estimate.forwards.thresholds import fewest_tokens
 from vllm_layershard.estimate.hardware import Hardware
 from vllm_layershard.estimate.outcome import PhaseName
-from vllm_layershard.estimate.phases.batches import decode, most_tokens
-from vllm_layershard.estimate.phases.thresholds import fewest_tokens
 from vllm_layershard.models import Batch, Sharding
 from vllm_layershard.plan.move import move_rule
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from vllm_layershard.estimate.activations.outcome import LinearTime
-from vllm_layershard.estimate.overlap import Forward, Span, TimedLayer, Track
+from vllm_layershard.estimate.forwards.overlap import Forward, Span, TimedLayer, Track
 
 
 def moved_forward(

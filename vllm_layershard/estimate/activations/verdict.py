@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from vllm_layershard.estimate.activations.outcome import BothWays, Served
+from vllm_layershard.estimate.forwards.thresholds import MAX_TOKENS
 from vllm_layershard.estimate.hardware import Hardware
 from vllm_layershard.estimate.outcome import PhaseName
-from vllm_layershard.estimate.phases.thresholds import MAX_TOKENS
 from vllm_layershard.estimate.wording import percent, tokens
 from vllm_layershard.plan.move import MoveRule
 

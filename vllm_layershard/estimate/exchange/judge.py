@@ -14,10 +14,10 @@ from vllm_layershard.estimate.exchange.collectives import (
 from vllm_layershard.estimate.exchange.linears import Alike, alike, held
 from vllm_layershard.estimate.exchange.outcome import ExchangeOutcome, ExchangeTimes, LinearTime
 from vllm_layershard.estimate.exchange.verdict import verdict_on
+from vllm_layershard.estimate.forwards.thresholds import MAX_TOKENS
 from vllm_layershard.estimate.hardware import Hardware
 from vllm_layershard.estimate.nodes import Spread, widest
 from vllm_layershard.estimate.outcome import PhaseName
-from vllm_layershard.estimate.phases.thresholds import MAX_TOKENS
 from vllm_layershard.estimate.roofline import Roofline
 from vllm_layershard.models import Batch, Sharding, layer_operations
 from vllm_layershard.models.exchange import without_exchange

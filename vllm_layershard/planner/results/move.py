@@ -8,7 +8,7 @@ from vllm_layershard.estimate import Forecast, Hardware, PhaseName
 from vllm_layershard.estimate.activations.judge import judge
 from vllm_layershard.estimate.activations.linears import Moved
 from vllm_layershard.estimate.activations.outcome import BothWays, Served
-from vllm_layershard.estimate.phases.batches import (
+from vllm_layershard.estimate.forwards.batches import (
     DECODE_CONTEXT,
     DECODE_SEQUENCES,
     PREFILL_TOKENS,

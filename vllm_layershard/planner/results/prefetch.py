@@ -36,7 +36,7 @@ class PhaseTimes(NamedTuple):
 class Prefetch(NamedTuple):
     """The verdict and the phases. `lacking` names the numbers that the device lacks for times.
 
-    `recommended_step` is the prefill's: estimate/forwards.py chooses it for each phase.
+    `recommended_step` is the prefill's: estimate/forwards/forwards.py chooses it for each phase.
     `break_even_tokens` are the fewest prefill tokens a rank that hide the movement; None if no
     number does, or nothing is estimated. `break_even_range` is that with the least `contention` of
     the device's and with the most. From `never_waits_tokens` on no linear waits for its weight.

@@ -8,7 +8,7 @@ from dataclasses import replace
 from vllm_layershard.errors import HardwareError, PlanError
 from vllm_layershard.estimate import Hardware, forecast
 from vllm_layershard.estimate.activations.judge import judge
-from vllm_layershard.estimate.phases.thresholds import MAX_TOKENS
+from vllm_layershard.estimate.forwards.thresholds import MAX_TOKENS
 from vllm_layershard.models import Sharding
 
 

@@ -6,19 +6,16 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache, partial
 from typing import Final
 
-from vllm_layershard.estimate.hardware import Hardware
-from vllm_layershard.estimate.overlap import (
+from vllm_layershard.estimate.forwards.movements import Movement, MovesByLayer, by_layer, movements
+from vllm_layershard.estimate.forwards.overlap import (
     TOLERANCE,
     Forward,
-    Movement,
-    MovesByLayer,
     TimedLayer,
     TimedOperation,
-    by_layer,
-    movements,
     simulate,
     trace,
 )
+from vllm_layershard.estimate.hardware import Hardware
 from vllm_layershard.estimate.roofline import Roofline
 from vllm_layershard.estimate.transfer import Transfer
 from vllm_layershard.models import Batch, Deployment, Model, Sharding, layer_operations

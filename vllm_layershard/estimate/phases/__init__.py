@@ -1,1 +1,0 @@
-"""The forwards that are looked at, and from how many tokens on a prefill hides what moves."""
