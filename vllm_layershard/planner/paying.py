@@ -88,8 +88,7 @@ def _shown_by_move(sharding: Sharding, forecast: Estimate) -> list[tuple[PhaseNa
             shown.append((phase.name, "is not estimated"))
             continue
         else:
-            both = clock.both(phase.batch)
-            hidden = both.activations <= TOLERANCE * both.compute
+            hidden = clock.both(phase.batch).activations_share <= TOLERANCE
         if not hidden:
             shown.append((phase.name, "does not hide"))
     return shown

@@ -78,11 +78,26 @@ def _rows(phases: Sequence[MovedPhase]) -> list[tuple[str, ...]]:
         ("in the place of the product of its own", lambda p: _us(p.own_us)),
         ("reading of the weight that is spared", _spared),
         ("its results back", lambda p: _us(p.back_us)),
-        ("the forward without sharding", lambda p: _us(p.compute_us)),
-        ("it is longer where activations move", lambda p: _longer(p.activations_us, p)),
-        ("it is longer where weights move", lambda p: _longer(p.weights_us, p)),
+        *_without(phases),
+        (
+            "it is longer where activations move",
+            lambda p: _longer(p.activations_us, p.activations_compute_us),
+        ),
+        ("it is longer where weights move", lambda p: _longer(p.weights_us, p.compute_us)),
     )
     return [(name, *map(cell, phases)) for name, cell in said]
+
+
+def _without(phases: Sequence[MovedPhase]) -> list[tuple[str, Callable[[MovedPhase], str]]]:
+    """The forward without sharding: two rows where each way loses most on another stage."""
+    name = "the forward without sharding"
+    if all(phase.activations_compute_us == phase.compute_us for phase in phases):
+        return [(name, lambda p: _us(p.compute_us))]
+    of_stage = f"{name}, of the stage that loses most"
+    return [
+        (f"{of_stage} by activations", lambda p: _us(p.activations_compute_us)),
+        (f"{of_stage} by weights", lambda p: _us(p.compute_us)),
+    ]
 
 
 def _us(microseconds: float) -> str:
@@ -93,5 +108,5 @@ def _spared(phase: MovedPhase) -> str:
     return f"{size(phase.spared_bytes)}, {_us(phase.spared_us)}" if phase.spared_bytes else "none"
 
 
-def _longer(microseconds: float, phase: MovedPhase) -> str:
-    return f"{_us(microseconds)}, {microseconds / phase.compute_us:+.1%}"
+def _longer(microseconds: float, compute_us: float) -> str:
+    return f"{_us(microseconds)}, {microseconds / compute_us:+.1%}"

@@ -40,8 +40,8 @@ def _times(phase: MovedPhase) -> str:
     return (
         f"a layer there {phase.there_us:,.1f} us, product {phase.product_us:,.1f} in the place of "
         f"{phase.own_us:,.1f}, back {phase.back_us:,.1f}; "
-        f"{_share(phase.activations_us, phase)} of the forward's compute, where weights move "
-        f"{_share(phase.weights_us, phase)}"
+        f"{phase.activations_us / phase.activations_compute_us:+.1%} of the forward's compute, "
+        f"where weights move {phase.weights_us / phase.compute_us:+.1%}"
     )
 
 
@@ -55,7 +55,3 @@ def _parts(phase: MovedPhase) -> str:
         f"{tokens(phase.product_tokens)} in the place of {phase.tokens:,}, and "
         f"{spared if phase.spared_bytes else 'reads the whole weight'}"
     )
-
-
-def _share(microseconds: float, phase: MovedPhase) -> str:
-    return f"{microseconds / phase.compute_us:+.1%}"

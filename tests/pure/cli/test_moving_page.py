@@ -109,6 +109,25 @@ def test_the_page_has_both_ways_of_each_phase(
     ]
 
 
+def test_the_page_has_both_stages_where_each_way_slows_another_most(tmp_path: Path) -> None:
+    command = ["plan", "--model", "DeepSeek-V3", "--dp", "2", "--pp", "3", "--ep", "--batch", "2"]
+    command += ["--layers", "o_proj", "--hardware", "H200", "--move", "auto"]
+    path = tmp_path / "plan.html"
+    said(*command, "--html", str(path))
+    tables = _Tables()
+    tables.feed(path.read_text())
+    cells = {row[0]: row[1:] for row in tables.rows}
+    phases = document(*command, "--json")["move"]["phases"]
+    assert phases[1]["activations_compute_us"] > phases[1]["compute_us"]
+    for way, key in (("activations", "activations_compute_us"), ("weights", "compute_us")):
+        alone = f"the forward without sharding, of the stage that loses most by {way}"
+        assert cells[alone] == [f"{phase[key]:,.1f} us" for phase in phases]
+        shares = [phase[f"{way}_us"] / phase[key] for phase in phases]
+        longer = cells[f"it is longer where {way} move"]
+        assert [cell.rpartition(" ")[2] for cell in longer] == [f"{one:+.1%}" for one in shares]
+        assert all(f"{one:+.1%}" in said(*command) for one in shares)
+
+
 def test_a_phase_moves_what_the_rule_says_of_its_tokens() -> None:
     """Of a decode of 64 tokens a rank."""
     for tokens, moved in ((64, "weights"), (65, "activations")):

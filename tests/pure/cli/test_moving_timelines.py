@@ -139,6 +139,7 @@ def test_the_drawing_has_collectives_on_the_link() -> None:
     [
         ("DeepSeek-V3", Layout(dp=8, ep=True)),
         ("DeepSeek-V3", Layout(dp=4, pp=2, ep=True)),
+        ("DeepSeek-V3", Layout(dp=4, pp=3, ep=True)),
         ("Qwen3-235B-A22B", Layout(dp=8, ep=True)),
         ("DeepSeek-V2-Lite", Layout(tp=2, dp=2)),
     ],
@@ -153,6 +154,7 @@ def test_a_timeline_is_as_long_as_the_judge_says(model: str, layout: Layout) -> 
         assert forward is not None
         assert timeline.moves == "activations"
         assert forward.exposed * 1e6 == pytest.approx(told.activations_us, abs=0.1)
+        assert forward.compute * 1e6 == pytest.approx(told.activations_compute_us, abs=0.1)
         last = forward.spans[-1]
         assert last.start_s + last.seconds == pytest.approx(forward.total)
         assert sum(span.track in ("there", "back") for span in forward.spans) == told.collectives

@@ -39,17 +39,17 @@ class Clock:
         weights = self._forwards.run(batch, self._sharding.config.prefetch_step)
         tokens = batch.tokens
         counts = [len(one.layer_ids) for one in self._linears]
-        stages = self._stages(tokens)
-        most = max(stages, key=stages.__getitem__)
+        most, activations, compute = self._most(batch)
         return BothWays(
             batch=batch,
             layers=sum(counts),
             linear=LinearTime(*_mean(counts, [self.linear(one, tokens) for one in self._linears])),
             load=LinearLoad(*_mean(counts, [self._load(one, tokens) for one in self._linears])),
             collectives=2 * sum(len(o.layer_ids) for o in self._linears if o.pp_stage == most),
-            activations=stages[most],
+            activations=activations,
+            activations_compute=compute,
             weights=weights.exposed,
-            compute=weights.compute,
+            weights_compute=weights.compute,
         )
 
     def round_of(self, decodes: Sequence[tuple[Batch, str]]) -> float:
@@ -70,8 +70,7 @@ class Clock:
 
     def trace(self, batch: Batch) -> Forward:
         """One forward whose activations move, with its timeline, of the stage that loses most."""
-        stages = self._stages(batch.tokens)
-        most = max(stages, key=stages.__getitem__)
+        most, _, _ = self._most(batch)
         moved: dict[tuple[int, str], LinearTime] = {}
         for one in self._linears:
             if one.pp_stage == most:
@@ -82,6 +81,18 @@ class Clock:
     def longer(self, tokens: int) -> float:
         """Seconds by which activations that move lengthen the stage that loses most."""
         return max(self._stages(tokens).values())
+
+    def _most(self, batch: Batch) -> tuple[int, float, float]:
+        """The stage that loses most by activations, by how much, and its compute; seconds.
+
+        Of stages that lose alike, to a picosecond, the one that computes least.
+        """
+        each = []
+        for stage, longer in self._stages(batch.tokens).items():
+            layers = self._forwards.stage(batch, stage)
+            compute = sum(one.seconds for layer in layers for one in layer.operations)
+            each.append((stage, longer, compute))
+        return max(each, key=lambda one: (round(one[1], 12), -one[2]))
 
     def _stages(self, tokens: int) -> dict[int, float]:
         """By stage, the seconds by which activations that move lengthen it."""

@@ -51,8 +51,9 @@ class BothWays(NamedTuple):
 
     `layers` are so many, and `linear` and `load` their mean. The stage that loses most by
     activations has so many `collectives` of them. In seconds: `activations` is by how much the
-    forward takes longer where activations move, `weights` where weights do (with the most
-    contention of the device's), and `compute` the forward without sharding.
+    forward takes longer where activations move, and `weights` where weights do (with the most
+    contention of the device's). `activations_compute` and `weights_compute` are the forwards of the
+    same stages without sharding: the two may be two stages.
     """
 
     batch: Batch
@@ -61,8 +62,19 @@ class BothWays(NamedTuple):
     load: LinearLoad
     collectives: int
     activations: float
+    activations_compute: float
     weights: float
-    compute: float
+    weights_compute: float
+
+    @property
+    def activations_share(self) -> float:
+        """By how much a forward that moves activations takes longer, over its own compute."""
+        return self.activations / self.activations_compute
+
+    @property
+    def weights_share(self) -> float:
+        """By how much a forward that moves weights takes longer, over its own compute."""
+        return self.weights / self.weights_compute
 
 
 class Served(NamedTuple):

@@ -49,10 +49,9 @@ def _rule(threshold: int | None) -> str:
 
 
 def _said(both: BothWays) -> str:
-    weights, activations = both.weights / both.compute, both.activations / both.compute
     return (
-        f"decode at batch {both.batch.sequences:,.0f} slows by {percent(activations)} where "
-        f"activations move, by {percent(weights)} where weights do"
+        f"decode at batch {both.batch.sequences:,.0f} slows by {percent(both.activations_share)} "
+        f"where activations move, by {percent(both.weights_share)} where weights do"
     )
 
 

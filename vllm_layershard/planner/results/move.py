@@ -46,7 +46,9 @@ class MovedPhase(NamedTuple):
 
     A layer's mean: its product at home `own_us`, and where activations move `there_us`,
     `product_us` and `back_us` in its place. The forward takes `activations_us` longer where
-    activations move, `weights_us` where weights do; `compute_us` is the forward without sharding.
+    activations move, `weights_us` where weights do. `compute_us` is the forward without sharding of
+    the pipeline stage that loses most by weights, `activations_compute_us` that of the one that
+    loses most by activations.
 
     Of a layer, a mean, on the rank that is asked most: `activation_bytes` that move there and back
     and `weight_bytes` that would come in their place; the product is of `product_tokens`, and
@@ -64,6 +66,7 @@ class MovedPhase(NamedTuple):
     activations_us: float
     weights_us: float
     compute_us: float
+    activations_compute_us: float
     activation_bytes: int
     weight_bytes: int
     product_tokens: int
@@ -184,7 +187,8 @@ def _phase(name: PhaseName, both: BothWays, rule: MoveRule) -> MovedPhase:
         back_us=microseconds(both.linear.back),
         activations_us=microseconds(both.activations),
         weights_us=microseconds(both.weights),
-        compute_us=microseconds(both.compute),
+        compute_us=microseconds(both.weights_compute),
+        activations_compute_us=microseconds(both.activations_compute),
         activation_bytes=round(both.load.moved),
         weight_bytes=round(both.load.arriving),
         product_tokens=round(both.load.multiplied),
