@@ -61,11 +61,14 @@ class Sheet:
         emit(text[: self._limit])
 
     def pairs(self, rows: Sequence[tuple[str, str]]) -> None:
-        """Names and what is said of them, in two columns; the second one is wrapped."""
+        """Names and what is said of them, in two columns; the second one is wrapped.
+
+        Where it takes several lines each of its clauses begins a line.
+        """
         first = max(len(name) for name, _ in rows) + _GAP
         room = None if self._limit is None else max(self._limit - first, _NARROWEST)
         for name, text in rows:
-            for i, part in enumerate(_wrapped(printable(text), room)):
+            for i, part in enumerate(_by_clause(printable(text), room)):
                 emit(f"{'' if i else name:{first}}{part}")
 
     def table(self, title: str, columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
@@ -107,6 +110,22 @@ def _limit(on_terminal: bool) -> int | None:
 
 def _wrapped(text: str, width: int | None) -> list[str]:
     return [text] if width is None else textwrap.wrap(text, width) or [""]
+
+
+def _by_clause(text: str, width: int | None) -> list[str]:
+    """Wrapped, and broken first behind the semicolons that stand in no brackets."""
+    if width is None or len(text) <= width:
+        return _wrapped(text, width)
+    clauses, held = [], ""
+    for piece in text.split("; "):
+        held = f"{held}; {piece}" if held else piece
+        if held.count("(") == held.count(")"):
+            clauses.append(held)
+            held = ""
+    if held:
+        clauses.append(held)
+    ended = (*(f"{clause};" for clause in clauses[:-1]), clauses[-1])
+    return [line for clause in ended for line in _wrapped(clause, width)]
 
 
 def _folded(cell: str, width: int) -> list[str]:

@@ -316,3 +316,18 @@ def test_a_pipe_gets_lines_that_nobody_wrapped() -> None:
     (verdict,) = (line for line in found.stdout.splitlines() if line.startswith("verdict"))
     assert "do not enable it there; with placement striped a prefill hides from" in verdict
     assert verdict.endswith("would slow by 12% (estimate for H200)")
+
+
+@pytest.mark.parametrize("columns", [100, 120])
+def test_each_clause_of_a_verdict_begins_a_line_of_a_terminal(
+    columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    shown = said("plan", "--model", "DeepSeek-V3").splitlines()
+    first = next(i for i, line in enumerate(shown) if line.startswith("verdict"))
+    last = next(i for i, line in enumerate(shown) if line.startswith("Layer bytes"))
+    indent = len(shown[first]) - len(shown[first].removeprefix("verdict").lstrip())
+    lines = [line[indent:] for line in shown[first:last]]
+    for clause in ("it hides from ", "decode at batch 64 would ", "with placement striped "):
+        assert sum(line.startswith(clause) for line in lines) == 1, lines
+    assert max(map(len, shown[first:last])) <= columns
