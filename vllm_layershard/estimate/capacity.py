@@ -40,7 +40,8 @@ def _step_tokens(hardware: Hardware) -> int:
         return CacheDevice().step_tokens
     if memory.value >= 160 << 30:
         return 16384
-    return 8192 if memory.value >= 70 << 30 and "a100" not in hardware.name.lower() else 2048
+    name = hardware.base or hardware.name
+    return 8192 if memory.value >= 70 << 30 and "a100" not in name.lower() else 2048
 
 
 def have_room(weight_bytes: int, room_bytes: int) -> bool:

@@ -47,6 +47,10 @@ class TimeTable(NamedTuple):
 
 _MSM_SHARE = "Ascend/msmodeling's defaults"
 
+_NIC_SHARE = "46 to 48 GB/s of a NIC of 50, the least: NVIDIA/nccl-tests issue 290"
+
+_NCCL_LATENCY = "NCCL, tuning.cc, has a few microseconds a rank"
+
 _NONE_FOUND = "no measurement found; not counted"
 
 
@@ -62,6 +66,9 @@ class Hardware:
     `node_size` devices share `intra_node`, further ones `inter_node`, the rate of one NIC;
     `host_size` of them one node (None: all), which has `nics` NICs (None: one a device), and
     `peer_link` is what one peer gets of `intra_node` (None: see `to_one_peer`).
+
+    `base` is the bundled profile that a profile of one's own builds on, empty where there is none:
+    what vLLM reads in a device's name is read in that one.
 
     The efficiencies are the shares of the peaks that are reached. The tables have their latency in
     them; `latency` and `latency_per_rank` are those of a broadcast without one.
@@ -91,13 +98,9 @@ class Hardware:
     compute_efficiency: Figure = Figure(0.7, "assumed", _MSM_SHARE)
     memory_efficiency: Figure = Figure(0.6, "assumed", _MSM_SHARE)
     link_efficiency: Figure = Figure(0.7, "assumed", _MSM_SHARE)
-    nic_efficiency: Figure = Figure(
-        0.92, "measured", "46 to 48 GB/s of a NIC of 50, the least: NVIDIA/nccl-tests issue 290"
-    )
+    nic_efficiency: Figure = Figure(0.92, "measured", _NIC_SHARE)
     latency: Figure = Figure(8.4e-6, "assumed", "NCCL, tuning.cc: the base of a ring")
-    latency_per_rank: Figure = Figure(
-        3e-6, "assumed", "NCCL, tuning.cc, has a few microseconds a rank"
-    )
+    latency_per_rank: Figure = Figure(3e-6, "assumed", _NCCL_LATENCY)
     product_slowdown: Figure = Figure(
         0.35, "assumed", "matmuls beside NCCL measured 30-40 % slower, pytorch/pytorch issue 179937"
     )
@@ -119,6 +122,7 @@ class Hardware:
     low_bit_format: LowBitFormat = "fp8"
     bus: tuple[BusTable, ...] = ()
     broadcast: tuple[TimeTable, ...] = ()
+    base: str = ""
 
     def __post_init__(self) -> None:
         for key, figure in self.figures.items():

@@ -59,6 +59,7 @@ def _device(device: Hardware) -> dict[str, Any]:
     """Every number with unit, basis and source; null where nobody says."""
     return {
         "name": device.name,
+        **({"base": device.base} if device.base else {}),
         "topology": device.topology,
         "low_bit_format": device.low_bit_format,
         "figures": {key: figure and _figure(key, figure) for key, figure in device.figures.items()},

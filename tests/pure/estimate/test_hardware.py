@@ -13,12 +13,14 @@ from vllm_layershard.config import LayerShardConfig
 from vllm_layershard.errors import HardwareError
 from vllm_layershard.estimate import Abstention, Estimate, forecast, profile, profile_names
 from vllm_layershard.estimate.broadcast import broadcast_basis, broadcast_seconds
+from vllm_layershard.estimate.capacity import cache_device_of
 from vllm_layershard.estimate.figure import LABELS, Figure
 from vllm_layershard.estimate.hardware import Hardware
 from vllm_layershard.estimate.nodes import Spread, widest
 from vllm_layershard.estimate.roofline import Roofline
 from vllm_layershard.models import Deployment, Operation, read_model, shard_model
 from vllm_layershard.plan import ParallelLayout
+from vllm_layershard.planner.hardware import list_hardware
 
 MIB = 1 << 20
 ALL = """A100 H20 H20-141 H800 H100 H200 B200 B300 GB200 GB300 L40S RTX-PRO-6000 GB10
@@ -301,6 +303,7 @@ OTHER_VALUES = {
         ("compute_efficiency", "memory_efficiency", "link_efficiency", "nic_efficiency"), 0.123
     ),
     "name": "another",
+    "base": "H100",
     "topology": "mesh",
     "low_bit_format": "int8",
     "bus": [{"ranks": 2, "sizes": [MIB], "bandwidths": [1e9]}],
@@ -315,6 +318,16 @@ def test_a_key_that_is_known_is_read(key: str, tmp_path: Path) -> None:
 
 
 def test_every_figure_has_a_name() -> None:
-    assert set(LABELS) | {"name", "topology", "low_bit_format", "bus", "broadcast"} == set(
-        Hardware.__slots__
-    )
+    others = {"name", "base", "topology", "low_bit_format", "bus", "broadcast"}
+    assert set(LABELS) | others == set(Hardware.__slots__)
+
+
+@pytest.mark.parametrize(("base", "tokens"), [("A100", 2048), ("H100", 8192), ("H200", 8192)])
+def test_a_profile_of_ones_own_has_the_steps_of_its_base(
+    base: str, tokens: int, tmp_path: Path
+) -> None:
+    ours = written(tmp_path, {"name": "pool 7", "base": base, "inter_node": 25e9})
+    assert cache_device_of(profile(ours)).step_tokens == tokens
+    printed = tmp_path / "printed.json"
+    printed.write_text(json.dumps(list_hardware(ours).document()))
+    assert cache_device_of(profile(str(printed))).step_tokens == tokens

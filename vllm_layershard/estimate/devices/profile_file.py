@@ -94,6 +94,7 @@ class _Reader:
         base = Hardware(name=Path(self._path).stem)
         if "base" in document:
             base = self._base(document["base"])
+            base = replace(base, base=base.name)
         given = {"name": Path(self._path).stem} | {
             key: read(key, document[key]) for key, read in readers.items() if key in document
         }
