@@ -120,7 +120,7 @@ class Blueprint:
         routed = filter(self.is_routed, range(len(self.layers)))
         return (
             any(quantises(self.experts_prefix(layer_id)) for layer_id in routed)
-            or any(quantises(prefix, shape) for prefix, shape in self._shapes())
+            or any(quantises(prefix, shape) for prefix, shape in self.shapes())
             or (self.head_quantisable and self.quantization.quantises_head(self.head))
         )
 
@@ -132,7 +132,7 @@ class Blueprint:
         """
         routed = filter(self.is_routed, range(len(self.layers)))
         experts = ((self.experts_prefix(layer_id), None) for layer_id in routed)
-        for prefix, shape in (*self._shapes(), *experts):
+        for prefix, shape in (*self.shapes(), *experts):
             found = self.quantization.format(prefix, shape)
             if found is not None:
                 yield prefix, found
@@ -142,11 +142,12 @@ class Blueprint:
 
     def modules(self) -> Iterator[str]:
         """vLLM's names of all linears, of each layer's routed experts, and of the head."""
-        yield from (prefix for prefix, _ in self._shapes())
+        yield from (prefix for prefix, _ in self.shapes())
         yield from map(self.experts_prefix, filter(self.is_routed, range(len(self.layers))))
         yield self.head
 
-    def _shapes(self) -> Iterator[tuple[str, Shape]]:
+    def shapes(self) -> Iterator[tuple[str, Shape]]:
+        """Every linear by vLLM's name of it, whole."""
         for layer_id, layer in enumerate(self.layers):
             for segment in layer:
                 for shape in segment.shapes(self.hidden, _WHOLE):

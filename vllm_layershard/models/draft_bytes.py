@@ -8,14 +8,19 @@ from functools import lru_cache
 from vllm_layershard.models.blueprint import Blueprint
 from vllm_layershard.models.deployment import Deployment
 from vllm_layershard.models.dtypes import DTYPE_BYTES
-from vllm_layershard.models.layer_weights import copied_linears, layer_experts, layer_linears
+from vllm_layershard.models.layer_weights import (
+    absorbed_bytes,
+    copied_linears,
+    layer_experts,
+    layer_linears,
+)
 from vllm_layershard.models.shape import Shape
 
 
 def draft_bytes(
-    blueprint: Blueprint, deployment: Deployment, rank: int, *, mlapo: bool = False
+    blueprint: Blueprint, deployment: Deployment, rank: int, *, on_ascend: bool, mlapo: bool
 ) -> tuple[int, int]:
-    """Bytes of them on a global rank, and of what MLA derives from them at load.
+    """Bytes of them on a global rank, and of what `held_bytes` calls derived.
 
     The embedding and the head are the model's own. A draft layer exchanges no tokens.
     Source: vLLM 0.32, deepseek_mtp.py, glm4_moe_mtp.py, qwen3_next_mtp.py, qwen3_5_mtp.py, and
@@ -35,9 +40,8 @@ def draft_bytes(
     for layer_id in range(first, len(b.layers)):
         for segment in layer_linears(b, layer_id, deployment):
             total += sum(x.large_bytes + x.small_bytes for _, x in segment)
-            absorbed = [s for s, x in segment if s.absorbed and len(x.tensors) > 1]
-            derived += sum(s.rows * s.inner * element for s in absorbed)
-        if mlapo:
+        derived += absorbed_bytes(b, layer_id, deployment, on_ascend=on_ascend)
+        if on_ascend and mlapo:
             from vllm_layershard.models.quantization.mlapo import copied_bytes  # on Ascend alone
 
             derived += copied_bytes(copied_linears(b, layer_id, deployment))

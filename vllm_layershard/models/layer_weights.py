@@ -8,6 +8,7 @@ from functools import lru_cache
 from vllm_layershard.models.blueprint import Blueprint, Segment
 from vllm_layershard.models.cache.kv_cache import LatentCache
 from vllm_layershard.models.deployment import Deployment
+from vllm_layershard.models.dtypes import DTYPE_BYTES
 from vllm_layershard.models.shape import Shape
 from vllm_layershard.plan import Linear, TensorSpec
 
@@ -66,6 +67,33 @@ def dense_linears(
         yield from (pair for pair in pairs if pair[0].suffix in names)
 
 
+def absorbed_bytes(
+    blueprint: Blueprint, layer_id: int, deployment: Deployment, *, on_ascend: bool
+) -> int:
+    """Bytes of W_UK and W_UV, as far as one layer's MLA keeps them beside `kv_b_proj`.
+
+    They are views of an unquantised one and a dequantised copy of a quantised one. On Ascend they
+    are copies always; sparse attention frees the linear instead, so that the bytes are the same.
+    Source: vLLM 0.32, mla_attention.py, `MLAAttention.process_weights_after_loading`; vllm-ascend
+    182b75e, attention/mla_v1.py and sfa_v1.py, `process_weights_after_loading`.
+    """
+    b = blueprint
+    total = 0
+    layer = layer_linears(b, layer_id, deployment)
+    for segment, pairs in zip(b.layers[layer_id], layer, strict=True):
+        for shape, linear in pairs:
+            if shape.absorbed and (
+                len(linear.tensors) > 1 or (on_ascend and not _is_sparse(segment, b.dtype))
+            ):
+                total += shape.rows * shape.inner * DTYPE_BYTES[b.dtype]
+    return total
+
+
+def _is_sparse(segment: Segment, dtype: str) -> bool:
+    cache = segment.attention.cache(dtype, tp=1)
+    return isinstance(cache, LatentCache) and cache.sparse
+
+
 def copied_linears(blueprint: Blueprint, layer_id: int, deployment: Deployment) -> Iterator[Linear]:
     """Those of one layer that vllm-ascend's sparse attention keeps whole copies of."""
     from vllm_layershard.models.quantization.mlapo import mlapo_copies  # on Ascend alone
@@ -74,8 +102,7 @@ def copied_linears(blueprint: Blueprint, layer_id: int, deployment: Deployment) 
         blueprint.layers[layer_id], layer_linears(blueprint, layer_id, deployment), strict=True
     )
     for segment, pairs in segments:
-        cache = segment.attention.cache(blueprint.dtype, deployment.layout.tp)
-        if isinstance(cache, LatentCache) and cache.sparse:
+        if _is_sparse(segment, blueprint.dtype):
             yield from mlapo_copies(linear for _, linear in pairs)
 
 

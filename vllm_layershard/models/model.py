@@ -123,9 +123,14 @@ class Model(NamedTuple):
             PlanError: this layout cannot split the model.
         """
         self.require_split(deployment)
-        mlapo = self.mlapo and self.cache_device.is_ascend
-        drafting = self.drafted > 0
-        return held_bytes(self.blueprint, deployment, rank, drafting=drafting, mlapo=mlapo)
+        return held_bytes(
+            self.blueprint,
+            deployment,
+            rank,
+            drafting=self.drafted > 0,
+            on_ascend=self.cache_device.is_ascend,
+            mlapo=self.mlapo,
+        )
 
     def kv_bytes_per_token(
         self, kv_cache_dtype: str, layers: Sequence[int], deployment: Deployment

@@ -7,7 +7,12 @@ from typing import Final, NamedTuple
 from vllm_layershard.models.blueprint import Blueprint
 from vllm_layershard.models.deployment import Deployment
 from vllm_layershard.models.dtypes import DTYPE_BYTES
-from vllm_layershard.models.layer_weights import copied_linears, layer_experts, layer_linears
+from vllm_layershard.models.layer_weights import (
+    absorbed_bytes,
+    copied_linears,
+    layer_experts,
+    layer_linears,
+)
 from vllm_layershard.models.shape import Shape
 from vllm_layershard.plan import TensorSpec, stage_layers
 
@@ -29,7 +34,7 @@ class WeightBytes(NamedTuple):
     experts: int
     norms: int
     derived: int
-    """What vLLM computes from the weights at load and keeps beside them: see `held_bytes`."""
+    """What a host computes from the weights at load and keeps beside them: see `held_bytes`."""
     drafts: int = 0
     """Draft (MTP) layers; none where nobody asks for them."""
 
@@ -40,13 +45,18 @@ class WeightBytes(NamedTuple):
 
 
 def held_bytes(
-    blueprint: Blueprint, deployment: Deployment, rank: int, *, drafting: bool, mlapo: bool = False
+    blueprint: Blueprint,
+    deployment: Deployment,
+    rank: int,
+    *,
+    drafting: bool,
+    on_ascend: bool = False,
+    mlapo: bool = False,
 ) -> WeightBytes:
     """Bytes of one global rank; with its draft layers where it is `drafting`.
 
-    `derived`: MLA keeps W_UK and W_UV, which are views of kv_b_proj where that is not quantised and
-    a dequantised copy of it where it is. With `mlapo` sparse attention keeps copies of its own.
-    Source: vLLM 0.32, mla_attention.py, `MLAAttention.process_weights_after_loading`.
+    `derived`: what `absorbed_bytes` says, and with `mlapo` on Ascend the copies of
+    `copied_linears`.
 
     Raises:
         PlanError: the quantisation's blocks would be split over ranks.
@@ -62,21 +72,21 @@ def held_bytes(
         for segment in layer_linears(b, layer_id, deployment)
         for pair in segment
     ]
-    absorbed = [(s, x) for s, x in held if s.absorbed and len(x.tensors) > 1]
+    derived = sum(absorbed_bytes(b, i, deployment, on_ascend=on_ascend) for i in layers)
     transforms = b.quantization.transforms
     beside = 0
     if transforms is not None:
         beside = transforms.nbytes(((x.prefix, s) for s, x in held), b.dtype, layout.tp)
-    drafts = of_drafts = 0
+    drafts = 0
     if drafting:
         from vllm_layershard.models.draft_bytes import draft_bytes  # seldom asked for
 
-        drafts, of_drafts = draft_bytes(b, deployment, rank, mlapo=mlapo)
-    copied = 0
-    if mlapo:
+        drafts, of_drafts = draft_bytes(b, deployment, rank, on_ascend=on_ascend, mlapo=mlapo)
+        derived += of_drafts
+    if on_ascend and mlapo:
         from vllm_layershard.models.quantization.mlapo import copied_bytes  # on Ascend alone
 
-        copied = sum(copied_bytes(copied_linears(b, i, deployment)) for i in layers)
+        derived += sum(copied_bytes(copied_linears(b, i, deployment)) for i in layers)
     return WeightBytes(
         embedding=vocab if stage == 0 or (b.tied and stage == last) else 0,
         head=_head_bytes(b, layout.tp) if stage == last else 0,
@@ -90,7 +100,7 @@ def held_bytes(
             for vector in b.vectors(layer_id, layout.tp)
         )
         + (b.hidden * element if stage == last else 0),
-        derived=sum(s.rows * s.inner * element for s, _ in absorbed) + of_drafts + copied,
+        derived=derived,
         drafts=drafts,
     )
 

@@ -91,7 +91,8 @@ def plan_model(
     require_one_source(config, layers, options)
     sizes = sizes_of(tokens, batch, context, prompt, cached)
     device = device_of(hardware)
-    found = drafting(on_device(loaded(model), device), mtp)
+    read = loaded(model)
+    found = drafting(on_device(read, device), mtp)
     options, open_threshold = with_some_threshold(options)
     if layers is not None and names_of(layers) == [AUTO]:
         sharding, assumed = _chosen(
@@ -111,7 +112,7 @@ def plan_model(
     if hardware is None:
         assumed = (*assumed, f"assumed {device.name} devices for the times; give --hardware")
     expected, offer = offer_of(sharding, forecast(sharding, device, **sizes, traced=traced))
-    evidence, notes = evidence_of(found, exact=exact, progress=progress)
+    evidence, notes = evidence_of(read, exact=exact, progress=progress)
     warnings = (
         *assumed,
         *notes,

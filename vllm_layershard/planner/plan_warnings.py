@@ -223,7 +223,7 @@ def _on_kernels(sharding: Sharding) -> Iterator[str]:
 
 def _on_mlapo(sharding: Sharding) -> Iterator[str]:
     model = sharding.model
-    if model.cache_device.is_ascend and model.quantization == "ascend_w8a8":
+    if model.cache_device.is_ascend and model.quantization != "none":
         from vllm_layershard.planner.warnings.mlapo import warnings_on_mlapo
 
         yield from warnings_on_mlapo(sharding)

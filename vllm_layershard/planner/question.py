@@ -27,17 +27,17 @@ def loaded(model: ModelLike) -> LoadedModel:
 
 
 def on_device(found: LoadedModel, device: Hardware) -> LoadedModel:
-    """The model with its cache in the form that it has on this device.
+    """The model with its weights and its cache in the form that they have on this device.
 
     Raises:
         HardwareError: vLLM builds a class that the model needs on other devices only, or
             vllm-ascend has none.
     """
     model = found.model._replace(cache_device=cache_device_of(device))
-    if model.cache_device.is_ascend and model.quantization not in ("none", "ascend_w8a8"):
-        from vllm_layershard.planner.devices.ascend import require_classes
+    if model.cache_device.is_ascend and model.quantization != "none":
+        from vllm_layershard.planner.devices.ascend import as_served
 
-        require_classes(found, device)
+        model = model._replace(blueprint=as_served(found, device))
     elif model.quantization.startswith(("compressed_tensors", "quark")):  # others need none
         from vllm_layershard.planner.devices.kernels import require_kernels
 

@@ -192,10 +192,6 @@ def test_transforms_of_compressed_tensors_are_refused(tmp_path: Path) -> None:
         plan_model(path, layout=Layout(dp=2), hardware="910C")
 
 
-def test_kimis_int4_experts_are_planned() -> None:
-    assert plan("Kimi-K2.5").launch is not None
-
-
 @pytest.mark.parametrize("model", ["DeepSeek-V3.2", "GLM-5-FP8", "Kimi-K2-Instruct"])
 def test_method_fp8_stands_for_the_w8a8_checkpoint(model: str) -> None:
     """Source: quantization/fp8_config.py, `AscendFp8Config.get_quant_method`: it raises."""

@@ -49,13 +49,17 @@ def hybrid(name: str) -> str:
 
 
 def held(matrix: Matrix, precision: str) -> float | None:
-    """Bytes after loading: int8, scales and offsets, and vllm-ascend's copies of them."""
+    """Bytes after loading: int8, scales and offsets, and vllm-ascend's copies of them.
+
+    Source: vllm-ascend 182b75e, quantization/methods/w8a8_static.py and w8a8_dynamic.py.
+    """
     rows, inner = matrix.rows, matrix.inner
     if precision == FLOAT:
         return None
     if precision == STATIC:
         return rows * inner + rows * (2 + 2 + 4 + 4) + 3 * 2 * inner + 3
-    return rows * inner + rows * (2 + 2 + 4 + (8 if ".experts." in matrix.name else 0))
+    copied = ".experts." not in matrix.name or not matrix.name.endswith("down_proj")
+    return rows * inner + rows * (2 + 2 + (4 if copied else 0))
 
 
 CASES: dict[str, tuple[str, Precision, dict[str, Any]]] = {

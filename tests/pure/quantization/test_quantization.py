@@ -333,7 +333,7 @@ def test_ascends_w8a8_is_read_from_its_description(tmp_path: Path) -> None:
     (gate,) = by_name["model.layers.0.mlp.gate"].tensors
     assert gate.dtype == "bfloat16"
     rows = 2 * 1536 + 4096
-    experts = 2 * (3 * 1536 * 4096 + rows * (2 + 2 + 4 + 8))
+    experts = 2 * (3 * 1536 * 4096 + rows * (2 + 2) + 2 * 1536 * 4)
     assert model.weight_bytes(ONE, 0).experts == experts
 
 

@@ -38,6 +38,11 @@ TRANSFORMS: Final = (
         "the same, and where it is quantised a dequantised copy (`derived`)",
     ),
     Transform(
+        "`kv_b_proj` under dense MLA on Ascend",
+        "one linear, unquantised",
+        "the same, and copies of both its parts (`derived`)",
+    ),
+    Transform(
         "number formats",
         "float32, float16 or bfloat16",
         "the dtype that the model runs in; converted while loading",
@@ -65,12 +70,17 @@ TRANSFORMS: Final = (
     Transform(
         "Ascend W8A8",
         "int8 rows with scales and offsets",
-        "NZ tiles; copies of the scales in float32 and int64",
+        "NZ tiles; copies of scales in float32, which fp8 has in the place of its scales",
+    ),
+    Transform(
+        "int4 experts on Ascend",
+        "packed rows with scales",
+        "the same, and offsets of zero as large as the scales",
     ),
     Transform(
         "`fused_qkv_a_proj` and `q_b_proj` of sparse MLA in static Ascend W8A8",
         "as other linears",
-        "the same, and on Ascend int8 copies of both (`derived`), unless MLAPO is off",
+        "the same, and on Ascend copies of both and of scales (`derived`), unless MLAPO is off",
     ),
     Transform(
         "draft (MTP) layers",

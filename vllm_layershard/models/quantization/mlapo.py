@@ -12,6 +12,8 @@ COPIED: Final = ("fused_qkv_a_proj", "q_b_proj")
 _STATIC: Final = "deq_scale"
 """The tensor that static W8A8 alone has."""
 
+_BESIDE: Final = (_STATIC, "quant_bias")
+
 _TILE: Final = (16, 32)
 """Rows and columns to which a copy is padded: its format is FRACTAL_NZ."""
 
@@ -33,7 +35,7 @@ def mlapo_copies(linears: Iterable[Linear]) -> tuple[Linear, ...]:
 
 
 def copied_bytes(copied: Iterable[Linear]) -> int:
-    """Bytes of the weights' copies; those of scales and biases, 0.4 % of them, are not counted."""
+    """Bytes of the copies, which are of the weights, their scales and their biases."""
     total = 0
     for linear in copied:
         rows, inner = (
@@ -41,4 +43,5 @@ def copied_bytes(copied: Iterable[Linear]) -> int:
             for size, tile in zip(linear.tensors[0].shape, _TILE, strict=True)
         )
         total += rows * inner
+        total += sum(tensor.nbytes for tensor in linear.tensors if tensor.name in _BESIDE)
     return total

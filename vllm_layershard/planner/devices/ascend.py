@@ -1,12 +1,14 @@
-"""Refuses an Ascend device for a quantised model for which vllm-ascend has no class."""
+"""A quantised model on Ascend: in vllm-ascend's formats, or refused where it has no class."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Final, NoReturn
 
 from vllm_layershard.errors import HardwareError
 from vllm_layershard.estimate import Hardware
+from vllm_layershard.models.blueprint import Blueprint
 from vllm_layershard.models.quantization import stated_section
 from vllm_layershard.models.quantization.formats.split import parts_of
 from vllm_layershard.models.quantization.methods.compressed_ascend import read_on_ascend
@@ -22,8 +24,8 @@ _REMEDY: Final = (
 )
 
 
-def require_classes(found: LoadedModel, device: Hardware) -> None:
-    """Compare the method of a quantised model, and its formats, with what vllm-ascend serves.
+def as_served(found: LoadedModel, device: Hardware) -> Blueprint:
+    """The blueprint of a quantised model in the formats in which vllm-ascend serves it.
 
     Method fp8 passes, for which it has no class either: the plan stands for that of the W8A8
     checkpoint, and has no launch line.
@@ -33,23 +35,28 @@ def require_classes(found: LoadedModel, device: Hardware) -> None:
     Raises:
         HardwareError: names the method, or the first module without a class.
     """
+    blueprint = found.model.blueprint
     section = stated_section(found.found.config, found.found.beside)
     assert section is not None, "the model is quantised"
     method = method_of(section)
-    if method == "compressed-tensors":
-        _require_compressed(found, section, device)
-    elif method == "fp8":
+    if method == "fp8":
         if found.found.config.get("model_type") == "minimax_m2":
             raise HardwareError(
                 f"--hardware {device.name}: {VERSION} turns method fp8 off for MiniMax-M2 and "
                 "loads bfloat16 weights, which this config.json does not state; give the directory "
                 "of a bfloat16 checkpoint, or another --hardware"
             )
-    elif found.quantization not in _MXFP8:
+        return blueprint
+    if method == "compressed-tensors":
+        blueprint = _compressed(found, section, device)
+    elif method != "ascend" and found.quantization not in _MXFP8:
         _refuse(device, f"{VERSION} takes only {', '.join(METHODS)}, not method {method}")
+    for prefix in _absorbed(blueprint):
+        _refuse(device, f"{prefix}: {VERSION} takes no quantised kv_b_proj")
+    return blueprint
 
 
-def _require_compressed(found: LoadedModel, section: ConfigFile, device: Hardware) -> None:
+def _compressed(found: LoadedModel, section: ConfigFile, device: Hardware) -> Blueprint:
     """Source: vllm-ascend 182b75e, quantization/compressed_tensors_config.py, `get_quant_method`,
     which reads no transforms and leaves the head out.
     """
@@ -64,6 +71,18 @@ def _require_compressed(found: LoadedModel, section: ConfigFile, device: Hardwar
         part = experts if prefix.endswith(".experts") else linears
         if isinstance(part, str):
             _refuse(device, f"{prefix}: {part}")
+    return read
+
+
+def _absorbed(blueprint: Blueprint) -> Iterator[str]:
+    """The quantised linears that an attention absorbs.
+
+    Source: vllm-ascend 182b75e, attention/mla_v1.py and sfa_v1.py,
+    `process_weights_after_loading`, which assert that there are none.
+    """
+    for prefix, shape in blueprint.shapes():
+        if shape.absorbed and blueprint.quantization.format(prefix, shape) is not None:
+            yield prefix
 
 
 def _refuse(device: Hardware, why: str) -> NoReturn:

@@ -19,8 +19,8 @@ from vllm_layershard.models.sources.config_file import ConfigFile
 
 _FORMATS: dict[str, Format | None] = {
     "FLOAT": None,
-    "W8A8": Ascend(static=True),
-    "W8A8_DYNAMIC": Ascend(static=False),
+    "W8A8": Ascend("W8A8"),
+    "W8A8_DYNAMIC": Ascend("W8A8_DYNAMIC"),
 }
 
 

@@ -40,21 +40,22 @@ EXPERTS: Final = (*_DYNAMIC, Row("W4A16", _INT4_32, (None,), f"{_CONFIG}`_is_w4a
 `AscendW4A16FusedMoEMethod`. Of `W4A8_DYNAMIC` vLLM has no class off CPUs, so nobody asks here."""
 
 
-def lacks_linears(weights: Form, inputs: Form | None, packing: str) -> str:
-    """Why linears of these are refused; empty: they are not."""
-    return _lacks(LINEARS, "linears", weights, inputs, packing)
+def row_of_linears(weights: Form, inputs: Form | None, packing: str) -> Row | str:
+    """The class of linears of these, or why there is none."""
+    return _row(LINEARS, "linears", weights, inputs, packing)
 
 
-def lacks_experts(weights: Form, inputs: Form | None, packing: str) -> str:
-    """Why routed experts of these are refused; empty: they are not."""
-    return _lacks(EXPERTS, "routed experts", weights, inputs, packing)
+def row_of_experts(weights: Form, inputs: Form | None, packing: str) -> Row | str:
+    """The class of routed experts of these, or why there is none."""
+    return _row(EXPERTS, "routed experts", weights, inputs, packing)
 
 
-def _lacks(
+def _row(
     rows: tuple[Row, ...], what: str, weights: Form, inputs: Form | None, packing: str
-) -> str:
-    if any(row.serves(weights, inputs, packing) for row in rows):
-        return ""
+) -> Row | str:
+    row = next((row for row in rows if row.serves(weights, inputs, packing)), None)
+    if row is not None:
+        return row
     given = "unquantised" if inputs is None else str(inputs)
     packed = f" in the format {packing}" if packing else ""
     known = ", ".join(row.scheme for row in rows)
