@@ -213,7 +213,10 @@ Cached = Annotated[
 Sequences = Annotated[
     int | None,
     typer.Option(
-        "--batch", min=1, max=MAX_SEQUENCES, help="Decode sequences a rank.  [default: 64]"
+        "--batch",
+        min=1,
+        max=MAX_SEQUENCES,
+        help="Decode sequences a rank, in one forward.  [default: 64]",
     ),
 ]
 Context = Annotated[

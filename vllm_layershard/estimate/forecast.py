@@ -215,8 +215,9 @@ def _assumptions(
     batches: dict[PhaseName, Batch],
     prompts: Prompts,
 ) -> tuple[str, ...]:
-    pcp, decoded = sharding.deployment.layout.pcp, batches["decode"]
-    prefilled = _said_of(prompts, batches["prefill"].tokens, pcp)
+    layout, decoded = sharding.deployment.layout, batches["decode"]
+    prefilled = _said_of(prompts, batches["prefill"].tokens, layout.pcp)
+    of_stage = " in each stage's forward" if layout.pp > 1 else ""
     started = "the copies of a pull" if transfer.pulls else "a broadcast"
     return (
         f"a step of a layer reaches {hardware.compute_efficiency.value:g} of the compute rate or "
@@ -225,7 +226,6 @@ def _assumptions(
         "the all-to-all and all-reduce of the model itself are not counted, neither as time "
         f"nor as load on the link; nor is the CPU's time to start {started}, which a server "
         "without graphs pays in decode",
-        f"prefill: {prefilled}; decode: "
-        f"{decoded.sequences:,.0f} sequences a rank after {decoded.context:,.0f} tokens each"
-        f"{_verified(decoded)}; experts evenly loaded",
+        f"prefill: {prefilled}; decode: {decoded.sequences:,.0f} sequences a rank{of_stage} "
+        f"after {decoded.context:,.0f} tokens each{_verified(decoded)}; experts evenly loaded",
     )

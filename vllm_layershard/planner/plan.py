@@ -131,7 +131,8 @@ def _as_launched(sharding: Sharding, sizes: Mapping[str, int]) -> Sharding:
         prefill(sizes.get("tokens", PREFILL_TOKENS)),
         decode(sizes.get("sequences", DECODE_SEQUENCES), DECODE_CONTEXT, sharding.model.drafted),
     )
-    step = sharding.deployment.layout.pcp * most_tokens(forwards)
+    layout = sharding.deployment.layout
+    step = layout.pcp * most_tokens(forwards, layout.pp)
     cache_device = sharding.model.cache_device._replace(step_tokens=step)
     return sharding._replace(model=sharding.model._replace(cache_device=cache_device))
 

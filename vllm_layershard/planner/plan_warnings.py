@@ -8,6 +8,7 @@ from typing import Any
 from vllm_layershard.estimate import Hardware
 from vllm_layershard.estimate.capacity import budget_of, capacity, exceeding, fit_of
 from vllm_layershard.estimate.communicators import communicator_bytes
+from vllm_layershard.estimate.forwards.batches import running
 from vllm_layershard.estimate.wording import layers, slots
 from vllm_layershard.models import Batch, Sharding, is_min_latency
 from vllm_layershard.plan import Plan, SeriesPlan, select
@@ -156,18 +157,23 @@ def _on_memory(sharding: Sharding, hardware: Hardware | None) -> Iterator[str]:
 def warnings_on_load(
     sharding: Sharding, hardware: Hardware, decode: Batch, kv_cache_dtype: str
 ) -> tuple[str, ...]:
-    """A decode whose sequences no rank has room for."""
+    """Decodes whose sequences, of all stages and context-parallel ranks, no engine has room for."""
     if budget_of(hardware) is None or not any(sharding.stage_kv_bytes(kv_cache_dtype)):
         return ()
     saved, kept = sharding.saved_bytes.__getitem__, communicator_bytes(sharding, hardware)
     held = capacity(sharding.model, sharding.deployment, hardware, saved, kv_cache_dtype, kept)
-    sequences = int(decode.sequences)
+    layout = sharding.deployment.layout
+    sequences = layout.pcp * running(decode, layout.pp)
     asked = sequences * int(decode.context)
     if not held.fits or asked <= held.engine_tokens:
         return ()
+    each = f"after {int(decode.context):,} tokens each"
+    said = f"a decode of {sequences:,} sequences {each} asks"
+    if layout.pcp * layout.pp > 1:
+        said = f"decodes of {sequences:,} sequences an engine {each} ask"
     return (
-        f"a decode of {sequences:,} sequences after {int(decode.context):,} tokens each asks "
-        f"for {asked:,} tokens of cache; {hardware.name} has room for {held.engine_tokens:,}",
+        f"{said} for {asked:,} tokens of cache; {hardware.name} has room for "
+        f"{held.engine_tokens:,}",
     )
 
 

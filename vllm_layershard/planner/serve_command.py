@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from vllm_layershard.config import KEY, LayerShardConfig
 from vllm_layershard.estimate import Hardware, PhaseName
-from vllm_layershard.estimate.forwards.batches import most_tokens
+from vllm_layershard.estimate.forwards.batches import most_tokens, running
 from vllm_layershard.models import Batch, Model, Sharding
 from vllm_layershard.models.cache.kv_cache import LatentCache
 
@@ -22,7 +22,7 @@ _SEQUENCES: Final = 256
 """That vLLM decodes at once on every device where nobody says; on some it is more.
 
 Source: vLLM 0.32, engine/arg_utils.py, `get_batch_defaults`. Both bounds are an engine's: its
-context-parallel ranks share them.
+context-parallel ranks share them, and all its pipeline stages one of sequences.
 """
 
 PLACEHOLDER = "MODEL"
@@ -97,9 +97,9 @@ def launch_commands(
     if kv_cache_dtype != "auto":
         words += ["--kv-cache-dtype", kv_cache_dtype]
     words += [flag for flag, _ in context_flags(sharding)]
-    tokens = layout.pcp * most_tokens(batches.values())
+    tokens = layout.pcp * most_tokens(batches.values(), layout.pp)
     words += ["--max-num-batched-tokens", str(tokens)]
-    if (sequences := layout.pcp * int(batches["decode"].sequences)) > _SEQUENCES:
+    if (sequences := layout.pcp * running(batches["decode"], layout.pp)) > _SEQUENCES:
         words += ["--max-num-seqs", str(sequences)]
     if drafted := sharding.model.drafted:
         speculation = {"method": "mtp", "num_speculative_tokens": drafted}

@@ -155,6 +155,18 @@ def bundled_as(name: str) -> str:
             "--batch 300 --dp 4 --pcp 2",
             ["--max-num-batched-tokens", "16384", "--max-num-seqs", "600"],
         ),
+        # A decode is in flight for each pipeline stage, and vLLM bounds all that an engine runs.
+        (
+            "--batch 256 --dp 4 --pp 2",
+            ["--max-num-batched-tokens", "8192", "--max-num-seqs", "512"],
+        ),
+        ("--batch 128 --dp 4 --pp 2", ["--max-num-batched-tokens", "8192"]),
+        # No bound of tokens may be below that of sequences.
+        ("--batch 100 --dp 4 --pp 2 --tokens 100", ["--max-num-batched-tokens", "200"]),
+        (
+            "--batch 200 --dp 2 --pp 2 --pcp 2 --tokens 100",
+            ["--max-num-batched-tokens", "800", "--max-num-seqs", "800"],
+        ),
     ],
 )
 def test_the_launch_line_asks_for_the_forwards_of_the_plan(flags: str, bounds: list[str]) -> None:

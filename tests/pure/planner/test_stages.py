@@ -126,3 +126,20 @@ def test_without_a_known_memory_it_is_the_stage_that_gains_least() -> None:
         for rank, saved in enumerate(sharding.saved_bytes)
     ]
     assert result.kv_cache.tokens_gained == min(gains) == gains[memory.binding_rank]
+
+
+@pytest.mark.parametrize(("stages", "pcp"), [(2, 1), (4, 1), (2, 2)])
+def test_the_cache_is_asked_for_the_decodes_of_all_stages(stages: int, pcp: int) -> None:
+    """A decode of so many sequences is in flight for each stage, on each rank of a context."""
+
+    def notes(batch: int) -> list[str]:
+        layout = Layout(dp=8 // pcp, pp=stages, pcp=pcp, ep=True)
+        result = plan_model("DeepSeek-V3", ["o_proj"], layout, hardware="H200", batch=batch)
+        return [text for text in result.warnings if text.startswith("decodes of ")]
+
+    (note,) = notes(4096)
+    room = int(note.rpartition(" ")[2].replace(",", ""))
+    fits = room // (4096 * stages * pcp)
+    assert notes(fits) == []
+    engine = f"{(fits + 1) * stages * pcp:,} sequences an engine after 4,096 tokens each ask for"
+    assert notes(fits + 1)[0].startswith(f"decodes of {engine}")

@@ -91,7 +91,7 @@ def _gathered_bytes(
     No forward is larger than the launch line allows.
     """
     weights_from = sharding.config.move_weights_from or threshold
-    most = most_tokens(batches.values())
+    most = most_tokens(batches.values(), sharding.deployment.layout.pp)
     if sharding.config.move != "activations" and weights_from is not None:
         most = min(most, weights_from - 1)
     return max(one.gathered_bytes(most) for one in linears)

@@ -43,9 +43,24 @@ def prefill(tokens: int, pcp: int = 1, prompts: Prompts = ONE_PROMPT) -> Batch:
     return Batch(tokens=tokens, context=prompts.cached + attended / whole, decode=False)
 
 
-def most_tokens(batches: Iterable[Batch]) -> int:
-    """Of a rank in the largest of these forwards: the launch line bounds a server's by it."""
-    return max(batch.tokens for batch in batches)
+def running(decoded: Batch, stages: int) -> int:
+    """Sequences of a rank that a server runs at once, so that each stage decodes this batch.
+
+    A decode is in flight for each pipeline stage. vLLM bounds all that an engine runs, whichever
+    stage has them, and its cache holds all of them.
+    Source: vLLM 0.32, v1/core/sched/scheduler.py, `schedule`: `max_num_active_reqs`, by default
+    `max_num_seqs`, bounds `running`, and a request stays in there while its batch is in flight.
+    """
+    return stages * int(decoded.sequences)
+
+
+def most_tokens(batches: Iterable[Batch], stages: int) -> int:
+    """Of a rank in the largest forward that the launch line allows.
+
+    That is the largest of these, or one token of each sequence that runs: vLLM refuses a smaller
+    bound. Source: vLLM 0.32, config/scheduler.py, `verify_max_model_len`.
+    """
+    return max(max(one.tokens, running(one, stages) if one.decode else 0) for one in batches)
 
 
 def decode(sequences: int, context: int, drafted: int) -> Batch:
