@@ -8,22 +8,17 @@ from hosted.child import run_child
 
 BREAKS = """
 import sys
-from types import SimpleNamespace
 import torch
+from vllm.compilation.breakable_cudagraph import eager_break_during_capture
 from capturing import CapturingDevice, Graph, compute
-torch.cuda.CUDAGraph = Graph
-from vllm.compilation.breakable_cudagraph import (
-    BreakableCUDAGraphCapture, eager_break_during_capture,
-)
-from vllm.config import CUDAGraphMode
-from vllm.forward_context import override_forward_context
+from hosted.breakable import replayed
 from one_gpu.copies import OneOfTwo
 from one_gpu.stack import WIDTH
 from vllm_layershard.hosts.graphs.breaks import end_graphs_at_movements
 from vllm_layershard.runtime import ops
 
 end_graphs_at_movements()
-LAYERS, MODE, STEP = 3, CUDAGraphMode[sys.argv[1]], int(sys.argv[2])
+LAYERS, MODE, STEP = 3, sys.argv[1], int(sys.argv[2])
 stack = OneOfTwo(CapturingDevice(), LAYERS, STEP)
 x = torch.randn(2, WIDTH)
 kept = [[torch.empty_like(x) for _ in range(3)] for _ in range(LAYERS)]
@@ -45,7 +40,6 @@ stack.series.wait = noted("wait", stack.series.wait)
 def linear(i, source, target):
     target.copy_(stack.linears[i](source))
 
-@torch.inference_mode()
 def forward():
     source = x
     for i, (before, between, after) in enumerate(kept):
@@ -63,22 +57,7 @@ def expected():
         source = torch.nn.functional.linear(torch.cos(torch.sin(source)), weight)
     return source
 
-said, right = [], []
-with override_forward_context(SimpleNamespace(cudagraph_runtime_mode=MODE)):
-    try:
-        with torch.inference_mode(), BreakableCUDAGraphCapture() as capture:
-            forward()
-        log, error = list(Graph.log), None
-        for seed in range(3):
-            x.copy_(torch.randn(2, WIDTH, generator=torch.Generator().manual_seed(seed)))
-            stack.series.slots.poison()
-            stack.change_weights()
-            with torch.inference_mode():
-                capture.replay()
-                right.append(bool(torch.equal(kept[-1][-1], expected())))
-    except RuntimeError as raised:
-        log, error = list(Graph.log), str(raised)
-result = {"log": log, "error": error, "right": right}
+result = replayed(stack, MODE, x, forward, expected)
 """
 
 
@@ -89,7 +68,6 @@ def forward(mode: str, step: int, breakable: str) -> dict:
 @pytest.mark.parametrize("step", [0, 1])
 def test_a_breakable_graph_ends_at_both_ops_and_at_attention(step):
     found = forward("PIECEWISE", step, "1")
-    assert found["error"] is None
     layer = [
         ["end", f"reach {i}", "begin", "end", "attention", "begin", "end", f"wait {i}", "begin"]
         for i in range(3)
@@ -102,21 +80,17 @@ def test_a_breakable_graph_ends_at_both_ops_and_at_attention(step):
 @pytest.mark.parametrize("breakable", ["0", "1"])
 def test_a_graph_of_a_whole_forward_holds_both_ops(step, breakable):
     found = forward("FULL", step, breakable)
-    assert found["error"] is None
     layer = [[f"reach {i}", "attention", f"wait {i}"] for i in range(3)]
     assert found["log"] == ["begin", *(event for events in layer for event in events), "end"]
     assert found["right"] == [True, True, True]
 
 
 MOVED = """
-from types import SimpleNamespace
 import torch
-from capturing import CapturingDevice, Graph, compute
-torch.cuda.CUDAGraph = Graph
 from vllm.compilation import breakable_cudagraph as breakable
-from vllm.config import CUDAGraphMode
-from vllm.forward_context import override_forward_context
+from capturing import CapturingDevice, Graph, compute
 from gloo.moving import bind_moving
+from hosted.breakable import replayed
 from one_gpu.copies import OneOfTwo
 from one_gpu.stack import WIDTH
 from vllm_layershard.hosts.graphs.breaks import end_graphs_at_movements
@@ -142,7 +116,6 @@ moving = bind_moving(
 x, order = torch.randn(2, WIDTH), order_on(torch.device("cpu"))
 kept = [[torch.empty_like(x) for _ in range(2)] for _ in range(LAYERS)]
 
-@torch.inference_mode()
 def forward():
     source = x
     for i, (before, made) in enumerate(kept):
@@ -150,6 +123,7 @@ def forward():
         compute(lambda source=source, target=before: torch.sin(source, out=target))
         linear(before, None, made, order, f"layers.{i}.moved")
         source = made
+    return source
 
 def expected():
     source = x
@@ -157,29 +131,14 @@ def expected():
         source = torch.nn.functional.linear(torch.sin(source), weight)
     return source
 
-said, right = None, []
-with override_forward_context(SimpleNamespace(cudagraph_runtime_mode=CUDAGraphMode.PIECEWISE)):
-    try:
-        with torch.inference_mode(), breakable.BreakableCUDAGraphCapture() as capture:
-            forward()
-        log = list(Graph.log)
-        for seed in range(3):
-            x.copy_(torch.randn(2, WIDTH, generator=torch.Generator().manual_seed(seed)))
-            stack.series.slots.poison()
-            stack.change_weights()
-            with torch.inference_mode():
-                capture.replay()
-                right.append(bool(torch.equal(kept[-1][-1], expected())))
-    except Exception as raised:
-        log, said = list(Graph.log), str(raised)
-result = {"log": log, "error": said, "right": right, "forwards": stack.series.counters.forwards}
+result = replayed(stack, "PIECEWISE", x, forward, expected)
+result["forwards"] = stack.series.counters.forwards
 """
 
 
 def test_a_breakable_graph_ends_at_a_linear_whose_tokens_may_move():
     """The op waits for a weight that was started outside, or gathers as many rows as there are."""
     found = run_child(MOVED, VLLM_USE_BREAKABLE_CUDAGRAPH="1")
-    assert found["error"] is None
     layer = [["end", "begin", "end", f"linear {i}", "begin"] for i in range(3)]
     assert found["log"] == ["begin", *(event for events in layer for event in events), "end"]
     assert found["right"] == [True, True, True], "each replay computes with what it moves"
