@@ -55,8 +55,22 @@ class Copies(Transport):
         return Ticket(self.device, unordered.record_event())
 
 
-class OneOfTwo(ShardedStack):
-    """A sharded stack as rank 0 sees it."""
+class CopiedStack(ShardedStack):
+    """A sharded stack as rank 0 sees it, with no rank beside it: what it fetches is in `whole`."""
+
+    def change_weights(self) -> None:
+        """Other weights, in the same memory: its own and those that it fetches.
+
+        Changed on the current stream, after all work that it has been given.
+        """
+        for position, weight in enumerate(self.whole):
+            weight.neg_()
+            if self.series.owns(position):
+                self.series.resident[position]["weight"].copy_(weight)
+
+
+class OneOfTwo(CopiedStack):
+    """Its layers come over Copies."""
 
     def __init__(self, device: Device, num_layers: int, prefetch_step: int) -> None:
         def begin(plan: SeriesPlan, whole: list[torch.Tensor]) -> LoadingSeries:
@@ -70,10 +84,3 @@ class OneOfTwo(ShardedStack):
         copies = self.series.transport
         assert isinstance(copies, Copies)
         return copies
-
-    def change_weights(self) -> None:
-        """Other weights, in the same memory: rank 0's own and those that it fetches."""
-        for position, weight in enumerate(self.whole):
-            weight.neg_()
-            if self.series.owns(position):
-                self.series.resident[position]["weight"].copy_(weight)

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from one_gpu.copies import Copies
-from one_gpu.stack import WIDTH, ShardedStack
+from one_gpu.copies import CopiedStack, Copies
+from one_gpu.stack import WIDTH
 from simulated.deferred import Deferred
 from simulated.nccl import Nccl
 from simulated.streams import Accelerator
@@ -66,7 +66,7 @@ class TwoLinks(Copies):
         assert started == self._ended, "a movement is late"
 
 
-class Rank(ShardedStack):
+class Rank(CopiedStack):
     """`ranks` are those of its group that a reload waits for, itself among them."""
 
     def __init__(
@@ -100,13 +100,6 @@ class Rank(ShardedStack):
             said = forwards()
         self.accelerator.synchronize()
         return said
-
-    def change_weights(self) -> None:
-        """On the compute stream: others, in the same memory."""
-        for position, weight in enumerate(self.whole):
-            weight.neg_()
-            if self.series.owns(position):
-                self.series.resident[position]["weight"].copy_(weight)
 
 
 def batch(forward: int) -> torch.Tensor:
