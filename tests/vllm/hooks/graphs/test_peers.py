@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -13,13 +13,13 @@ from torch import nn
 
 from capturing import CapturingDevice, Graph
 from hosted.child import run_child
+from reloads.in_process import Alone, Beside
 from vllm_layershard.errors import TransportError
 from vllm_layershard.hosts.graphs.peers import PATCHES, check_each_step
 from vllm_layershard.plan import Series, build_plan
 from vllm_layershard.runtime.loading import LoadingSeries
-from vllm_layershard.runtime.peer_memory import Exports, Parts, Sizes
+from vllm_layershard.runtime.peer_memory import Parts, Sizes
 from vllm_layershard.runtime.peer_memory.processes import Peers, _started, address
-from vllm_layershard.runtime.ranks.group import Group
 from vllm_layershard.runtime.series import ShardedSeries
 from vllm_layershard.runtime.transport import Broken, Pull
 
@@ -27,46 +27,21 @@ LAYERS = 5
 WRAPS = {patch.symbol: patch.wrap for patch in PATCHES}
 
 
-class Pair(Group):
-    """Rank 0 of two. What rank 1 says is what this one does."""
-
+class InLockstep(Alone):
     lockstep = True
-    rejoins = False
-    ranks = (0, 1)
-    group_rank = 0
-    name = "0-1"
-
-    def gather(self, value: Any) -> list[Any]:
-        return [value, value]
 
 
-class DeviceExports(Exports):
-    """Another process's memory, as device memory is: it ends with the process, which is watched."""
+class DeviceExports(Beside):
+    """As device memory is: what rank 1 stores ends with its process, which is watched."""
 
     def __init__(self, pid: int) -> None:
+        owned = range(1, LAYERS, 2)
+        super().__init__(0, {1: {position: (torch.ones(1, 1),) for position in owned}})
         self.peers, self.pid = Peers(0), pid
-
-    def store(self, position: int, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        return tuple(tensors)
-
-    def handles(self) -> Any:
-        return None
 
     def open(self, rank: int, handles: Any, expected: Mapping[int, Sizes]) -> Mapping[int, Parts]:
         self.peers.watch(rank, address() | {"pid": self.pid, "started": _started(self.pid)})
-        return {
-            position: tuple(torch.full((size,), position, dtype=torch.uint8) for size in sizes)
-            for position, sizes in expected.items()
-        }
-
-    def whereabouts(self) -> Any:
-        return None
-
-    def reopen(self, rank: int, whereabouts: Any) -> None:
-        raise AssertionError("nobody comes back")
-
-    def settle(self) -> None:
-        return None
+        return super().open(rank, handles, expected)
 
     def check_peers(self) -> None:
         self.peers.check()
@@ -83,7 +58,7 @@ def peer():
 
 @pytest.fixture
 def series(peer) -> ShardedSeries:
-    device, group = CapturingDevice(), Pair()
+    device, group = CapturingDevice(), InLockstep(0)
     (plan,) = build_plan([Series("o_proj", tuple(range(LAYERS)), 4)], 2, 1).series
     loading = LoadingSeries(plan, group, device, Pull(group, device, DeviceExports(peer.pid), 0))
     for position in range(LAYERS):
