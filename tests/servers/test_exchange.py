@@ -16,6 +16,7 @@ from serving import probe
 from serving.answers import Answer, ask, check_identical, compare
 from serving.biased import biased_llama
 from serving.layout import Layout
+from serving.metrics import CACHED, cached_tokens, repeated_tokens
 from serving.questions import questions
 from serving.reports import check_reports, reports
 from serving.server import Server
@@ -89,16 +90,25 @@ def both_say(
     prompts: list[list[int]],
     directory: Path,
     sharding: dict[str, Any] | None = None,
+    *,
+    cached: bool = False,
     **options: Any,
 ) -> list[Answer]:
     """What a sharded server says, twice over, and its control to the bit.
 
-    Then its last engine alone is asked: any others are idle.
+    First its last engine alone is asked: any others are idle. With `cached` vLLM has to find all
+    that may be cached the second time.
     """
 
     def asked(server: Server) -> list[list[Answer]]:
         last = ask(server, prompts[:8], rank=server.engines - 1)
-        return [ask(server, prompts), ask(server, prompts), last]
+        first = ask(server, prompts)
+        before = cached_tokens(server) if cached else []
+        again = ask(server, prompts)
+        if cached:
+            hits = [now - then for now, then in zip(cached_tokens(server), before, strict=True)]
+            assert hits == repeated_tokens(server, prompts)
+        return [first, again, last]
 
     with Sharded(model, directory, sharding or asking(), **options) as server:
         sharded = asked(server)
@@ -191,9 +201,8 @@ def test_compiled_pipeline_stages(model, prompts, reference, tmp_path):
 @pytest.mark.timeout(900)
 def test_prefix_caching_and_chunked_prefill(dense, prompts, tmp_path):
     """Of a model without MLA, for which vLLM has both on any CPU."""
-    arguments = ("--enable-prefix-caching", "--enable-chunked-prefill", "--block-size", "32",
-                 "--max-num-batched-tokens", "32")  # fmt: skip
-    both_say(dense, prompts, tmp_path, arguments=arguments)
+    arguments = (*CACHED, "--enable-chunked-prefill", "--max-num-batched-tokens", "32")
+    both_say(dense, prompts, tmp_path, arguments=arguments, cached=True)
 
 
 @TOKENS
