@@ -9,6 +9,12 @@ from typing import TYPE_CHECKING, Final
 from vllm_layershard.config import KEY
 from vllm_layershard.errors import HostError
 from vllm_layershard.hosts.deployment import launched_as, reaches_other_nodes
+from vllm_layershard.hosts.names import (
+    ENABLE_CUMEM_ALLOCATOR,
+    ENABLE_FAULT_TOLERANCE,
+    SLEEP_MODE_BACKEND,
+    SWA_BOUNDED_REPLAY,
+)
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -41,7 +47,7 @@ def breaking_lockstep(vllm_config: VllmConfig) -> dict[str, str]:
         ),
         "elastic expert parallelism": (parallel.enable_elastic_ep, "its ranks come and go"),
         "fault tolerance (--enable-fault-tolerance)": (
-            getattr(parallel, "enable_fault_tolerance", False),  # vLLM 0.31 and later
+            ENABLE_FAULT_TOLERANCE.of(parallel),
             "ranks leave, and the others go on",
         ),
         "the decoder replay of DeepSeek-V4.1 (--no-swa-bounded-replay turns it off)": (
@@ -49,7 +55,7 @@ def breaking_lockstep(vllm_config: VllmConfig) -> dict[str, str]:
             "the last layers run apart from those that start their weights",
         ),
         "sleep mode by a plugin's backend (--sleep-mode-backend)": (
-            model.enable_sleep_mode and getattr(model, "sleep_mode_backend", _CUMEM) != _CUMEM,
+            model.enable_sleep_mode and SLEEP_MODE_BACKEND.of(model) != _CUMEM,
             "what it keeps of a process may lack communicators and memory of other ranks",
         ),
         "weight offloading (--cpu-offload-gb)": (offload.uva.cpu_offload_gb > 0, twice),
@@ -69,7 +75,7 @@ def _replays_last_layers(vllm_config: VllmConfig) -> bool:
     nvidia/decoder_replay_cudagraph.py.
     """
     writers = getattr(vllm_config.model_config.hf_config, "kv_source_layer_ids", None)
-    return bool(writers) and getattr(vllm_config.cache_config, "swa_bounded_replay", False)
+    return bool(writers) and bool(SWA_BOUNDED_REPLAY.of(vllm_config.cache_config, absent=False))
 
 
 def splitting_tokens(vllm_config: VllmConfig) -> list[str]:
@@ -167,6 +173,6 @@ def _allocators(vllm_config: VllmConfig) -> list[str]:
     model = vllm_config.model_config
     known = {
         "--enable-sleep-mode": model.enable_sleep_mode,
-        "--enable-cumem-allocator": getattr(model, "enable_cumem_allocator", False),
+        "--enable-cumem-allocator": ENABLE_CUMEM_ALLOCATOR.of(model),
     }
     return [setting for setting, present in known.items() if present]

@@ -13,6 +13,7 @@ from torch._C._distributed_c10d import PrefixStore
 from vllm_layershard.config import Move
 from vllm_layershard.errors import MismatchError, NodeError
 from vllm_layershard.hosts.deployment import deployment_of, launched_as, meeting_place
+from vllm_layershard.hosts.names import CPU_GROUPS_TIMEOUT, GROUPS_TIMEOUT, Name
 from vllm_layershard.plan import ParallelLayout, SharedNeed
 from vllm_layershard.runtime import shared_memory
 from vllm_layershard.runtime.peer_memory.room import Room, require_room
@@ -144,8 +145,8 @@ class _WorldGroups(Groups):
         groups = create_groups(
             wanted,
             backend,
-            data_timeout=timeout(parallel_config, "distributed_timeout_seconds"),
-            control_timeout=timeout(parallel_config, "cpu_distributed_timeout_seconds"),
+            data_timeout=timeout(parallel_config, GROUPS_TIMEOUT),
+            control_timeout=timeout(parallel_config, CPU_GROUPS_TIMEOUT),
             beside_others=move != "activations",
             tokens_too=move != "weights",
         )
@@ -243,7 +244,7 @@ def _groups_of(layout: ParallelLayout) -> Iterator[Ranks]:
     yield from dict.fromkeys(every)
 
 
-def timeout(parallel_config: Any, setting: str) -> timedelta | None:
-    """How long vLLM's own groups wait; a release without the setting has torch's default."""
-    seconds = getattr(parallel_config, setting, None)
+def timeout(parallel_config: Any, setting: Name) -> timedelta | None:
+    """How long vLLM's own groups wait; None where that is torch's default."""
+    seconds = setting.of(parallel_config)
     return None if seconds is None else timedelta(seconds=seconds)

@@ -10,9 +10,15 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 from vllm.model_executor.layers.linear import LinearBase, ReplicatedLinear
+from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
 
 from vllm_layershard.config import KEY, LayerShardConfig
 from vllm_layershard.errors import HostError
+from vllm_layershard.hosts.names import (
+    GET_LANGUAGE_MODEL,
+    SUPPORTS_MULTIMODAL,
+    USES_META_DEVICE,
+)
 from vllm_layershard.plan import Linear, in_stride, layers_of, require_layers
 from vllm_layershard.runtime.ranks.messages import exchange
 from vllm_layershard.runtime.tensors import describe, materialise, release, tie
@@ -57,14 +63,31 @@ def leave_towers(
     """Take the linears outside the language model out of `found`, and undo their release.
 
     Encoders of images and sounds have numbered layers, too, but run only when a request brings
-    one: never in lockstep. Which part is the language model is vLLM's own knowledge.
+    one: never in lockstep.
+
+    Raises:
+        HostError: this version of vLLM does not tell which part is the language model.
     """
-    if not hasattr(model, "get_language_model"):
+    hidden_part = language_model_of(model)
+    if hidden_part is model:
         return
-    hidden = {id(module) for module in model.get_language_model().modules()}
+    hidden = {id(module) for module in hidden_part.modules()}
     for key in [key for key in found if key not in hidden]:
         _, module = found.pop(key)
         materialise(module, device)
+
+
+def language_model_of(model: Any) -> Any:
+    """The part that is the language model, by vLLM's own knowledge; else the model itself.
+
+    Raises:
+        HostError: it has other parts, and this version of vLLM does not tell them apart.
+    """
+    if hasattr(model, "get_language_model"):
+        return model.get_language_model()
+    if SUPPORTS_MULTIMODAL.imported()(model):
+        raise GET_LANGUAGE_MODEL.gone()
+    return model
 
 
 def layer_of(prefix: str) -> int | None:
@@ -94,6 +117,16 @@ def method_name(module: Any) -> str:
     scheme = getattr(module, "scheme", None)
     parts = (module.quant_method,) if scheme is None else (module.quant_method, scheme)
     return ", ".join(type(part).__name__ for part in parts)
+
+
+def is_quantised_while_loaded(module: Any) -> bool:
+    """Whether its quant method makes the weight from what is loaded, on every rank by itself.
+
+    Raises:
+        HostError: this version of vLLM does not tell.
+    """
+    USES_META_DEVICE.of(QuantizeMethodBase)
+    return bool(getattr(module.quant_method, "uses_meta_device", False))
 
 
 def check_matched(

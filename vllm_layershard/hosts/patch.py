@@ -5,12 +5,15 @@ from __future__ import annotations
 import functools
 import importlib
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 from vllm_layershard.errors import HostError
+from vllm_layershard.hosts.after_import import after_import
 
 _ORIGINAL = "__layershard_original__"
 
@@ -20,6 +23,14 @@ logger = logging.getLogger(f"vllm.{__name__}")  # below vLLM's own: with its for
 def is_replaced(symbol: Any) -> bool:
     """Whether a patch has put this symbol where it is."""
     return hasattr(symbol, _ORIGINAL)
+
+
+def lacking(host: str, symbol: str, versions: str) -> HostError:
+    """What is raised where the host, which had the symbol in these versions, has it no more."""
+    return HostError(
+        f"{host} has no {symbol}: this version of vllm-layershard was written for {host} "
+        f"{versions}; install one of these, or a newer vllm-layershard"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +68,29 @@ class Patch:
         if not is_replaced(original):
             setattr(owner, self.attribute, self._replacement(original))
 
+    def install_on_import(self) -> None:
+        """Replace the symbol once its module is imported: now, if it is already.
+
+        Raises:
+            HostError: this version of the host has no such module, or no such symbol in it. Of the
+                symbol that is known only once the module is imported, and raised there.
+        """
+        self.require_module()
+        after_import(self.module, self.install)
+
+    def require_module(self) -> None:
+        """Refuse a host without the module, which nobody would ever import. It is not imported.
+
+        Raises:
+            HostError: names it.
+        """
+        try:
+            there = sys.modules.get(self.module) or find_spec(self.module)
+        except ModuleNotFoundError:  # its package
+            there = None
+        if there is None:
+            raise lacking(self.host, self.module, self.versions)
+
     @contextmanager
     def in_force(self, owner: Any) -> Iterator[None]:
         """Replace the symbol while entered, of `owner`: a class that stands for the patch's own.
@@ -89,13 +123,12 @@ class Patch:
         Raises:
             HostError: nothing does.
         """
-        found = getattr(self._owner(), self.attribute, None)
-        if found is None:
-            raise HostError(
-                f"{self.host} has no {self.symbol}: this version of vllm-layershard was written "
-                f"for {self.host} {self.versions}; install one of these, or a newer vllm-layershard"
-            )
-        return found  # type: ignore[no-any-return]
+        owner = self._owner()
+        # Every class has a `__call__` of its metaclass, and an `__init__` of object's.
+        places = [each for each in getattr(owner, "__mro__", [owner]) if each is not object]
+        if not any(self.attribute in vars(place) for place in places):
+            raise lacking(self.host, self.symbol, self.versions)
+        return getattr(owner, self.attribute)  # type: ignore[no-any-return]
 
     def is_installed(self) -> bool:
         """Whether the symbol is replaced in this process."""
@@ -106,11 +139,8 @@ class Patch:
             module = importlib.import_module(self.module)
             return getattr(module, self.owner) if self.owner else module
         except (ImportError, AttributeError):
-            raise HostError(
-                f"{self.host} has no {self.module}.{self.owner}: this version of vllm-layershard "
-                f"was written for {self.host} {self.versions}; install one of these, or a newer "
-                "vllm-layershard"
-            ) from None
+            where = f"{self.module}.{self.owner}"
+            raise lacking(self.host, where, self.versions) from None
 
 
 _warned: set[str] = set()

@@ -3,9 +3,9 @@
 docs/patches.md has all that is replaced. Others stand beside what needs them:
 - reload/guard.py: two, in a worker whose model is sharded;
 - graphs/peers.py: three, in a worker whose model is sharded on GPUs;
-- reload/process_checkpoints.py: one, in a worker whose model is sharded, where vLLM has it;
+- reload/process_checkpoints.py: one, in a worker whose model is sharded;
 - graphs/fusions.py: one, in a worker whose model vLLM compiles itself;
-- inductor.py: one of torch, in a worker whose model is compiled;
+- graphs/inductor.py: one of torch, in a worker whose model is compiled;
 - exchange/construction.py: one, while a model with a token exchange is built;
 - cpu_dp.py: three, for data parallelism on a CPU.
 """
@@ -49,7 +49,7 @@ def _sharding_model(original: Callable[..., Any]) -> Callable[..., Any]:
         config, ffn = requested(vllm_config), ffn_requested(vllm_config)
         if (config is None and ffn is None) or is_other():
             return construct()
-        from vllm_layershard.hosts.inductor import remember_writers
+        from vllm_layershard.hosts.graphs.inductor import remember_writers
 
         remember_writers(vllm_config)
         if config is not None:

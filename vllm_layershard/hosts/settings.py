@@ -18,6 +18,7 @@ from vllm_layershard.hosts.exclusions import (
     leave_unregistered,
 )
 from vllm_layershard.hosts.moves.excluded import check_move
+from vllm_layershard.hosts.names import IS_SUBMODEL_CONFIG
 from vllm_layershard.plan import ParallelLayout, engines_that_share, sharing_layout
 from vllm_layershard.runtime.report_file import make_writable
 from vllm_layershard.schema import validated
@@ -58,7 +59,7 @@ def requested(vllm_config: VllmConfig) -> LayerShardConfig | None:
 
 def is_served_model(model_config: Any) -> bool:
     """Whether this is the model that is served: neither a part of one nor a draft model."""
-    part = getattr(model_config, "is_submodel_config", False)  # vLLM 0.31 and later
+    part = IS_SUBMODEL_CONFIG.of(model_config, absent=False)
     return not part and model_config.runner_type != "draft"
 
 

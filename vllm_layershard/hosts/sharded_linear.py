@@ -12,7 +12,8 @@ from vllm.model_executor.layers.linear import LinearMethodBase, UnquantizedLinea
 
 from vllm_layershard.config import KEY
 from vllm_layershard.errors import HostError
-from vllm_layershard.hosts.linears import describe_linear, method_name
+from vllm_layershard.hosts.linears import describe_linear, is_quantised_while_loaded, method_name
+from vllm_layershard.hosts.patch import lacking
 from vllm_layershard.hosts.replicas.raw_weight import RawWeight
 from vllm_layershard.runtime import ops
 from vllm_layershard.runtime.loading import LoadingSeries
@@ -182,7 +183,7 @@ def check_linear(module: Any) -> None:
             f"{KEY}: {module.prefix} uses vLLM's min-latency GEMM, which reads its weight outside "
             "the quant method; leave it out"
         )
-    if getattr(module.quant_method, "uses_meta_device", False):
+    if is_quantised_while_loaded(module):
         raise HostError(
             f"{KEY}: {module.prefix} is quantised while it is loaded ({method_name(module)}), on "
             "every rank; serve a checkpoint that is quantised already"
@@ -199,9 +200,16 @@ def _gathers_o_proj() -> bool:
     """Whether vllm-ascend splits sparse attention over tokens. It has asked itself by now.
 
     Source: vllm-ascend 0.23 to 0.30, utils.py, `enable_dsa_cp`; attention/sfa_v1.py.
+
+    Raises:
+        HostError: this version of vllm-ascend cannot be asked.
     """
+    if "vllm_ascend" not in sys.modules:
+        return False
     own = getattr(sys.modules.get("vllm_ascend.utils"), "enable_dsa_cp", None)
-    return own is not None and bool(own())
+    if own is None:
+        raise lacking("vllm_ascend", "vllm_ascend.utils.enable_dsa_cp", "0.29 to 0.30")
+    return bool(own())
 
 
 def put_in_front(module: Any, method: LoadingLinearMethod) -> None:

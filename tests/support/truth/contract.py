@@ -23,6 +23,8 @@ CONTRACT: dict[str, dict[str, tuple[str, ...] | None]] = {
     "vllm/config/model.py": {
         "ModelConfig.is_moe": ("self",),
         "ModelConfig.enable_sleep_mode": None,
+        "ModelConfig.sleep_mode_backend": None,
+        "ModelConfig.enable_cumem_allocator": None,
         "ModelConfig.revision": None,
     },
     "vllm/config/load.py": {"LoadConfig.load_format": None},
@@ -46,6 +48,9 @@ CONTRACT: dict[str, dict[str, tuple[str, ...] | None]] = {
         "ParallelConfig.nnodes": None,
         "ParallelConfig.reconfigure_for_independent_dp_rank": ("self",),
         "ParallelConfig.enable_elastic_ep": None,
+        "ParallelConfig.enable_fault_tolerance": None,
+        "ParallelConfig.distributed_timeout_seconds": None,
+        "ParallelConfig.cpu_distributed_timeout_seconds": None,
         "ParallelConfig.use_ubatching": ("self",),
     },
     "vllm/distributed/parallel_state.py": {
@@ -75,7 +80,13 @@ CONTRACT: dict[str, dict[str, tuple[str, ...] | None]] = {
         ),
     },
     "vllm/model_executor/custom_op.py": {"maybe_get_oot_by_class": ("class_type",)},
+    "vllm/compilation/breakable_cudagraph.py": {"eager_break_during_capture": ("fn",)},
+    "vllm/model_executor/models/interfaces.py": {
+        "supports_multimodal": ("model",),
+        "SupportsMultiModal.get_language_model": ("self",),
+    },
     f"{_LAYERS}/quantization/base_config.py": {
+        "QuantizeMethodBase.uses_meta_device": None,
         "QuantizeMethodBase.process_weights_after_loading": ("self", "layer"),
     },
     f"{_LAYERS}/fused_moe/runner/moe_runner.py": {"MoERunner._select_forward": ("self",)},
@@ -108,6 +119,7 @@ CONTRACT: dict[str, dict[str, tuple[str, ...] | None]] = {
     },
     "vllm/v1/worker/gpu_worker.py": {
         "Worker.execute_dummy_batch": ("self",),
+        "Worker.checkpoint_prepare": ("self",),
         "Worker.get_model": ("self",),
     },
 }
@@ -118,6 +130,7 @@ TEXTS = {
     f"{_LOADER}/base_loader.py": "initialize_model(",
     f"{_LAYERS}/linear.py": "_cpu_skip_gemm_dispatch",
     "vllm/config/model.py": "self.runner_type = ",
+    "vllm/envs.py": '"VLLM_LORA_ENABLE_DUAL_STREAM": lambda',
 }
 """What is used there by name, though it is no symbol of the file."""
 

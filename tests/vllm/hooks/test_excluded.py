@@ -151,12 +151,17 @@ with set_current_vllm_config(VllmConfig()), tempfile.TemporaryDirectory() as scr
         RowParallelLinear(8, 8, prefix=f"{prefix}.o_proj"),
         ColumnParallelLinear(8, 8, tp_rank=0, tp_size=1, prefix=f"{prefix}.q_b_proj"),
     ]
-ascend = ModuleType("vllm_ascend.utils")  # as a host that has it on, off, or not at all
+ascend = ModuleType("vllm_ascend.utils")
 result = []
-for on in (None, False, True):
-    if on is not None:
+for on in (None, False, True, "renamed", "moved"):
+    if on is not None:  # there is a vllm-ascend
+        sys.modules["vllm_ascend"] = ModuleType("vllm_ascend")
+        sys.modules["vllm_ascend.utils"] = ascend
         ascend.enable_dsa_cp = lambda: on
-    sys.modules["vllm_ascend.utils"] = ascend
+    if on == "renamed":
+        del ascend.enable_dsa_cp
+    if on == "moved":
+        del sys.modules["vllm_ascend.utils"]
     for linear in linears:
         try:
             result.append(check_linear(linear))
@@ -167,9 +172,12 @@ for on in (None, False, True):
 
 def test_the_o_proj_that_vllm_ascend_gathers_is_refused_and_its_q_b_proj_is_not():
     """DSA-CP keeps the weight from when it was loaded, when a slot held nothing yet."""
-    *taken, refused, queries = run_child(DSA_CP)
-    assert taken == [None] * 4
+    found = run_child(DSA_CP)
+    assert found[:4] == [None] * 4
+    refused, queries, renamed, _, moved, _ = found[4:]
     assert queries is None
+    assert renamed == moved
+    assert renamed.startswith("vllm_ascend has no vllm_ascend.utils.enable_dsa_cp: ")
     assert refused == (
         "layer_sharding: model.layers.3.self_attn.o_proj is gathered by vllm-ascend itself "
         "(DSA-CP), from the weight as it was loaded, and would be gathered from another layer's; "

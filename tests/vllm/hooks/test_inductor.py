@@ -14,7 +14,7 @@ import json, sys
 import torch
 from torch import Tensor
 from vllm.config import VllmConfig
-from vllm_layershard.hosts.inductor import PATCHES, forgets_writers, remember_writers
+from vllm_layershard.hosts.graphs.inductor import PATCHES, forgets_writers, remember_writers
 
 eager, patched = json.loads(sys.argv[1])
 config = VllmConfig()
@@ -73,7 +73,7 @@ ASKED = """
 import json, sys
 from vllm.engine.arg_utils import EngineArgs
 from vllm_layershard.hosts import patches
-from vllm_layershard.hosts.inductor import PATCHES, forgets_writers
+from vllm_layershard.hosts.graphs.inductor import PATCHES, forgets_writers
 import vllm.model_executor.model_loader.base_loader as loader
 
 forgets = forgets_writers(PATCHES[0].original())
@@ -116,7 +116,7 @@ said = []
 logging.getLogger("vllm").handlers = [Said(logging.WARNING)]
 logging.getLogger("vllm").setLevel(logging.WARNING)
 from torch._inductor.scheduler import SchedulerNode
-from vllm_layershard.hosts.inductor import PATCHES, remember_writers
+from vllm_layershard.hosts.graphs.inductor import PATCHES, remember_writers
 from vllm.config import VllmConfig
 config = VllmConfig()
 config.compilation_config.mode = 3

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from hosted.child import run_child
-from vllm_layershard.hosts import cpu_dp, inductor
+from vllm_layershard.errors import HostError
+from vllm_layershard.hosts import cpu_dp
 from vllm_layershard.hosts import patches as install
 from vllm_layershard.hosts.exchange import construction
-from vllm_layershard.hosts.graphs import fusions, peers
+from vllm_layershard.hosts.graphs import fusions, inductor, peers
+from vllm_layershard.hosts.patch import Patch
 from vllm_layershard.hosts.reload import guard, process_checkpoints
 
 DOCS = Path(__file__).parents[3] / "docs" / "patches.md"
@@ -54,6 +58,17 @@ except HostError as error:
 """
     )
     assert "vllm has no vllm.config.VllmConfig.no_such_hook" in said
+
+
+class Bare:
+    """A class that defines nothing."""
+
+
+@pytest.mark.parametrize("attribute", ["__call__", "__init__"])
+def test_what_every_class_has_is_no_symbol_of_its_own(attribute):
+    patch = Patch(__name__, "Bare", attribute, "0.1", "", "", lambda original: original)
+    with pytest.raises(HostError, match=rf" has no {__name__}.Bare.{attribute}: "):
+        patch.install()
 
 
 def test_installed_twice_is_installed_once_and_inert_without_the_key():

@@ -16,7 +16,12 @@ from vllm.model_executor.layers.quantization.fp8 import Fp8LinearMethod
 
 from vllm_layershard.errors import HostError
 from vllm_layershard.ffn_config import FFN_KEY
-from vllm_layershard.hosts.linears import method_name
+from vllm_layershard.hosts.linears import (
+    is_quantised_while_loaded,
+    language_model_of,
+    method_name,
+)
+from vllm_layershard.hosts.names import MOE_RUNNER
 
 _ROUTED = "vllm.model_executor.layers.fused_moe"
 """The package of vLLM's routed experts, whatever a release calls the class."""
@@ -39,9 +44,12 @@ def dense_mlps(model: Any, num_layers: int) -> tuple[DenseMlp, ...]:
 
     A layer with routed experts is left as it is, shared experts and all. So are the encoders of
     images and sounds, and layers behind the last hidden one.
+
+    Raises:
+        HostError: this version of vLLM calls routed experts, or the language model, otherwise.
     """
-    hidden = model.get_language_model() if hasattr(model, "get_language_model") else model
-    within = {id(module) for module in hidden.modules()}
+    MOE_RUNNER.imported()  # the package bears this name
+    within = {id(module) for module in language_model_of(model).modules()}
     found = []
     for name, layers in model.named_modules():
         if not isinstance(layers, nn.ModuleList) or id(layers) not in within:
@@ -101,7 +109,7 @@ def _check_linear(linear: Any, kind: type[nn.Module]) -> None:
         raise _refused(linear.prefix, "it is whole on every tensor-parallel rank")
     if linear.bias is not None:
         raise _refused(linear.prefix, "it has a bias")
-    if getattr(method, "uses_meta_device", False):
+    if is_quantised_while_loaded(linear):
         raise _refused(linear.prefix, f"it is quantised while it is loaded ({method_name(linear)})")
     by_blocks = type(method) is Fp8LinearMethod and method.block_quant
     if not by_blocks and type(method) is not UnquantizedLinearMethod:

@@ -25,6 +25,7 @@ from vllm_layershard.hosts.ffn.part import make_part
 from vllm_layershard.hosts.ffn.settings import split_of
 from vllm_layershard.hosts.groups import timeout
 from vllm_layershard.hosts.identity import checkpoint_of, read_as
+from vllm_layershard.hosts.names import CPU_GROUPS_TIMEOUT, GROUPS_TIMEOUT
 from vllm_layershard.hosts.reload.process_checkpoints import refuse_checkpoints
 from vllm_layershard.plan.ffn import FfnSplit
 from vllm_layershard.runtime.device import device_of
@@ -120,8 +121,8 @@ def _group_of(split: FfnSplit, vllm_config: VllmConfig) -> RankGroup:
     (mine,) = create_groups(
         wanted,
         device.backend,
-        data_timeout=timeout(parallel_config, "distributed_timeout_seconds"),
-        control_timeout=timeout(parallel_config, "cpu_distributed_timeout_seconds"),
+        data_timeout=timeout(parallel_config, GROUPS_TIMEOUT),
+        control_timeout=timeout(parallel_config, CPU_GROUPS_TIMEOUT),
     ).values()
     return mine
 

@@ -10,6 +10,7 @@ config/vllm.py, compilation/breakable_cudagraph.py.
 
 from __future__ import annotations
 
+from vllm_layershard.hosts.names import BREAK_DURING_CAPTURE
 from vllm_layershard.runtime.moves.ops import run_linears_within
 from vllm_layershard.runtime.ops import run_within
 
@@ -18,10 +19,10 @@ def end_graphs_at_movements() -> None:
     """Have both ops end a breakable graph. Without effect where this process breaks none.
 
     vLLM's decorator asks once, when it decorates: the configuration has been validated by then.
+
+    Raises:
+        HostError: this version of vLLM has no such decorator.
     """
-    try:
-        from vllm.compilation.breakable_cudagraph import eager_break_during_capture
-    except ImportError:  # a version that has no breakable graphs
-        return
-    run_within(eager_break_during_capture)
-    run_linears_within(eager_break_during_capture)
+    eager_break = BREAK_DURING_CAPTURE.imported()
+    run_within(eager_break)
+    run_linears_within(eager_break)

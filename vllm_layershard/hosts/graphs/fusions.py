@@ -30,7 +30,6 @@ import torch
 from torch import fx
 from vllm.config import CompilationMode
 
-from vllm_layershard.hosts.after_import import after_import
 from vllm_layershard.hosts.patch import Patch
 
 if TYPE_CHECKING:
@@ -251,6 +250,9 @@ def keep_fusions(vllm_config: VllmConfig) -> None:
     """In a worker whose model is sharded: if vLLM compiles it, both ops stay clear of its fusions.
 
     Nothing is imported for it. torch's own compilers, on the CPU, have no such passes.
+
+    Raises:
+        HostError: this version of vLLM lacks the symbol.
     """
     if vllm_config.compilation_config.mode == CompilationMode.VLLM_COMPILE:
         _watch_for_the_backend()
@@ -258,4 +260,4 @@ def keep_fusions(vllm_config: VllmConfig) -> None:
 
 @cache
 def _watch_for_the_backend() -> None:
-    after_import(_PATCH.module, _PATCH.install)
+    _PATCH.install_on_import()

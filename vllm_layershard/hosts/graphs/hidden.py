@@ -21,6 +21,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
 from vllm_layershard.hosts.boundary import first_tensor
+from vllm_layershard.hosts.names import LORA_DUAL_STREAM, MOE_RUNNER, SHARED_EXPERTS
 from vllm_layershard.runtime import ops
 
 
@@ -28,8 +29,14 @@ def wait_ahead_of_experts(model: nn.Module, sharded: Mapping[str, Any]) -> None:
     """Wait at the entry of an MoE block for those of its linears that run within the experts' op.
 
     `sharded` has the linears that wait, by prefix, in the order of their waits.
+
+    Raises:
+        HostError: this version of vLLM calls shared experts otherwise.
     """
+    runner = MOE_RUNNER.imported()
     for path, module in model.named_modules():
+        if isinstance(module, runner):
+            SHARED_EXPERTS.of(module)
         shared = getattr(module, "_shared_experts", None)
         if not isinstance(shared, nn.Module):
             continue
@@ -42,10 +49,13 @@ def wait_ahead_of_adapters() -> None:
     """From now on a linear that is wrapped for LoRA waits at the wrapper's entry.
 
     Without effect where LoRA has no second stream, and on a linear whose wait is elsewhere already.
+
+    Raises:
+        HostError: this version of vLLM does not tell whether it has one.
     """
     from vllm import envs
 
-    if not getattr(envs, "VLLM_LORA_ENABLE_DUAL_STREAM", False):
+    if not LORA_DUAL_STREAM.of(envs):
         return
 
     def on_registration(parent: nn.Module, name: str, child: nn.Module | None) -> None:

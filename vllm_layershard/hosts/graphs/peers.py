@@ -9,7 +9,6 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from vllm_layershard.hosts.after_import import after_import
 from vllm_layershard.hosts.patch import Patch
 from vllm_layershard.runtime.series import ShardedSeries
 
@@ -77,4 +76,4 @@ def check_steps(device_type: str) -> None:
         HostError: this version of the host lacks the symbol.
     """
     for patch in {"cuda": _OF_CUDA, "npu": _OF_NPUS}.get(device_type, ()):
-        after_import(patch.module, patch.install)
+        patch.install_on_import()

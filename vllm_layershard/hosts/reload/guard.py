@@ -8,15 +8,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import cache, partial
-from typing import Any
+from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 from torch import nn
 
 from vllm_layershard.config import KEY
 from vllm_layershard.errors import HostError
-from vllm_layershard.hosts.after_import import after_import
-from vllm_layershard.hosts.patch import Patch
+from vllm_layershard.hosts.patch import Patch, lacking
 from vllm_layershard.hosts.reload.checkpoint import checked_checkpoint
 from vllm_layershard.hosts.reload.unfinished import discard_unfinished
 from vllm_layershard.runtime.reload import Reloads
@@ -30,7 +29,21 @@ def reload_together(model: nn.Module, reloads: Reloads) -> None:
     _reloads[model] = reloads
 
 
+_VERSIONS: Final = "0.29 to 0.33"
+_ASKED: Final = ("weights_iterator", "weights_path", "is_checkpoint_format")
+"""The parameters that say from where to reload, and what."""
+
+
 def _guarding_reload(original: Callable[..., None]) -> Callable[..., None]:
+    parameters = inspect.signature(original).parameters
+    if any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values()):
+        # The newer runner's, up to vLLM 0.31: it calls the older one's, which asks.
+        return lambda self, *args, **kwargs: original(self, *args, **kwargs)
+    for name in _ASKED:
+        if name not in parameters:
+            symbol = f"{original.__module__}.{original.__qualname__}({name}=)"
+            raise lacking("vllm", symbol, _VERSIONS)
+
     def reload_weights(self: Any, *args: Any, **kwargs: Any) -> None:
         reloads = _reloads.get(self.get_model())
         if reloads is None:
@@ -65,7 +78,7 @@ def _patch(module: str) -> Patch:
         module=module,
         owner="GPUModelRunner",
         attribute="reload_weights",
-        versions="0.29 to 0.33",
+        versions=_VERSIONS,
         reason="vLLM reloads each rank by itself; ranks that share weights would mix those of two "
         "checkpoints meanwhile, and for good where one rank fails half-way",
         removal="vLLM offers plugins a hook around reloads, in which all ranks can meet",
@@ -82,7 +95,7 @@ def guard_reloads() -> None:
     """In a worker whose model is sharded: guard the runner that vLLM has imported, or will.
 
     Raises:
-        HostError: this version of vLLM lacks the symbol.
+        HostError: this version of vLLM lacks the symbol, or a parameter of it.
     """
     for patch in PATCHES:
-        after_import(patch.module, patch.install)
+        patch.install_on_import()

@@ -17,7 +17,6 @@ from torch import nn
 from vllm_layershard.config import KEY
 from vllm_layershard.errors import HostError
 from vllm_layershard.ffn_config import FFN_KEY
-from vllm_layershard.hosts.after_import import after_import
 from vllm_layershard.hosts.patch import Patch
 
 _models: WeakSet[nn.Module] = WeakSet()
@@ -25,7 +24,11 @@ _models: WeakSet[nn.Module] = WeakSet()
 
 
 def refuse_checkpoints(model: nn.Module) -> None:
-    """From now on this process is not made ready for a checkpoint while it has the model."""
+    """From now on this process is not made ready for a checkpoint while it has the model.
+
+    Raises:
+        HostError: this version of vLLM lacks the symbol.
+    """
     _models.add(model)
     _guard_checkpoints()
 
@@ -47,7 +50,7 @@ PATCH = Patch(
     module="vllm.v1.worker.gpu_worker",
     owner="Worker",
     attribute="checkpoint_prepare",
-    versions="0.32 to 0.33",
+    versions="0.29 to 0.33",
     reason="vLLM makes its own communicators ready for a checkpoint of the process; those of ours, "
     "and memory of other ranks, would be gone once it is restored",
     removal="vLLM offers plugins a hook before a checkpoint of the process",
@@ -57,12 +60,4 @@ PATCH = Patch(
 
 @cache
 def _guard_checkpoints() -> None:
-    """Where this vLLM has it: older ones make no process ready for a checkpoint."""
-
-    def install() -> None:
-        from vllm.v1.worker.gpu_worker import Worker
-
-        if hasattr(Worker, PATCH.attribute):
-            PATCH.install()
-
-    after_import(PATCH.module, install)
+    PATCH.install_on_import()

@@ -68,7 +68,12 @@ def remember_writers(vllm_config: VllmConfig) -> None:
 
 @cache
 def _watch_for_the_compiler() -> None:
-    after_import(_PATCH.module, _install_where_forgotten)
+    try:
+        _PATCH.require_module()
+    except HostError as error:
+        _warn(error)
+    else:
+        after_import(_PATCH.module, _install_where_forgotten)
 
 
 def _install_where_forgotten() -> None:
@@ -77,7 +82,11 @@ def _install_where_forgotten() -> None:
         if forgets_writers(_PATCH.original()):
             _PATCH.install()
     except HostError as error:
-        logger.warning("The order of a compiled model's ops is torch's own: %s", error)
+        _warn(error)
+
+
+def _warn(error: HostError) -> None:
+    logger.warning("The order of a compiled model's ops is torch's own: %s", error)
 
 
 def forgets_writers(method: Callable[..., None]) -> bool:
