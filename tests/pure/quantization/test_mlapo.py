@@ -14,6 +14,7 @@ import pytest
 from tests.pure.quantization.test_modelslim_case import DYNAMIC, STATIC, Precision, latent, modules
 from vllm_layershard import Layout, plan_model
 from vllm_layershard.config import LayerShardConfig
+from vllm_layershard.estimate.auto_layers import candidates
 from vllm_layershard.models import CacheDevice, Deployment, Model, read_model, shard_model
 from vllm_layershard.models.sources.beside import DESCRIPTION
 from vllm_layershard.models.sources.source import _BUNDLED
@@ -82,6 +83,18 @@ def test_the_queries_are_offered_where_nobody_copies_them_alone(tmp_path: Path, 
     assert "o_proj" in default_names(model, SIXTEEN)
     assert "q_b_proj" in default_names(model._replace(cache_device=CacheDevice(9)), SIXTEEN)
     assert "q_b_proj" in default_names(described(tmp_path, name, dynamic), SIXTEEN)
+
+
+@pytest.mark.parametrize("name", [DEEPSEEK, GLM])
+def test_what_it_copies_is_no_candidate_of_a_search(tmp_path: Path, name: str) -> None:
+    """`--layers auto` looks among these: the host refuses what is copied while it is on."""
+    model, template = described(tmp_path, name), LayerShardConfig(layers=("o_proj",))
+    copied = {"fused_qkv_a_proj", "q_b_proj"}
+    found = set(candidates(model, SIXTEEN, template))
+    assert "o_proj" in found
+    assert found & copied == set()
+    elsewhere = model._replace(cache_device=CacheDevice(9))
+    assert set(candidates(elsewhere, SIXTEEN, template)) >= found | {"q_b_proj"}
 
 
 def test_a_plan_that_names_them_has_no_copies(tmp_path: Path) -> None:
