@@ -12,6 +12,7 @@ from vllm_layershard.hosts.deployment import launched_as, reaches_other_nodes
 from vllm_layershard.hosts.names import (
     ENABLE_CUMEM_ALLOCATOR,
     ENABLE_FAULT_TOLERANCE,
+    KV_SHARING_FAST_PREFILL,
     SLEEP_MODE_BACKEND,
     SWA_BOUNDED_REPLAY,
 )
@@ -91,6 +92,16 @@ def splitting_tokens(vllm_config: VllmConfig) -> list[str]:
         "enable_flashcomm1": isinstance(extra, dict) and bool(extra.get("enable_flashcomm1")),
     }
     return [setting for setting, present in known.items() if present]
+
+
+def leaving_tokens_behind(vllm_config: VllmConfig) -> list[str]:
+    """The settings that are given and have the last layers of a forward run on some of its tokens.
+
+    Which ones, each rank knows of its own requests alone. Source: vLLM 0.32, models/gemma4.py and
+    gemma3n.py, `fast_prefill_forward`.
+    """
+    given = KV_SHARING_FAST_PREFILL.of(vllm_config.cache_config)
+    return ["--kv-sharing-fast-prefill"] if given else []
 
 
 def fine_grained_size(vllm_config: VllmConfig, key: str) -> int | None:

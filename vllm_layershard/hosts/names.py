@@ -74,6 +74,7 @@ SLEEP_MODE_BACKEND = Name("vllm.config.ModelConfig.sleep_mode_backend")
 ENABLE_CUMEM_ALLOCATOR = Name("vllm.config.ModelConfig.enable_cumem_allocator")
 IS_SUBMODEL_CONFIG = Name("vllm.config.ModelConfig.is_submodel_config", first="0.31")
 SWA_BOUNDED_REPLAY = Name("vllm.config.CacheConfig.swa_bounded_replay", first="0.31")
+KV_SHARING_FAST_PREFILL = Name("vllm.config.CacheConfig.kv_sharing_fast_prefill")
 LORA_DUAL_STREAM = Name("vllm.envs.VLLM_LORA_ENABLE_DUAL_STREAM")
 BREAK_DURING_CAPTURE = Name("vllm.compilation.breakable_cudagraph.eager_break_during_capture")
 USES_META_DEVICE = Name(

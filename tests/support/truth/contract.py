@@ -27,6 +27,7 @@ CONTRACT: dict[str, dict[str, tuple[str, ...] | None]] = {
         "ModelConfig.enable_cumem_allocator": None,
         "ModelConfig.revision": None,
     },
+    "vllm/config/cache.py": {"CacheConfig.kv_sharing_fast_prefill": None},
     "vllm/config/load.py": {"LoadConfig.load_format": None},
     "vllm/config/compilation.py": {"CompilationConfig.splitting_ops": None},
     "vllm/config/offload.py": {

@@ -38,6 +38,7 @@ TAKEN = [
     asking() | {"tensor_parallel_size": 2, "data_parallel_size": 1},
     asking() | {"pipeline_parallel_size": 2},
     asking() | {"enable_lora": True},
+    {"additional_config": {"layer_sharding": ["o_proj"]}, "kv_sharing_fast_prefill": True},
 ]
 
 ON_SHARDS = "linears run on shards of the tokens, whose numbers the ranks do not tell each other"
@@ -48,6 +49,9 @@ REFUSED = {
     ),
     f"HostError: {ASKED_FOR}: with sequence parallelism of routed experts": (
         {}, asking() | {"tensor_parallel_size": 2, "enable_expert_parallel": True},
+    ),
+    f"HostError: {ASKED_FOR}: with --kv-sharing-fast-prefill the last layers run on fewer": (
+        {}, asking() | {"kv_sharing_fast_prefill": True},
     ),
     f"HostError: {ASKED_FOR}: with VLLM_ASCEND_ENABLE_FLASHCOMM1 {ON_SHARDS}": (
         {"VLLM_ASCEND_ENABLE_FLASHCOMM1": "1"}, asking(),

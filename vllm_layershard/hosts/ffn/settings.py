@@ -11,6 +11,7 @@ from vllm_layershard.hosts import cpu_dp
 from vllm_layershard.hosts.exclusions import (
     breaking_lockstep,
     fine_grained_size,
+    leaving_tokens_behind,
     splitting_tokens,
 )
 from vllm_layershard.hosts.settings import LOAD_FORMATS, is_served_model
@@ -85,6 +86,8 @@ def _excluded(vllm_config: VllmConfig) -> dict[str, str]:
     """The settings that are given and exclude a split, each with the reason."""
     shards = "tokens are on shards there, whose numbers the ranks do not tell each other"
     found = dict.fromkeys(splitting_tokens(vllm_config), shards)
+    fewer = "the last layers run on fewer tokens than the ranks have agreed on"
+    found |= dict.fromkeys(leaving_tokens_behind(vllm_config), fewer)
     if size := fine_grained_size(vllm_config, _OWN_KEY):
         setting = f"finegrained_tp_config.{_OWN_KEY} = {short(size)}"
         found[setting] = "both would split the same MLPs"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vllm_layershard.config import LayerShardConfig
+from vllm_layershard.config import KEY, LayerShardConfig
 from vllm_layershard.errors import HostError
-from vllm_layershard.hosts.exclusions import splitting_tokens
+from vllm_layershard.hosts.exclusions import leaving_tokens_behind, splitting_tokens
 from vllm_layershard.plan import ParallelLayout
 from vllm_layershard.plan.move import require_agreed_counts, unmovable
 
@@ -25,5 +25,10 @@ def check_move(vllm_config: VllmConfig, config: LayerShardConfig, layout: Parall
         return
     require_agreed_counts(layout, config)
     on_npu = vllm_config.device_config.device_type == "npu"
+    for setting in leaving_tokens_behind(vllm_config):
+        raise HostError(
+            f"{KEY}.move = {config.move!r}: with {setting} the last layers run on fewer tokens "
+            "than the ranks have agreed on; leave out one of the two"
+        )
     for why in unmovable(layout, config, splitting_tokens(vllm_config), on_npu=on_npu):
         raise HostError(why)

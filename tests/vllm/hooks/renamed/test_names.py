@@ -25,6 +25,10 @@ ASKED = {
         "config.model_config.hf_config.kv_source_layer_ids = [1]; check(config)",
         "config.cache_config",
     ),
+    names.KV_SHARING_FAST_PREFILL: (
+        "config.additional_config = MOVED; check(config)",
+        "config.cache_config",
+    ),
     names.GROUPS_TIMEOUT: (
         "groups.timeout(config.parallel_config, names.GROUPS_TIMEOUT)",
         "config.parallel_config",
@@ -74,6 +78,7 @@ if "config" in owner:
         additional_config={"layer_sharding": ["o_proj"]},
     ).create_engine_config()
 PULLED = {"layer_sharding": {"layers": ["o_proj"], "transport": "pull"}}
+MOVED = {"layer_sharding": {"layers": ["o_proj"], "move": "activations"}}
 runner = object.__new__(moe_runner.MoERunner)
 nn.Module.__init__(runner)
 runner._shared_experts = None
