@@ -347,7 +347,8 @@ def test_names_without_end_are_refused(names: list[str], tmp_path: Path) -> None
 def test_targets_without_end_are_refused(tmp_path: Path) -> None:
     weights = {"num_bits": 8, "type": "float", "strategy": "channel", "symmetric": True}
     said = "config_groups: has more than 65,536 targets, or 256 of them with a pattern"
-    for targets in (["re:.*a"] * 257, ["a"] * ((1 << 16) + 1)):
+    patterns, names = (f"re:.*a{i}" for i in range(257)), (f"a{i}" for i in range((1 << 16) + 1))
+    for targets in map(list, (patterns, names)):
         section: dict[str, object] = {
             "quant_method": "compressed-tensors",
             "format": "float-quantized",

@@ -5,6 +5,7 @@ As in test_field_cases: the bytes are those of a sum over the checkpoint's matri
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,9 @@ from tests.pure.quantization.test_field_cases import (
     check,
     tensors,
 )
+from tests.pure.quantization.test_stated import bare
+from vllm_layershard.models import Deployment, read_model
+from vllm_layershard.plan import ParallelLayout
 
 STEM = "model.language_model.layers"
 MLP, QKVO = "gate up down", "q k v o"
@@ -292,3 +296,22 @@ VARIANTS = {
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_variant_has_the_bytes_of_its_matrices(name: str, tmp_path: Path) -> None:
     check(VARIANTS[name], tmp_path)
+
+
+@pytest.mark.parametrize("target", ["Linear", "re:.*down_proj", "re:.*mlp.*"])
+def test_of_two_groups_with_one_target_the_last_is_read(target: str, tmp_path: Path) -> None:
+    """Source: vLLM 0.32, compressed_tensors.py, `_quantization_scheme_map_from_config`: a dict."""
+    tokens = {"input_activations": tensors(8, "token", dynamic=True), "format": FLOAT}
+    first_group = {"targets": [target], "weights": tensors(8, "channel")} | tokens
+    last_group = {"targets": [target], "format": PACK} | INT4
+    sizes = []
+    for groups in ([first_group, last_group], [last_group], [last_group, first_group]):
+        stated = {"quant_method": "compressed-tensors", "format": "mixed-precision"}
+        named = {f"group_{i}": group for i, group in enumerate(groups)}
+        section = stated | {"config_groups": named, "ignore": ["lm_head"]}
+        (tmp_path / "config.json").write_text(
+            json.dumps(bare("Qwen--Qwen3-32B") | {"quantization_config": section})
+        )
+        model = read_model(str(tmp_path))
+        sizes.append(model.weight_bytes(Deployment(ParallelLayout()), 0).total)
+    assert sizes[0] == sizes[1] != sizes[2]

@@ -142,6 +142,13 @@ BESIDE = {
     "gptq_config.json": "vLLM 0.32 does not read",
     "autoround_config.json": "vLLM 0.32 does not read",
     "quant_model_weights.safetensors.index.json": "vLLM 0.32 does not read",
+    **dict.fromkeys(
+        (
+            *("fp8_meta.json", "model-fp8.safetensors.index.json", "int4.safetensors"),
+            *("model-NVFP4-00001-of-00002.safetensors", "inc_config.json", "nncf_config.json"),
+        ),
+        "vLLM 0.32 does not read",
+    ),
 }
 RECIPE = "quant_stage:\n  quant_modifiers:\n    GPTQModifier: {scheme: W4A16, ignore: [lm_head]}\n"
 
@@ -162,11 +169,56 @@ def test_a_file_of_any_other_name_is_refused(file: str, tmp_path: Path) -> None:
     [
         *("generation_config.json", "tokenizer_config.json", "model.safetensors.index.json"),
         *("quantum.json", "README-quant.md", "quantize.py", "recipe.yaml", "chat_template.json"),
+        *("hint4.json", "fp80.json", "print8.safetensors.txt"),
     ],
 )
 def test_files_that_state_none_change_nothing(file: str, tmp_path: Path) -> None:
     (tmp_path / file).write_text("finetune:\n  optimizer: adamw\n  lr: 1.0e-5\n")
     assert quantization(tmp_path, DENSE) == "none"
+
+
+def test_weights_that_lie_in_a_packed_file_alone_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "model-Q4_K_M.gguf").write_bytes(b"GGUF")
+    with pytest.raises(ModelError, match=r"model-Q4_K_M\.gguf\" states a quantisation"):
+        quantization(tmp_path, DENSE)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    assert quantization(tmp_path, DENSE) == "none"
+
+
+SPOKEN = {
+    "vision_config": {"pixel_bits": 12, "bits_per_channel": 8},
+    "mamba_ssm_dtype": "float32",
+    "kv_cache_dtype": "fp8",
+    "codebook": {"num_quantizers": 8, "bits": 16},
+    "_name_or_path": "Qwen3-32B-FP8",
+    "description": "of 4 to 8 bits",
+    "metallic": True,
+    "increment": 2,
+    "attn_implementation": "flash_attention_2",
+    "quantity": None,
+}
+
+
+@pytest.mark.parametrize("key", SPOKEN)
+def test_what_is_like_it_states_none(key: str, tmp_path: Path) -> None:
+    assert quantization(tmp_path, DENSE | {key: SPOKEN[key]}) == "none"
+
+
+@pytest.mark.parametrize("cache", ["FP8", "NVFP4"])
+def test_a_cache_that_is_stated_beside_modelopts_layers_is_not_read(
+    cache: str, tmp_path: Path
+) -> None:
+    """Source: vLLM 0.32, utils/torch_utils.py, `resolve_kv_cache_dtype_string`."""
+    stated = {"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION"}
+    layers = {"model.layers.0.mlp.down_proj": {"quant_algo": "FP8"}}
+    inner = {"quant_algo": "MIXED_PRECISION", "quantized_layers": layers}
+    inner |= {"kv_cache_quant_algo": cache}
+    file = {"producer": {"name": "modelopt"}, "quantization": inner}
+    quantization(tmp_path, DENSE | {"quantization_config": stated}, **{HF_QUANT: file})
+    assert read_model(str(tmp_path)).stored_cache is None
+    asked = stated | {"kv_cache_quant_algo": cache}
+    quantization(tmp_path, DENSE | {"quantization_config": asked}, **{HF_QUANT: file})
+    assert read_model(str(tmp_path)).stored_cache is not None
 
 
 def test_layers_that_modelopt_states_beside_are_read_there(tmp_path: Path) -> None:
@@ -263,6 +315,16 @@ DETAILS = st.sampled_from(
         ("load_in_4bit", True),
         ("expert_dtype", "fp4"),
         ("weight_dtype", "float8_e4m3fn"),
+        *(("precision", word) for word in ("fp8", "int4", "nvfp4", "FP4")),
+        *(("format", word) for word in ("pack-quantized", "nvfp4-pack-quantized", "nf4", "Q4_K")),
+        *(("low_bit", word) for word in ("sym_int4", "asym_int8", "q8_0")),
+        ("smoothing", "smoothquant"),
+        ("bnb_4bit_compute_dtype", "float16"),
+        ("sparsity_config", {"format": "sparse-24"}),
+        *((key, 4) for key in ("bits", "w_bit", "num_bits", "nbits", "weight_bits", "low_bits")),
+        *((key, {"bits": 4}) for key in ("qconfig", "mlx", "exl3", "vptq", "aqlm", "metal")),
+        *((key, {}) for key in ("quark", "higgs", "spqr", "eetq", "bitnet", "gguf", "inc")),
+        ("ｑｕａｎｔｉｚａｔｉｏｎ_config", {"quant_method": "fp8"}),
     ]
 )
 
@@ -291,7 +353,7 @@ def test_a_section_of_any_kind_anywhere_is_never_lost(
     never_unquantised(config)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(name=st.sampled_from(sorted(BARE)), data=st.data(), detail=DETAILS)
 def test_what_only_a_quantisation_states_is_never_lost(
     name: str, data: st.DataObject, detail: tuple[str, Any]

@@ -11,6 +11,7 @@ import pytest
 
 from truth.asking import answers_of
 from truth.stated import QWEN3_5_27B
+from vllm_layershard.errors import ModelError
 from vllm_layershard.models import find
 from vllm_layershard.models.quantization import stated_section
 from vllm_layershard.models.quantization.read import method_of
@@ -32,6 +33,13 @@ print(json.dumps(found))
 
 GPTQ = {"quant_method": "GPTQ", "bits": 4, "group_size": 64, "desc_act": False, "sym": True}
 AWQ = {"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True}
+MISTRAL = {
+    "architectures": ["MistralForCausalLM"],
+    "model_type": "mistral",
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
 FP8 = {"quant_method": "fp8", "activation_scheme": "dynamic"}
 OLD = {"quant_method": "Compressed_Tensors", "format": "float-quantized", "config_groups": {}}
 NESTED = {"quant_algo": "nvfp4", "group_size": 16, "exclude_modules": []}
@@ -84,3 +92,61 @@ def test_the_section_is_vllms(
     assert vllm["quant_method"] in (method, f"{method}_fp4")
     stated = {key: value for key, value in section.values.items() if key != "quant_method"}
     assert stated == {key: value for key, value in vllm.items() if key != "quant_method"}
+
+
+PARAMS = {
+    "none": {},
+    "static": {"quantization": {"qformat_weight": "fp8_e4m3", "qscheme_act": "TENSOR"}},
+    "unsaid": {"quantization": {"qformat_weight": "fp8_e4m3"}},
+    "dynamic": {"quantization": {"qformat_weight": "fp8_e4m3", "qscheme_act": "NO_SCALES"}},
+    "packed": {"quantization": OLD},
+    "empty": {"quantization": {}},
+}
+
+
+@pytest.mark.parametrize(
+    "top", [{}, {"quantization_config": FP8}], ids=["", "beside config.json's"]
+)
+def test_the_section_of_mistrals_format_is_vllms(top: dict[str, Any], tmp_path: Path) -> None:
+    written = []
+    for case, stated in PARAMS.items():
+        directory = tmp_path / case
+        directory.mkdir()
+        config = MISTRAL | top
+        (directory / "config.json").write_text(json.dumps(config))
+        params = {"dim": 64, "n_layers": 2, "dtype": "bfloat16"} | stated
+        (directory / "params.json").write_text(json.dumps(params))
+        (directory / "consolidated.safetensors").write_bytes(b"")
+        written.append(str(directory))
+    for case, directory, vllm in zip(PARAMS, written, answers_of(SAID, written), strict=True):
+        found = find(directory)
+        section = stated_section(found.config, found.beside)
+        ours = None if section is None else dict(section.values)
+        assert ours == vllm, case
+
+
+METHODS = """
+import json, sys
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
+
+json.load(sys.stdin)
+print(json.dumps(sorted({*AUTO_QUANTIZATION_CONFIG_MAPPING, *QUANTIZATION_METHODS})))
+"""
+WORDS = {"online", "gemma"}
+"""Names of methods that are words of other things, too."""
+
+
+def test_a_key_of_any_methods_name_states_a_quantisation(tmp_path: Path) -> None:
+    names = set(answers_of(METHODS, []))
+    assert names >= WORDS
+    config = dict(QWEN3_5_27B)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    found = find(str(tmp_path))
+    assert stated_section(found.config, found.beside) is None
+    for name in sorted(names - WORDS):
+        for key in (name, f"{name}_config", name.replace("-", "_").upper()):
+            (tmp_path / "config.json").write_text(json.dumps(config | {key: {"group_size": 64}}))
+            found = find(str(tmp_path))
+            with pytest.raises(ModelError, match="speaks of a quantisation"):
+                stated_section(found.config, found.beside)

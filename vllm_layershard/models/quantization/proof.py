@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -18,22 +19,38 @@ from vllm_layershard.models.sources.config_file import MAX_FILE_BYTES, ConfigFil
 
 _KEY: Final = re.compile(
     r"quant|gptq|awq|bitsandbytes|bnb|torchao|hqq|modelopt|autoround|loadin[48]bit|"
-    r"compressionconfig|compressedtensors|configgroups|weightblocksize|"
-    r"(nv|mx)fp[468]|fp[48]|int[48]|w[1-8]a(4|8|16)"
+    r"compressionconfig|compressedtensors|configgroups|weightblocksize|sparsity|"
+    r"qconfig|quark|aqlm|vptq|higgs|spqr|eetq|exl[23]|mlx|gguf|ggml|bitnet|fouroversix|marlin|ternary|"
+    r"(nv|mx)fp[468]|fp[48]|int[48]|w[n1-8]a(n|4|8|16)"
 )
-"""A key that may state a quantisation, in small letters and digits."""
+"""A part of a key that may state a quantisation, in small letters and digits."""
+
+_WHOLE: Final = frozenset({"inc", "metal", "sinq", "humming", "ipex"})
+"""Keys that are names of methods, and parts of other words."""
+
+_BITS: Final = re.compile(r"(w|n|q|num|weights?|low)?bits?")
+"""A key that counts the bits of a weight."""
 
 _LOW: Final = re.compile(r"(nv|mx)?(fp|float|u?int)[1-8](\D|$)")
 """A dtype of at most eight bits."""
+
+_SAID: Final = re.compile(
+    r"quant(?!um|i[tl])|(^|[^a-z0-9])((nv|mx)?(fp|float|u?int)|nf)[1-8]([^a-z0-9]|$)|^i?q[1-8](_|$)"
+)
+"""A word for a format of at most eight bits, in small letters."""
 
 _HARMLESS: Final = frozenset({"numquantizers"})
 """Keys that name codebooks of sound."""
 
 
-_FILE: Final = re.compile(r"quant(?!um)|gptq|awq|modelopt|auto.?round|compressed.?tensors|bnb|hqq")
+_FILE: Final = re.compile(
+    r"quant(?!um)|gptq|awq|modelopt|auto.?round|compressed.?tensors|bnb|hqq|nncf|inc_config|"
+    r"(?<![a-z0-9])((nv|mx)?fp[468]|int[48]|exl[23])(?![a-z0-9])"
+)
 """A name of a file that states a quantisation, or holds quantised weights."""
 
 _WEIGHTS: Final = (".safetensors", ".safetensors.index.json")
+_PACKED: Final = ".gguf"
 _KINDS: Final = (".json", ".yaml", ".yml", ".toml", *_WEIGHTS)
 _RECIPE: Final = re.compile(r"recipe[^/]*\.(?:yaml|yml|json)")
 _STEPS: Final = re.compile(
@@ -56,7 +73,10 @@ def require_none(config: ConfigFile, beside: Beside) -> None:
             "states the bytes of its weights; move it to quantization_config, or take it out if "
             "they are not quantised",
         )
-    listed = [file for file in names_in(beside) if _is_suspect(file)]
+    names = names_in(beside)
+    listed = [file for file in names if _is_suspect(file)]
+    if not any(file.endswith((".safetensors", ".bin", ".pt")) for file in names):
+        listed += [file for file in names if file.lower().endswith(_PACKED)]
     for file in (*BY_HAND, *sorted({*listed} - {*BY_HAND})):
         _require_silent(config, beside, file)
 
@@ -72,7 +92,7 @@ def _is_suspect(file: str) -> bool:
 def _require_silent(config: ConfigFile, beside: Beside, file: str) -> None:
     """Refuse a file that is there, unless it is a recipe that says nothing of a quantisation."""
     name = file.lower()
-    if name.endswith(_WEIGHTS):
+    if name.endswith((*_WEIGHTS, _PACKED)):
         where = shown(file)
     else:
         contents = beside(file, MAX_FILE_BYTES)
@@ -115,9 +135,15 @@ def _statements(values: Any) -> Iterator[tuple[str, Any]]:
 def _speaks(key: str, value: Any) -> bool:
     if value is None or value is False:
         return False
-    plain = re.sub(r"[^a-z0-9]", "", key.lower())
+    plain = re.sub(r"[^a-z0-9]", "", unicodedata.normalize("NFKC", key).lower())
     if plain in _HARMLESS:
         return False
-    if plain.endswith("dtype"):
-        return isinstance(value, str) and "cache" not in plain and _LOW.match(value) is not None
-    return _KEY.search(plain) is not None
+    if "cache" in plain and plain.endswith("dtype"):
+        return False
+    if isinstance(value, str) and "cache" not in plain and not plain.endswith(("path", "name")):
+        low = value.lower()
+        if _SAID.search(low) or (plain.endswith("dtype") and _LOW.match(low)):
+            return True
+    if isinstance(value, (int, float)) and _BITS.fullmatch(plain):
+        return 0 < value < 16
+    return plain.removesuffix("config") in _WHOLE or _KEY.search(plain) is not None

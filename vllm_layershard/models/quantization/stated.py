@@ -6,7 +6,9 @@ from vllm_layershard.models.sources.beside import (
     DESCRIPTION,
     HF_QUANT,
     MAX_DESCRIPTION_BYTES,
+    PARAMS,
     Beside,
+    names_in,
 )
 from vllm_layershard.models.sources.config_file import (
     MAX_FILE_BYTES,
@@ -18,8 +20,8 @@ from vllm_layershard.models.sources.config_file import (
 def stated_section(config: ConfigFile, beside: Beside) -> ConfigFile | None:
     """The section that vLLM reads, or None where no source states a quantisation.
 
-    The order is vLLM's: config.json's own, hf_quant_config.json, the language model's, and last
-    what ModelSlim describes for vllm-ascend.
+    The order is vLLM's: params.json of Mistral's format, config.json's own, hf_quant_config.json,
+    the language model's, and last what ModelSlim describes for vllm-ascend.
     Source: vLLM 0.32, transformers_utils/config.py, `get_config`, and
     model_arch_config_convertor.py, `get_quantization_config`.
 
@@ -27,7 +29,11 @@ def stated_section(config: ConfigFile, beside: Beside) -> ConfigFile | None:
         ModelError: something states a quantisation where nobody reads it.
         UnknownModelError: the Hub was asked for a file beside config.json and cannot be reached.
     """
-    section = config.section("quantization_config") or _beside(beside, HF_QUANT)
+    section = (
+        _of_params(config, beside)
+        or config.section("quantization_config")
+        or _beside(beside, HF_QUANT)
+    )
     if section is not None and _lacks_layers(section):
         section = _with_layers(section, beside)
     if section is None:
@@ -46,6 +52,22 @@ def stated_section(config: ConfigFile, beside: Beside) -> ConfigFile | None:
     return section
 
 
+def _of_params(config: ConfigFile, beside: Beside) -> ConfigFile | None:
+    """What params.json states, where weights of Mistral's format lie beside it.
+
+    On the Hub, where files are not listed, models of Mistral's architectures are asked for it.
+    """
+    if names := names_in(beside):
+        weights = (name for name in names if name.startswith("consolidated"))
+        if PARAMS not in names or not any(name.endswith(".safetensors") for name in weights):
+            return None
+    elif not any(mark in str(config.get("architectures")) for mark in ("istral", "ixtral")):
+        return None
+    from vllm_layershard.models.quantization.params_file import params_section  # few have one
+
+    return params_section(config, beside)
+
+
 def _lacks_layers(section: ConfigFile) -> bool:
     """Whether modelopt states a precision for each layer, and states the layers elsewhere."""
     method, algorithm = section.get("quant_method"), section.get("quant_algo")
@@ -59,9 +81,10 @@ def _lacks_layers(section: ConfigFile) -> bool:
 
 
 def _with_layers(section: ConfigFile, beside: Beside) -> ConfigFile:
-    """With what hf_quant_config.json states of the layers.
+    """With what hf_quant_config.json states of the layers; what it says of the cache is not read.
 
-    Source: vLLM 0.32, model_loader/weight_utils.py, `get_quant_config`.
+    Source: vLLM 0.32, model_loader/weight_utils.py, `get_quant_config`; of the cache
+    utils/torch_utils.py, `resolve_kv_cache_dtype_string`, which looks at config.json's section.
 
     Raises:
         ModelError: the file is of another producer, or says nothing of them.
@@ -72,7 +95,10 @@ def _with_layers(section: ConfigFile, beside: Beside) -> ConfigFile:
     producer, inner = file.section("producer"), file.section("quantization")
     if producer is None or producer.get("name") != "modelopt" or inner is None:
         file.fail("producer", "is not named 'modelopt', and vLLM 0.32 reads no other's layers here")
-    return ConfigFile(file.where, {**section.values, "quantization": inner.values})
+    of_layers = {
+        key: value for key, value in inner.values.items() if not key.startswith("kv_cache")
+    }
+    return ConfigFile(file.where, {**section.values, "quantization": of_layers})
 
 
 def _of_language_model(config: ConfigFile) -> ConfigFile | None:

@@ -14,6 +14,9 @@ from vllm_layershard.errors import ModelError
 HF_QUANT: Final = "hf_quant_config.json"
 """Where Model Optimizer states a quantisation, beside what config.json says of it or alone."""
 
+PARAMS: Final = "params.json"
+"""The config of Mistral's own format."""
+
 DESCRIPTION: Final = "quant_model_description.json"
 """Where ModelSlim states the precision of every tensor, for vllm-ascend."""
 

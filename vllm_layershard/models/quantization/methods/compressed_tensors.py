@@ -39,28 +39,27 @@ def read_compressed_tensors(
     if sparsity is not None and sparsity.get("targets"):
         section.fail("sparsity_config", "vLLM 0.32 has no class for sparse weights any more")
     ignored = read_ignored(section, ("ignore",), "patterns", names)
-    targets: list[tuple[str, Format]] = []
+    targets: dict[str, Format] = {}  # as vLLM's: of two groups with one target the last is read
     for group in _groups(section):
-        found = format_of(section, group)
-        targets += [(target, found) for target in group.strings("targets")]
+        targets |= dict.fromkeys(group.strings("targets"), format_of(section, group))
     if not targets:
         if section.get("kv_cache_scheme") is None:
             section.fail("config_groups", "states no linears, so no source states their bytes")
         return Quantization("compressed_tensors_cache", Nothing())
-    patterns = sum(target.startswith("re:") for target, _ in targets)
+    patterns = sum(target.startswith("re:") for target in targets)
     if len(targets) > _MAX_TARGETS or patterns > _MAX_PATTERNS:
         section.fail(
             "config_groups",
             f"has more than {_MAX_TARGETS:,} targets, or {_MAX_PATTERNS} of them with a pattern",
         )
-    read = (read_target(section, target, found, names) for target, found in targets)
+    read = (read_target(section, target, found, names) for target, found in targets.items())
     groups = groups_of(section, read, ignored, names)
     if groups.embedding() is not None:
         section.fail("config_groups", unread("quantised embeddings"))
     for embedding in ("model.embed_tokens", "language_model.model.embed_tokens"):
         if groups.named(embedding) is not None and not ignored.linear(embedding):
             section.fail("config_groups", unread("quantised embeddings"))
-    known = {found.name for _, found in targets}
+    known = {found.name for found in targets.values()}
     name = known.pop() if len(known) == 1 else "compressed_tensors_mixed"
     return Quantization(name, groups, _transforms(section, names))
 
