@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Final, NamedTuple
 
-from vllm_layershard.errors import ConfigError, PlanError
+from vllm_layershard.errors import ConfigError, ModelError, PlanError
 from vllm_layershard.models.blueprint import Blueprint
 from vllm_layershard.models.cache.kv_cache import (
     AttentionCache,
@@ -24,9 +24,17 @@ from vllm_layershard.models.deployment import Deployment
 from vllm_layershard.models.layer_weights import layer_experts, layer_linears
 from vllm_layershard.models.shape import SplitSize, require_split
 from vllm_layershard.models.weight_bytes import WeightBytes, held_bytes, padded_vocab
-from vllm_layershard.plan import Linear, ParallelLayout
+from vllm_layershard.plan import Linear, ParallelLayout, stage_layers
 
 _WHOLE: Final = Deployment(ParallelLayout())
+
+_ROUTED_STAGES: Final = (
+    *("Glm4MoeForCausalLM", "Glm4MoeLiteForCausalLM", "Qwen3MoeForCausalLM"),
+    *("Qwen3NextForCausalLM", "Qwen3VLMoeForConditionalGeneration"),
+)
+"""Those of which vLLM builds no pipeline stage without a layer that has routed experts.
+Source: vLLM 0.32, model_executor/models/glm4_moe.py, `extract_moe_parameters`; qwen3_moe.py,
+qwen3_next.py and qwen3_vl_moe.py, `set_moe_parameters`."""
 
 
 class Model(NamedTuple):
@@ -168,9 +176,11 @@ class Model(NamedTuple):
 
         Raises:
             PlanError: says what does not divide.
+            ModelError: vLLM builds no such model in any layout.
         """
         b, tp = self.blueprint, deployment.layout.tp
         _require_one_module(self, deployment.layout)
+        _require_routed_stages(self, deployment.layout.pp)
         require_split(tp, b.split)
         require_split(tp, [SplitSize("the padded vocabulary", padded_vocab(b.vocab))])
         if b.experts is not None:
@@ -232,6 +242,25 @@ def _require_one_module(model: Model, layout: ParallelLayout) -> None:
             f"--mtp {model.drafted}: would use {modules} draft layers, and under prefill-context "
             "parallelism vLLM 0.32 drafts with one alone; give --mtp 1, or leave --pcp out"
         )
+
+
+def _require_routed_stages(model: Model, pp: int) -> None:
+    if model.architecture not in _ROUTED_STAGES:
+        return
+    routed = [model.blueprint.is_routed(layer_id) for layer_id in range(model.num_layers)]
+    if not any(routed):
+        raise ModelError(
+            f"{model.name}: none of its {model.num_layers} layers has routed experts, and vLLM "
+            f"0.32 builds no {model.architecture} without; correct the fields of config.json that "
+            "say which layers are dense"
+        )
+    for stage, layers in enumerate(stage_layers(model.num_layers, pp)):
+        if not any(routed[layer_id] for layer_id in layers):
+            raise PlanError(
+                f"pp = {pp}: stage {stage} would have layers {layers.start} to {layers.stop - 1} "
+                f"of {model.name}, none of them with routed experts, and vLLM 0.32 builds no such "
+                f"stage of a {model.architecture}; choose a smaller pp"
+            )
 
 
 def _caches(

@@ -149,9 +149,10 @@ def test_every_field_that_is_true_or_false_is_looked_at() -> None:
     ("name", "field"),
     [
         ("inclusionAI--Ling-1T", "tie_word_embeddings"),
-        ("inclusionAI--Ling-1T", "use_bias"),
+        ("inclusionAI--Ling-1T", "use_qkv_bias"),
         ("MiniMaxAI--MiniMax-M2", "attention_bias"),
         ("meta-llama--Meta-Llama-3.1-8B", "qkv_bias"),
+        ("Qwen--Qwen3-Next-80B-A3B-Instruct", "qkv_bias"),
     ],
 )
 def test_a_condition_that_no_class_checks_counts_as_in_python(name: str, field: str) -> None:

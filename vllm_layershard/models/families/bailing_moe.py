@@ -50,6 +50,13 @@ def build(architecture: str, config: ConfigFile) -> Blueprint:
     shared_experts = config.integer("num_shared_experts", low=0, high=1 << 10)
     shared = GatedMlp("mlp.shared_experts", shared_experts * width, bias=bias, partial=True)
     routed = tuple(i >= first for i in range(sizes.layers))
+    if bias and shared.intermediate and any(routed):
+        # Source: vLLM 0.32, layers/linear.py, `RowParallelLinear`, which this MLP leaves unreduced.
+        config.fail(
+            "use_bias",
+            "is true, and vLLM 0.32 builds no shared experts with a bias here; serve a checkpoint "
+            "without it",
+        )
     return sizes.blueprint(
         (Segment(attention, (shared, router) if i else (mlp,)) for i in routed),
         mlp_split(mlp, routed, shared),

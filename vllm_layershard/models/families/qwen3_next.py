@@ -55,7 +55,7 @@ def _read(config: ConfigFile, *, fused: bool, has_experts: bool) -> Blueprint:
         config.fail("mamba_ssm_dtype", f"{state_dtype!r} is not known")
     full = GroupedAttention(
         sizes.heads,
-        qkv_bias=config.boolean("attention_bias"),
+        qkv_bias=config.boolean("qkv_bias"),  # vLLM's class does not read attention_bias
         qk_norm="head",
         gated=config.get("attn_output_gate") is not False,
     )
