@@ -30,7 +30,8 @@ def test_an_option_that_vllm_turns_off_is_a_failure(model, tmp_path):
         # vLLM turns nothing off there, so there is nothing that the guard could find.
         pytest.skip("with AMX vLLM leaves both on")
     arguments = (*CACHED, "--enable-chunked-prefill", "--max-num-batched-tokens", "32")
-    said = "turned off --enable-chunked-prefill, --enable-prefix-caching"
+    off = ["--block-size", "--enable-chunked-prefill", "--enable-prefix-caching"]
+    said = f"turned off {', '.join([*off, '--max-num-batched-tokens'])}"
     server = Server(model, tmp_path / "log", arguments=arguments)
     with pytest.raises(ServerError, match=said), server:
         pytest.fail("it is said to be ready")

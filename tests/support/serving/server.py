@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from serving.layout import TWO_RANKS, Layout
+from serving.obeyed import overruled
 
 START_TIMEOUT_S = 400
 STOP_TIMEOUT_S = 20
@@ -34,9 +35,6 @@ which a request has arrived."""
 
 EAGER = ("--enforce-eager", "--compilation-config", '{"custom_ops": ["all", "-rotary_embedding"]}')
 """Eager mode without the custom op that corrupts MLA's three-dimensional query (vLLM 0.32, CPU)."""
-
-TURNED_OFF = "prefill and prefix caching to be disabled"
-"""What vLLM 0.32 logs of a model with MLA on a CPU without AMX (platforms/cpu.py)."""
 
 
 class ServerError(Exception):
@@ -159,15 +157,14 @@ class Server:
         return [process.wait(END_TIMEOUT_S) for process in self._processes]
 
     def _check_obeyed(self) -> None:
-        """What vLLM turns off with a line in its log alone would go untested.
+        """What vLLM turns off with a line in its log, or without one, would go untested.
 
         Raises:
             ServerError: it has done so.
         """
         log = self.log_text()
-        asked = {"--enable-prefix-caching", "--enable-chunked-prefill"} & {*self.command}
-        if asked and TURNED_OFF in log:
-            raise ServerError(f"vLLM has turned off {', '.join(sorted(asked))}", log, None)
+        if found := overruled(self.command, log):
+            raise ServerError(f"vLLM has turned off {', '.join(found)}", log, None)
 
     def log_text(self) -> str:
         return self._log.read_text(errors="replace")
