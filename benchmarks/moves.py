@@ -7,10 +7,12 @@ one for each token. An owner that multiplies all ranks' tokens sleeps as much lo
 rank stores some rows of every weight, it pulls the others' from their memory: no kernel paces that,
 and behind each pull is slept what its bytes take on the link.
 
-The three ways run in turn, round after round, after each has been seen to be right. What is
-compared are ratios within a round; a forward takes as long as its slowest rank, and ends when
-nothing is in flight. `planned` is what the planner's functions say of this link and this compute;
-`auto` has the threshold that they find. Bytes are what the link has carried over the formula
+The three ways run in turn, round after round, after each has been seen to be right, and each time
+begins another. Each way runs for about as long. Short forwards scatter, so a round has several of
+them in turn and counts their mean, and there are twice as many rounds. What is compared are
+ratios within a round; a forward takes as long as its slowest rank, and ends when nothing is in
+flight. `planned` is what the planner's functions say of this link and this compute; `auto` has the
+threshold that they find. Bytes are what the link has carried over the formula
 (estimate/activations/bytes_moved.py), and those that were pulled; over four ranks they alone are
 counted.
 
@@ -25,9 +27,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import pairwise
 from math import exp, log
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -70,7 +74,7 @@ def rank_main(rank: int, case: Case, gbit: float, folder: str) -> None:
     torch.set_num_threads(1)
     store = f"file://{folder}/store"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=case.ranks)
-    found: dict[str, list[tuple[float, int]]] = {way: [] for way in WAYS}
+    found: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}
     sleeps = (compute_seconds, product_seconds) if case.slept else (_none, _none)
     pulled = case.pulled_seconds(gbit) if case.slept else 0.0
     with torch.inference_mode():
@@ -79,15 +83,30 @@ def rank_main(rank: int, case: Case, gbit: float, folder: str) -> None:
         )
         for way in WAYS:
             movers[way].check(case.tokens)
+        forwards = {way: case.forwards(way, gbit) for way in WAYS}
         for round_ in range(case.rounds + 1):
-            for way in WAYS:
-                measured = _measured(movers[way], case.tokens)
-                if round_:  # the first one connects the ranks
-                    found[way].append(measured)
+            each: dict[str, list[tuple[float, int]]] = {way: [] for way in WAYS}
+            for way in turns_of(round_, forwards):
+                each[way].append(_measured(movers[way], case.tokens))
+            if round_:  # the first one connects the ranks
+                for way in WAYS:
+                    found[way].append(_mean(each[way]))
     if rank == 0:
         Path(folder, "found.json").write_text(json.dumps(found))
     dist.barrier()
     dist.destroy_process_group()
+
+
+def turns_of(round_: int, forwards: Mapping[Move, int]) -> Iterator[Move]:
+    """The forwards of a round: the ways take turns, as long as each has any left.
+
+    What else the machine does slows them alike. Every turn begins with another way.
+    """
+    for turn in range(max(forwards.values())):
+        first = (round_ + turn) % len(WAYS)
+        for way in WAYS[first:] + WAYS[:first]:
+            if turn < forwards[way]:
+                yield way
 
 
 def _none(tokens: int, share: float = 1.0) -> float:
@@ -106,13 +125,19 @@ def _measured(mover: Mover, tokens: int) -> tuple[float, int]:
     return took, after - before
 
 
+def _mean(forwards: list[tuple[float, int]]) -> tuple[float, float]:
+    """Of the seconds, and of the bytes."""
+    seconds, nbytes = zip(*forwards, strict=True)
+    return fmean(seconds), fmean(nbytes)
+
+
 def _pulled_bytes(mover: Mover) -> int:
     """Of all ranks, which pull as much as each other."""
     return dist.get_world_size() * mover.pulled_bytes
 
 
-def row_of(case: Case, found: dict[str, list[tuple[float, int]]], gbit: float) -> dict[str, Any]:
-    """Medians of the rounds; ratios are within a round."""
+def row_of(case: Case, found: dict[str, list[tuple[float, float]]], gbit: float) -> dict[str, Any]:
+    """Medians of the rounds; ratios are within a round, over the way that is quicker in most."""
     seconds = {way: [took for took, _ in rounds] for way, rounds in found.items()}
     row: dict[str, Any] = {"placement": case.placement, "ranks": case.ranks}
     row |= {"tokens": case.tokens, "rounds": case.rounds}
@@ -121,21 +146,23 @@ def row_of(case: Case, found: dict[str, list[tuple[float, int]]], gbit: float) -
         row[f"{way} ms"] = round(times.median * 1e3, 2)
         row |= {f"{way} ms low": times.low * 1e3, f"{way} ms high": times.high * 1e3}
     for way, nbytes in case.formula.items():
-        counted = Times.of([float(one) for _, one in found[way]])
+        counted = Times.of([nbytes for _, nbytes in found[way]])
         row[f"{way} bytes"] = int(counted.median)
         row[f"{way} / formula"] = round(counted.median / nbytes, 4)
     if case.ranks == 2:
         for way, planned in planned_seconds(case, gbit).items():
             row[f"{way} planned ms"] = round(planned * 1e3, 2)
-    each = list(zip(*(seconds[way] for way in WAYS), strict=True))
-    row["auto moves"] = "weights" if case.tokens >= case.weights_from else "activations"
-    row["activations / weights"] = _ratio([tokens / weights for weights, tokens, _ in each])
-    row["auto / quicker"] = _ratio([auto / min(both) for *both, auto in each])
+    row["auto moves"] = case.moves("auto")
+    row["activations / weights"] = _ratio(seconds["activations"], seconds["weights"])
+    quicker = "activations" if row["activations / weights"] < 1 else "weights"
+    row["auto / quicker"] = _ratio(seconds["auto"], seconds[quicker])
     return row
 
 
-def _ratio(rounds: list[float]) -> float:
-    return round(Times.of(rounds).median, 3)
+def _ratio(ones: list[float], others: list[float]) -> float:
+    """The median of the rounds' ratios."""
+    each = [one / other for one, other in zip(ones, others, strict=True)]
+    return round(Times.of(each).median, 3)
 
 
 def measured(case: Case, gbit: float) -> dict[str, Any]:
@@ -194,11 +221,15 @@ def misses(rows: list[dict[str, Any]], thresholds: Mapping[Placement, int]) -> I
             )
 
 
-def cases_of(thresholds: Mapping[Placement, int], rounds: int, *, smoke: bool) -> Iterator[Case]:
-    """Times of two ranks; bytes alone of four."""
+def cases_of(
+    thresholds: Mapping[Placement, int], rounds: int, gbit: float, *, smoke: bool
+) -> Iterator[Case]:
+    """Times of two ranks, of short forwards in twice as many rounds; bytes alone of four."""
     for placement, start in thresholds.items():
         for tokens in (TOKENS[0], TOKENS[-1]) if smoke else TOKENS:
-            yield Case(2, tokens, 1 if smoke else rounds, start, placement=placement)
+            case = Case(2, tokens, 1 if smoke else rounds, start, placement=placement)
+            is_short = case.forwards("auto", gbit) > 1
+            yield replace(case, rounds=2 * rounds) if is_short and not smoke else case
         for tokens in (128,) if smoke else (128, 512):
             yield Case(4, tokens, 1 if smoke else 3, start, slept=False, placement=placement)
 
@@ -215,7 +246,7 @@ def main() -> int:
     gbit = options.link_gbit
     placements = PLACEMENTS if options.placement is None else (options.placement,)
     thresholds = {placement: planned_threshold(gbit, placement) for placement in placements}
-    cases = cases_of(thresholds, options.rounds, smoke=options.smoke)
+    cases = cases_of(thresholds, options.rounds, gbit, smoke=options.smoke)
     try:
         with paced(gbit):
             rows = [measured(case, gbit) for case in cases]

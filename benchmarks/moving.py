@@ -7,10 +7,11 @@ the kernel paces both directions together.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 
 import torch
 
-from vllm_layershard.config import Placement
+from vllm_layershard.config import Move, Placement
 from vllm_layershard.estimate.activations.bytes_moved import BytesMoved
 from vllm_layershard.estimate.broadcast import broadcast_seconds
 from vllm_layershard.estimate.exchange.collectives import (
@@ -37,6 +38,9 @@ LATENCY_S = 3e-4
 """Of a collective over gloo: two threads wake each other."""
 MEMORY_BYTES_A_S = 1e10
 """Of one core: a pull copies the rank's own stripe within its memory."""
+
+IN_A_ROUND_S = 0.35
+"""For so long each way runs in a round: the shortest forwards take 27 to 71 ms, of equal work."""
 
 TOKENS = (8, 32, 128, 256, 512, 1024, 2048, 4096)
 PLACEMENTS: tuple[Placement, ...] = ("round_robin", "striped")
@@ -70,6 +74,18 @@ class Case:
             weights = (self.ranks - 1) * traffic.weight
             activations = traffic.owner_computes(tokens)
         return {"weights": LAYERS * weights, "activations": LAYERS * activations}
+
+    def moves(self, way: Move) -> Move:
+        """What forwards of this way move."""
+        if way != "auto":
+            return way
+        return "weights" if self.tokens >= self.weights_from else "activations"
+
+    def forwards(self, way: Move, gbit: float) -> int:
+        """Of one round, the same on every rank; one where only bytes are counted."""
+        if not self.slept:
+            return 1
+        return ceil(IN_A_ROUND_S / planned_seconds(self, gbit)[self.moves(way)])
 
     def pulled_seconds(self, gbit: float) -> float:
         """What the other ranks' stripes of a layer take on this rank's part of the link."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -20,9 +22,9 @@ import against  # noqa: E402
 from exchange import WITHIN  # noqa: E402
 from exchange import misses as exchange_misses  # noqa: E402
 from link import LinkError, paced  # noqa: E402
-from moves import BYTES_WITHIN, break_even  # noqa: E402
+from moves import BYTES_WITHIN, WAYS, break_even, cases_of, row_of, turns_of  # noqa: E402
 from moves import misses as moves_misses  # noqa: E402
-from moving import PLACEMENTS, planned_seconds, planned_threshold  # noqa: E402
+from moving import IN_A_ROUND_S, PLACEMENTS, planned_seconds, planned_threshold  # noqa: E402
 from moving import Case as MovesCase  # noqa: E402
 from overlap import RACES, misses, planned  # noqa: E402
 
@@ -185,6 +187,55 @@ def test_the_threshold_is_where_the_planner_has_both_ways_as_long(placement):
     ]
     assert ways[0]["activations"] < ways[0]["weights"]
     assert ways[1]["activations"] >= ways[1]["weights"]
+
+
+def test_each_way_has_each_place_in_three_rounds_and_short_ones_take_turns():
+    alone = [tuple(turns_of(round_, dict.fromkeys(WAYS, 1))) for round_ in range(6)]
+    for three in (alone[:3], alone[3:]):
+        assert all(set(order) == set(WAYS) for order in three)
+        assert all({order[place] for order in three} == set(WAYS) for place in range(3))
+    weights, activations, auto = WAYS
+    numbers = {weights: 1, activations: 12, auto: 12}
+    for round_ in range(3):
+        turns = [*turns_of(round_, numbers)]
+        assert {way: turns.count(way) for way in WAYS} == numbers
+        short = [way for way in turns if way != weights]
+        assert all({*short[i : i + 2]} == {activations, auto} for i in range(0, 24, 2))
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_each_way_runs_as_long_in_a_round_and_short_ones_in_more_rounds(placement):
+    cases = [*cases_of({placement: planned_threshold(2, placement)}, 9, 2, smoke=False)]
+    for case in cases:
+        planned = planned_seconds(case, 2) if case.slept else {}
+        numbers = {way: case.forwards(way, 2) for way in WAYS}
+        for way, number in numbers.items():
+            if case.slept:
+                one = planned[case.moves(way)]
+                assert number * one >= IN_A_ROUND_S > (number - 1) * one
+            else:
+                assert number == 1
+        assert case.rounds == (3 if not case.slept else 18 if numbers["auto"] > 1 else 9)
+    assert {case.rounds for case in cases} == {3, 9, 18}
+
+
+def test_forwards_that_scatter_by_chance_alone_are_no_miss():
+    """Of equal work they took 27 to 71 ms; with one in each of nine rounds some runs miss."""
+
+    def misses_of(seed: int, rounds: int, forwards: int) -> list[str]:
+        chance = random.Random(seed)
+
+        def short(tokens_move: bool) -> tuple[float, int]:
+            each = [chance.uniform(0.027, 0.071) for _ in range(forwards)]
+            return statistics.fmean(each) if tokens_move else 0.36, 1
+
+        found = {way: [short(way != "weights") for _ in range(rounds)] for way in WAYS}
+        case = MovesCase(2, 8, rounds, 869)
+        return [miss for miss in moves_misses([row_of(case, found, 2)], {}) if "auto" in miss]
+
+    (case, *_) = cases_of({"round_robin": 869}, 9, 2, smoke=False)
+    assert not any(misses_of(seed, case.rounds, case.forwards("auto", 2)) for seed in range(200))
+    assert sum(bool(misses_of(seed, 9, 1)) for seed in range(200)) > 20
 
 
 def moved(tokens: int, ratio: float, auto: str, **more: Any) -> dict[str, Any]:
