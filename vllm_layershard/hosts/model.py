@@ -42,11 +42,12 @@ from vllm_layershard.hosts.graphs.breaks import end_graphs_at_movements
 from vllm_layershard.hosts.graphs.fusions import keep_fusions
 from vllm_layershard.hosts.graphs.hidden import wait_ahead_of_adapters, wait_ahead_of_experts
 from vllm_layershard.hosts.graphs.peers import check_each_step, check_steps
-from vllm_layershard.hosts.graphs.reads import require_reads, runs_all_on
+from vllm_layershard.hosts.graphs.reads import experts_are_traced, require_reads, runs_all_on
 from vllm_layershard.hosts.groups import Groups, form_groups
 from vllm_layershard.hosts.identity import checkpoint_of, read_as
 from vllm_layershard.hosts.linears import check_matched, check_untied, collecting, leave_towers
 from vllm_layershard.hosts.loading import LoadedGroup, LoadingModel
+from vllm_layershard.hosts.moves.excluded import check_seen
 from vllm_layershard.hosts.moves.moved_linear import moving_series, serve_moved
 from vllm_layershard.hosts.reload.guard import guard_reloads, reload_together
 from vllm_layershard.hosts.reload.process_checkpoints import refuse_checkpoints
@@ -124,11 +125,13 @@ def build(
             raise error if ffn is None else beside_split(error) from None
         modules = {linear.prefix: module for linear, module in found.values()}
         named = [linear.prefix for members in selected.values() for linear in members]
-        check_untied(model, [modules[prefix] for prefix in named])
-        check_not_taken(vllm_config, [modules[prefix] for prefix in named])
+        to_share = [modules[prefix] for prefix in named]
+        check_untied(model, to_share)
+        check_not_taken(vllm_config, to_share)
         exchanged = whole.checked(
             model, [selected[name] for name in config.token_exchange], modules
         )
+        check_seen(model, vllm_config, config, to_share, exchanged)
         paths = _paths(model, modules)
         unbind({boundary_of(path) for path in paths.values()})
 
@@ -138,10 +141,7 @@ def build(
 
         def attach_and_serve(loaded: Sequence[LoadedGroup]) -> None:
             attach(model, modules, decisions, loaded, config, layout)
-            kind = device.torch_device.type
-            # On CUDA an op hides the experts from the compiler.
-            traced = kind != "cuda" and _is_compiled(vllm_config)
-            guard(modules, decisions, loaded, traced=traced, runs_all=runs_all_on(kind))
+            guard(modules, decisions, loaded, vllm_config)
             exchange_before(exchanged, _counters(decisions, loaded))
             groups.have_stored()
             pulled = all(each.group_plan.transport_name == "pull" for each in decisions)
@@ -227,19 +227,15 @@ def guard(
     modules: Mapping[str, nn.Module],
     decisions: Sequence[Decision],
     loaded: Sequence[LoadedGroup],
-    *,
-    traced: bool,
-    runs_all: Callable[[], bool],
+    vllm_config: VllmConfig,
 ) -> None:
     """Require that each weight that is moved is read: see hosts/graphs/reads.py."""
+    traced = experts_are_traced(vllm_config)
+    runs_all = runs_all_on(vllm_config.device_config.device_type)
     for decision, group in zip(decisions, loaded, strict=True):
         for series, linears in zip(group.series, decision.group_plan.linears, strict=True):
             held = [modules[linear.prefix] for linear in linears]
             require_reads(series, held, traced=traced, runs_all=runs_all)
-
-
-def _is_compiled(vllm_config: VllmConfig) -> bool:
-    return bool(vllm_config.compilation_config.mode)  # 0 and None: not
 
 
 def _counters(decisions: Sequence[Decision], loaded: Sequence[LoadedGroup]) -> dict[str, Counters]:

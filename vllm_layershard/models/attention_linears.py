@@ -39,3 +39,14 @@ def copied_prefixes(model: Model, deployment: Deployment) -> frozenset[str]:
         for layer_id in range(model.num_layers)
         for linear in copied_linears(model.blueprint, layer_id, deployment)
     )
+
+
+def shared_expert_prefixes(model: Model, deployment: Deployment) -> frozenset[str]:
+    """Those of hidden layers that run within vLLM's op of the routed experts."""
+    return frozenset(
+        linear.prefix
+        for layer_id in range(model.num_layers)
+        for segment in layer_linears(model.blueprint, layer_id, deployment)
+        for shape, linear in segment
+        if shape.shared_expert
+    )

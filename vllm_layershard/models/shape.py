@@ -21,6 +21,7 @@ class Shape(NamedTuple):
     `convolution`: a one-dimensional one over `inner` tokens, which vLLM builds as a linear.
     `shared_out`: tensor-parallel ranks, which all hold it, compute a part of the tokens each.
     `partial`: what it puts out on a rank is a partial sum, which its consumer adds up.
+    `shared_expert`: it runs within vLLM's op of the routed experts, beside them.
     """
 
     suffix: str
@@ -35,6 +36,7 @@ class Shape(NamedTuple):
     convolution: bool = False
     shared_out: bool = False
     partial: bool = False
+    shared_expert: bool = False
 
     @property
     def rows(self) -> int:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from vllm_layershard.config import LayerShardConfig, TransportName
 from vllm_layershard.errors import PlanError
-from vllm_layershard.models.attention_linears import copied_prefixes
+from vllm_layershard.models.attention_linears import copied_prefixes, shared_expert_prefixes
 from vllm_layershard.models.deployment import Deployment
 from vllm_layershard.models.model import Model
 from vllm_layershard.models.weight_bytes import WeightBytes
 from vllm_layershard.plan import (
     GroupPlan,
+    Linear,
     Plan,
     SharedNeed,
     group_plans,
@@ -160,6 +161,8 @@ def shard_model(model: Model, deployment: Deployment, config: LayerShardConfig) 
         split = split_mlps(model, deployment)
         linears = others_than(split, linears, config)
     selected = select(linears, config.layers)
+    if config.move != "weights":
+        _require_seen(model, deployment, config, selected)
     copied = copied_prefixes(model, deployment)
     if any(linear.prefix in copied for members in selected.values() for linear in members):
         model = model._replace(mlapo=False)  # the server refuses them with it
@@ -208,6 +211,22 @@ def _require_movable(model: Model, deployment: Deployment, config: LayerShardCon
     on_npu = model.cache_device.is_ascend
     for why in unmovable(layout, config, splitting, on_npu=on_npu):
         raise PlanError(why)
+
+
+def _require_seen(
+    model: Model,
+    deployment: Deployment,
+    config: LayerShardConfig,
+    selected: Mapping[str, Sequence[Linear]],
+) -> None:
+    """Refuse to move the tokens of linears that an op hides, as the plugin does."""
+    from vllm_layershard.plan.move import hidden_in_experts  # seldom asked for
+
+    hidden = shared_expert_prefixes(model, deployment)
+    for linears in selected.values():
+        for linear in linears:
+            if linear.prefix in hidden:
+                raise PlanError(hidden_in_experts(linear.prefix, config))
 
 
 def rank_weight_bytes(model: Model, deployment: Deployment) -> tuple[WeightBytes, ...]:

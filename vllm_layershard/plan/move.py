@@ -81,6 +81,19 @@ def unmovable(
         )
 
 
+def hidden_in_experts(prefix: str, config: LayerShardConfig) -> str:
+    """Why the tokens of a linear below shared experts cannot move on a GPU or NPU.
+
+    A captured graph cannot end within an op of vLLM's, and the op may run them on a second stream,
+    beside the model's own collectives. Source: vLLM 0.32, fused_moe/runner/shared_experts.py.
+    """
+    return (
+        f"{KEY}.move = {config.move!r}: {prefix} runs within vLLM's op of the routed experts, on a "
+        "GPU on a stream of its own, where ranks cannot exchange tokens; leave it out, or use "
+        "move 'weights'"
+    )
+
+
 def counts_in_group(
     layout: ParallelLayout, ranks: Sequence[int], by_data_parallel: Sequence[int]
 ) -> tuple[int, ...]:

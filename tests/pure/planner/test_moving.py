@@ -12,6 +12,7 @@ from console import complaint, document, said
 from vllm_layershard import Layout, plan_model
 from vllm_layershard.config import LayerShardConfig
 from vllm_layershard.errors import ConfigError, PlanError
+from vllm_layershard.planner.options import Options
 from vllm_layershard.planner.results.move import Move
 from vllm_layershard.planner.results.plan_result import PlanResult
 from vllm_layershard.schema import validated
@@ -113,6 +114,36 @@ def test_what_the_plugin_refuses_of_a_layout_the_planner_refuses(rule: dict[str,
         plan_model("DeepSeek-V3", ["o_proj"], Layout(tp=2, dp=4, ep=True), **rule)
     with pytest.raises(PlanError, match="dummy batches leave out attention's linears"):
         plan_model("DeepSeek-V3", ["o_proj"], Layout(dp=16, ep=True), hardware="910B2", **rule)
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("GLM-5-FP8", "shared_experts.down_proj"),
+        ("GLM-4.7", "shared_experts.gate_up_proj"),
+        ("Ling-1T", "shared_experts.down_proj"),
+        ("Qwen3-Next-80B-A3B-Instruct", "shared_expert.down_proj"),
+        ("Qwen3.5-397B-A17B", "shared_expert_gate"),
+    ],
+)
+def test_tokens_of_linears_that_the_experts_op_hides_are_refused(model: str, name: str) -> None:
+    layout = Layout(dp=8)
+    for rule in (Options(move="auto"), Options(move="activations")):
+        with pytest.raises(PlanError, match=rf"{name} runs within vLLM's op of the routed expert"):
+            plan_model(model, ["o_proj", name], layout, hardware="H200", **rule)
+    assert plan_model(model, [name], layout, hardware="H200").series
+
+
+def test_tokens_of_a_dense_mlp_beside_experts_and_outside_their_op_may_move() -> None:
+    names = ["mlps.0.down_proj"]
+    assert plan_model("LongCat-Flash-Chat", names, Layout(dp=8), move="activations").series
+
+
+def test_linears_that_are_chosen_for_tokens_are_none_that_the_op_hides() -> None:
+    chosen = plan_model("GLM-4.7", "auto", Layout(dp=8), hardware="H200", move="auto")
+    assert chosen.sharding.layers == ("qkv_proj", "o_proj")
+    weights = plan_model("GLM-4.7", "auto", Layout(dp=8), hardware="H200")
+    assert any("shared_experts" in name for name in weights.sharding.layers)
 
 
 def test_without_data_parallelism_an_npu_plans_it() -> None:

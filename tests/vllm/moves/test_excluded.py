@@ -80,7 +80,8 @@ def test_replicas_of_a_dense_model_are_refused_and_its_tensor_parallel_ranks_tak
 
 
 SET = """
-import sys
+import os, sys
+from types import SimpleNamespace
 from vllm.engine.arg_utils import EngineArgs
 from vllm_layershard.hosts.settings import check
 
@@ -107,12 +108,15 @@ for dp, tp in ((2, 1), (1, 2)):
         verdict(config.parallel_config, "prefill_context_parallel_size", 2),
         verdict(config.device_config, "device_type", "npu"),
     ])
+os.environ["VLLM_LORA_ENABLE_DUAL_STREAM"] = "1"
+result.append([verdict(config, "lora_config", value) for value in (None, SimpleNamespace())])
 """
 
 
 def test_what_no_cpu_can_be_asked_for_is_refused_where_it_is_set(model):
-    (context, dummies), (_, together) = run_child(SET, str(model))
+    (context, dummies), (_, together), (alone, adapted) = run_child(SET, str(model))
     asked = "layer_sharding.move = 'activations'"
     assert f"PlanError: {asked}: prefill-context-parallel ranks have token counts" in context
     assert f"HostError: {asked}: vllm-ascend's dummy batches leave out attention's" in dummies
-    assert together is None
+    assert together is alone is None
+    assert f"HostError: {asked}: with VLLM_LORA_ENABLE_DUAL_STREAM a linear with" in adapted

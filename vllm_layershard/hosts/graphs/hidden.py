@@ -14,7 +14,7 @@ fused_moe/runner/moe_runner.py, fused_moe/runner/shared_experts.py, lora/layers/
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -33,16 +33,26 @@ def wait_ahead_of_experts(model: nn.Module, sharded: Mapping[str, Any]) -> None:
     Raises:
         HostError: this version of vLLM calls shared experts otherwise.
     """
+    for path, within in within_experts(model):
+        hidden = [linear for linear in sharded.values() if id(linear) in within]
+        wait_at_entry(model.get_submodule(path.rpartition(".")[0]), hidden)
+
+
+def within_experts(model: nn.Module) -> Iterator[tuple[str, set[int]]]:
+    """Of each op of routed experts the path of what calls it, and the `id` of all modules within.
+
+    A shared expert that the model's own code calls beside the op is in none.
+
+    Raises:
+        HostError: this version of vLLM calls shared experts otherwise.
+    """
     runner = MOE_RUNNER.imported()
     for path, module in model.named_modules():
         if isinstance(module, runner):
             SHARED_EXPERTS.of(module)
         shared = getattr(module, "_shared_experts", None)
-        if not isinstance(shared, nn.Module):
-            continue
-        below = {id(each) for each in shared.modules()}
-        hidden = [linear for linear in sharded.values() if id(linear) in below]
-        wait_at_entry(model.get_submodule(path.rpartition(".")[0]), hidden)
+        if isinstance(shared, nn.Module):
+            yield path, {id(each) for each in shared.modules()}
 
 
 def wait_ahead_of_adapters() -> None:

@@ -14,7 +14,7 @@ vllm-ascend at 182b75e, attention/mla_v1.py, attention/sfa_v1.py, `if attn_metad
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vllm.forward_context import get_forward_context, is_forward_context_available
 
@@ -22,6 +22,9 @@ from vllm_layershard.config import KEY
 from vllm_layershard.errors import HostError
 from vllm_layershard.runtime.series import ShardedSeries
 from vllm_layershard.runtime.tensors import held
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
 
 
 def runs_all_on(device_type: str) -> Callable[[], bool]:
@@ -31,6 +34,15 @@ def runs_all_on(device_type: str) -> Callable[[], bool]:
 
 def _has_metadata() -> bool:
     return is_forward_context_available() and bool(get_forward_context().attn_metadata)
+
+
+def experts_are_traced(vllm_config: VllmConfig) -> bool:
+    """Whether a compiler looks into what the MoE blocks run; elsewhere each linear is seen to run.
+
+    On CUDA an op hides the experts from it. Mode 0 and None: nothing is compiled.
+    """
+    is_compiled = bool(vllm_config.compilation_config.mode)
+    return is_compiled and vllm_config.device_config.device_type != "cuda"
 
 
 def require_reads(

@@ -48,7 +48,9 @@ def build(architecture: str, config: ConfigFile) -> Blueprint:
         correction_bias=config.boolean("moe_router_enable_expert_bias"),
     )
     shared_experts = config.integer("num_shared_experts", low=0, high=1 << 10)
-    shared = GatedMlp("mlp.shared_experts", shared_experts * width, bias=bias, partial=True)
+    shared = GatedMlp(
+        "mlp.shared_experts", shared_experts * width, bias=bias, partial=True, shared_expert=True
+    )
     routed = tuple(i >= first for i in range(sizes.layers))
     if bias and shared.intermediate and any(routed):
         # Source: vLLM 0.32, layers/linear.py, `RowParallelLinear`, which this MLP leaves unreduced.

@@ -35,7 +35,7 @@ def build(architecture: str, config: ConfigFile) -> Blueprint:
     )
     mlp = GatedMlp("mlp", config.integer("intermediate_size"))
     width = shared_experts * experts.intermediate
-    shared = GatedMlp("mlp.shared_experts", width, partial=True)
+    shared = GatedMlp("mlp.shared_experts", width, partial=True, shared_expert=True)
     router = Router("mlp.gate", experts.experts, dtype="float32", correction_bias=True)
     routed = tuple(i >= first for i in range(sizes.layers))
     read = sizes.blueprint(

@@ -83,7 +83,9 @@ def _read(config: ConfigFile, moe: _MoE) -> Blueprint:
         shared_experts = config.optional_integer("n_shared_experts", low=0, high=1 << 10) or 0
         width = shared_experts * experts.intermediate
         split["moe_intermediate_size * n_shared_experts"] = width
-        shared = GatedMlp("mlp.shared_experts", width, whole=moe.shared_whole, partial=True)
+        shared = GatedMlp(
+            "mlp.shared_experts", width, whole=moe.shared_whole, partial=True, shared_expert=True
+        )
         routers = (shared, moe.router(config, experts.experts))
     return Blueprint(
         layers=tuple(

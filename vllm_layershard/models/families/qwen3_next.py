@@ -104,7 +104,9 @@ def _mlps(config: ConfigFile, layers: int, fused: bool) -> _Mlps:
     experts = read_experts(config, "num_experts")
     mlp = GatedMlp("mlp", config.optional_integer("intermediate_size") or experts.intermediate)
     width = config.integer("shared_expert_intermediate_size", low=0)
-    shared = GatedMlp("mlp.shared_expert", width, whole="always", weighed=True, partial=True)
+    shared = GatedMlp(
+        "mlp.shared_expert", width, whole="always", weighed=True, partial=True, shared_expert=True
+    )
     router = Router("mlp.gate", experts.experts, shares_out=True)
     return _Mlps(
         tuple((shared, router) if is_routed else (mlp,) for is_routed in routed),

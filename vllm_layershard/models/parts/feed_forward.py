@@ -18,6 +18,7 @@ class GatedMlp(NamedTuple):
 
     `name`: its module in the layer. `weighed`: a linear of one row, `<name>_gate`, weighs what it
     puts out. `partial`: tensor-parallel ranks' sums are added up behind it, by its layer.
+    `shared_expert`: it runs within vLLM's op of the routed experts of its layer.
     """
 
     name: str
@@ -26,13 +27,14 @@ class GatedMlp(NamedTuple):
     whole: Whole = "never"
     weighed: bool = False
     partial: bool = False
+    shared_expert: bool = False
 
     def shapes(self, hidden: int, deployment: Deployment) -> Iterator[Shape]:
         """Its linears in forward order."""
         whole = self._is_whole(deployment)
         if self.weighed:
             gate = Shape(f"{self.name}_gate", (1,), hidden, "none", quantisable=False)
-            yield gate._replace(shared_out=whole)
+            yield gate._replace(shared_out=whole, shared_expert=self.shared_expert)
         if not self.intermediate:
             return
         width = self.intermediate if whole else per_rank(self.intermediate, deployment.layout.tp)
@@ -40,8 +42,9 @@ class GatedMlp(NamedTuple):
         columns: Split = "none" if whole else "in"
         up = Shape(f"{self.name}.gate_up_proj", (width, width), hidden, rows, bias=self.bias)
         down = Shape(f"{self.name}.down_proj", (hidden,), width, columns, bias=self.bias)
-        yield up._replace(shared_out=whole)
-        yield down._replace(shared_out=whole, partial=self.partial)
+        beside = self.shared_expert
+        yield up._replace(shared_out=whole, shared_expert=beside)
+        yield down._replace(shared_out=whole, partial=self.partial, shared_expert=beside)
 
     def vectors(self) -> Iterator[Vector]:
         """None."""
