@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from typing import TYPE_CHECKING, Final
 
 from vllm_layershard.config import KEY
@@ -26,7 +27,12 @@ _FLASHCOMM1: Final = "VLLM_ASCEND_ENABLE_FLASHCOMM1"
 
 _CONFS: Final = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
 _ASYNC: Final = "cudaMallocAsync"
-"""Where torch reads which allocator to use, and the one whose memory nobody else can map."""
+_EXPANDABLE: Final = re.compile(r"expandable_segments\s*:\s*(?!false)", re.IGNORECASE)
+"""Where torch reads which allocator to use; the one whose memory nobody else can map; and what
+others map only where they may trace its process: see runtime/peer_memory/cuda.py."""
+
+_ONE_NODE: Final = ("mp", "uni")
+"""The executors of vLLM's that start all workers of an engine on this node."""
 
 _CUMEM: Final = "cumem"
 """The one backend of sleep mode that vLLM has itself; others come from plugins (since 0.32)."""
@@ -161,12 +167,20 @@ def gpus_reach_each_other(vllm_config: VllmConfig) -> bool:
     """Whether all ranks are on GPUs of this node, and each can map the memory of every other.
 
     It is as the driver says of their fast link, without a context on any of them. Not where it is
-    not known: parts that are launched apart may be in containers of their own.
+    not known: parts that are launched apart may be in containers of their own, and other executors
+    (Ray's) may place workers on other nodes. Nor where a process must be allowed to trace another
+    to map its memory.
     """
     parallel, launch = vllm_config.parallel_config, launched_as(vllm_config)
     if vllm_config.device_config.device_type != "cuda" or launch.in_parts or parallel.nnodes > 1:
         return False
-    if _allocators(vllm_config) or any(_ASYNC in os.environ.get(name, "") for name in _CONFS):
+    by_ray = parallel.data_parallel_backend == "ray"
+    if by_ray or parallel.distributed_executor_backend not in _ONE_NODE:
+        return False
+    confs = [os.environ.get(name, "") for name in _CONFS]
+    if any(_ASYNC in conf or _EXPANDABLE.search(conf) for conf in confs):
+        return False
+    if _allocators(vllm_config):
         return False
     from vllm.platforms import current_platform
 

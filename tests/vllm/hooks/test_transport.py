@@ -67,6 +67,27 @@ for arguments, options, environ, answer in json.loads(sys.argv[1]):
     config.__post_init__()
     assert decided(config) == transport, "decided once"
     result.append([transport, first, registers])
+
+from vllm_layershard.hosts.exclusions import gpus_reach_each_other
+config = EngineArgs(
+    skip_tokenizer_init=True, model=sys.argv[2], tensor_parallel_size=2
+).create_engine_config()
+answered(True)
+
+def reaches(**fields):
+    former = {name: getattr(config.parallel_config, name) for name in fields}
+    vars(config.parallel_config).update(fields)
+    try:
+        return gpus_reach_each_other(config)
+    finally:
+        vars(config.parallel_config).update(former)
+
+result.append([  # vLLM's configuration accepts Ray only where it is installed
+    reaches(),
+    reaches(distributed_executor_backend="ray"),
+    reaches(distributed_executor_backend=type("AnExecutorOfOnesOwn", (), {})),
+    reaches(data_parallel_backend="ray"),
+])
 """
 
 PAIR = [[0, 1]]
@@ -127,6 +148,42 @@ CASES = {
         "broadcast",
         [],
     ),
+    "segments that grow": (
+        {},
+        {},
+        {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:512, expandable_segments:True"},
+        True,
+        "broadcast",
+        [],
+    ),
+    "segments that grow, by torch's newer name": (
+        {},
+        {},
+        {"PYTORCH_ALLOC_CONF": "expandable_segments: True"},
+        True,
+        "broadcast",
+        [],
+    ),
+    "segments that do not grow": (
+        {},
+        {},
+        {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:False"},
+        True,
+        "pull",
+        PAIR,
+    ),
+    "ranks that another launcher places": (
+        {
+            "data_parallel_size": 1,
+            "tensor_parallel_size": 2,
+            "distributed_executor_backend": "external_launcher",
+        },
+        {},
+        {},
+        True,
+        "broadcast",
+        [],
+    ),
 }
 
 
@@ -134,7 +191,7 @@ CASES = {
 def decided(tmp_path_factory) -> dict:
     model = write_config(tmp_path_factory.mktemp("model"), CONFIG)
     found = run_child(DECIDE, json.dumps([case[:4] for case in CASES.values()]), str(model))
-    return dict(zip(CASES, found, strict=True))
+    return dict(zip([*CASES, "by Ray"], found, strict=True))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -142,9 +199,13 @@ def test_auto_pulls_between_two_gpus_that_reach_each_other(decided, case):
     assert decided[case][:2] == list(CASES[case][4:6])
 
 
+def test_ranks_that_another_executor_places_are_not_known_to_reach_each_other(decided):
+    assert decided["by Ray"] == [True, False, False, False]
+
+
 def test_captured_broadcasts_are_not_registered_where_ranks_may_sleep(decided):
     """And NCCL is left alone elsewhere. A value of the user's is kept, or refused by its name."""
-    assert {case: found[2] for case, found in decided.items() if found[2]} == {
+    assert {case: found[2] for case, found in decided.items() if case in CASES and found[2]} == {
         "sleep": "0",
         "sleep, and registered as it is": "0",
     }
