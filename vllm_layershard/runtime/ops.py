@@ -94,8 +94,18 @@ def _start_all(layer: str, shape: torch.Size | None) -> None:
         if place.moving is None:
             place.series.reach(place.position)
         else:
-            # vLLM's Transformers backend has a dimension more, in front of the tokens.
-            place.moving.reach(place.position, 0 if shape is None else shape[:-1].numel())
+            place.moving.reach(place.position, _rows_told_by(shape))
+
+
+def _rows_told_by(shape: torch.Size | None) -> int | None:
+    """n of an activation [n, width] at a boundary; None of another shape, and where there is none.
+
+    vLLM's Transformers backend has a dimension of one in front. Gemma 3n has several activations
+    of each token there: [4, n, width] (vLLM 0.32, model_executor/models/gemma3n.py).
+    """
+    if shape is None or len(shape) < 2 or shape[:-2].numel() != 1:
+        return None
+    return shape[-2]
 
 
 def _wait_for(linear: str) -> None:

@@ -10,10 +10,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vllm_layershard.plan import Series, build_plan
+from vllm_layershard.plan.move import MoveRule
 from vllm_layershard.runtime import ops
 from vllm_layershard.runtime.device import CpuDevice
 from vllm_layershard.runtime.exchange.ops import exchange, gather
 from vllm_layershard.runtime.moves.ops import linear
+from vllm_layershard.runtime.moves.series import MovingSeries
 from vllm_layershard.runtime.ranks.group import RankGroup
 from vllm_layershard.runtime.series import ShardedSeries
 from vllm_layershard.runtime.split_mlp import ffn
@@ -52,6 +54,36 @@ def test_a_second_model_under_the_same_names_never_reaches_the_first():
     assert {id(s) for s in ops.bound_series()} >= {id(other), id(second_o)}
     ops.unbind(["m.0", "other.0"])
     assert second_o not in ops.bound_series()
+
+
+TOLD = {
+    (12, 8): 12,
+    (0, 8): 0,
+    (1, 12, 8): 12,  # vLLM's Transformers backend
+    (4, 12, 8): None,  # Gemma 3n: four activations of each token
+    (12, 4, 8): None,
+    (12,): None,
+    None: None,
+}
+
+
+@pytest.mark.parametrize("shape", TOLD)
+def test_an_activation_tells_the_rows_of_a_forward_only_if_it_has_one_a_token(
+    shape: tuple[int, ...] | None,
+) -> None:
+    series, told = Reached("o"), []
+
+    def agreed(rows: int | None) -> tuple[int, int]:
+        told.append(rows)
+        return 1, 1
+
+    moving = MovingSeries(series, MoveRule("weights", None), agreed)
+    ops.bind("m.0", "m.0.o", ops.Place(series, 0, moving))
+    try:
+        ops.reach(None if shape is None else torch.zeros(shape), "m.0")
+    finally:
+        ops.unbind(["m.0"])
+    assert told == [TOLD[shape]]
 
 
 class Dispatched(TorchDispatchMode):

@@ -1,4 +1,4 @@
-"""A DeepSeek-V3 config.json of a few kilobytes, for tests that need no weights."""
+"""Each a config.json of a few kilobytes, for tests that need no weights: a DeepSeek-V3 first."""
 
 from __future__ import annotations
 
@@ -60,6 +60,32 @@ DENSE = {
     "torch_dtype": "bfloat16",
     "tie_word_embeddings": False,
 }
+
+GEMMA_3N = {
+    "architectures": ["Gemma3nForCausalLM"],
+    "model_type": "gemma3n_text",
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 4,
+    "num_kv_shared_layers": 2,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "sliding_window": 128,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "vocab_size": 512,
+    "vocab_size_per_layer_input": 512,
+    "hidden_size_per_layer_input": 64,
+    "laurel_rank": 16,
+    "activation_sparsity_pattern": [0.0] * 4,
+    "rope_parameters": {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+        "full_attention": {"rope_type": "default", "rope_theta": 10000.0},
+    },
+    "max_position_embeddings": 512,
+    "torch_dtype": "bfloat16",
+}
+"""Four activations of each token are between its layers: AltUp."""
 
 
 def write_config(directory: Path, config: dict) -> Path:

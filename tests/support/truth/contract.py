@@ -29,6 +29,13 @@ CONTRACT: dict[str, dict[str, tuple[str, ...] | None]] = {
     },
     "vllm/config/cache.py": {"CacheConfig.kv_sharing_fast_prefill": None},
     "vllm/config/load.py": {"LoadConfig.load_format": None},
+    "vllm/forward_context.py": {
+        "BatchDescriptor.num_tokens": None,
+        "ForwardContext.batch_descriptor": None,
+        "ForwardContext.is_padding": None,
+        "ForwardContext.dp_metadata": None,
+        "DPMetadata.num_tokens_across_dp_cpu": None,
+    },
     "vllm/config/compilation.py": {"CompilationConfig.splitting_ops": None},
     "vllm/config/offload.py": {
         "UVAOffloadConfig.cpu_offload_gb": None,
@@ -132,6 +139,9 @@ TEXTS = {
     f"{_LAYERS}/linear.py": "_cpu_skip_gemm_dispatch",
     "vllm/config/model.py": "self.runner_type = ",
     "vllm/envs.py": '"VLLM_LORA_ENABLE_DUAL_STREAM": lambda',
+    "vllm/v1/worker/gpu_model_runner.py": "batch_descriptor=batch_desc,",
+    "vllm/v1/worker/gpu/model_runner.py": "batch_descriptor=batch_descriptor,",
+    "vllm/v1/worker/gpu/cudagraph_utils.py": "                    is_padding=",
 }
 """What is used there by name, though it is no symbol of the file."""
 

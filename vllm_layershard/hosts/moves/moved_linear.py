@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from vllm_layershard.config import KEY, LayerShardConfig
-from vllm_layershard.hosts.agreed_counts import agreed_counts
+from vllm_layershard.hosts.agreed_counts import agreed_counts, tokens_of_forward
 from vllm_layershard.hosts.moves.rows import computing_rows
 from vllm_layershard.hosts.sharded_linear import ShardedLinearMethod, set_method
 from vllm_layershard.plan import ParallelLayout
@@ -67,14 +67,14 @@ def moving_series(
     return MovingSeries(series, move_rule(config), _agreed(series, layout))
 
 
-def _agreed(series: ShardedSeries, layout: ParallelLayout) -> Callable[[int], Sequence[int]]:
+def _agreed(series: ShardedSeries, layout: ParallelLayout) -> Callable[[int | None], Sequence[int]]:
     ranks, name = series.group.ranks, f"series {series.name}"
 
-    def of_forward(rows: int) -> Sequence[int]:
-        """Tensor-parallel ranks have the same rows: there is nothing to agree on."""
-        return (rows,) * len(ranks)
+    def of_forward(rows: int | None) -> Sequence[int]:
+        """Tensor-parallel ranks have the same tokens: there is nothing to agree on."""
+        return (tokens_of_forward(f"{KEY}.move", name, rows),) * len(ranks)
 
-    def of_ranks(rows: int) -> Sequence[int]:
+    def of_ranks(rows: int | None) -> Sequence[int]:
         return counts_in_group(layout, ranks, agreed_counts(f"{KEY}.move", name))
 
     return of_ranks if layout.dp > 1 else of_forward

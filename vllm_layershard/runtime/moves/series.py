@@ -24,14 +24,15 @@ from vllm_layershard.runtime.series import ShardedSeries
 class MovingSeries:
     """`agreed(rows)` says how many tokens each rank of the group has in the forward that runs now.
 
-    It is asked once a forward, with this rank's own number of rows, and says the same on all ranks.
+    It is asked once a forward, and says the same on all ranks. `rows` is this rank's own number, as
+    far as the activation at the boundary tells it, else None.
     """
 
     def __init__(
         self,
         series: ShardedSeries,
         rule: MoveRule,
-        agreed: Callable[[int], Sequence[int]],
+        agreed: Callable[[int | None], Sequence[int]],
     ) -> None:
         self.series = series
         self.counts: tuple[int, ...] = ()
@@ -43,7 +44,7 @@ class MovingSeries:
         self._rule = rule
         self._agreed = agreed
 
-    def reach(self, position: int, rows: int) -> None:
+    def reach(self, position: int, rows: int | None) -> None:
         """At the boundary of `position`, with so many rows: start what this forward moves ahead.
 
         Raises:
@@ -55,7 +56,7 @@ class MovingSeries:
         if self.moves_weights:
             self.series.reach(position)
 
-    def _begin(self, rows: int) -> None:
+    def _begin(self, rows: int | None) -> None:
         self.counts = tuple(self._agreed(rows))
         series = self.series
         # Where every rank stores every layer, nothing moves in either direction.
