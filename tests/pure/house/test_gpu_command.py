@@ -15,6 +15,7 @@ import pytest
 
 from gpu import __main__ as command
 from gpu import facts
+from gpu.cases import lacking
 from gpu.part import Part, parts_of
 from gpu.runner import Runner
 from gpu.table import MODULES
@@ -82,6 +83,77 @@ def test_the_machines_row_names_driver_mig_and_compute_mode(tmp_path, monkeypatc
     ]
 
 
+ODD_SMI = """#!/bin/sh
+printf 'NVIDIA \\377, 570.124, Disabled, Default, 143771 MiB, 700.00 W, 1980 MHz\\n'
+"""
+SLOW_SMI = """#!/bin/sh
+echo $$ > {asked}
+exec sleep 3600
+"""
+
+
+def facts_beside(smi: str, folder: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Any:
+    (folder / "nvidia-smi").write_text(smi)
+    (folder / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=":")
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{ROOT / 'tests/support'}")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    found = facts.asked(**options)
+    assert found["gpus"] == []
+    assert found["torch"] == facts.torch.__version__
+    return found
+
+
+def test_a_byte_that_is_no_text_loses_no_fact(tmp_path, monkeypatch):
+    found = facts_beside(ODD_SMI, tmp_path, monkeypatch)
+    assert found["nvidia_smi"][0]["name"] == "NVIDIA \ufffd"
+    assert "failed" not in found
+
+
+def test_facts_that_take_too_long_lose_no_others(tmp_path, monkeypatch):
+    """The limit passes as soon as nvidia-smi, which does not answer, has been asked."""
+    asked = tmp_path / "asked"
+
+    def stopped() -> bool:
+        return asked.exists() and asked.read_text() != ""
+
+    found = facts_beside(SLOW_SMI.format(asked=asked), tmp_path, monkeypatch, stopped=stopped)
+    assert found["nvidia_smi"] == "unknown"
+    assert found["failed"].startswith("the machine was not described")
+
+
+def test_a_fact_that_raises_is_told_as_unknown(monkeypatch):
+    def broken() -> bool:
+        raise RuntimeError("the driver is of another version")
+
+    monkeypatch.setattr(facts.torch.cuda, "is_available", broken)
+    found = facts.facts()
+    assert found["gpus"] == "unknown (RuntimeError: the driver is of another version)"
+    assert facts.how_many_gpus(found) is None
+    assert found["torch"] == facts.torch.__version__
+
+
+def test_a_run_goes_on_where_nobody_knows_the_gpus(monkeypatch, capsys):
+    """What needs one is tried; nothing says that there is none."""
+    ran: list[int | None] = []
+
+    class Trying(Runner):
+        def run(self, _: Any) -> None:
+            ran.append(self._gpus)
+
+    unknown = {"gpus": "unknown", "failed": "the machine was not described within 90 s"}
+    monkeypatch.setattr(command, "Runner", Trying)
+    monkeypatch.setattr(command, "asked", lambda **_: unknown)
+    monkeypatch.setattr(sys, "argv", ["gpu", "tests"])
+    assert command.main() == 0
+    assert ran == [None]
+    assert lacking(1, None) is None
+    assert lacking(2, None) == "needs 2 GPUs, and nobody knows how many are here"
+    said = capsys.readouterr().err
+    assert "its devices are not known: the machine was not described within 90 s" in said
+    assert "none" not in said
+
+
 def test_the_file_has_each_row_as_soon_as_it_is_told(tmp_path, monkeypatch):
     rows = tmp_path / "rows.jsonl"
     seen: list[list[dict[str, Any]]] = []
@@ -89,7 +161,7 @@ def test_the_file_has_each_row_as_soon_as_it_is_told(tmp_path, monkeypatch):
     class Looking:
         """Reads the file after a row of its own."""
 
-        def __init__(self, write: Any, _: int) -> None:
+        def __init__(self, write: Any, _: int, **__: Any) -> None:
             self._write = write
             self.tally: Counter[str] = Counter()
             self.lacked_time = False
@@ -99,7 +171,7 @@ def test_the_file_has_each_row_as_soon_as_it_is_told(tmp_path, monkeypatch):
             seen.append([json.loads(line) for line in rows.read_text().splitlines()])
 
     monkeypatch.setattr(command, "Runner", Looking)
-    monkeypatch.setattr(command, "asked", lambda: {"gpus": []})
+    monkeypatch.setattr(command, "asked", lambda **_: {"gpus": []})
     monkeypatch.setattr(sys, "argv", ["gpu", "tests", "--rows", str(rows)])
     assert command.main() == 1
     assert seen == [[{"machine": {"gpus": []}, "run": "tests"}, {"n": 1}]]

@@ -75,8 +75,13 @@ def calls_of(function: Callable[..., Any]) -> list[dict[str, Any]]:
     ]
 
 
-def lacking(needed: int, present: int) -> str | None:
-    """Why a function that needs so many GPUs cannot run beside those present; None if it can."""
+def lacking(needed: int, present: int | None) -> str | None:
+    """Why a function that needs so many GPUs cannot run beside those present; None if it can.
+
+    Where nobody knows how many are present, a function that needs one is tried.
+    """
+    if present is None:
+        return None if needed == 1 else f"needs {needed} GPUs, and nobody knows how many are here"
     if needed <= present:
         return None
     return "needs a CUDA device" if present == 0 else f"needs {needed} GPUs, and {present} is here"

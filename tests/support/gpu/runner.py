@@ -33,15 +33,17 @@ class Runner:
     """`write` gets each row at once: `part`, `case`, and either `outcome` or what it reports.
 
     An outcome is passed, failed (`how`: raised, crashed, hung or cut off) or not run; the last two
-    say `why`. `tally` counts them.
+    say `why`. `tally` counts them. `gpus` is None where nobody knows how many there are. `stopped`
+    is asked what has asked the run to end, if anything has.
     """
 
     def __init__(
         self,
         write: Callable[[Row], None],
-        gpus: int,
+        gpus: int | None,
         clock: Clock = time,
         start: Callable[[Part, int], Process] = Process,
+        stopped: Callable[[], str | None] = lambda: None,
     ) -> None:
         self.tally: Counter[str] = Counter()
         self.lacked_time = False
@@ -49,6 +51,7 @@ class Runner:
         self._gpus = gpus
         self._clock = clock
         self._start = start
+        self._stopped = stopped
         self._began = clock.monotonic()
         self._heard_of = self._in_case = self._raised = False
         """Of the process: whether it came to a case, is in one, and the last one raised."""
@@ -68,6 +71,9 @@ class Runner:
     def _run(self, part: Part) -> None:
         case = 0
         while case < len(part.cases):
+            if self._stopped():
+                self._not_run(part, case, f"{self._stopped()} ended the run")
+                return
             if self._now() >= LAST_START_S:
                 self.lacked_time = True
                 self._not_run(part, case, "minute 7 has passed, and nothing starts after it")
@@ -77,6 +83,27 @@ class Runner:
     def _watch(self, part: Part, case: int) -> int:
         """One process, from `case` on. Returns the first case that has no outcome yet."""
         first, process = case, self._start(part, case)
+        try:
+            how, case = self._listen(part, case, process)
+        finally:
+            status, said = process.end()
+        between = self._heard_of and not self._in_case
+        if how == "crashed" and between and status == (1 if self._raised else 0):
+            return case  # it ended as it should, after one case or all
+        until = f"{self._stopped()} ended the run" if self._stopped() else f"{END_S:g} s had passed"
+        reasons = {
+            "crashed": said,
+            "hung": f"nothing was heard of it for {part.limit_s:g} s; {said}",
+            "cut off": f"it still ran when {until}; {said}",
+        }
+        self._say(_of(part, case), "failed", reasons[how], how=how)
+        if not self._heard_of:
+            self._not_run(part, first + 1, "its process never came to a case")
+            return len(part.cases)
+        return case + 1
+
+    def _listen(self, part: Part, case: int, process: Process) -> tuple[str, int]:
+        """Until it is over: how it was, and the first case that has no outcome yet."""
         heard = self._clock.monotonic()
         self._heard_of = self._in_case = self._raised = False
         how = None
@@ -89,24 +116,11 @@ class Runner:
                 how = "crashed"
             elif self._clock.monotonic() - heard > part.limit_s:
                 how = "hung"
-            elif self._now() > END_S:
+            elif self._now() > END_S or self._stopped():
                 how = "cut off"
             else:
                 self._clock.sleep(_LOOK_S)
-        status, said = process.end()
-        between = self._heard_of and not self._in_case
-        if how == "crashed" and between and status == (1 if self._raised else 0):
-            return case  # it ended as it should, after one case or all
-        reasons = {
-            "crashed": said,
-            "hung": f"nothing was heard of it for {part.limit_s:g} s; {said}",
-            "cut off": f"it still ran after {END_S:g} s; {said}",
-        }
-        self._say(_of(part, case), "failed", reasons[how], how=how)
-        if not self._heard_of:
-            self._not_run(part, first + 1, "its process never came to a case")
-            return len(part.cases)
-        return case + 1
+        return how, case
 
     def _hear(self, part: Part, case: int, row: Row) -> int:
         """What a process says of a case. Returns the case that comes next."""
