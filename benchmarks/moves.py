@@ -13,7 +13,7 @@ them in turn and counts their mean, and there are twice as many rounds. What is 
 ratios within a round; a forward takes as long as its slowest rank, and ends when nothing is in
 flight. `planned` is what the planner's functions say of this link and this compute; `auto` has the
 threshold that they find. Bytes are what the link has carried over the formula
-(estimate/activations/bytes_moved.py), and those that were pulled; over four ranks they alone are
+(estimate/moved/bytes_moved.py), and those that were pulled; over four ranks they alone are
 counted.
 
 Run: python benchmarks/moves.py

@@ -12,7 +12,6 @@ from math import ceil
 import torch
 
 from vllm_layershard.config import Move, Placement
-from vllm_layershard.estimate.activations.bytes_moved import BytesMoved
 from vllm_layershard.estimate.broadcast import broadcast_seconds
 from vllm_layershard.estimate.exchange.collectives import (
     all_gather_seconds,
@@ -24,6 +23,7 @@ from vllm_layershard.estimate.forwards.movements import movements
 from vllm_layershard.estimate.forwards.overlap import TimedLayer, TimedOperation, simulate
 from vllm_layershard.estimate.forwards.thresholds import fewest_tokens
 from vllm_layershard.estimate.hardware import Hardware
+from vllm_layershard.estimate.moved.bytes_moved import BytesMoved
 from vllm_layershard.estimate.nodes import Spread
 from vllm_layershard.estimate.pull import pull_seconds
 from vllm_layershard.plan import Series, build_plan

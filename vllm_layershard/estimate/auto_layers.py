@@ -8,7 +8,6 @@ from typing import Final
 
 from vllm_layershard.config import LayerShardConfig
 from vllm_layershard.errors import HardwareError, PlanError
-from vllm_layershard.estimate.communicators import beside_communicators
 from vllm_layershard.estimate.forecast import lacking_for
 from vllm_layershard.estimate.forwards.batches import (
     DECODE_CONTEXT,
@@ -21,6 +20,7 @@ from vllm_layershard.estimate.forwards.batches import (
 from vllm_layershard.estimate.forwards.forwards import Forwards
 from vllm_layershard.estimate.hardware import Hardware
 from vllm_layershard.estimate.outcome import PhaseName
+from vllm_layershard.estimate.taken import beside_taken
 from vllm_layershard.models import (
     Deployment,
     Model,
@@ -51,8 +51,8 @@ def choose(
     """The linears and the smallest stride that save most while every one of `phases` hides them.
 
     For each stride (or the one given), linears are taken in the order of what each saves, and kept
-    if the set still hides. What private communicators keep is taken from what is saved. `template`
-    holds all other options; its names and stride are replaced.
+    if the set still hides. What is taken beside weights is subtracted from what is saved.
+    `template` holds all other options; its names and stride are replaced.
 
     Raises:
         HardwareError: the hardware lacks a number that the choice needs.
@@ -75,7 +75,7 @@ def choose(
         return all(forwards.run(batches[phase], step).hidden for phase in phases)
 
     def left_by(sharding: Sharding) -> int:
-        return _saved(beside_communicators(sharding, hardware))
+        return _saved(beside_taken(sharding, hardware))
 
     best: Sharding | None = None
     for stride in _STRIDES if layer_stride is None else (layer_stride,):

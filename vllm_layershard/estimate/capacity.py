@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 from vllm_layershard.errors import HardwareError
-from vllm_layershard.estimate.communicators import beside_communicators
 from vllm_layershard.estimate.hardware import Hardware
+from vllm_layershard.estimate.taken import beside_taken, taken_by
 from vllm_layershard.models import CacheDevice, Deployment, Model, Sharding, rank_weight_bytes
 from vllm_layershard.plan import stage_layers
 
@@ -52,12 +52,14 @@ def have_room(weight_bytes: int, room_bytes: int) -> bool:
 class Fit(NamedTuple):
     """The weights of the fullest rank beside what vLLM takes of a device's memory, in bytes.
 
-    `sharded_bytes` have what private communicators keep in them.
+    `sharded_bytes` are of the rank that is fullest with sharding, and have in them what its private
+    communicators keep and the `gathered_bytes` of its activations.
     """
 
     room_bytes: int
     replicated_bytes: int
     sharded_bytes: int
+    gathered_bytes: int = 0
 
     @property
     def fits(self) -> bool:
@@ -73,18 +75,16 @@ class Fit(NamedTuple):
 def fit_of(sharding: Sharding, hardware: Hardware) -> Fit | None:
     """Compare the weights of every rank with the device; None where its memory is not known.
 
-    Activations, graphs and what the driver takes are not counted.
+    vLLM's own activations, graphs and what the driver takes are not counted.
     """
     room = budget_of(hardware)
     if room is None:
         return None
     held = [bytes_of.total for bytes_of in sharding.weight_bytes]
-    saved = beside_communicators(sharding, hardware).saved_bytes
-    return Fit(
-        room_bytes=room,
-        replicated_bytes=max(held),
-        sharded_bytes=max(h - s for h, s in zip(held, saved, strict=True)),
-    )
+    taken = taken_by(sharding, hardware)
+    sides = zip(held, sharding.saved_bytes, taken.total, taken.gathered, strict=True)
+    sharded, gathered = max((h - s + t, g) for h, s, t, g in sides)
+    return Fit(room, max(held), sharded, gathered)
 
 
 def may_fit(fit: Fit | None) -> bool:
@@ -94,10 +94,13 @@ def may_fit(fit: Fit | None) -> bool:
 
 def exceeding(fit: Fit, hardware: Hardware) -> str:
     """What weights that do not fit exceed, in words: both sizes of a rank and the device's room."""
+    gathered = fit.gathered_bytes / 2**30
+    beside = f" with {gathered:,.1f} GiB of gathered activations" if gathered else ""
     return (
         f"the weights of one rank ({fit.replicated_bytes / 2**30:,.1f} GiB, sharded "
-        f"{fit.sharded_bytes / 2**30:,.1f} GiB) exceed the {fit.room_bytes / 2**30:,.1f} GiB that "
-        f"vLLM takes on {hardware.name} ({UTILIZATION:.0%} of its memory)"
+        f"{fit.sharded_bytes / 2**30:,.1f} GiB{beside}) exceed the "
+        f"{fit.room_bytes / 2**30:,.1f} GiB that vLLM takes on {hardware.name} "
+        f"({UTILIZATION:.0%} of its memory)"
     )
 
 
@@ -107,8 +110,8 @@ class Capacity(NamedTuple):
     That is the rank with room for the fewest tokens; the fullest one, where no rank keeps anything
     of a token. `fits` holds for every rank.
 
-    `engines` have a KV cache of their own each, of `engine_tokens`. Activations, graphs and what
-    the driver takes are not counted, so that a server holds somewhat fewer.
+    `engines` have a KV cache of their own each, of `engine_tokens`. vLLM's own activations, graphs
+    and what the driver takes are not counted, so that a server holds somewhat fewer.
     """
 
     weight_bytes: int
@@ -129,12 +132,12 @@ def capacity(
     hardware: Hardware,
     saved_bytes: Callable[[int], int],
     kv_cache_dtype: str,
-    kept_bytes: Sequence[int] | None = None,
+    taken_bytes: Sequence[int] | None = None,
 ) -> Capacity:
     """Count it.
 
-    `saved_bytes(rank)` is what sharding saves on a global rank, `kept_bytes[rank]` what its private
-    communicators keep there (None: nothing).
+    `saved_bytes(rank)` is what sharding saves on a global rank, `taken_bytes[rank]` what it
+    takes there beside weights (`Taken.total`; None: nothing).
 
     Every data-parallel rank is an engine; the ranks of one share each token's cache by heads and
     layers, so that an engine holds what its tightest rank does. A rank whose layers keep nothing
@@ -153,8 +156,8 @@ def capacity(
         weights.total - saved_bytes(rank)
         for rank, weights in enumerate(rank_weight_bytes(model, deployment))
     ]
-    kept = kept_bytes or [0] * len(held)
-    room = [budget - weights - more for weights, more in zip(held, kept, strict=True)]
+    taken = taken_bytes or [0] * len(held)
+    room = [budget - weights - more for weights, more in zip(held, taken, strict=True)]
     tokens = rank_tokens(room, model, deployment, kv_cache_dtype)
     rank = tightest(tokens, [-free for free in room])
     return Capacity(
@@ -212,14 +215,14 @@ class CacheLimit(NamedTuple):
 
 
 def limit_of(sharding: Sharding, hardware: Hardware, kv_cache_dtype: str) -> CacheLimit:
-    """Find it, with what private communicators keep taken from what each rank saves.
+    """Find it, with what is taken beside weights subtracted from what each rank saves.
 
     Raises:
         ConfigError: a cache dtype that is not known for this model.
         ModelError: its checkpoint asks for one.
         HardwareError: no backend of vLLM takes its attention on this device.
     """
-    sharding = beside_communicators(sharding, hardware)
+    sharding = beside_taken(sharding, hardware)
     saved = sharding.saved_bytes
     plain = [bytes_of.total for bytes_of in sharding.weight_bytes]
     held = [weights - more for weights, more in zip(plain, saved, strict=True)]

@@ -75,15 +75,6 @@ def communicator_bytes(sharding: Sharding, hardware: Hardware) -> tuple[int, ...
     return tuple(_counted(figures).nbytes for figures in _figures(sharding, hardware))
 
 
-def beside_communicators(sharding: Sharding, hardware: Hardware) -> Sharding:
-    """The sharding, with what its communicators keep taken from what each rank saves."""
-    taken = communicator_bytes(sharding, hardware)
-    if not any(taken):
-        return sharding
-    saved = tuple(s - t for s, t in zip(sharding.saved_bytes, taken, strict=True))
-    return sharding._replace(saved_bytes=saved)
-
-
 def _counted(figures: list[Figure | None]) -> Communicators:
     known = [figure for figure in figures if figure is not None]
     nbytes = sum(int(figure.value) for figure in known)

@@ -9,7 +9,6 @@ from typing import Final
 
 from vllm_layershard.errors import PlanError
 from vllm_layershard.estimate.capacity import fit_of
-from vllm_layershard.estimate.communicators import beside_communicators
 from vllm_layershard.estimate.forwards.batches import (
     DECODE_CONTEXT,
     DECODE_SEQUENCES,
@@ -23,6 +22,7 @@ from vllm_layershard.estimate.forwards.overlap import TOLERANCE
 from vllm_layershard.estimate.forwards.thresholds import MAX_TOKENS, Thresholds, fewest_tokens
 from vllm_layershard.estimate.hardware import Hardware
 from vllm_layershard.estimate.outcome import Abstention, Estimate, Forecast, Phase, PhaseName, Trial
+from vllm_layershard.estimate.taken import beside_taken
 from vllm_layershard.estimate.transfer import Transfer
 from vllm_layershard.estimate.verdict import abstaining, verdict_on, warned
 from vllm_layershard.estimate.wording import tokens
@@ -120,7 +120,7 @@ def _with_kept(
         kept = shard_model(sharding.model, sharding.deployment, config)
     except PlanError:  # it leaves a series too few layers for the step
         return phases
-    left, now = (min(beside_communicators(one, hardware).saved_bytes) for one in (kept, sharding))
+    left, now = (min(beside_taken(one, hardware).saved_bytes) for one in (kept, sharding))
     if left <= max(0.0, WORTH * now):
         return phases
     forwards = Forwards(kept, hardware)

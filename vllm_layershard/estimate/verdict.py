@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from vllm_layershard.estimate.capacity import Fit, exceeding
-from vllm_layershard.estimate.communicators import beside_communicators
 from vllm_layershard.estimate.figure import LABELS
 from vllm_layershard.estimate.forwards.overlap import TOLERANCE, Forward
 from vllm_layershard.estimate.forwards.thresholds import Thresholds
 from vllm_layershard.estimate.hardware import Hardware
 from vllm_layershard.estimate.outcome import Phase, PhaseName, Trial
+from vllm_layershard.estimate.taken import beside_taken, taken_by
 from vllm_layershard.estimate.wording import percent, tokens
 from vllm_layershard.models import Sharding
 
@@ -113,10 +113,11 @@ def abstaining(hardware: Hardware, lacking: tuple[str, ...]) -> str:
 
 def warned(sharding: Sharding, hardware: Hardware, fit: Fit | None, verdict: str) -> str:
     """The verdict, behind what comes first: whether the weights fit, and anything is saved."""
-    net = beside_communicators(sharding, hardware)
+    net = beside_taken(sharding, hardware)
     if net.loses:
         least = min(net.saved_bytes)
-        counted = "" if net is sharding else ", its private communicators counted"
+        taken = taken_by(sharding, hardware).said
+        counted = f", its {taken} counted" if taken else ""
         verdict = f"do not enable it: a rank saves nothing ({least:,} bytes{counted}); {verdict}"
     if fit is not None and not fit.fits:
         verdict = f"it does not fit: {exceeding(fit, hardware)}; {verdict}"

@@ -10,8 +10,8 @@ from vllm_layershard.config import Placement
 from vllm_layershard.errors import ConfigError, HardwareError, PlanError
 from vllm_layershard.estimate import Hardware
 from vllm_layershard.estimate.capacity import UTILIZATION, capacity
-from vllm_layershard.estimate.communicators import communicator_bytes
 from vllm_layershard.estimate.forwards.batches import DECODE_CONTEXT, PREFILL_TOKENS
+from vllm_layershard.estimate.taken import taken_by
 from vllm_layershard.estimate.transfer import require_one_node
 from vllm_layershard.estimate.wording import layers as so_many
 from vllm_layershard.models import (
@@ -25,6 +25,7 @@ from vllm_layershard.models import (
 from vllm_layershard.plan import ParallelLayout
 from vllm_layershard.planner.hardware import device_of
 from vllm_layershard.planner.layout import on_nodes_of
+from vllm_layershard.planner.load import as_launched
 from vllm_layershard.planner.options import Options, config_for, with_some_threshold
 from vllm_layershard.planner.question import ModelLike, drafting, loaded, on_device, require_known
 from vllm_layershard.planner.results.compare_result import (
@@ -173,8 +174,8 @@ def _counted(
     if sharding is None:
         held = capacity(model, candidate.deployment, device, lambda rank: 0, kv_cache_dtype)
     else:
-        saved, kept = sharding.saved_bytes.__getitem__, communicator_bytes(sharding, device)
-        held = capacity(model, sharding.deployment, device, saved, kv_cache_dtype, kept)
+        saved, taken = sharding.saved_bytes.__getitem__, taken_by(sharding, device).total
+        held = capacity(model, sharding.deployment, device, saved, kv_cache_dtype, taken)
     return LayoutCapacity(
         layout=candidate.name,
         fits=held.fits,
@@ -209,6 +210,7 @@ def _sharded(
 
         asked, layers = with_exchange(model, asked, layers)
     deployment = on_nodes_of(candidate.deployment, device)
+    model = as_launched(model, deployment.layout, {})  # of steps as `plan` has them
     sharding = shard_model(model, deployment, config_for(model, deployment, layers, asked))
     require_one_node(sharding, device)
     if open_threshold:
@@ -267,7 +269,7 @@ def _on_move(rows: Iterable[LayoutCapacity | RefusedLayout]) -> Iterator[str]:
     if any(isinstance(row, LayoutCapacity) and row.move for row in rows):
         yield (
             f"forwards that move activations: of at most {PREFILL_TOKENS:,} tokens a rank, and "
-            f"decodes after {DECODE_CONTEXT:,}; what they gather is not taken from the room for "
+            f"decodes after {DECODE_CONTEXT:,}; what they gather is taken from the room for "
             "KV. Answers are equal to rounding only"
         )
 
@@ -275,6 +277,6 @@ def _on_move(rows: Iterable[LayoutCapacity | RefusedLayout]) -> Iterator[str]:
 def _warnings(device: Hardware, assumed: bool) -> tuple[str, ...]:
     return (
         *([f"assumed {device.name} devices; give --hardware"] if assumed else []),
-        f"{UTILIZATION:.0%} of the memory is vLLM's (its default); activations, graphs and the "
-        "driver's share are not counted, so that a server holds somewhat fewer tokens",
+        f"{UTILIZATION:.0%} of the memory is vLLM's (its default); its own activations, graphs and "
+        "the driver's share are not counted, so that a server holds somewhat fewer tokens",
     )

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 from vllm_layershard.config import short
 from vllm_layershard.errors import ConfigError
+from vllm_layershard.estimate.forwards.batches import (
+    DECODE_CONTEXT,
+    DECODE_SEQUENCES,
+    PREFILL_TOKENS,
+    decode,
+    most_tokens,
+    prefill,
+)
+from vllm_layershard.models import Model
+from vllm_layershard.plan import ParallelLayout
 
 MAX_TOKENS: Final = 1 << 26
 MAX_SEQUENCES: Final = 1 << 20
@@ -42,3 +53,16 @@ def sizes_of(
     if "batch" in sizes:
         sizes["sequences"] = sizes.pop("batch")
     return sizes
+
+
+def as_launched(model: Model, layout: ParallelLayout, sizes: Mapping[str, int]) -> Model:
+    """The model with steps of as many tokens as the launch line of these sizes allows.
+
+    A cache that keeps windows is counted beside them, and so are activations that are gathered.
+    """
+    forwards = (
+        prefill(sizes.get("tokens", PREFILL_TOKENS)),
+        decode(sizes.get("sequences", DECODE_SEQUENCES), DECODE_CONTEXT, model.drafted),
+    )
+    step = layout.pcp * most_tokens(forwards, layout.pp)
+    return model._replace(cache_device=model.cache_device._replace(step_tokens=step))

@@ -14,11 +14,11 @@ from typing import Final, NamedTuple, get_args
 from vllm_layershard.errors import ConfigError, PlanError
 from vllm_layershard.estimate import Abstention, Estimate, Forecast, Phase, PhaseName
 from vllm_layershard.estimate.capacity import fit_of, may_fit
-from vllm_layershard.estimate.communicators import beside_communicators
 from vllm_layershard.estimate.forecast import hidden_from, lacking_for
 from vllm_layershard.estimate.forwards.batches import prefill
 from vllm_layershard.estimate.forwards.forwards import Forwards
 from vllm_layershard.estimate.forwards.overlap import TOLERANCE, Forward
+from vllm_layershard.estimate.taken import beside_taken
 from vllm_layershard.estimate.verdict import offering
 from vllm_layershard.models import Sharding, shard_model
 from vllm_layershard.planner.options import names_of
@@ -52,7 +52,7 @@ def failures_of(
     failures = []
     if not may_fit(forecast.fit):
         failures.append("it does not fit")
-    least = min(beside_communicators(sharding, forecast.hardware).saved_bytes)
+    least = min(beside_taken(sharding, forecast.hardware).saved_bytes)
     if least <= 0:
         failures.append(f"a rank saves {least:,} bytes")
     match forecast:

@@ -9,18 +9,10 @@ from vllm_layershard.config import LayerShardConfig
 from vllm_layershard.errors import ConfigError
 from vllm_layershard.estimate import Hardware, PhaseName, forecast
 from vllm_layershard.estimate.capacity import limit_of, may_fit
-from vllm_layershard.estimate.forwards.batches import (
-    DECODE_CONTEXT,
-    DECODE_SEQUENCES,
-    PREFILL_TOKENS,
-    decode,
-    most_tokens,
-    prefill,
-)
 from vllm_layershard.models import Sharding
 from vllm_layershard.planner.hardware import device_of
 from vllm_layershard.planner.layout import Layout, deployment_of, on_nodes_of
-from vllm_layershard.planner.load import sizes_of
+from vllm_layershard.planner.load import as_launched, sizes_of
 from vllm_layershard.planner.loaded_model import LoadedModel, Progress, evidence_of
 from vllm_layershard.planner.options import AUTO, Options, names_of, with_some_threshold
 from vllm_layershard.planner.paying import PREFILL, offer_of, phases_of
@@ -102,7 +94,8 @@ def plan_model(
         raise ConfigError("--hide-in goes with --layers auto or --check")
     else:
         sharding, assumed = sharding_of(found, layout, config, layers, options, ffn_tp, device)
-    sharding = _as_launched(sharding, sizes)
+    launched = as_launched(sharding.model, sharding.deployment.layout, sizes)
+    sharding = sharding._replace(model=launched)
     sharding.stage_kv_bytes(kv_cache_dtype)  # refuses a dtype before anything is simulated
     if open_threshold:
         from vllm_layershard.planner.search.threshold import with_threshold  # seldom asked for
@@ -125,18 +118,6 @@ def plan_model(
     return PlanResult(sharding, expected, evidence, kv_cache_dtype, warnings, limit, offer)
 
 
-def _as_launched(sharding: Sharding, sizes: Mapping[str, int]) -> Sharding:
-    """The sharding with a cache that keeps windows beside the steps of the plan's own launch."""
-    forwards = (
-        prefill(sizes.get("tokens", PREFILL_TOKENS)),
-        decode(sizes.get("sequences", DECODE_SEQUENCES), DECODE_CONTEXT, sharding.model.drafted),
-    )
-    layout = sharding.deployment.layout
-    step = layout.pcp * most_tokens(forwards, layout.pp)
-    cache_device = sharding.model.cache_device._replace(step_tokens=step)
-    return sharding._replace(model=sharding.model._replace(cache_device=cache_device))
-
-
 def _chosen(
     found: LoadedModel,
     layout: Layout | None,
@@ -152,5 +133,6 @@ def _chosen(
     deployment, assumed = deployment_of(layout, found.model, ffn_tp)
     deployment = on_nodes_of(deployment, device)
     conditions = Conditions(device, sizes, phases)
-    sharding, note = chosen_sharding(found.model, deployment, options, conditions)
+    model = as_launched(found.model, deployment.layout, sizes)
+    sharding, note = chosen_sharding(model, deployment, options, conditions)
     return sharding, (*assumed, *found.notes, note)

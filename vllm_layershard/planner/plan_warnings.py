@@ -7,8 +7,8 @@ from typing import Any
 
 from vllm_layershard.estimate import Hardware
 from vllm_layershard.estimate.capacity import budget_of, capacity, exceeding, fit_of
-from vllm_layershard.estimate.communicators import communicator_bytes
 from vllm_layershard.estimate.forwards.batches import running
+from vllm_layershard.estimate.taken import taken_by
 from vllm_layershard.estimate.wording import layers, slots
 from vllm_layershard.models import Batch, Sharding, is_min_latency
 from vllm_layershard.plan import Plan, SeriesPlan, select
@@ -160,8 +160,8 @@ def warnings_on_load(
     """Decodes whose sequences, of all stages and context-parallel ranks, no engine has room for."""
     if budget_of(hardware) is None or not any(sharding.stage_kv_bytes(kv_cache_dtype)):
         return ()
-    saved, kept = sharding.saved_bytes.__getitem__, communicator_bytes(sharding, hardware)
-    held = capacity(sharding.model, sharding.deployment, hardware, saved, kv_cache_dtype, kept)
+    saved, taken = sharding.saved_bytes.__getitem__, taken_by(sharding, hardware).total
+    held = capacity(sharding.model, sharding.deployment, hardware, saved, kv_cache_dtype, taken)
     layout = sharding.deployment.layout
     sequences = layout.pcp * running(decode, layout.pp)
     asked = sequences * int(decode.context)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from layershard_cli.render.markup import bullets, escape, table
+from layershard_cli.render.move import BESIDE
 from layershard_cli.render.units import size
 from vllm_layershard.planner.results.move import Move, MovedPhase
 
@@ -30,7 +31,7 @@ def moved_section(found: Move, device: str) -> list[str]:
         f"<p>Planned: {escape(_rule(found))}.</p>",
         "<p>Fewest tokens a rank whose activations move as many bytes as the weight:</p>",
         table(_LINEARS, _linears(found)),
-        f"<p>A rank gathers at most {size(found.gathered_bytes)} beside its own activations.</p>",
+        f"<p>A rank gathers at most {size(found.gathered_bytes)} {escape(BESIDE)}.</p>",
     ]
     if found.phases:
         heads = ("one forward", *(phase.phase for phase in found.phases))

@@ -8,6 +8,11 @@ from vllm_layershard.estimate.wording import layers, tokens
 from vllm_layershard.planner.results.move import MovedLinear, MovedPhase
 from vllm_layershard.planner.results.plan_result import PlanResult
 
+BESIDE = (
+    "beside its own activations, taken from the room for the cache; vLLM's own peak is not counted"
+)
+"""Of what a rank gathers."""
+
 
 def print_move(sheet: Sheet, result: PlanResult) -> None:
     """Bytes, times and verdict; the plan may move activations."""
@@ -17,7 +22,7 @@ def print_move(sheet: Sheet, result: PlanResult) -> None:
     sheet.pairs(
         [
             *((linear.name, _bytes(linear)) for linear in found.linears),
-            ("gathered", f"at most {size(found.gathered_bytes)} a rank beside its own activations"),
+            ("gathered", f"at most {size(found.gathered_bytes)} a rank {BESIDE}"),
             *((f"{phase.phase}, {tokens(phase.tokens)}", _times(phase)) for phase in found.phases),
             *((f"{phase.phase}'s parts", _parts(phase)) for phase in found.phases),
             ("move", f"{found.verdict} (estimate for {result.forecast.hardware.name})"),

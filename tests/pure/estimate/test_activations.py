@@ -10,10 +10,8 @@ import pytest
 from hosted.tiny import CONFIG, write_config
 from vllm_layershard import Layout, load_hardware, plan_model
 from vllm_layershard.errors import PlanError
-from vllm_layershard.estimate.activations.bytes_moved import BytesMoved
 from vllm_layershard.estimate.activations.clock import Clock
 from vllm_layershard.estimate.activations.judge import judge
-from vllm_layershard.estimate.activations.linears import moved_linears
 from vllm_layershard.estimate.exchange.collectives import (
     all_gather_seconds,
     all_to_all_seconds,
@@ -21,6 +19,8 @@ from vllm_layershard.estimate.exchange.collectives import (
 )
 from vllm_layershard.estimate.figure import Figure
 from vllm_layershard.estimate.forwards.batches import decode
+from vllm_layershard.estimate.moved.bytes_moved import BytesMoved
+from vllm_layershard.estimate.moved.linears import moved_linears
 from vllm_layershard.estimate.nodes import widest
 from vllm_layershard.planner.results.plan_result import PlanResult
 

@@ -13,10 +13,10 @@ from vllm_layershard import Layout, compare_layouts, plan_model
 from vllm_layershard.errors import PlanError
 from vllm_layershard.estimate.communicators import (
     CHANNELS,
-    beside_communicators,
     communicator_bytes,
     communicators_of,
 )
+from vllm_layershard.estimate.taken import beside_taken
 from vllm_layershard.planner.hardware import load_hardware
 from vllm_layershard.runtime.ranks.nccl import MAX_CTAS
 
@@ -97,7 +97,7 @@ def test_less_than_it_keeps_is_nothing_saved(tmp_path):
     model = str(write_config(tmp_path / "model", CONFIG))
     found = plan_model(model, ["o_proj"], Layout(dp=4), hardware="H200")
     assert min(found.memory.saved_bytes) > 0
-    left = min(beside_communicators(found.planned, found.forecast.hardware).saved_bytes)
+    left = min(beside_taken(found.planned, found.forecast.hardware).saved_bytes)
     assert left == min(found.memory.saved_bytes) - 96 * MIB
     said_so = f"a rank saves nothing ({left:,} bytes, its private communicators counted)"
     assert said_so in found.forecast.verdict

@@ -141,8 +141,8 @@ print(json.dumps(found), file=stdout)
     ("words", "most"),
     [
         (["--help"], 8),
-        (["plan", "--model", "DeepSeek-V3"], 119),
-        (["plan", "--model", "DeepSeek-V3", "--json"], 117),
+        (["plan", "--model", "DeepSeek-V3"], 120),
+        (["plan", "--model", "DeepSeek-V3", "--json"], 118),
     ],
 )
 def test_a_start_imports_so_many_modules_of_ours_at_most(words, most):

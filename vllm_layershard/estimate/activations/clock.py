@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vllm_layershard.estimate.activations.linears import Moved, moved_linears
 from vllm_layershard.estimate.activations.outcome import BothWays, LinearLoad, LinearTime
 from vllm_layershard.estimate.activations.timeline import moved_forward
 from vllm_layershard.estimate.exchange.collectives import (
@@ -17,6 +16,7 @@ from vllm_layershard.estimate.exchange.collectives import (
 from vllm_layershard.estimate.forwards.forwards import Forwards
 from vllm_layershard.estimate.forwards.overlap import Forward
 from vllm_layershard.estimate.hardware import Hardware
+from vllm_layershard.estimate.moved.linears import Moved, moved_linears
 from vllm_layershard.estimate.roofline import Roofline
 from vllm_layershard.estimate.transfer import Transfer
 from vllm_layershard.models import Batch, Sharding

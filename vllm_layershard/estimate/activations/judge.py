@@ -6,15 +6,16 @@ from collections.abc import Mapping
 from typing import Final
 
 from vllm_layershard.estimate.activations.clock import Clock, lacking_for
-from vllm_layershard.estimate.activations.linears import Moved, moved_linears
 from vllm_layershard.estimate.activations.outcome import ActivationsOutcome, BothWays, Served
 from vllm_layershard.estimate.activations.verdict import verdict_on
 from vllm_layershard.estimate.capacity import budget_of, capacity
-from vllm_layershard.estimate.communicators import communicator_bytes
-from vllm_layershard.estimate.forwards.batches import decode, most_tokens
+from vllm_layershard.estimate.forwards.batches import decode
 from vllm_layershard.estimate.forwards.thresholds import fewest_tokens
 from vllm_layershard.estimate.hardware import Hardware
+from vllm_layershard.estimate.moved.gathered import gathered_bytes
+from vllm_layershard.estimate.moved.linears import moved_linears
 from vllm_layershard.estimate.outcome import PhaseName
+from vllm_layershard.estimate.taken import taken_by
 from vllm_layershard.models import Batch, Sharding
 from vllm_layershard.plan.move import move_rule
 
@@ -69,7 +70,7 @@ def judge(
         move_weights_from=threshold,
         alone=alone,
         shared=shared,
-        gathered_bytes=_gathered_bytes(sharding, linears, threshold, batches),
+        gathered_bytes=max(gathered_bytes(sharding, linears)),
         lacking=lacks,
         assumptions=(
             _BY_ROWS if config.cuts_rows else _BY_OWNER,
@@ -78,23 +79,6 @@ def judge(
             *([_STAGES] if sharding.deployment.layout.pp > 1 else []),
         ),
     )
-
-
-def _gathered_bytes(
-    sharding: Sharding,
-    linears: tuple[Moved, ...],
-    threshold: int | None,
-    batches: Mapping[PhaseName, Batch],
-) -> int:
-    """Of the widest linear, in the largest forward that moves activations by the plan's rule.
-
-    No forward is larger than the launch line allows.
-    """
-    weights_from = sharding.config.move_weights_from or threshold
-    most = most_tokens(batches.values(), sharding.deployment.layout.pp)
-    if sharding.config.move != "activations" and weights_from is not None:
-        most = min(most, weights_from - 1)
-    return max(one.gathered_bytes(most) for one in linears)
 
 
 def _threshold(clock: Clock, asked: Batch) -> int | None:
@@ -121,7 +105,7 @@ def _served(
     """
     rule, stages = move_rule(sharding.config), sharding.deployment.layout.pp
     found: list[Served | None] = []
-    kept = communicator_bytes(sharding, hardware)
+    taken = taken_by(sharding, hardware).total
     for shares in (False, True):
         saved = sharding.saved_bytes.__getitem__ if shares else _nothing
         held = capacity(
@@ -130,7 +114,7 @@ def _served(
             hardware,
             saved,
             kv_cache_dtype,
-            kept if shares else None,
+            taken if shares else None,
         )
         sequences = int(held.engine_tokens // context)
         if not held.fits or not sequences:

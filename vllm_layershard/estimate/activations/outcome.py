@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from vllm_layershard.estimate.activations.linears import Moved
+from vllm_layershard.estimate.moved.linears import Moved
 from vllm_layershard.estimate.outcome import PhaseName
 from vllm_layershard.models import Batch
 

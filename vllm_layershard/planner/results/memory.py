@@ -7,6 +7,7 @@ from typing import NamedTuple
 from vllm_layershard.estimate import Forecast
 from vllm_layershard.estimate.capacity import CacheLimit
 from vllm_layershard.estimate.communicators import communicators_of
+from vllm_layershard.estimate.taken import taken_by
 from vllm_layershard.models import GroupPlan, Sharding, WeightBytes, cache_name
 from vllm_layershard.plan import SeriesPlan, Stripe
 
@@ -45,8 +46,9 @@ class Memory(NamedTuple):
     known.
 
     Private `communicators`, of the rank that has most of them, keep `communicator_bytes` of the
-    device while they serve, as far as that is known. What is saved does not count them; what fits
-    and the tokens that are gained do.
+    device while they serve, as far as that is known. The rank that gathers most activations holds
+    `gathered_bytes` of them, in the largest forward that moves any. What is saved counts neither;
+    what fits and the tokens that are gained do.
 
     Where weights are pulled on a CPU, all ranks together take `shared_memory_bytes` of their node's
     shared memory, and each keeps up to `shared_memory_files` open there; None without pulls.
@@ -65,6 +67,7 @@ class Memory(NamedTuple):
     shared_memory_files: int | None
     communicators: int
     communicator_bytes: int
+    gathered_bytes: int
 
 
 class KvCache(NamedTuple):
@@ -119,6 +122,7 @@ def memory_of(sharding: Sharding, forecast: Forecast, limit: CacheLimit) -> Memo
         shared_memory_files=max(need.pieces for need in needs) if needs else None,
         communicators=kept.number,
         communicator_bytes=kept.nbytes,
+        gathered_bytes=max(taken_by(sharding, forecast.hardware).gathered),
     )
 
 

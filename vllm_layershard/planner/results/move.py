@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 from vllm_layershard.estimate import Forecast, Hardware, PhaseName
 from vllm_layershard.estimate.activations.judge import judge
-from vllm_layershard.estimate.activations.linears import Moved
 from vllm_layershard.estimate.activations.outcome import BothWays, Served
 from vllm_layershard.estimate.forwards.batches import (
     DECODE_CONTEXT,
@@ -15,6 +14,7 @@ from vllm_layershard.estimate.forwards.batches import (
     decode,
     prefill,
 )
+from vllm_layershard.estimate.moved.linears import Moved
 from vllm_layershard.models import Batch, Sharding
 from vllm_layershard.plan.move import MoveRule, move_rule
 from vllm_layershard.planner.results.document import microseconds

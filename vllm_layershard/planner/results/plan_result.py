@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from vllm_layershard.estimate import Estimate, Forecast, Hardware
 from vllm_layershard.estimate.capacity import CacheLimit, capacity, may_fit
-from vllm_layershard.estimate.communicators import communicator_bytes
+from vllm_layershard.estimate.taken import taken_by
 from vllm_layershard.models import Evidence, Sharding
 from vllm_layershard.planner.paying import PREFILL, Offer, failures_of, phases_of
 from vllm_layershard.planner.results.document import document_of
@@ -208,8 +208,8 @@ def _launches(planned: Sharding, kv_cache_dtype: str, expected: Forecast) -> tup
 
 
 def _room_tokens(planned: Sharding, device: Hardware, kv_cache_dtype: str) -> int:
-    saved, kept = planned.saved_bytes.__getitem__, communicator_bytes(planned, device)
-    held = capacity(planned.model, planned.deployment, device, saved, kv_cache_dtype, kept)
+    saved, taken = planned.saved_bytes.__getitem__, taken_by(planned, device).total
+    held = capacity(planned.model, planned.deployment, device, saved, kv_cache_dtype, taken)
     return held.engine_tokens
 
 
@@ -226,6 +226,7 @@ def _basis_of(expected: Forecast) -> dict[str, str]:
         "memory.saved_bytes_min": "exact",
         "memory.weight_bytes_replicated": "formula",
         "memory.communicator_bytes": "formula",
+        "memory.gathered_bytes": "formula",
         "kv_cache": "formula",
         "prefetch": "assumed",
         "prefetch.phases.fetch_us": (

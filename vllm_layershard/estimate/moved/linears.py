@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from vllm_layershard.estimate.activations.bytes_moved import BytesMoved
 from vllm_layershard.estimate.hardware import Hardware
+from vllm_layershard.estimate.moved.bytes_moved import BytesMoved
 from vllm_layershard.estimate.nodes import Spread
 from vllm_layershard.estimate.transfer import spread_of
 from vllm_layershard.models import Model, Sharding
@@ -19,7 +19,8 @@ from vllm_layershard.plan.linear import suffix_of
 class Moved(NamedTuple):
     """Linears of one series of a pipeline stage, in so many layers; `linear` stands for all.
 
-    `suffixes` are their names within each of these layers. `largest_part` is the share of a layer
+    `suffixes` are their names within each of these layers. The global ranks `computing` them for
+    others are the owners, or all where each has rows. `largest_part` is the share of a layer
     that the rank which stores most of it has: 1 for an owner. `by_rows`: each rank computes some
     rows for all.
     """
@@ -34,6 +35,7 @@ class Moved(NamedTuple):
     traffic: BytesMoved
     largest_part: float
     by_rows: bool
+    computing: tuple[int, ...]
 
     def gathered_bytes(self, tokens: int) -> int:
         """Memory of all ranks' tokens and their results, on the rank that computes most."""
@@ -51,6 +53,7 @@ def moved_linears(sharding: Sharding, hardware: Hardware) -> tuple[Moved, ...]:
         for series_plan, members in zip(group.plan.series, group.linears, strict=True):
             if not series_plan.moves:
                 continue
+            by_rows = series_plan.series.rows is not None
             parts = [end - start for start, end in series_plan.stripes]
             layer_bytes = series_plan.series.layer_bytes
             shape, linear = _with_shape(model, sharding, members[0])
@@ -71,7 +74,13 @@ def moved_linears(sharding: Sharding, hardware: Hardware) -> tuple[Moved, ...]:
                         weight=layer_bytes,
                     ),
                     largest_part=max(parts, default=layer_bytes) / layer_bytes,
-                    by_rows=series_plan.series.rows is not None,
+                    by_rows=by_rows,
+                    computing=tuple(
+                        rank
+                        for ranks in group.ranks
+                        for group_rank, rank in enumerate(ranks)
+                        if by_rows or series_plan.owned_layers(group_rank)
+                    ),
                 )
             )
     return tuple(found)
