@@ -34,3 +34,13 @@ def percent(share: float) -> str:
     if 0.01 < share < 0.0101:
         return f"{share:.4%}"
     return f"{share:.2%}" if share < 0.02 else f"{share:.1%}" if share < 0.1 else f"{share:.0%}"
+
+
+def changes(share: float) -> str:
+    """What becomes of a forward that takes so much longer, a share of its compute; below 0, less.
+
+    What would read as a change of nothing slows by nothing.
+    """
+    if share < 0 and float(said := percent(-share).rstrip("%")):
+        return f"is {said}% faster"
+    return f"slows by {percent(abs(share))}"

@@ -8,7 +8,7 @@ from vllm_layershard.estimate.activations.outcome import BothWays, Served
 from vllm_layershard.estimate.forwards.thresholds import MAX_TOKENS
 from vllm_layershard.estimate.hardware import Hardware
 from vllm_layershard.estimate.outcome import PhaseName
-from vllm_layershard.estimate.wording import percent, tokens
+from vllm_layershard.estimate.wording import changes, percent, tokens
 from vllm_layershard.plan.move import MoveRule
 
 
@@ -49,9 +49,13 @@ def _rule(threshold: int | None) -> str:
 
 
 def _said(both: BothWays) -> str:
+    of_activations, of_weights = both.activations_share, both.weights_share
+    verb, by = changes(of_activations), f"by {percent(of_weights)}"
+    if verb != f"slows by {percent(of_activations)}":  # few tokens spare reading the weight
+        by = changes(of_weights)
     return (
-        f"decode at batch {both.batch.sequences:,.0f} slows by {percent(both.activations_share)} "
-        f"where activations move, by {percent(both.weights_share)} where weights do"
+        f"decode at batch {both.batch.sequences:,.0f} {verb} where activations move, {by} where "
+        "weights do"
     )
 
 
