@@ -13,7 +13,9 @@ from vllm_layershard.hosts.deployment import launched_as, reaches_other_nodes
 from vllm_layershard.hosts.names import (
     ENABLE_CUMEM_ALLOCATOR,
     ENABLE_FAULT_TOLERANCE,
+    ENABLE_HC_SP,
     KV_SHARING_FAST_PREFILL,
+    MEGA_MOE_BACKENDS,
     SLEEP_MODE_BACKEND,
     SWA_BOUNDED_REPLAY,
 )
@@ -92,12 +94,39 @@ def splitting_tokens(vllm_config: VllmConfig) -> list[str]:
     passes = vllm_config.compilation_config.pass_config
     known = {
         "sequence parallelism of routed experts (--enable-expert-parallel with tensor and data "
-        "parallelism)": vllm_config.model_config.is_moe and parallel.use_sequence_parallel_moe,
+        "parallelism)": _splits_for_experts(vllm_config),
+        "sequence parallelism of routed experts (--enable-expert-parallel with tensor parallelism "
+        "and a mega-MoE backend)": _splits_for_mega_moe(vllm_config),
+        "--enable-hc-sp": parallel.tensor_parallel_size > 1
+        and bool(ENABLE_HC_SP.of(parallel, absent=False)),
         "the compiler's enable_sp": getattr(passes, "enable_sp", False),  # before vLLM 0.32
         _FLASHCOMM1: os.environ.get(_FLASHCOMM1, "0") not in ("", "0"),
         "enable_flashcomm1": isinstance(extra, dict) and bool(extra.get("enable_flashcomm1")),
     }
     return [setting for setting, present in known.items() if present]
+
+
+def _splits_for_experts(vllm_config: VllmConfig) -> bool:
+    """With data parallelism. Some models do so whatever moves tokens to the experts.
+
+    vLLM's own property lists what does. Source: vLLM 0.32, models/deepseek_v4/nvidia/model.py and
+    models/kimi_k3/nvidia/model.py, which ask for data parallelism alone.
+    """
+    parallel = vllm_config.parallel_config
+    asked = parallel.enable_expert_parallel and parallel.tensor_parallel_size > 1
+    several = asked and parallel.data_parallel_size > 1
+    return vllm_config.model_config.is_moe and (several or parallel.use_sequence_parallel_moe)
+
+
+def _splits_for_mega_moe(vllm_config: VllmConfig) -> bool:
+    """Whatever the data-parallel size. Source: vLLM 0.29 to 0.33, as above; in 0.33 step5, too."""
+    parallel = vllm_config.parallel_config
+    return (
+        parallel.enable_expert_parallel
+        and parallel.tensor_parallel_size > 1
+        and parallel.pipeline_parallel_size == 1
+        and vllm_config.kernel_config.moe_backend in MEGA_MOE_BACKENDS.imported()
+    )
 
 
 def leaving_tokens_behind(vllm_config: VllmConfig) -> list[str]:

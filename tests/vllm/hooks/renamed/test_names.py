@@ -10,6 +10,11 @@ from vllm_layershard.hosts import names
 from vllm_layershard.hosts.names import Name
 
 CHECK = "check(config)"
+SPLITTING = """
+config.parallel_config.enable_expert_parallel = True
+config.parallel_config.tensor_parallel_size = 2
+splitting_tokens(config)
+"""
 ASKED = {
     names.ENABLE_FAULT_TOLERANCE: (CHECK, "config.parallel_config"),
     names.SLEEP_MODE_BACKEND: (
@@ -25,6 +30,8 @@ ASKED = {
         "config.model_config.hf_config.kv_source_layer_ids = [1]; check(config)",
         "config.cache_config",
     ),
+    names.ENABLE_HC_SP: (SPLITTING, "config.parallel_config"),
+    names.MEGA_MOE_BACKENDS: (SPLITTING, "sys.modules['vllm.config.kernel']"),
     names.KV_SHARING_FAST_PREFILL: (
         "config.additional_config = MOVED; check(config)",
         "config.cache_config",
@@ -66,6 +73,7 @@ from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBa
 from vllm.model_executor.models import interfaces
 from vllm_layershard.errors import HostError
 from vllm_layershard.hosts import groups, names
+from vllm_layershard.hosts.exclusions import splitting_tokens
 from vllm_layershard.hosts.graphs import breaks, hidden
 from vllm_layershard.hosts.linears import leave_towers
 from vllm_layershard.hosts.settings import check
