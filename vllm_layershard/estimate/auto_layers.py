@@ -22,6 +22,7 @@ from vllm_layershard.estimate.hardware import Hardware
 from vllm_layershard.estimate.outcome import PhaseName
 from vllm_layershard.estimate.taken import beside_taken
 from vllm_layershard.models import (
+    Batch,
     Deployment,
     Model,
     Sharding,
@@ -31,6 +32,7 @@ from vllm_layershard.models import (
 )
 from vllm_layershard.never_sharded import refusal_of
 from vllm_layershard.plan.linear import short_names
+from vllm_layershard.plan.move import move_rule
 
 _STRIDES: Final = (1, 2, 3, 4, 6, 8)
 
@@ -50,6 +52,7 @@ def choose(
 ) -> Sharding:
     """The linears and the smallest stride that save most while every one of `phases` hides them.
 
+    A phase hides with what it moves, by the template's rule: weights, or activations.
     For each stride (or the one given), linears are taken in the order of what each saves, and kept
     if the set still hides. What is taken beside weights is subtracted from what is saved.
     `template` holds all other options; its names and stride are replaced.
@@ -63,16 +66,7 @@ def choose(
         "decode": decode(sequences, context, model.drafted),
     }
 
-    def hides(sharding: Sharding) -> bool:
-        lacking = lacking_for(sharding, hardware)
-        if lacking:
-            raise HardwareError(
-                f"--layers auto: {hardware.name} lacks {'; '.join(lacking)}; name the linears, or "
-                "give the number in a profile (--hardware FILE.json)"
-            )
-        forwards = Forwards(sharding, hardware)
-        step = sharding.config.prefetch_step
-        return all(forwards.run(batches[phase], step).hidden for phase in phases)
+    asked = [batches[phase] for phase in phases]
 
     def left_by(sharding: Sharding) -> int:
         return _saved(beside_taken(sharding, hardware))
@@ -84,16 +78,59 @@ def choose(
             names = (*found.config.layers, name) if found is not None else (name,)
             config = replace(template, layers=names, layer_stride=stride)
             sharding = shard_model(model, deployment, config)
-            if (found is None or left_by(sharding) > left_by(found)) and hides(sharding):
+            if (found is None or left_by(sharding) > left_by(found)) and all_hide(
+                sharding, hardware, asked
+            ):
                 found = sharding
         if found is not None and (best is None or left_by(found) > left_by(best)):
             best = found
     if best is None or left_by(best) <= 0:
         raise PlanError(
             f"--layers auto: no linear of {model.name} saves anything and stays hidden in "
-            f"{' and '.join(phases)} on {hardware.name}; name the linears to see what each costs"
+            f"{' and '.join(phases)} on {hardware.name}{_by_activations(template, asked)}; name "
+            "the linears to see what each costs"
         )
     return best
+
+
+def _by_activations(config: LayerShardConfig, asked: Sequence[Batch]) -> str:
+    """Of forwards that are hidden or not: that some of them move activations; "": none does."""
+    rule = move_rule(config)
+    if all(rule.moves_weights([batch.tokens]) for batch in asked):
+        return ""
+    return ", where activations move"
+
+
+def all_hide(sharding: Sharding, hardware: Hardware, asked: Sequence[Batch]) -> bool:
+    """Whether every forward stays hidden, each with what it moves.
+
+    Raises:
+        HardwareError: the hardware lacks a number that this needs.
+    """
+    rule = move_rule(sharding.config)
+    weights = [batch for batch in asked if rule.moves_weights([batch.tokens])]
+    activations = [batch for batch in asked if batch not in weights]
+    _require_numbers(lacking_for(sharding, hardware), hardware)
+    forwards, step = Forwards(sharding, hardware), sharding.config.prefetch_step
+    if not all(forwards.run(batch, step).hidden for batch in weights):
+        return False
+    if not activations or not sharding.moves:
+        return True
+    from vllm_layershard.estimate.activations import clock  # seldom asked for
+    from vllm_layershard.estimate.moved.linears import moved_linears
+
+    linears = moved_linears(sharding, hardware)
+    _require_numbers(clock.lacking_for(sharding, hardware, linears), hardware)
+    both = clock.Clock(sharding, hardware, linears).both
+    return all(both(batch).activations_hidden for batch in activations)
+
+
+def _require_numbers(lacking: Sequence[str], hardware: Hardware) -> None:
+    if lacking:
+        raise HardwareError(
+            f"--layers auto: {hardware.name} lacks {'; '.join(lacking)}; name the linears, or "
+            "give the number in a profile (--hardware FILE.json)"
+        )
 
 
 def _saved(sharding: Sharding) -> int:

@@ -88,7 +88,7 @@ def _shown_by_move(sharding: Sharding, forecast: Estimate) -> list[tuple[PhaseNa
             shown.append((phase.name, "is not estimated"))
             continue
         else:
-            hidden = clock.both(phase.batch).activations_share <= TOLERANCE
+            hidden = clock.both(phase.batch).activations_hidden
         if not hidden:
             shown.append((phase.name, "does not hide"))
     return shown

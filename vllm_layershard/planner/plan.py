@@ -86,7 +86,8 @@ def plan_model(
     read = loaded(model)
     found = drafting(on_device(read, device), mtp)
     options, open_threshold = with_some_threshold(options)
-    if layers is not None and names_of(layers) == [AUTO]:
+    chooses = layers is not None and names_of(layers) == [AUTO]
+    if chooses:
         sharding, assumed = _chosen(
             found, layout, options, device, sizes, phases or PREFILL, ffn_tp
         )
@@ -105,6 +106,10 @@ def plan_model(
     if hardware is None:
         assumed = (*assumed, f"assumed {device.name} devices for the times; give --hardware")
     expected, offer = offer_of(sharding, forecast(sharding, device, **sizes, traced=traced))
+    if chooses and open_threshold:
+        from vllm_layershard.planner.search.auto import require_hidden  # seldom asked for
+
+        require_hidden(sharding, device, [expected.batches[name] for name in phases or PREFILL])
     evidence, notes = evidence_of(read, exact=exact, progress=progress)
     warnings = (
         *assumed,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from vllm_layershard.estimate.forwards.overlap import TOLERANCE
 from vllm_layershard.estimate.moved.linears import Moved
 from vllm_layershard.estimate.outcome import PhaseName
 from vllm_layershard.models import Batch
@@ -70,6 +71,11 @@ class BothWays(NamedTuple):
     def activations_share(self) -> float:
         """By how much a forward that moves activations takes longer, over its own compute."""
         return self.activations / self.activations_compute
+
+    @property
+    def activations_hidden(self) -> bool:
+        """Whether a forward that moves activations takes at most 1 % longer."""
+        return self.activations_share <= TOLERANCE
 
     @property
     def weights_share(self) -> float:

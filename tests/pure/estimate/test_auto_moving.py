@@ -1,0 +1,70 @@
+"""`--layers auto` judges each phase by what moves in it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from vllm_layershard import HardwareError, Layout, PlanError, plan_model
+from vllm_layershard.planner.results.plan_result import PlanResult
+
+EIGHT = Layout(dp=8, ep=True)
+
+
+def _chosen(model: str = "DeepSeek-V3", layout: Layout = EIGHT, **options: Any) -> PlanResult:
+    return plan_model(model, "auto", layout, **({"hardware": "H200"} | options))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"move": "activations"},
+        {"move": "activations", "placement": "striped", "hide_in": "decode"},
+        {"move": "auto", "move_weights_from": 8193},
+    ],
+)
+def test_what_hides_by_weights_alone_is_not_chosen_where_activations_move(
+    options: dict[str, Any],
+) -> None:
+    with pytest.raises(
+        PlanError, match=r"stays hidden in .* on H200, where activations move; name"
+    ):
+        _chosen(**options)
+
+
+@pytest.mark.parametrize("options", [{}, {"move": "auto", "move_weights_from": 8192}])
+def test_where_weights_move_they_decide(options: dict[str, Any]) -> None:
+    found = _chosen(**options)
+    assert found.planned.config.layers == ("o_proj",)
+    assert found.failures() == ()
+
+
+def test_what_hides_by_activations_alone_is_chosen_where_they_move() -> None:
+    """A decode of few reads a part of the weight, and so takes less time."""
+    options: dict[str, Any] = {"placement": "striped", "batch": 1, "hide_in": "decode"}
+    options |= {"model": "GLM-4.7", "layout": Layout(dp=4, pp=2), "hardware": "MI300X"}
+    with pytest.raises(PlanError, match=r"stays hidden in decode on MI300X; name"):
+        _chosen(**options)
+    found = _chosen(**options, move="activations", tokens=64)
+    assert found.planned.config.layers
+    assert found.failures("decode") == ()
+    (note,) = [text for text in found.warnings if text.startswith("--layers auto chose")]
+    assert note.endswith("what stays hidden in decode on MI300X, where activations move")
+
+
+def test_a_threshold_that_is_found_later_is_judged_too() -> None:
+    """A prefill behind a long cache hides weights; a decode of as many tokens does not."""
+    options: dict[str, Any] = {"hardware": "MI300X", "placement": "striped", "move": "auto"}
+    options |= {"tokens": 512, "cached": 120000}
+    with pytest.raises(PlanError, match="activations below 737 tokens a rank; give") as refused:
+        _chosen(**options)
+    assert "give --move-weights-from 512, or name the linears" in str(refused.value)
+    found = _chosen(**options, move_weights_from=512)
+    assert "o_proj" in found.planned.config.layers
+    assert found.failures() == ()
+
+
+def test_a_number_that_activations_need_is_asked_for() -> None:
+    with pytest.raises(HardwareError, match="--layers auto: MI300X lacks "):
+        _chosen(layout=Layout(dp=32, ep=True), hardware="MI300X", move="activations")
