@@ -38,7 +38,11 @@ def warnings_on(sharding: Sharding, hardware: Hardware | None) -> tuple[str, ...
 
 def _on_dense_mlps(sharding: Sharding, hardware: Hardware | None) -> Iterator[str]:
     if sharding.split_mlps:
-        uncounted = "" if hardware is None else "which no time here counts, "
+        uncounted = "which no time here counts, "
+        if sharding.config.move != "weights" and sharding.moves:
+            uncounted = "which only tokens a second count, "
+        if hardware is None:
+            uncounted = ""
         yield DENSE_MLPS.replace("and ", f"{uncounted}and ")
 
 

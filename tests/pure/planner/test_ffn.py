@@ -11,6 +11,11 @@ import pytest
 from console import complaint, document, said
 from hosted.tiny import CONFIG, write_config
 from vllm_layershard.errors import LayerShardError
+from vllm_layershard.estimate.activations.dense_mlps import split_seconds
+from vllm_layershard.estimate.exchange.collectives import all_gather_seconds
+from vllm_layershard.estimate.nodes import widest
+from vllm_layershard.estimate.roofline import Roofline
+from vllm_layershard.models.operation import Operation
 from vllm_layershard.planner.dense_mlps import split_dense_mlps
 from vllm_layershard.planner.layout import Layout
 from vllm_layershard.planner.plan import plan_model
@@ -160,3 +165,48 @@ def test_nothing_that_is_asked_beside_the_key_alone_is_lost(stated, flags, probl
 def test_two_sizes_in_one_question_are_refused():
     _, text = complaint("check", json.dumps({KEY: 4}), *V3, "--ffn-tp", "8")
     assert "--ffn-tp 8: the additional config says 4 itself; leave one of the two out" in text
+
+
+@pytest.mark.parametrize("tokens", [8, 64, 152, 8192])
+@pytest.mark.parametrize("size", [2, 8])
+def test_a_part_takes_two_collectives_and_products_of_all_tokens(size: int, tokens: int) -> None:
+    """Each rank multiplies all tokens of its group by an eighth of the weights, or by a half."""
+    found = plan_model("DeepSeek-V3", ["o_proj"], Layout(dp=8, ep=True), ffn_tp=size)
+    device = found.forecast.hardware
+    seconds = Roofline(device).seconds
+
+    def product(rows: int, inner: int, many: int) -> float:
+        return seconds(
+            Operation("", 2 * many * rows * inner, rows * inner + 2 * many * (rows + inner), "fp8")
+        )
+
+    width, hidden, together = 18432, 7168, size * tokens
+    part = product(2 * width // size, hidden, together) + product(hidden, width // size, together)
+    whole = product(2 * width, hidden, tokens) + product(hidden, width, tokens)
+    moved = 2 * all_gather_seconds(together * hidden * 2, widest([range(size)], 8), device)
+    (longer,) = split_seconds(found.planned, device, tokens)
+    assert longer == pytest.approx(3 * (moved + part - whole))
+
+
+@pytest.mark.parametrize("move", ["auto", "activations"])
+def test_tokens_a_second_count_the_parts(move: Any) -> None:
+    """They counted the memory that parts spare, and not the collectives that it costs."""
+    options: dict[str, Any] = {"hardware": "H200", "move": move, "ffn_tp": 8, "tokens": 1024}
+    layout = Layout(dp=8, ep=True)
+    result = plan_model("DeepSeek-V3", ["o_proj"], layout, **options)
+    assert result.move is not None
+    full = result.move.sharded_decode
+    assert full is not None
+    same = plan_model("DeepSeek-V3", ["o_proj"], layout, **options, batch=full.sequences).move
+    assert same is not None
+    decode = same.phases[1]
+    longer = decode.weights_us if decode.moves == "weights" else decode.activations_us
+    (parts,) = split_seconds(result.planned, result.forecast.hardware, full.sequences)
+    assert parts > 100e-6
+    assert full.step_us == pytest.approx(decode.compute_us + longer + parts * 1e6, abs=0.3)
+    (said_of_it,) = [text for text in result.move.assumptions if "dense MLPs in parts" in text]
+    assert said_of_it.startswith("tokens a second: ")
+    assert "in every forward, which only tokens a second count, and" in " ".join(result.warnings)
+    without = plan_model("DeepSeek-V3", ["o_proj"], layout, **(options | {"ffn_tp": None})).move
+    assert without is not None
+    assert not any("dense MLPs" in text for text in without.assumptions)

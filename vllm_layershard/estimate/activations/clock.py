@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from vllm_layershard.estimate.activations.dense_mlps import split_seconds, split_spread
 from vllm_layershard.estimate.activations.outcome import BothWays, LinearLoad, LinearTime
 from vllm_layershard.estimate.activations.timeline import moved_forward
 from vllm_layershard.estimate.exchange.collectives import (
@@ -61,12 +62,18 @@ class Clock:
         return round_seconds([stages[one] for one in decodes])
 
     def _by_stage(self, batch: Batch, moves: str) -> list[float]:
-        """Seconds of each pipeline stage's forward, which moves this; "": nothing."""
+        """Seconds of each pipeline stage's forward, which moves this; "": nothing.
+
+        One that moves something has its dense MLPs in parts, if they are split.
+        """
         longer = self._stages(batch.tokens)
         forwards = self._forwards.by_stage(batch, self._sharding.config.prefetch_step)
+        if not moves:
+            return [one.compute for one in forwards]
+        parts = split_seconds(self._sharding, self._hardware, batch.tokens)
         if moves == "activations":
-            return [one.compute + longer.get(i, 0.0) for i, one in enumerate(forwards)]
-        return [one.total if moves else one.compute for one in forwards]
+            return [one.compute + longer.get(i, 0.0) + parts[i] for i, one in enumerate(forwards)]
+        return [one.total + part for one, part in zip(forwards, parts, strict=True)]
 
     def trace(self, batch: Batch) -> Forward:
         """One forward whose activations move, with its timeline, of the stage that loses most."""
@@ -181,7 +188,8 @@ def lacking_for(
         PlanError: ranks that pull from each other lie on several nodes.
     """
     of_weights = Transfer(sharding, hardware).lacking()
-    spreads = sorted({one.spread for one in linears})
+    of_parts = split_spread(sharding, hardware)
+    spreads = sorted({*(one.spread for one in linears), *([of_parts] if of_parts else [])})
     of_activations = [lack for spread in spreads for lack in lacking(spread, hardware)]
     return tuple(dict.fromkeys((*of_weights, *of_activations)))
 

@@ -35,6 +35,10 @@ _STAGES: Final = (
     "tokens a second: a decode in flight for each pipeline stage, the sequences spread evenly over "
     "them; the slowest stage sets the pace, or one decode on all stages where sequences are few"
 )
+_PARTS: Final = (
+    "tokens a second: dense MLPs in parts with their all-gather and reduce-scatter; no other time "
+    "here counts these"
+)
 _DRAFTS: Final = (
     "tokens a second: one of each sequence a step, as if no draft were accepted; those that are "
     "multiply both rates alike"
@@ -75,6 +79,7 @@ def judge(
         assumptions=(
             _BY_ROWS if config.cuts_rows else _BY_OWNER,
             *_ASSUMPTIONS,
+            *([_PARTS] if sharding.split_mlps else []),
             *([_DRAFTS] if sharding.model.drafted else []),
             *([_STAGES] if sharding.deployment.layout.pp > 1 else []),
         ),
