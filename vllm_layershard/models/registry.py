@@ -10,7 +10,12 @@ from vllm_layershard.errors import UnknownModelError
 from vllm_layershard.models.blueprint import Blueprint
 from vllm_layershard.models.families.defaults import completed
 from vllm_layershard.models.model import Model
-from vllm_layershard.models.quantization import cache_of, quantization_of, stated_section
+from vllm_layershard.models.quantization import (
+    cache_of,
+    quantization_of,
+    require_dtype,
+    stated_section,
+)
 from vllm_layershard.models.sources.config_file import ConfigFile
 from vllm_layershard.models.sources.source import FoundModel, find
 
@@ -112,6 +117,7 @@ def model_of(found: FoundModel) -> Model:
     quantization = quantization_of(section, architecture)
     blueprint = replace(blueprint, quantization=quantization)
     if section is not None:
+        require_dtype(section, quantization, blueprint.dtype)
         blueprint = _matched(section, architecture, blueprint)
     latent = family in _LATENT
     asked = cache_of(section, latent=latent)

@@ -85,7 +85,12 @@ NOTHING: dict[str, tuple[str, dict[str, Any], str]] = {
         DENSE,
         {
             "quant_method": "modelopt",
-            "quantization": {"quant_algo": "NVFP4", "exclude_modules": ["model*", "lm_head"]},
+            "quantization": {
+                "quant_algo": "NVFP4",
+                "group_size": 16,
+                "kv_cache_quant_algo": None,
+                "exclude_modules": ["model*", "lm_head"],
+            },
         },
         'exclude_modules: "model*"',
     ),

@@ -93,8 +93,31 @@ def quantization_of(section: ConfigFile | None, architecture: str) -> Quantizati
         )
     module, function = _READERS[known]
     reader: Any = getattr(import_module(f"{__package__}.methods.{module}"), function)
+    if known == "modelopt" and _algorithm_alone(section) is not None:  # as vLLM writes it there
+        section = section._replace(values={**section.values, "quant_method": known})
     read: Quantization = reader(section, names_of(architecture))
     return read
+
+
+_BFLOAT16_ALONE: Final = frozenset({"modelopt_mxfp8", "mxfp8", "mxfp4"})
+"""Methods of which vLLM runs no other dtype.
+Source: vLLM 0.32, quantization/modelopt.py and mxfp4.py, `get_supported_act_dtypes`."""
+
+
+def require_dtype(section: ConfigFile, quantization: Quantization, dtype: str) -> None:
+    """Refuse a dtype in which vLLM runs no model of this quantisation.
+
+    Source: vLLM 0.32, config/vllm.py, `_get_quantization_config`.
+
+    Raises:
+        ModelError: names the dtype.
+    """
+    if quantization.name in _BFLOAT16_ALONE and dtype != "bfloat16":
+        section.fail(
+            "quant_method",
+            f"{quantization.name}: vLLM 0.32 runs it in bfloat16 alone, and config.json states "
+            f"dtype {dtype}; state bfloat16 there",
+        )
 
 
 def _require_producer(section: ConfigFile) -> None:
@@ -117,22 +140,28 @@ def method_of(section: ConfigFile) -> str:
     Raises:
         ModelError: it is no string, or an algorithm of modelopt's that vLLM takes for unknown.
     """
+    algorithm = _algorithm_alone(section)
+    if algorithm is not None:
+        if str(algorithm).upper() not in _ALONE:
+            section.fail(
+                "quantization: quant_algo",
+                f"{shown(algorithm)}: vLLM 0.32 has no class for it in this place; it takes "
+                f"{', '.join(_ALONE)} there, and others from config.json",
+            )
+        return "modelopt"
+    method = (section.string("quant_method") or "").lower()
+    method = method.replace("compressed_tensors", "compressed-tensors")
+    return "modelopt" if method.startswith("modelopt") else method
+
+
+def _algorithm_alone(section: ConfigFile) -> object:
+    """The algorithm of Model Optimizer's older form, which decides the method; None: another."""
     inner = section.get("quantization")
     producer = section.get("producer")
     name = producer.get("name") if isinstance(producer, Mapping) else None
     if isinstance(inner, Mapping) and (name == "modelopt" or "modelopt_quant_config" in inner):
-        algorithm = inner.get("quant_algo")
-        if algorithm is not None:
-            if str(algorithm).upper() not in _ALONE:
-                section.fail(
-                    "quantization: quant_algo",
-                    f"{shown(algorithm)}: vLLM 0.32 has no class for it in this place; it takes "
-                    f"{', '.join(_ALONE)} there, and others from config.json",
-                )
-            return "modelopt"
-    method = (section.string("quant_method") or "").lower()
-    method = method.replace("compressed_tensors", "compressed-tensors")
-    return "modelopt" if method.startswith("modelopt") else method
+        return inner.get("quant_algo")
+    return None
 
 
 _ALONE: Final = ("FP8", "FP8_PER_CHANNEL_PER_TOKEN", "FP8_PB_WO", "NVFP4")

@@ -14,6 +14,11 @@ from vllm_layershard.models.quantization.formats.microscaled import Microscaled
 from vllm_layershard.models.quantization.formats.nvfp4 import Nvfp4
 from vllm_layershard.models.quantization.formats.scaled import Scaled
 from vllm_layershard.models.quantization.ignored import Ignored, read_ignored
+from vllm_layershard.models.quantization.methods.modelopt_class import (
+    MIXED,
+    class_of,
+    takes_no_algorithm,
+)
 from vllm_layershard.models.quantization.names import Names
 from vllm_layershard.models.quantization.uniform import uniform
 from vllm_layershard.models.sources.config_file import ConfigFile, shown
@@ -51,14 +56,18 @@ def read_modelopt(section: ConfigFile, names: Names) -> Quantization:
     Raises:
         ModelError: an algorithm that the planner does not know, or values that make no sense.
     """
+    if takes_no_algorithm(section):
+        return read_mxfp8(section, names)
     inner = section.section("quantization")
+    if inner is None and "quantization" in section.values:
+        section.fail("quantization", "is null, and vLLM 0.32 reads the algorithm there")
     values, key = (section, "ignore") if inner is None else (inner, "exclude_modules")
     algorithm = (values.string("quant_algo") or "").upper()
     ignored = read_ignored(values, (key,), "wildcards", names)
-    if algorithm == _MIXED:
-        return Quantization("modelopt_mixed", _by_layer(values, ignored, names))
-    if algorithm not in _FORMATS:
+    if algorithm not in (*_FORMATS, _MIXED):
         _refuse(values, "quant_algo", values.get("quant_algo"))
+    if class_of(section, values, algorithm) == MIXED:
+        return Quantization(MIXED, _by_layer(values, ignored, names))
     found = _FORMATS[algorithm](values.optional_integer("group_size", low=16, high=128) or 16)
     if algorithm == "NVFP4" and _weights_only(section):
         assert isinstance(found, Nvfp4), "as the table says"
@@ -67,14 +76,14 @@ def read_modelopt(section: ConfigFile, names: Names) -> Quantization:
 
 
 def read_mxfp8(section: ConfigFile, names: Names) -> Quantization:
-    """Read a `quantization_config` of method mxfp8, as MiniMax writes it.
+    """Read a `quantization_config` of method mxfp8, as MiniMax writes it, or modelopt_mxfp8.
 
     Source: vLLM 0.32, quantization/modelopt.py, `ModelOptMxFp8Config.from_config`.
 
     Raises:
         ModelError: values that make no sense.
     """
-    if section.section("quantization") is not None or section.get("quant_algo"):
+    if not takes_no_algorithm(section):
         return read_modelopt(section, names)
     ignored = read_ignored(section, ("ignored_layers",), "wildcards", names)
     return uniform(Microscaled("mxfp8", 8), ignored, quantises_head=True)
