@@ -39,6 +39,7 @@ PRINTED: Final = {
     "NVIDIA RTX PRO 6000 Blackwell Workstation Edition": "RTX-PRO-6000",
     "NVIDIA RTX PRO 6000 Server Edition": "RTX-PRO-6000",
     "NVIDIA RTX PRO 6000 Workstation Edition": "RTX-PRO-6000",
+    "NVIDIA DGX Spark": "GB10",
     "AMD Instinct MI300X OAM": "MI300X",
     "AMD Instinct MI325X OAM": "MI325X",
     "AMD Instinct MI355X OAM": "MI355X",
@@ -47,8 +48,8 @@ PRINTED: Final = {
     "Ascend910_9392": "910C",
     "910C-die": "910C",
 }
-"""What nvidia-smi, amd-smi, npu-smi and torch print -> the profile. A vendor's name before the
-profile's own needs no line: `NVIDIA H200`, `Ascend910B3`."""
+"""What nvidia-smi, amd-smi, npu-smi and torch print -> the profile, and a machine of one device.
+A vendor's name before the profile's own needs no line: `NVIDIA H200`, `Ascend910B3`."""
 
 
 def profile_names() -> tuple[str, ...]:
@@ -92,13 +93,18 @@ def _plain(name: str) -> str:
 
 
 def _nearest(name: str) -> str | None:
-    """The profile that its name begins with, or else one that is spelled nearly like it."""
+    """The profile that its name begins with, or of its generation, or else spelled like it."""
     from difflib import SequenceMatcher  # takes milliseconds that no other command needs
+
+    from vllm_layershard.estimate.devices.kin import kin_of  # few devices are unknown
 
     key = _plain(name)
     begins = [one for one in _VENDORS if key.startswith(_plain(one))]
     if begins:
         return max(begins, key=len)
+    kin = kin_of(key)
+    if kin is not None:
+        return kin
     names = _names()
     alike = {one: SequenceMatcher(None, key, one).ratio() for one in names}
     best = max(alike, key=lambda one: alike[one])
