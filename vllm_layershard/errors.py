@@ -16,6 +16,7 @@ The message always says what is wrong, where, and the remedy. Bugs are `assert`s
 is a ValueError: pydantic would wrap one that is raised while vLLM builds its configuration.
 """
 
+import os
 import re
 from typing import Final
 
@@ -35,8 +36,15 @@ _VALUE: Final = re.compile(
     r"((?:token|passwd|password|secret|signature|api_?key|access_?key)=)[^\s'\"]+", re.IGNORECASE
 )
 
-_TOKEN: Final = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
-"""A token of the Hub."""
+_TOKEN: Final = re.compile(
+    r"(?<![A-Za-z0-9])(?:hf_(?:oauth_|jwt_)?|api_org_)"
+    r"(?:(?=[a-z]*[A-Z0-9])[A-Za-z0-9]{8,}|[a-z]{16,})"
+)
+"""A token of the Hub. Short ones of small letters alone are names: `hf_transfer`."""
+
+_NAMED_TOKENS: Final = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+_SHORTEST: Final = 8
+"""What is shorter would be found in other words, and is no token."""
 
 
 def without_secrets(text: str) -> str:
@@ -45,7 +53,11 @@ def without_secrets(text: str) -> str:
         text = _USER.sub(r"\1", text)
     if "=" in text:
         text = _VALUE.sub(r"\1...", _QUERY.sub("?...", text))
-    return _TOKEN.sub("hf_...", text) if "hf_" in text else text
+    for variable in _NAMED_TOKENS:
+        token = os.environ.get(variable, "").strip()
+        if len(token) >= _SHORTEST and token in text:
+            text = text.replace(token, f"{variable}'s value")
+    return _TOKEN.sub("hf_...", text) if "hf_" in text or "api_org_" in text else text
 
 
 class LayerShardError(Exception):

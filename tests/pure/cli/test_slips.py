@@ -136,6 +136,7 @@ def test_no_error_of_the_library_holds_a_password(url: str) -> None:
         "max_num_batched_tokens=8192 of hf_config: --max-model-len=4096",
         "hidden_size = 5,120; is it? (x=1)",
         "wrong; give --tp=2 and --dp=4",
+        "hf_transfer, hf_overrides and hf_tokenizer_path are no tokens",
         "",
     ],
 )
@@ -242,3 +243,42 @@ def test_a_broken_file_still_says_where() -> None:
 )
 def test_a_message_goes_on_behind_a_query(text: str, left: str) -> None:
     assert without_secrets(text) == left
+
+
+LETTERS = "AbCdEfGhIjKlMnOpQrStUvWxYz012345"
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        f"hf_{LETTERS}",
+        f"hf_{LETTERS.lower()}",
+        "hf_CanaryToken",
+        "hf_abcdefghijklmnopqrst",
+        f"hf_oauth_{LETTERS}",
+        f"api_org_{LETTERS}",
+    ],
+)
+@pytest.mark.parametrize("where", ["{0}", "organisation/{0}", "./{0}/config.json", "org_{0}"])
+def test_a_token_given_for_a_model_or_a_device_is_not_repeated(
+    token: str, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    given = where.format(token)
+    for command in (["--model", given], ["--model", "DeepSeek-V3", "--hardware", given]):
+        code, message = complaint("plan", *command)
+        assert code in (2, 3)
+        assert token not in message
+        assert token.rpartition("_")[2] not in message
+
+
+@pytest.mark.parametrize("variable", ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"])
+def test_the_token_of_the_environment_is_repeated_in_no_form(
+    variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = "of-another-kind"
+    monkeypatch.setenv(variable, f" {token}\n")
+    code, message = complaint("plan", "--model", token)
+    assert code in (2, 3)
+    assert token not in message
+    assert f"{variable}'s value" in message
