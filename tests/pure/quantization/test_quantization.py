@@ -367,6 +367,41 @@ def test_descriptions_that_do_not_fit(
     assert message in str(error.value)
 
 
+READS = "vllm-ascend has a class for such {}, and the planner does not read it yet; supported are"
+NONE = "vllm-ascend has no class for such {}; supported are FLOAT, W8A8 and W8A8_DYNAMIC"
+
+
+@pytest.mark.parametrize(
+    ("module", "kind", "said"),
+    [
+        *(
+            ("self_attn.o_proj", kind, READS)
+            for kind in ("W8A16", "W8A8_MIX", "W8A8_MXFP8", "W8A8FP8_DYNAMIC", "W4A8_MXFP")
+        ),
+        ("self_attn.o_proj", "W4A4_DYNAMIC", READS),
+        ("self_attn.o_proj", "W4A8_DYNAMIC", NONE),  # of experts alone
+        ("self_attn.o_proj", "W4A16", NONE),
+        ("self_attn.o_proj", "w8a16", NONE),
+        ("self_attn.o_proj", "NONSENSE", NONE),
+        ("self_attn.o_proj", "W8A8SC", NONE),  # on the Atlas 300I, whose classes are others
+        ("mlp.experts.0.gate_proj", "W4A8_DYNAMIC", READS),
+        ("mlp.experts.0.gate_proj", "W4A16", READS),
+        ("mlp.experts.0.gate_proj", "W8A8_MXFP8", READS),
+        ("mlp.experts.0.gate_proj", "W8A16", NONE),
+        ("mlp.experts.0.gate_proj", "NONSENSE", NONE),
+    ],
+)
+def test_of_a_precision_it_is_said_whether_vllm_ascend_has_a_class(
+    module: str, kind: str, said: str, tmp_path: Path
+) -> None:
+    model = read_model(ascend(tmp_path, json.dumps(described({module: kind})).encode()))
+    with pytest.raises(ModelError) as error:
+        model.weight_bytes(ONE, 0)
+    modules = "experts" if "experts" in module else "linears"
+    assert f"states {kind} for " in str(error.value)
+    assert f": {said.format(modules)}" in str(error.value)
+
+
 @pytest.mark.parametrize(
     "raw",
     [b"", b"[]", b"{", b"\xff", b'{"a": ' + b"[" * 50_000, b" " * (MAX_DESCRIPTION_BYTES + 1)],

@@ -6,7 +6,7 @@ Which module has which precision stands in `quant_model_description.json` beside
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from vllm_layershard.errors import ModelError
 from vllm_layershard.models.quantization.choice import Quantization
@@ -24,6 +24,20 @@ _FORMATS: dict[str, Format | None] = {
 }
 
 
+_UNREAD: Final[Mapping[str, tuple[str, ...]]] = {
+    "linears": (
+        *("W4A4_DYNAMIC", "W4A4_FLATQUANT_DYNAMIC", "W4A4_MXFP4", "W4A4_MXFP4_FLATQUANT"),
+        *("W4A8_MXFP", "W8A16", "W8A8FP8_DYNAMIC", "W8A8_MIX", "W8A8_MXFP8"),
+    ),
+    "experts": (
+        *("W4A16", "W4A16_MXFP4", "W4A4_MXFP4", "W4A8_DYNAMIC", "W4A8_MXFP", "W8A8FP8_DYNAMIC"),
+        "W8A8_MXFP8",
+    ),
+}
+"""Precisions that vllm-ascend has a class for, and the planner does not read yet.
+Source: vllm-ascend 182b75e, quantization/methods/, `register_scheme` with `linear` and `moe`."""
+
+
 class Described(NamedTuple):
     """`kinds`: module's name -> precision of its weight; of experts only the first's.
 
@@ -39,6 +53,13 @@ class Described(NamedTuple):
         Raises:
             ModelError: it does not name it, or with an unknown precision.
         """
+        return self._of(prefix, "linears")
+
+    def experts(self, prefix: str) -> Format | None:
+        """By the word for the first expert's first matrix."""
+        return self._of(f"{prefix}.0.gate_proj", "experts")
+
+    def _of(self, prefix: str, modules: Literal["linears", "experts"]) -> Format | None:
         module = prefix.removeprefix("language_model.")
         names = self.names.parts(module) or (module,)
         found = {self.kinds.get(name) for name in names}
@@ -46,19 +67,23 @@ class Described(NamedTuple):
         if found or kind not in _FORMATS:
             stated = "several precisions" if found else kind or "no precision"
             *others, last_known = _FORMATS
+            why = "" if found or kind is None else f": {_said_of(kind, modules)}"
             raise ModelError(
-                f"{prefix}: {DESCRIPTION} states {stated} for {', '.join(names)}; "
+                f"{prefix}: {DESCRIPTION} states {stated} for {', '.join(names)}{why}; "
                 f"supported are {', '.join(others)} and {last_known}, one for all parts of a linear"
             )
         return _FORMATS[kind]
 
-    def experts(self, prefix: str) -> Format | None:
-        """By the word for the first expert's first matrix."""
-        return self.linear(f"{prefix}.0.gate_proj")
-
     def head(self, prefix: str) -> Format | None:
         """None: vllm-ascend quantises no head."""
         return None
+
+
+def _said_of(kind: str, modules: Literal["linears", "experts"]) -> str:
+    """Whether vllm-ascend has a class for such modules of a precision that is not read."""
+    if kind in _UNREAD[modules]:
+        return f"vllm-ascend has a class for such {modules}, and the planner does not read it yet"
+    return f"vllm-ascend has no class for such {modules}"
 
 
 def read_ascend(section: ConfigFile, names: Names) -> Quantization:
