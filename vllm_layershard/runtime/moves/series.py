@@ -11,6 +11,8 @@ A host measures the memory of its largest forward once, before it gives the rest
 forward moves weights, so it gathers nothing. What the largest forward of the other kind gathers may
 be more than all that it has. So in the first forward that moves weights each rank computes as many
 rows as it ever will for all, beside the forward's own: that is the peak, kernels' room included.
+At its start, in one order on all ranks, the communicator of the tokens is used once. It would else
+be made in a later forward, in memory that the cache has by then.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from vllm_layershard.plan.move import MoveRule
+from vllm_layershard.runtime.ranks.group import RankGroup
+from vllm_layershard.runtime.ranks.rows import take_room
 from vllm_layershard.runtime.series import ShardedSeries
 
 
@@ -66,6 +70,8 @@ class MovingSeries:
             if series.plan.moves and not self._has_tried:
                 self._has_tried = True
                 self.rows_to_try = self._rule.most_tokens * len(self.counts)
+                if self.rows_to_try and isinstance(series.group, RankGroup):
+                    take_room(series.group, next(iter(series.weights(0).values())).device)
             return
         series.begin()
         series.counters.activation_forwards += 1

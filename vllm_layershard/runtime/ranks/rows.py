@@ -14,6 +14,19 @@ _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_sc
 """By the names that torch 2.13 has for them, or else by their former ones."""
 
 
+def take_room(group: RankGroup, device: torch.device) -> None:
+    """Have a process group that moves nothing but tokens take what it will keep. Collective.
+
+    NCCL makes a communicator at its first collective, and the buffers of each pair of ranks at
+    their first exchange. A group that moves weights, too, was used when they were loaded.
+    """
+    if group.apart is None:
+        return
+    given = torch.zeros(group.size, device=device)
+    dist.all_to_all_single(torch.empty_like(given), given, group=group.apart)
+    _all_gather(torch.empty_like(given), given[:1], group=group.apart)
+
+
 def gather_rows(x: torch.Tensor, counts: Sequence[int], group: RankGroup) -> torch.Tensor:
     """Every rank's rows, in the order of the group: [counts[r], H] -> [sum(counts), H]. Collective.
 
