@@ -159,8 +159,11 @@ def test_a_wait_in_a_piece_for_a_start_outside_is_an_error(num_layers, prefetch_
         torch.tanh(stack.linears[moved](x))
 
     said = failure_of(piece)
-    assert isinstance(said, (RuntimeError, LayerShardError)), "the wait was lost, silently"
-    rows({"said": words_of(said)})
+    assert said is not None, "the wait was lost, silently"
+    words = words_of(said)  # the end of the capture may fail after ours
+    rows({"said": words})
+    ours = f"HostError: layer {moved} of series 'linear'"
+    assert any(one.startswith(ours) and "started outside a captured" in one for one in words), words
 
 
 @apart

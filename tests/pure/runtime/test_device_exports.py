@@ -88,6 +88,19 @@ def test_memory_is_shared_once_the_device_has_written_it():
     assert exports.asked == ["synchronize", "share"]
 
 
+def test_a_part_of_a_larger_storage_is_shared_without_the_rest():
+    """Else a weight that is a view would keep all that it is a view of, on its owner."""
+    exports = Asked()
+    fused, whole = torch.arange(12.0), torch.arange(3.0)
+    stored = exports.store(0, [fused[4:8], whole])
+    assert [tensor.tolist() for tensor in stored] == [[4, 5, 6, 7], [0, 1, 2]]
+    assert [tensor.untyped_storage().nbytes() for tensor in stored] == [16, 12]
+    assert stored[0].data_ptr() != fused[4:8].data_ptr()
+    assert stored[1].data_ptr() == whole.data_ptr(), "it is shared where it is"
+    line, _ = exports._stored[0]
+    assert line.data_ptr() == stored[0].data_ptr(), "what is served is what is shared"
+
+
 def test_a_peer_that_is_killed_is_named_and_one_that_runs_is_not(other):
     peers = Peers(rank=0)
     peers.watch(1, address())  # this process: it runs

@@ -111,3 +111,47 @@ def test_no_wait_is_below_the_op_of_the_experts():
                 (False, ["vllm.moe_forward_shared"]),
             ]
             assert seen["hooked"] == [f"model.layers.{layer}.mlp" for layer in range(4, 9)]
+
+
+def said_of_what_did_not_run(rank: int, config: Any) -> list[str | None]:
+    """What the guard says of a first forward in which no linear ran, on a CPU and on CUDA."""
+    from vllm.config import CompilationMode
+
+    from vllm_layershard.errors import HostError
+    from vllm_layershard.hosts import model as built
+    from vllm_layershard.runtime.ops import bound_series
+
+    guard, given = built.guard, []
+
+    def noted(*arguments: Any) -> None:
+        given.append(arguments)
+        guard(*arguments)
+
+    built.guard = noted
+    load(config, lambda model: None)
+    (arguments,) = given
+    said: list[str | None] = []
+    config.compilation_config.mode = CompilationMode.VLLM_COMPILE
+    for device_type in ("cpu", "cuda"):
+        config.device_config.device_type = device_type
+        guard(*arguments)
+        (series,) = bound_series()
+        try:
+            for _ in range(2):  # the second forward looks at the first
+                series.on_forward_start(())
+            said.append(None)
+        except HostError as error:
+            said.append(str(error))
+    return said
+
+
+def test_a_linear_within_the_op_is_seen_to_run_where_the_op_is_not_traced():
+    """On CUDA the op hides it from the compiler: what does not run there reads its weight itself.
+
+    On the CPU a compiler looks into the experts, and a linear that runs in the graph is not seen.
+    """
+    name = "shared_experts.down_proj"
+    for said in run_engines(model_path(), {"layers": [name]}, said_of_what_did_not_run):
+        on_cpu, on_cuda = said
+        assert on_cpu is None
+        assert f"model.layers.{LAYER}.mlp.{name}: a forward did not run it" in on_cuda
