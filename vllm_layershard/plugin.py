@@ -30,17 +30,10 @@ NAME = "layershard"
 KEY = "layer_sharding"
 FFN_KEY = "denseffn_tensor_parallel_size"
 
-_OFF = {
-    KEY: ("Layer sharding is off", '["o_proj"]'),
-    FFN_KEY: ("No dense MLP is split", "2"),
-}
-"""For each of our keys, what is so without it, and a value to write for example."""
+_KEYS = {KEY, FFN_KEY}
 
 _FRAMES = 12
 """How far up the call stack the configuration is looked for: vLLM's own calls are 3 to 6 deep."""
-
-_NEAR = 0.8
-"""How much of a key must be that of the right one (difflib's ratio) to be taken for it."""
 
 _CONFIG_SUFFIXES = (".yaml", ".yml")
 """What vLLM takes for `--config`."""
@@ -56,7 +49,7 @@ def register() -> None:
     Raises:
         HostError: a key was given, and this version of vLLM lacks a symbol that it needs.
     """
-    if _is_in_hand() or _OFF.keys() & _keys_on_command_line(sys.argv[1:]):
+    if _is_in_hand() or _KEYS & _keys_on_command_line(sys.argv[1:]):
         from vllm_layershard.hosts.patches import install
 
         install()
@@ -83,27 +76,15 @@ def _warn_of_near_keys(arguments: list[str]) -> None:
         given = _keys_in_hand("self") - given
     else:
         given |= _keys_in_hand("self", "vllm_config")
-    for own, (off, example) in _OFF.items():
-        near = sorted(key for key in given - _OFF.keys() if _is_near(key, own))
-        if near and own not in given:
-            import logging
+    if not given - _KEYS:
+        return
+    from vllm_layershard.near_keys import slips
 
-            _warned = True
-            logging.getLogger(f"vllm.{__name__}").warning(  # in vLLM's format, once that is set up
-                '%s: additional_config has no key %r, but %s; if that is meant, write {"%s": %s}',
-                off,
-                own,
-                " and ".join(map(repr, near)),
-                own,
-                example,
-            )
+    for slip in slips(given):
+        import logging
 
-
-def _is_near(key: str, own: str) -> bool:
-    from difflib import get_close_matches
-
-    plain = "".join(filter(str.isalnum, key)).lower()
-    return bool(get_close_matches(plain, [own.replace("_", "")], cutoff=_NEAR))
+        _warned = True
+        logging.getLogger(f"vllm.{__name__}").warning("%s", slip)  # vLLM's format, once that is set
 
 
 def _keys_on_command_line(arguments: list[str]) -> set[str]:
@@ -164,7 +145,7 @@ def _config_files(arguments: list[str]) -> list[Path]:
 
 def _mentions_a_key(text: str) -> bool:
     plain = text.replace("-", "_")
-    return any(key in plain for key in _OFF)
+    return any(key in plain for key in _KEYS)
 
 
 def _text_of(file: Path) -> str:
@@ -190,7 +171,7 @@ def _without_blocking(path: str, flags: int) -> int:
 
 def _is_in_hand() -> bool:
     configs = _configs_in_hand("self", "vllm_config")
-    return any(key in config for config in configs for key in _OFF)
+    return any(key in config for config in configs for key in _KEYS)
 
 
 def _keys_in_hand(*names: str) -> set[str]:

@@ -11,6 +11,7 @@ from vllm_layershard.bounded_file import UnreadableError, json_fault, read_named
 from vllm_layershard.config import KEY, OPTIONS, LayerShardConfig
 from vllm_layershard.errors import ConfigError
 from vllm_layershard.ffn_config import FFN_KEY
+from vllm_layershard.near_keys import slips
 from vllm_layershard.planner.options import names_of
 from vllm_layershard.schema import validated, validated_ffn
 
@@ -20,7 +21,8 @@ _MAX_BYTES = 1 << 20
 class Additional(NamedTuple):
     """What an additional-config asks for: sharding, a split of dense MLPs, or both.
 
-    `notes` has one where the value stands alone: vLLM would not see it.
+    `notes` has one where the value stands alone: vLLM would not see it. It has one for each of our
+    keys that is not there, while one near it is.
     """
 
     config: LayerShardConfig | None
@@ -36,17 +38,21 @@ def read_additional(text: str) -> Additional:
     """
     value = _parsed(_contents(text[1:]) if text.startswith("@") else text)
     if isinstance(value, dict) and (KEY in value or FFN_KEY in value):
-        lost = sorted(value.keys() & set(OPTIONS)) if KEY not in value else []
+        lost = sorted(value.keys() & set(OPTIONS))
         if lost:
+            beside = KEY if KEY in value else FFN_KEY
             raise ConfigError(
-                f"{', '.join(lost)}: stands beside {FFN_KEY}, where vLLM would not see it; write "
+                f"{', '.join(lost)}: stands beside {beside}, where vLLM would not see it; write "
                 f'it into {{"{KEY}": {{...}}}}'
             )
         return Additional(
             validated(value[KEY]) if KEY in value else None,
             validated_ffn(value[FFN_KEY]).size if FFN_KEY in value else None,
+            tuple(slips(value)),
         )
     if isinstance(value, dict) and not value.keys() & set(OPTIONS):
+        if near := slips(value):
+            raise ConfigError("; ".join(near))
         raise ConfigError(
             f"the additional config has no key {KEY!r}, so nothing would be sharded; write for "
             f'example \'{{"{KEY}": ["o_proj", "q_b_proj"]}}\''

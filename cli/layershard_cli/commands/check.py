@@ -45,13 +45,13 @@ def check_command(
 
     Example: layershard check '{"layer_sharding": ["o_proj"]}' --model DeepSeek-V3 --dp 8 --ep
     """
-    config, stated, alone = read_additional(additional_config)
+    config, stated, notes = read_additional(additional_config)
     ffn_tp = stated if ffn_tp is None else splitting(stated, ffn_tp)
     layout = LayoutFlags(tp, dp, pcp, pp, ep).layout
     if config is None:
         assert ffn_tp is not None, "one of the two keys is there"
         require_sharding(token_exchange=token_exchange, mtp=mtp, exact=exact)
-        _check_dense_mlps(model, layout, ffn_tp, as_json)
+        _check_dense_mlps(model, layout, ffn_tp, notes, as_json)
         return
     if token_exchange:
         config = exchanging(config, token_exchange)
@@ -64,7 +64,7 @@ def check_command(
         exact=exact,
         progress=show_progress,
     )
-    result = result._replace(warnings=(*alone, *result.warnings))
+    result = result._replace(warnings=(*notes, *result.warnings))
     if as_json:
         emit_json(result.document())
         return
@@ -94,9 +94,12 @@ def check_command(
         note(warning)
 
 
-def _check_dense_mlps(model: str, layout: Layout | None, ffn_tp: int, as_json: bool) -> None:
+def _check_dense_mlps(
+    model: str, layout: Layout | None, ffn_tp: int, notes: tuple[str, ...], as_json: bool
+) -> None:
     """A split without sharding."""
     result = split_dense_mlps(model, layout, ffn_tp)
+    result = result._replace(warnings=(*notes, *result.warnings))
     if as_json:
         emit_json(result.document())
         return
