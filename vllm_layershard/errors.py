@@ -18,25 +18,20 @@ is a ValueError: pydantic would wrap one that is raised while vLLM builds its co
 
 import os
 import re
+from collections.abc import Mapping
 from typing import Final
 
-_USER: Final = re.compile(
-    r"((?:\b[a-z][a-z0-9+.-]*://|\b(?:https?|ftps?|ssh|git|s3|gs|hf):/))[^\s'\"]*@", re.IGNORECASE
-)
-"""A URL as far as it names a user, with two slashes or with the one that a path leaves of them."""
+_USER: Final = r"(?i)((?:\b[a-z][a-z0-9+.-]*://|\b(?:https?|ftps?|ssh|git|s3|gs|hf):/))[^\s'\"]*@"
+"""A URL as far as it names a user, with two slashes or with the one that a path leaves of them.
+It is compiled at its first use, as all of these: most texts need none."""
 
-
-_QUERY: Final = re.compile(
-    r"(?<=[^\s'\"(])[?#&;][^\s'\"=]*=(?:[^'\"\n:;,)]|[:;,)](?!\s|$))*", re.MULTILINE
-)
+_QUERY: Final = r"(?m)(?<=[^\s'\"(])[?#&;][^\s'\"=]*=(?:[^'\"\n:;,)]|[:;,)](?!\s|$))*"
 """What is asked for behind a name or an address: `?token=...`. A value may have spaces: it ends at
 a quote or a line, or at a mark that a sentence has, with white space behind it."""
 
-_VALUE: Final = re.compile(
-    r"((?:token|passwd|password|secret|signature|api_?key|access_?key)=)[^\s'\"]+", re.IGNORECASE
-)
+_VALUE: Final = r"(?i)((?:token|passwd|password|secret|signature|api_?key|access_?key)=)[^\s'\"]+"
 
-_TOKEN: Final = re.compile(
+_TOKEN: Final = (
     r"(?<![A-Za-z0-9])(?:hf_(?:oauth_|jwt_)?|api_org_)"
     r"(?:(?=[a-z]*[A-Z0-9])[A-Za-z0-9]{8,}|[a-z]{16,})"
 )
@@ -47,17 +42,24 @@ _SHORTEST: Final = 8
 """What is shorter would be found in other words, and is no token."""
 
 
-def without_secrets(text: str) -> str:
-    """The text without what may be secret: a URL's user and password, a query, a token."""
+def named_tokens() -> dict[str, str]:
+    """The tokens that the environment holds, by its names for them."""
+    held = {variable: os.environ.get(variable, "").strip() for variable in _NAMED_TOKENS}
+    return {variable: token for variable, token in held.items() if len(token) >= _SHORTEST}
+
+
+def without_secrets(text: str, tokens: Mapping[str, str] | None = None) -> str:
+    """The text without what may be secret: a URL's user and password, a query, a token.
+
+    `tokens`: what `named_tokens` has said, so that of many texts each need not ask.
+    """
     if ":/" in text:
-        text = _USER.sub(r"\1", text)
+        text = re.sub(_USER, r"\1", text)
     if "=" in text:
-        text = _VALUE.sub(r"\1...", _QUERY.sub("?...", text))
-    for variable in _NAMED_TOKENS:
-        token = os.environ.get(variable, "").strip()
-        if len(token) >= _SHORTEST and token in text:
-            text = text.replace(token, f"{variable}'s value")
-    return _TOKEN.sub("hf_...", text) if "hf_" in text or "api_org_" in text else text
+        text = re.sub(_VALUE, r"\1...", re.sub(_QUERY, "?...", text))
+    for variable, token in (named_tokens() if tokens is None else tokens).items():
+        text = text.replace(token, f"{variable}'s value")
+    return re.sub(_TOKEN, "hf_...", text) if "hf_" in text or "api_org_" in text else text
 
 
 class LayerShardError(Exception):

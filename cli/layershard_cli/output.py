@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Mapping
 from typing import Any, TextIO
 
-from vllm_layershard.errors import without_secrets
+from vllm_layershard.errors import named_tokens, without_secrets
 
 _LONGEST = 4000
 
@@ -45,16 +46,16 @@ def _tell_escaped(text: str, end: str = "\n") -> None:
 
 def emit_json(document: dict[str, Any]) -> None:
     """Write a JSON document to stdout, in ASCII, and its texts without secrets, as in messages."""
-    emit_escaped(json.dumps(_public(document), indent=2, allow_nan=False))
+    emit_escaped(json.dumps(_public(document, named_tokens()), indent=2, allow_nan=False))
 
 
-def _public(value: Any) -> Any:
+def _public(value: Any, tokens: Mapping[str, str]) -> Any:
     """The same, with every text without secrets."""
     if isinstance(value, str):
-        return without_secrets(value)
+        return without_secrets(value, tokens)
     if isinstance(value, dict):
-        return {without_secrets(key): _public(item) for key, item in value.items()}
-    return [_public(item) for item in value] if isinstance(value, (list, tuple)) else value
+        return {without_secrets(key, tokens): _public(item, tokens) for key, item in value.items()}
+    return [_public(item, tokens) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def printable(text: str) -> str:
