@@ -49,6 +49,19 @@ initialize_single_dummy_weight(scale)
 result = [passing.seen["a"], [*weight[:, 0].tolist(), scale.item()]]
 """
 
+RANDOM_BY_NAME = """
+from hosted.passing import Passing
+from vllm_layershard.hosts.replicas import raw_weight
+
+def as_in_033(param, low=None, high=None, seed=1234, name=""):
+    param.fill_({"weight": 5.0, "scale": 6.0}[name])
+
+raw_weight.initialize_single_dummy_weight = as_in_033
+passing = Passing("a", random=True)
+passing.raw["a"].finish()
+result = passing.seen["a"]
+"""
+
 REFUSED = """
 from hosted.passing import Passing
 
@@ -87,3 +100,8 @@ def test_random_weights_are_those_of_a_rank_that_stores_them():
 
 def test_what_is_raised_while_a_model_loads_is_told():
     assert run_child(REFUSED) == ["while loading", "told: no room", "raised: no room"]
+
+
+def test_random_weights_are_made_by_their_names_where_vllm_asks_for_them():
+    """Source: vLLM 0.33, model_loader/dummy_loader.py, which gives each parameter's name."""
+    assert run_child(RANDOM_BY_NAME) == [5.0, 5.0, 5.0, 5.0, 6.0]

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import wraps
+from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
@@ -89,12 +90,18 @@ class RawWeight:
         loaded = held(self._module)
         with torch.no_grad():
             for name in self._loaders if self._weights.random else ():
-                initialize_single_dummy_weight(loaded[name])
+                _make_random(loaded[name], name)
             for part in self._parts:
                 self._loaders[part.parameter](loaded[part.parameter], *part.given, **part.named)
         self._parts.clear()
         del parameters, loaded
         self._process(self._module)
+
+
+def _make_random(parameter: torch.Tensor, name: str) -> None:
+    """As vLLM's loader makes it. From 0.33 on the name tells a scale from packed weights."""
+    named = "name" in signature(initialize_single_dummy_weight).parameters
+    initialize_single_dummy_weight(parameter, **({"name": name} if named else {}))
 
 
 class RawWeights:
