@@ -109,7 +109,7 @@ def offer_of(sharding: Sharding, expected: Forecast) -> tuple[Forecast, Offer | 
     if not isinstance(expected, Estimate) or not _may_be_striped(sharding, expected):
         return expected, None
     striped = _striped(sharding, expected)
-    if striped is None or not _does_better(striped, expected):
+    if striped is None or not _does_better(striped, expected, sharding):
         return expected, None
     said = offering(striped.forwards, expected.phases, striped.hidden_from)
     return expected._replace(verdict=f"{expected.verdict}; {said}"), striped
@@ -149,7 +149,7 @@ def _striped(sharding: Sharding, expected: Estimate) -> Offer | None:
     return Offer(planned, run, hidden_from(forwards, step, prefill_of, tokens))
 
 
-def _does_better(striped: Offer, whole: Estimate) -> bool:
+def _does_better(striped: Offer, whole: Estimate, sharding: Sharding) -> bool:
     """Whether stripes hide at fewer tokens, or cost less where whole layers do not hide.
 
     They have to do so whatever the contention is beside a broadcast.
@@ -157,12 +157,40 @@ def _does_better(striped: Offer, whole: Estimate) -> bool:
     fewest, least = striped.hidden_from, whole.thresholds.hidden_least
     if fewest is not None and (least is None or fewest < least):
         return True
-    return any(_costs_less(striped.forwards[phase.name], phase) for phase in whole.phases)
+    return any(
+        costs_less(_stages(striped, whole, phase, sharding))
+        for phase in whole.phases
+        if not phase.hidden
+    )
 
 
-def _costs_less(striped: Forward, whole: Phase) -> bool:
-    """By more than 1 % of the forward's compute, or so that it hides."""
-    if whole.hidden:
-        return False
-    spared = whole.with_least.exposed - striped.exposed
-    return striped.hidden or spared > TOLERANCE * whole.asked.forward.compute
+def costs_less(stages: Sequence[tuple[Forward, Forward, Forward]]) -> bool:
+    """Whether stripes gain in some pipeline stage, and lose in none.
+
+    Each stage has three forwards: with stripes, and with whole layers and the least contention of
+    the device's, and the most. It gains more than 1 % of its compute, or so that it hides. It loses
+    from a picosecond on, where it does not hide.
+    """
+    gains = loses = False
+    for striped, least, most in stages:
+        spared = least.exposed - striped.exposed
+        loses |= round(spared, 12) < 0 and not striped.hidden
+        gains |= not most.hidden and (striped.hidden or spared > TOLERANCE * most.compute)
+    return gains and not loses
+
+
+def _stages(
+    striped: Offer, whole: Estimate, phase: Phase, sharding: Sharding
+) -> list[tuple[Forward, Forward, Forward]]:
+    """What `costs_less` compares: the stages that lose most may be two."""
+    if sharding.deployment.layout.pp == 1:
+        return [(striped.forwards[phase.name], phase.with_least, phase.asked.forward)]
+    step = sharding.config.prefetch_step
+    of_whole = Forwards(sharding, whole.hardware)
+    of_stripes = Forwards(striped.planned, whole.hardware)
+    sides = (
+        of_stripes.by_stage(phase.batch, step),
+        of_whole.by_stage(phase.batch, step, least=True),
+        of_whole.by_stage(phase.batch, step),
+    )
+    return [*zip(*sides, strict=True)]

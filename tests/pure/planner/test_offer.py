@@ -9,10 +9,15 @@ import pytest
 
 from console import document, said
 from vllm_layershard.estimate import Estimate, profile
+from vllm_layershard.estimate.forwards.overlap import Forward
+from vllm_layershard.planner import paying
 from vllm_layershard.planner.layout import Layout
+from vllm_layershard.planner.paying import costs_less
 from vllm_layershard.planner.plan import plan_model
 
 V3 = "DeepSeek-V3"
+SHORT, LONG = 50, 100
+"""Seconds that two pipeline stages compute."""
 NODE = Layout(dp=8, ep=True)
 
 
@@ -120,3 +125,35 @@ def test_the_table_shows_the_offer_ahead_of_the_launch_and_the_json_its_verdict_
     assert "striped" not in told["launch"]
     assert told["launches"] == [told["launch"]]
     assert "with placement striped" in told["prefetch"]["verdict"]
+
+
+@pytest.mark.parametrize(
+    ("exposed", "less"),
+    [
+        (((0, 5, 5), (4, 1, 1)), False),  # the largest is less, of the other stage
+        (((1, 5, 5), (5, 5, 5)), True),  # the largest is as large, of the other stage
+        (((4.4, 5, 5), (5, 5, 5)), True),  # 1 % of the stage's own compute, not of the longer one's
+        (((0.4, 0.3, 5), (5, 5, 5)), True),  # it hides, whatever the contention
+        (((1, 0.3, 5), (1, 5, 5)), False),  # with the least contention whole layers lose less
+    ],
+)
+def test_stripes_are_compared_with_whole_layers_of_the_same_stage(exposed, less):
+    stages = [
+        tuple(Forward(compute, 0, each, 0) for each in stage)
+        for compute, stage in zip((SHORT, LONG), exposed, strict=True)
+    ]
+    assert costs_less(stages) is less
+
+
+@pytest.mark.parametrize("pp", [1, 2])
+def test_the_stages_that_are_compared_are_those_of_both_plans(monkeypatch, pp):
+    seen = []
+    monkeypatch.setattr(paying, "costs_less", seen.append)
+    found = planned(V3, Layout(dp=8 // pp, pp=pp, ep=True), "MI300X")
+    shown = [phase for phase in found.forecast.phases if not phase.hidden]
+    assert [len(stages) for stages in seen] == [pp] * len(shown) != []
+    for stages, phase in zip(seen, shown, strict=True):
+        _, least, most = zip(*stages, strict=True)
+        assert max(one.exposed for one in most) == phase.asked.forward.exposed
+        assert max(one.exposed for one in least) == phase.with_least.exposed
+        assert len({forward.compute for forward in stages[0]}) == 1

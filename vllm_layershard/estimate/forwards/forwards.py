@@ -55,9 +55,11 @@ class Forwards:
             self._run[key] = max(self._simulated(batch, prefetch_step, least), key=_loss)
         return self._run[key]
 
-    def by_stage(self, batch: Batch, prefetch_step: int) -> tuple[Forward, ...]:
-        """One forward of each pipeline stage, with the most contention."""
-        return tuple(self._simulated(batch, prefetch_step, least=False))
+    def by_stage(
+        self, batch: Batch, prefetch_step: int, *, least: bool = False
+    ) -> tuple[Forward, ...]:
+        """One forward of each pipeline stage, with the most contention or the least."""
+        return tuple(self._simulated(batch, prefetch_step, least and not self._is_certain))
 
     def _simulated(self, batch: Batch, prefetch_step: int, least: bool) -> Iterator[Forward]:
         for layers, moves in self._timed(batch, prefetch_step, least):
