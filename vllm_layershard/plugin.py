@@ -9,7 +9,8 @@ this order:
 2. the command line, or the YAML file that its `--config` names, speaks of a key;
 3. the engine arguments or the VllmConfig on behalf of which vLLM is loading plugins hold one.
 
-A misspelt key there would serve unsharded without a word: it is warned of, once.
+A misspelt key there would serve unsharded without a word, and an option beside the key would be
+lost: both are warned of, once.
 
 `VLLM_PLUGINS` is one list of all that loads, the platform's plugin too. Where it leaves out
 `layershard`, nothing here runs, and no message can tell.
@@ -70,25 +71,32 @@ def _warn_of_near_keys(arguments: list[str]) -> None:
     global _warned
     if _warned:
         return
-    given = _keys_on_command_line(arguments)
+    top = _top_keys(arguments)
+    given = top | _keys_in_files(arguments)
     parent = sys.modules.get("multiprocessing.process")
     if parent is not None and parent.parent_process() is not None:
-        given = _keys_in_hand("self") - given
+        given = top = _keys_in_hand("self") - given
     else:
-        given |= _keys_in_hand("self", "vllm_config")
+        held = _keys_in_hand("self", "vllm_config")
+        given, top = given | held, top | held
     if not given - _KEYS:
         return
-    from vllm_layershard.near_keys import slips
+    from vllm_layershard.near_keys import lost_options, near_options, slips
 
-    for slip in slips(given):
-        import logging
+    for said in (*slips(given), lost_options(top), near_options(top)):
+        if said:
+            import logging
 
-        _warned = True
-        logging.getLogger(f"vllm.{__name__}").warning("%s", slip)  # vLLM's format, once that is set
+            _warned = True
+            logging.getLogger(f"vllm.{__name__}").warning("%s", said)  # vLLM's format, once set
 
 
 def _keys_on_command_line(arguments: list[str]) -> set[str]:
-    """Top-level keys of `--additional-config` and, found by their looks, in `--config`'s file."""
+    return _top_keys(arguments) | _keys_in_files(arguments)
+
+
+def _top_keys(arguments: list[str]) -> set[str]:
+    """Top-level keys of `--additional-config`."""
     found: set[str] = set()
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
         flag, _, value = argument.partition("=")
@@ -98,6 +106,12 @@ def _keys_on_command_line(arguments: list[str]) -> set[str]:
             found.add(dotted.partition(".")[0].rstrip("+"))
         elif option == "--additional-config":
             found |= _keys_of(value or following)
+    return found
+
+
+def _keys_in_files(arguments: list[str]) -> set[str]:
+    """Keys of every level, found by their looks, in the file of `--config`."""
+    found: set[str] = set()
     for file in _config_files(arguments):
         found |= _keys_in_file(_text_of(file))
     return found

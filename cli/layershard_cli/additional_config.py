@@ -11,7 +11,7 @@ from vllm_layershard.bounded_file import UnreadableError, json_fault, read_named
 from vllm_layershard.config import KEY, OPTIONS, LayerShardConfig
 from vllm_layershard.errors import ConfigError
 from vllm_layershard.ffn_config import FFN_KEY
-from vllm_layershard.near_keys import slips
+from vllm_layershard.near_keys import lost_options, near_options, slips
 from vllm_layershard.planner.options import names_of
 from vllm_layershard.schema import validated, validated_ffn
 
@@ -22,7 +22,7 @@ class Additional(NamedTuple):
     """What an additional-config asks for: sharding, a split of dense MLPs, or both.
 
     `notes` has one where the value stands alone: vLLM would not see it. It has one for each of our
-    keys that is not there, while one near it is.
+    keys that is not there, while one near it is, and one of what is nearly an option beside them.
     """
 
     config: LayerShardConfig | None
@@ -38,17 +38,12 @@ def read_additional(text: str) -> Additional:
     """
     value = _parsed(_contents(text[1:]) if text.startswith("@") else text)
     if isinstance(value, dict) and (KEY in value or FFN_KEY in value):
-        lost = sorted(value.keys() & set(OPTIONS))
-        if lost:
-            beside = KEY if KEY in value else FFN_KEY
-            raise ConfigError(
-                f"{', '.join(lost)}: stands beside {beside}, where vLLM would not see it; write "
-                f'it into {{"{KEY}": {{...}}}}'
-            )
+        if lost := lost_options(value):
+            raise ConfigError(lost)
         return Additional(
             validated(value[KEY]) if KEY in value else None,
             validated_ffn(value[FFN_KEY]).size if FFN_KEY in value else None,
-            tuple(slips(value)),
+            (*slips(value), *filter(None, [near_options(value)])),
         )
     if isinstance(value, dict) and not value.keys() & set(OPTIONS):
         if near := slips(value):

@@ -18,7 +18,12 @@ NO_SHARDING = (
     "Layer sharding is off: additional_config has no key 'layer_sharding', but 'layer-sharding' "
     'and \'layer_shardin\'; if that is meant, write {"layer_sharding": ["o_proj"]}'
 )
+NEAR_OPTION = (
+    "move_weight_from: stands beside layer_sharding, where vLLM would not see it; if "
+    'move_weights_from is meant, write it into {"layer_sharding": {...}}'
+)
 NOTED = [
+    ({"layer_sharding": ["o_proj"], "move_weight_from": 300}, NEAR_OPTION),
     ({"layer_sharding": ["o_proj"], "denseffn_tensor_parallel": 8}, NO_SPLIT),
     ({FFN_KEY: 8, "layer_shardin": ["o_proj"], "layer-sharding": ["o_proj"]}, NO_SHARDING),
 ]

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 
@@ -251,6 +252,67 @@ def test_a_child_repeats_nothing_that_its_parent_has_said(monkeypatch, warnings)
     assert not warnings
     command_line(monkeypatch)
     Arguments(key)
+    assert len(warnings) == 1
+
+
+BESIDE = {
+    "move, move_weights_from: stands beside layer_sharding, where vLLM would not see it; write it "
+    'into {"layer_sharding": {...}}': {"layer_sharding": [], "move": 1, "move_weights_from": 1},
+    "placement: stands beside denseffn_tensor_parallel_size, where vLLM would not see it; write it "
+    'into {"layer_sharding": {...}}': {"denseffn_tensor_parallel_size": 8, "placement": "striped"},
+    "move_weight_from: stands beside layer_sharding, where vLLM would not see it; if "
+    'move_weights_from is meant, write it into {"layer_sharding": {...}}': {
+        "layer_sharding": {"layers": ["o_proj"], "move": "auto"},
+        "move_weight_from": 300,
+    },
+}
+
+
+@pytest.mark.parametrize("said", BESIDE)
+def test_an_option_beside_the_key_is_warned_of_once_as_check_says_it(monkeypatch, warnings, said):
+    command_line(monkeypatch, "--additional-config", json.dumps(BESIDE[said]))
+    plugin._warn_of_near_keys(sys.argv[1:])
+    plugin._warn_of_near_keys(sys.argv[1:])
+    assert warnings == [said]
+
+
+def test_an_option_beside_a_key_that_is_nearly_ours_is_warned_of_with_it(warnings):
+    Arguments({"layer_shardings": ["o_proj"], "move": "auto"})
+    slip, lost = warnings
+    assert "no key 'layer_sharding', but 'layer_shardings'" in slip
+    assert lost.startswith("move: stands beside layer_shardings, where vLLM would not see it; ")
+
+
+@pytest.mark.parametrize("key", ["layer_size", "prefetch", "mover", "transports", *FOREIGN[:-3]])
+def test_keys_of_other_plugins_beside_ours_are_not_warned_of(monkeypatch, warnings, key):
+    value = {"layer_sharding": {"layers": ["o_proj"], "move": "auto"}, key: {"move": 1}}
+    command_line(monkeypatch, "--additional-config", json.dumps(value))
+    plugin._warn_of_near_keys(sys.argv[1:])
+    assert not warnings
+
+
+@pytest.mark.parametrize("key", ["move", "move_weights_from", "layers", "move_weight_from"])
+def test_an_option_without_a_key_of_ours_is_another_plugins(monkeypatch, warnings, key):
+    command_line(monkeypatch, "--additional-config", json.dumps({key: 1}))
+    plugin.register()
+    assert not warnings
+
+
+def test_options_within_the_key_are_not_taken_for_others_in_a_file(monkeypatch, warnings, tmp_path):
+    """A file is not parsed: its keys are of every level. What vLLM reads of it is."""
+    file = tmp_path / "serve.yaml"
+    file.write_text("additional-config:\n  layer_sharding:\n    move: auto\n    layers: [o_proj]\n")
+    command_line(monkeypatch, "--config", str(file))
+    plugin._warn_of_near_keys(sys.argv[1:])
+    assert not warnings
+
+    class Read:
+        additional_config: ClassVar = {"layer_sharding": ["o_proj"], "move": "auto"}
+
+        def load(self):
+            plugin._warn_of_near_keys(sys.argv[1:])
+
+    Read().load()
     assert len(warnings) == 1
 
 
