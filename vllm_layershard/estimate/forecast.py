@@ -24,7 +24,7 @@ from vllm_layershard.estimate.hardware import Hardware
 from vllm_layershard.estimate.outcome import Abstention, Estimate, Forecast, Phase, PhaseName, Trial
 from vllm_layershard.estimate.taken import beside_taken
 from vllm_layershard.estimate.transfer import Transfer
-from vllm_layershard.estimate.verdict import abstaining, verdict_on, warned
+from vllm_layershard.estimate.verdict import abstaining, rule_said, verdict_on, warned
 from vllm_layershard.estimate.wording import tokens
 from vllm_layershard.models import Batch, Sharding, shard_model
 
@@ -84,8 +84,15 @@ def forecast(
         phases = _with_kept(phases, sharding, hardware)
     thresholds = _thresholds(forwards, step, prefill_of, phases[0])
     replicated = sharding.config.placement == "replicated"
+    rule, moved = _moved(sharding, hardware, batches)
     verdict = verdict_on(
-        phases, thresholds, contention, pulls=transfer.pulls, replicated=replicated
+        phases,
+        thresholds,
+        contention,
+        pulls=transfer.pulls,
+        replicated=replicated,
+        rule=rule,
+        moved=moved,
     )
     return Estimate(
         hardware=hardware,
@@ -98,6 +105,18 @@ def forecast(
         prompts=prompts,
         movement_basis=transfer.basis(),
     )
+
+
+def _moved(
+    sharding: Sharding, hardware: Hardware, batches: dict[PhaseName, Batch]
+) -> tuple[str, dict[PhaseName, float | None]]:
+    """What the verdict says of activations that may move."""
+    if sharding.config.move == "weights":
+        return "", {}
+    from vllm_layershard.estimate.activations.shares import shares_of  # seldom asked for
+
+    said = rule_said(sharding.config.move_weights_from)
+    return said, shares_of(sharding, hardware, batches)
 
 
 def _best(forwards: Forwards, batch: Batch, keep_first: bool) -> Trial:

@@ -12,11 +12,13 @@ from vllm_layershard.estimate.forwards.thresholds import Thresholds
 from vllm_layershard.estimate.hardware import Hardware
 from vllm_layershard.estimate.outcome import Phase, PhaseName, Trial
 from vllm_layershard.estimate.taken import beside_taken, taken_by
-from vllm_layershard.estimate.wording import percent, tokens
+from vllm_layershard.estimate.wording import changes, percent, tokens
 from vllm_layershard.models import Sharding
 
 _BETTER: Final = 0.999
 """Another step is recommended only where it makes the forward at least 0.1 % shorter."""
+
+_NONE_MOVED: Final[Mapping[PhaseName, float | None]] = {}
 
 _ALL_WHOLE: Final = "every layer stays whole on every rank"
 
@@ -35,30 +37,65 @@ def verdict_on(
     *,
     pulls: bool,
     replicated: bool,
+    rule: str = "",
+    moved: Mapping[PhaseName, float | None] = _NONE_MOVED,
 ) -> str:
-    """Prefill, then decode. `replicated` is the placement that was asked for."""
+    """Prefill, then decode. `replicated` is the placement that was asked for.
+
+    `rule` says which forwards move weights, where others do not. `moved` has the phases that move
+    activations, and by which share of its compute each gets longer; None: that is not known.
+    """
     prefill, decode = phases
     if not prefill.asked.forward.fetch:
         why = "the placement is replicated" if replicated else _ALL_WHOLE
         return f"nothing moves: {why}"
-    turns = _turns(thresholds, contention)
-    if prefill.hidden:
-        said = f"hidden in prefill{turns}"
-    else:
-        remedy = _preferred(_remedies(prefill))
-        said = (
-            f"a prefill of {tokens(prefill.batch.tokens)} a rank slows by "
-            f"{_slowdown(prefill)}: {_why(prefill, remedy, pulls)}; "
-            + ("as it is, " if remedy is not None else "")
-            + (f"it hides{turns}" if turns else "no number of tokens hides it")
-        )
-    if decode.hidden:
-        return f"{said}; hidden in decode at batch {decode.batch.sequences:,.0f}"
-    remedy = _preferred(_remedies(decode))
+    at_prefill = f"a prefill of {tokens(prefill.batch.tokens)} a rank"
+    at_decode = f"decode at batch {decode.batch.sequences:,.0f}"
+    said = [
+        _moved(at_prefill, moved["prefill"])
+        if "prefill" in moved
+        else _prefill(at_prefill, prefill, _turns(thresholds, contention), pulls),
+        _moved(at_decode, moved["decode"])
+        if "decode" in moved
+        else _decode(at_decode, decode, pulls),
+    ]
+    return rule + "; ".join(said)
+
+
+def rule_said(weights_from: int | None) -> str:
+    """Which forwards move weights: those of so many tokens a rank; None: none."""
+    if weights_from is None:
+        return "activations move in every forward: "
+    return f"weights move from {tokens(weights_from)} a rank on, activations below: "
+
+
+def _moved(at: str, share: float | None) -> str:
+    """A phase that moves activations."""
+    if share is None:
+        return f"{at} is not estimated where activations move"
+    if 0 <= share <= TOLERANCE:
+        return f"{at} hides where activations move"
+    return f"{at} {changes(share)} where activations move"
+
+
+def _prefill(at: str, phase: Phase, turns: str, pulls: bool) -> str:
+    if phase.hidden:
+        return f"hidden in prefill{turns}"
+    remedy = _preferred(_remedies(phase))
     return (
-        f"{said}; decode at batch {decode.batch.sequences:,.0f} would slow by "
-        f"{_slowdown(decode)} ({_why(decode, remedy, pulls)}): do not enable it there"
-        + (" as it is" if remedy is not None and remedy.forward.hidden else "")
+        f"{at} slows by {_slowdown(phase)}: {_why(phase, remedy, pulls)}; "
+        + ("as it is, " if remedy is not None else "")
+        + (f"it hides{turns}" if turns else "no number of tokens hides it")
+    )
+
+
+def _decode(at: str, phase: Phase, pulls: bool) -> str:
+    if phase.hidden:
+        return f"hidden in {at}"
+    remedy = _preferred(_remedies(phase))
+    return (
+        f"{at} would slow by {_slowdown(phase)} ({_why(phase, remedy, pulls)}): do not enable it "
+        "there" + (" as it is" if remedy is not None and remedy.forward.hidden else "")
     )
 
 

@@ -76,20 +76,14 @@ def failures_of(
 
 def _shown_by_move(sharding: Sharding, forecast: Estimate) -> list[tuple[PhaseName, str]]:
     """The phases that get longer, each as it moves, or of which that is not known."""
-    from vllm_layershard.estimate.activations.clock import clock_of  # seldom asked for
-    from vllm_layershard.plan.move import move_rule
+    from vllm_layershard.estimate.activations.shares import shares_of  # seldom asked for
 
-    clock, shown = clock_of(sharding, forecast.hardware), []
-    rule = move_rule(sharding.config)
+    shares, shown = shares_of(sharding, forecast.hardware, forecast.batches), []
     for phase in forecast.phases:
-        if rule.moves_weights([phase.batch.tokens]):
-            hidden = phase.hidden
-        elif clock is None:
+        share = shares.get(phase.name, 0.0 if phase.hidden else 1.0)
+        if share is None:
             shown.append((phase.name, "is not estimated"))
-            continue
-        else:
-            hidden = clock.both(phase.batch).activations_hidden
-        if not hidden:
+        elif share > TOLERANCE:
             shown.append((phase.name, "does not hide"))
     return shown
 

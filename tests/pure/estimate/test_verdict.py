@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from vllm_layershard import Layout, plan_model
 from vllm_layershard.config import LayerShardConfig
 from vllm_layershard.errors import HardwareError, PlanError
-from vllm_layershard.estimate import Estimate, Forward, Phase, Trial, forecast, profile
+from vllm_layershard.estimate import (
+    Estimate,
+    Forward,
+    Phase,
+    PhaseName,
+    Trial,
+    forecast,
+    profile,
+)
 from vllm_layershard.estimate.auto_layers import choose
 from vllm_layershard.estimate.figure import Figure
 from vllm_layershard.estimate.forecast import prefill
 from vllm_layershard.estimate.forwards.forwards import Forwards
 from vllm_layershard.estimate.forwards.thresholds import Thresholds
 from vllm_layershard.estimate.verdict import verdict_on
+from vllm_layershard.estimate.wording import percent
 from vllm_layershard.models import Batch, Deployment, Sharding, read_model, shard_model
 from vllm_layershard.plan import ParallelLayout
+from vllm_layershard.planner.results.move import MovedPhase
+from vllm_layershard.planner.results.plan_result import PlanResult
 
 
 def sharding_of(names: tuple[str, ...], deployment: Deployment, step: int = 1) -> Sharding:
@@ -179,3 +193,59 @@ def test_auto_says_when_nothing_hides_or_a_number_is_lacking() -> None:
         chosen("L40S", 8, "prefill", tokens=16)
     with pytest.raises(HardwareError, match="MI300X lacks link between nodes"):
         chosen("MI300X", 16, "prefill")
+
+
+def _moving(**options: Any) -> PlanResult:
+    return plan_model("DeepSeek-V3", ["o_proj"], Layout(dp=8, ep=True), hardware="H200", **options)
+
+
+def _phases(result: PlanResult) -> tuple[MovedPhase, ...]:
+    assert result.move is not None
+    return result.move.phases
+
+
+WEIGHTS = r"hidden in prefill from [\d,]+ tokens a rank \(.*never waits from .*"
+SLOWER = r"{} slows by \d+% where activations move"
+PREFILL, DECODE = map(SLOWER.format, ("a prefill of 8,192 tokens a rank", "decode at batch 64"))
+VERDICTS = {
+    r"activations move in every forward: " + f"{PREFILL}; {DECODE}": {"move": "activations"},
+    r"weights move from 8,193 tokens a rank on, activations below: " + f"{PREFILL}; {DECODE}": {
+        "move": "auto",
+        "move_weights_from": 8193,
+    },
+    r"weights move from 65 tokens a rank on, activations below: " + f"{WEIGHTS}; {DECODE}": {
+        "move": "auto",
+        "move_weights_from": 65,
+    },
+    r"weights move from 64 tokens a rank on, activations below: "
+    + f"{WEIGHTS}; decode at batch 64 would slow by .*: do not enable it there": {
+        "move": "auto",
+        "move_weights_from": 64,
+    },
+}
+
+
+@pytest.mark.parametrize("verdict", VERDICTS)
+def test_the_verdict_says_what_moves_and_judges_each_phase_by_it(verdict: str) -> None:
+    result = _moving(**VERDICTS[verdict])
+    assert re.fullmatch(verdict, result.prefetch.verdict), result.prefetch.verdict
+    for phase in _phases(result):
+        if phase.moves == "activations":
+            share = percent(phase.activations_us / phase.activations_compute_us)
+            assert f"slows by {share} where activations move" in result.prefetch.verdict
+
+
+def test_without_the_times_of_a_collective_the_verdict_says_so() -> None:
+    shares: dict[PhaseName, float | None] = {"prefill": 0.005, "decode": None}
+    plan = _moving().forecast
+    assert isinstance(plan, Estimate)
+    found = verdict_on(
+        *(plan.phases, plan.thresholds, plan.contention),
+        pulls=False,
+        replicated=False,
+        moved=shares,
+    )
+    assert found == (
+        "a prefill of 8,192 tokens a rank hides where activations move; decode at batch 64 is not "
+        "estimated where activations move"
+    )

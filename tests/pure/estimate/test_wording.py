@@ -36,9 +36,10 @@ def test_a_decode_that_spares_reading_the_weight_is_faster() -> None:
     """Each rank reads its rows alone, and few tokens take less time than that."""
     flags = ("--dp", "4", "--pp", "2", "--placement", "striped", "--move", "activations")
     text = said("plan", "--model", "GLM-4.7", "--hardware", "RTX-PRO-6000", *flags, "--batch", "1")
-    (verdict,) = re.findall(r"decode at batch 1 [^;]* where activations move[^;(]*", text)
+    (verdict,) = re.findall(r"decode at batch 1 [^;]* where activations move,[^;(]*", text)
     assert re.search(r"batch 1 is \d+% faster where activations move, slows by \d+%", verdict)
     assert "-" not in verdict
+    assert re.search(r"verdict .*; decode at batch 1 is \d+% faster where activations move", text)
 
 
 @pytest.mark.parametrize("hardware", ["H200", "B200"])
