@@ -10,11 +10,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from simulated.streams import Accelerator
-from vllm_layershard.runtime import ops
+from vllm_layershard.runtime import ops, split_mlp
+from vllm_layershard.runtime.exchange import ops as exchange
+from vllm_layershard.runtime.moves import ops as moves
 
 _HOST_CODE = {
     torch.ops.layershard.reach.default: ops._reach,
     torch.ops.layershard.wait.default: ops._wait,
+    torch.ops.layershard.exchange.default: exchange._exchange,
+    torch.ops.layershard.gather.default: exchange._gather,
+    torch.ops.layershard.ffn.default: split_mlp._ffn,
+    torch.ops.layershard.linear.default: moves._linear,
 }
 
 
@@ -40,8 +46,8 @@ class Deferred(TorchDispatchMode):
         if func.namespace == "layershard":
             with self:
                 return _HOST_CODE[func](*args, **kwargs)
-        if func.is_view:
-            return func(*args, **kwargs)
+        if func.is_view and _shares((said := func(*args, **kwargs)), (args, kwargs)):
+            return said
         stream = self._accelerator.current_stream()
         if func._schema.is_mutable:
             stream.give(lambda: _run(func, args, kwargs))
@@ -56,6 +62,15 @@ class Deferred(TorchDispatchMode):
                 tensor.fill_(torch.nan)
         stream.give(lambda: _fill(tensors, func, args, kwargs))
         return said
+
+
+def _shares(said: Any, given: Any) -> bool:
+    """Whether it is of memory that was given: `contiguous` and `reshape` may copy instead."""
+    mine, theirs = (
+        {one.untyped_storage()._cdata for one in tree_flatten(each)[0] if torch.is_tensor(one)}
+        for each in (said, given)
+    )
+    return mine <= theirs
 
 
 def _run(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:

@@ -56,7 +56,14 @@ class Await:
         self.mark = mark
 
 
-Task = Kernel | Await | Mark
+class Pause:
+    """A stream goes on once this is so: something that another rank does."""
+
+    def __init__(self, until: Callable[[], bool]) -> None:
+        self.until = until
+
+
+Task = Kernel | Await | Mark | Pause
 
 
 class Stream:
@@ -99,6 +106,10 @@ class Stream:
     def give(self, work: Callable[[], None]) -> None:
         """Do the work later."""
         self._push(Kernel(work))
+
+    def pause(self, until: Callable[[], bool]) -> None:
+        """Go on only once this is so."""
+        self._push(Pause(until))
 
     def _graph(self) -> Graph | None:
         graph = self.accelerator.capturing
@@ -163,7 +174,7 @@ class Graph:
             branch = Stream(accelerator, brief=True)
             branch.wait_event(start)
             for task in tasks:
-                if isinstance(task, Kernel):
+                if isinstance(task, Kernel | Pause):
                     branch.tasks.append(task)
                 elif isinstance(task, Await):
                     branch.tasks.append(Await(marks[task.mark]))
@@ -283,4 +294,6 @@ def _end(stream: Stream) -> float:
 
 
 def _may_run(task: Task) -> bool:
+    if isinstance(task, Pause):
+        return task.until()
     return not isinstance(task, Await) or task.mark.past
