@@ -9,6 +9,7 @@ MODULES = {
             "tests.gpu.test_streams",
             "tests.gpu.test_graph_modes",
             "tests.gpu.test_nccl",
+            "tests.gpu.test_tokens",
             "tests.gpu.test_pull",
             "tests.gpu.test_exports",
         ),

@@ -23,8 +23,13 @@ from vllm_layershard.runtime.transport import Ticket, Transport
 
 def nccl_group(folder: Path) -> dist.ProcessGroup:
     """The world of this process alone."""
+    return process_group_alone(folder, "nccl")
+
+
+def process_group_alone(folder: Path, backend: str) -> dist.ProcessGroup:
+    """The same over any backend."""
     dist.init_process_group(
-        "nccl", init_method=f"file://{folder}/nccl", rank=0, world_size=1, device_id=None
+        backend, init_method=f"file://{folder}/{backend}", rank=0, world_size=1, device_id=None
     )
     group = dist.group.WORLD
     assert group is not None
