@@ -48,9 +48,15 @@ def beside_taken(sharding: Sharding, hardware: Hardware) -> Sharding:
 
 
 def _gathered(sharding: Sharding, hardware: Hardware) -> tuple[int, ...]:
-    if sharding.config.move == "weights":
-        return (0,) * sharding.deployment.layout.world_size
-    from vllm_layershard.estimate.moved.gathered import gathered_bytes  # seldom asked for
-    from vllm_layershard.estimate.moved.linears import moved_linears
+    """For linears or MLPs, one after another: what is gathered for one is gone before the next."""
+    found = (0,) * sharding.deployment.layout.world_size
+    if sharding.config.move != "weights":
+        from vllm_layershard.estimate.moved.gathered import gathered_bytes  # seldom asked for
+        from vllm_layershard.estimate.moved.linears import moved_linears
 
-    return gathered_bytes(sharding, moved_linears(sharding, hardware))
+        found = gathered_bytes(sharding, moved_linears(sharding, hardware))
+    if sharding.split_mlps:
+        from vllm_layershard.estimate.moved.dense_mlps import gathered_for_mlps
+
+        found = tuple(map(max, found, gathered_for_mlps(sharding)))
+    return found

@@ -129,12 +129,16 @@ def _offered(offer: Offer) -> str:
 def _on_dense_mlps(sharding: Sharding) -> Iterator[tuple[str, str]]:
     """Of the pipeline stage whose dense MLPs are largest."""
     if sharding.split_mlps:
+        from vllm_layershard.estimate.moved.dense_mlps import gathered_for_mlps  # seldom asked for
+
         most = max(sharding.split_mlps, key=lambda stage: stage.held_bytes)
         whole = size(most.held_bytes + most.saved_bytes)
         yield (
             "dense MLPs",
             f"{most.mlps} over {sharding.deployment.ffn} data-parallel ranks each: {whole} -> "
-            f"{size(most.held_bytes)}, saved {size(most.saved_bytes)} ({most.saved_bytes:,} bytes)",
+            f"{size(most.held_bytes)}, saved {size(most.saved_bytes)} ({most.saved_bytes:,} "
+            f"bytes); gathers at most {size(max(gathered_for_mlps(sharding)))}, taken from the "
+            "room for the cache",
         )
 
 

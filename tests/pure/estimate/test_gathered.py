@@ -10,6 +10,7 @@ from console import said
 from vllm_layershard import Layout, compare_layouts, plan_model
 from vllm_layershard.estimate.moved.gathered import gathered_bytes
 from vllm_layershard.estimate.moved.linears import moved_linears
+from vllm_layershard.estimate.taken import taken_by
 from vllm_layershard.planner.results.compare_result import LayoutCapacity
 from vllm_layershard.planner.results.plan_result import PlanResult
 
@@ -88,6 +89,38 @@ def test_a_rank_that_owns_no_layer_gathers_nothing() -> None:
     each = gathered_bytes(found.planned, moved_linears(found.planned, found.forecast.hardware))
     assert each[:3] == (8 * 8192 * 2 * (7168 + 2 * 18432),) * 3
     assert each[3:] == (0,) * 5
+
+
+def test_dense_mlps_in_parts_gather_on_each_rank_of_a_stage_that_has_some() -> None:
+    """All of the three lie on the first of two stages."""
+    layout = Layout(dp=4, pp=2, ep=True)
+    found = plan_model("DeepSeek-V3", "o_proj", layout, hardware="H200", ffn_tp=4, tokens=16384)
+    each = taken_by(found.planned, found.forecast.hardware).gathered
+    stage_of = found.planned.deployment.layout.stage_of
+    mlp = 2 * 4 * 16384 * 7168 * 2
+    assert each == tuple(0 if stage_of(rank) else mlp for rank in range(8))
+    assert found.memory.gathered_bytes == mlp
+
+
+def test_of_linears_and_mlps_the_larger_gathers() -> None:
+    """One is gone before the next."""
+    found = _plan(move="activations", ffn_tp=8)
+    assert found.memory.gathered_bytes == 8 * 8192 * O_PROJ > 2 * 8 * 8192 * 7168 * 2
+    below = _plan(move="auto", move_weights_from=65, ffn_tp=8)
+    assert below.memory.gathered_bytes == 2 * 8 * 8192 * 7168 * 2
+
+
+def test_mlps_that_gather_more_than_is_saved_are_in_the_verdict_and_the_check() -> None:
+    result = _plan(ffn_tp=8, tokens=65536)
+    net = result.memory.saved_bytes_min - 2 * 8 * 65536 * 7168 * 2 - 96 * 2**20
+    assert net < 0
+    assert f"a rank saves nothing ({net:,} bytes, its private communicators and gathered " in (
+        result.forecast.verdict
+    )
+    assert f"a rank saves {net:,} bytes" in result.failures([])
+    full = _plan(ffn_tp=8, tokens=1 << 19)
+    assert full.memory.fits is False
+    assert full.launch is None
 
 
 @pytest.mark.parametrize("hardware", ["H200", "RTX-PRO-6000", "MI300X"])

@@ -48,7 +48,10 @@ def test_what_it_saves_is_part_of_what_is_saved(size, saved):
     assert memory["saved_bytes"] == [nbytes + more for nbytes in before["saved_bytes"]]
     assert memory["weight_bytes_replicated"] == before["weight_bytes_replicated"]
     assert memory["weight_bytes_sharded"] == before["weight_bytes_sharded"] - more
-    assert split["kv_cache"]["tokens_gained"] > plain["kv_cache"]["tokens_gained"]
+    gathered = 2 * size * 8192 * 7168 * 2  # tokens and their sums, in bfloat16
+    assert (memory["gathered_bytes"], before["gathered_bytes"]) == (gathered, 0)
+    gained = split["kv_cache"]["tokens_gained"] - plain["kv_cache"]["tokens_gained"]
+    assert gained == pytest.approx((more - gathered) / plain["kv_cache"]["bytes_per_token"], abs=16)
     assert split["prefetch"]["phases"] == plain["prefetch"]["phases"]
     assert split["series"] == plain["series"]
     assert plain["ffn"] is None
