@@ -316,6 +316,9 @@ def described(kinds: dict[str, str]) -> dict[str, str]:
     return {f"model.layers.0.{module}.weight": kind for module, kind in modules.items()}
 
 
+FIRST_EXPERT = tuple(f"mlp.experts.0.{part}_proj" for part in ("gate", "up", "down"))
+
+
 def ascend(directory: Path, description: bytes) -> str:
     (directory / DESCRIPTION).write_bytes(description)
     sizes = {"num_hidden_layers": 1, "num_experts": 2, "num_experts_per_tok": 1}
@@ -353,8 +356,12 @@ def test_ascends_w8a8_is_read_from_its_description(tmp_path: Path) -> None:
             "states no precision for model.layers.0.mlp.experts.0.gate_proj",
         ),
         (
-            described({"mlp.experts.0.gate_proj": "W8A8"}),
+            described(dict.fromkeys(FIRST_EXPERT, "W8A8")),
             "vllm-ascend has no experts with precision W8A8",
+        ),
+        (
+            described({"mlp.experts.0.up_proj": "FLOAT"}),
+            "states several precisions for model.layers.0.mlp.experts.0.gate_proj, ",
         ),
     ],
 )
@@ -384,17 +391,19 @@ NONE = "vllm-ascend has no class for such {}; supported are FLOAT, W8A8 and W8A8
         ("self_attn.o_proj", "w8a16", NONE),
         ("self_attn.o_proj", "NONSENSE", NONE),
         ("self_attn.o_proj", "W8A8SC", NONE),  # on the Atlas 300I, whose classes are others
-        ("mlp.experts.0.gate_proj", "W4A8_DYNAMIC", READS),
-        ("mlp.experts.0.gate_proj", "W4A16", READS),
-        ("mlp.experts.0.gate_proj", "W8A8_MXFP8", READS),
-        ("mlp.experts.0.gate_proj", "W8A16", NONE),
-        ("mlp.experts.0.gate_proj", "NONSENSE", NONE),
+        ("mlp.experts", "W4A8_DYNAMIC", READS),
+        ("mlp.experts", "W4A16", READS),
+        ("mlp.experts", "W8A8_MXFP8", READS),
+        ("mlp.experts", "W8A16", NONE),
+        ("mlp.experts", "NONSENSE", NONE),
     ],
 )
 def test_of_a_precision_it_is_said_whether_vllm_ascend_has_a_class(
     module: str, kind: str, said: str, tmp_path: Path
 ) -> None:
-    model = read_model(ascend(tmp_path, json.dumps(described({module: kind})).encode()))
+    stated = FIRST_EXPERT if module == "mlp.experts" else (module,)
+    description = described(dict.fromkeys(stated, kind))
+    model = read_model(ascend(tmp_path, json.dumps(description).encode()))
     with pytest.raises(ModelError) as error:
         model.weight_bytes(ONE, 0)
     modules = "experts" if "experts" in module else "linears"

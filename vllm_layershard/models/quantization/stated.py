@@ -44,7 +44,7 @@ def stated_section(config: ConfigFile, beside: Beside) -> ConfigFile | None:
         if contents is not None:
             from vllm_layershard.models.quantization.methods.modelslim import described
 
-            return described(contents.raw, contents.where)
+            return described(contents.raw, contents.where, config)
     if section is None:
         from vllm_layershard.models.quantization.proof import require_none
 

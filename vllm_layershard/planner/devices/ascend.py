@@ -53,6 +53,7 @@ def as_served(found: LoadedModel, device: Hardware) -> Blueprint:
         _refuse(device, f"{VERSION} takes only {', '.join(METHODS)}, not method {method}")
     for prefix in _absorbed(blueprint):
         _refuse(device, f"{prefix}: {VERSION} takes no quantised kv_b_proj")
+    _require_head(blueprint, device)
     return blueprint
 
 
@@ -83,6 +84,23 @@ def _absorbed(blueprint: Blueprint) -> Iterator[str]:
     for prefix, shape in blueprint.shapes():
         if shape.absorbed and blueprint.quantization.format(prefix, shape) is not None:
             yield prefix
+
+
+def _require_head(blueprint: Blueprint, device: Hardware) -> None:
+    """Source: vLLM 0.32, the classes of models, of which few give their head no quantisation;
+    vllm-ascend 182b75e, quantization/methods/w8a8_dynamic.py and w8a8_static.py,
+    `process_weights_after_loading`, which transpose a weight where it lies.
+    """
+    if not blueprint.quantization.quantises_head(blueprint.head):
+        return
+    if not blueprint.head_quantisable:
+        _refuse(device, f"{blueprint.head}: vLLM's class of this model loads no quantised head")
+    if blueprint.tied:
+        _refuse(
+            device,
+            f"{blueprint.head}: {VERSION} transposes a quantised head, and this one's weight is "
+            "the embedding's",
+        )
 
 
 def _refuse(device: Hardware, why: str) -> NoReturn:

@@ -5,20 +5,26 @@ Which module has which precision stands in `quant_model_description.json` beside
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
 from typing import Final, Literal, NamedTuple
 
 from vllm_layershard.errors import ModelError
 from vllm_layershard.models.quantization.choice import Quantization
 from vllm_layershard.models.quantization.formats.ascend import Ascend
 from vllm_layershard.models.quantization.formats.format import Format
+from vllm_layershard.models.quantization.methods.ascend_rows import asked_name, parts_of_type
 from vllm_layershard.models.quantization.methods.modelslim import DESCRIBED, Description
 from vllm_layershard.models.quantization.names import Names
 from vllm_layershard.models.sources.beside import DESCRIPTION
-from vllm_layershard.models.sources.config_file import ConfigFile
+from vllm_layershard.models.sources.config_file import ConfigFile, shown
+
+_FLOAT: Final = "FLOAT"
+_EMBEDDINGS: Final = ("embed_tokens", "word_embeddings")
+_LANGUAGE_MODEL: Final = "language_model."
 
 _FORMATS: dict[str, Format | None] = {
-    "FLOAT": None,
+    _FLOAT: None,
     "W8A8": Ascend("W8A8"),
     "W8A8_DYNAMIC": Ascend("W8A8_DYNAMIC"),
 }
@@ -39,13 +45,17 @@ Source: vllm-ascend 182b75e, quantization/methods/, `register_scheme` with `line
 
 
 class Described(NamedTuple):
-    """`kinds`: module's name -> precision of its weight; of experts only the first's.
+    """`kinds`: vLLM's name of a module -> precision of its weight; of experts only the first's.
 
-    Source: vllm-ascend 5ed63ef, modelslim_config.py, `get_linear_quant_type`.
+    `plain`: the names of those that are FLOAT, sorted. `names`: with the parts of `model_type`.
+    Source: vllm-ascend 182b75e, quantization/modelslim_config.py, `get_quant_method`,
+    `is_layer_skipped_ascend` and `get_linear_quant_type`.
     """
 
     kinds: Mapping[str, str]
+    plain: Sequence[str]
     names: Names
+    model_type: str
 
     def linear(self, prefix: str) -> Format | None:
         """By the description's word for it, or for each part of a fused one.
@@ -53,16 +63,41 @@ class Described(NamedTuple):
         Raises:
             ModelError: it does not name it, or with an unknown precision.
         """
-        return self._of(prefix, "linears")
+        return self._of(prefix, asked_name(self.model_type, prefix), "linears")
 
     def experts(self, prefix: str) -> Format | None:
-        """By the word for the first expert's first matrix."""
-        return self._of(f"{prefix}.0.gate_proj", "experts")
+        """By the words for the first expert's matrices.
 
-    def _of(self, prefix: str, modules: Literal["linears", "experts"]) -> Format | None:
-        module = prefix.removeprefix("language_model.")
-        names = self.names.parts(module) or (module,)
+        Raises:
+            ModelError: as for linears; no row of vllm-ascend's says how they are called.
+        """
+        asked = asked_name(self.model_type, prefix)
+        if self.names.parts(asked) or self._is_plain(asked):
+            return self._of(prefix, asked, "experts")
+        raise ModelError(
+            f"{prefix}: vllm-ascend 182b75e cannot read quantised routed experts of model_type "
+            f"{shown(self.model_type)}: its packed_modules_model_mapping does not name their "
+            "matrices; give a W8A8 checkpoint of compressed-tensors', or one with FLOAT for them"
+        )
+
+    def head(self, prefix: str) -> Format | None:
+        """By the description's word for it; None where it has none.
+
+        Source: there, `quant_prefix_mapper`; method_adapters.py, `AscendEmbeddingMethod`.
+        """
+        within = f"{_LANGUAGE_MODEL}{prefix}"
+        asked = within if prefix not in self.kinds and within in self.kinds else prefix
+        return self._of(prefix, asked, "linears") if asked in self.kinds else None
+
+    def _of(self, prefix: str, asked: str, modules: Literal["linears", "experts"]) -> Format | None:
+        parts = self.names.parts(asked)
+        if not parts and self._is_plain(asked):
+            return None
+        names = parts or (asked,)
         found = {self.kinds.get(name) for name in names}
+        if None in found:
+            names = tuple(name for name in names if name not in self.kinds)
+            found = {None}
         kind = found.pop()
         if found or kind not in _FORMATS:
             stated = "several precisions" if found else kind or "no precision"
@@ -74,9 +109,10 @@ class Described(NamedTuple):
             )
         return _FORMATS[kind]
 
-    def head(self, prefix: str) -> Format | None:
-        """None: vllm-ascend quantises no head."""
-        return None
+    def _is_plain(self, prefix: str) -> bool:
+        """Whether a weight that is FLOAT has a name that begins so."""
+        at = bisect_left(self.plain, prefix)
+        return at < len(self.plain) and self.plain[at].startswith(prefix)
 
 
 def _said_of(kind: str, modules: Literal["linears", "experts"]) -> str:
@@ -90,9 +126,31 @@ def read_ascend(section: ConfigFile, names: Names) -> Quantization:
     """Read what `modelslim.py` has put in the place of a `quantization_config`.
 
     Raises:
-        ModelError: there is no such description.
+        ModelError: there is no such description, or it quantises an embedding.
     """
     found = section.get(DESCRIBED)
     if not isinstance(found, Description):
         section.fail("quant_method", f"'ascend' needs {DESCRIPTION} beside config.json")
-    return Quantization("ascend_w8a8", Described(found.kinds, names))
+    for name, kind in found.kinds.items():
+        if name.endswith(_EMBEDDINGS) and kind != _FLOAT:
+            section.fail(
+                f"{name}.weight",
+                f"is {shown(kind)}, and vllm-ascend 182b75e looks up no tokens in a quantised "
+                "embedding (method_adapters.py, `AscendEmbeddingMethod`); state FLOAT",
+            )
+    mapped = _mapped(found.kinds, names)
+    plain = sorted(name for name, kind in mapped.items() if kind == _FLOAT)
+    names = names._replace(fused=parts_of_type(found.model_type, names.fused))
+    return Quantization("ascend_w8a8", Described(mapped, plain, names, found.model_type))
+
+
+def _mapped(kinds: Mapping[str, str], names: Names) -> Mapping[str, str]:
+    """By vLLM's names.
+
+    Source: vllm-ascend 182b75e, quantization/modelslim_config.py, `apply_vllm_mapper`.
+    """
+    if not (names.substrings or names.prefixes or names.suffixes):
+        return kinds
+    return {
+        names.of(f"{name}.weight").removesuffix(".weight"): kind for name, kind in kinds.items()
+    }

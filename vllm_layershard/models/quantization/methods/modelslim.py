@@ -26,21 +26,36 @@ _LATER_EXPERT = re.compile(r"\.experts\.[1-9]")
 class Description(NamedTuple):
     """`kinds`: module -> precision of its weight, without experts beyond the first of each layer.
 
-    `caches`: the keys that speak of the cache, with what they say.
+    `caches`: the keys that speak of the cache, with what they say. `model_type`: that of the config
+    with which the decoder layers are built.
     """
 
     kinds: Mapping[str, str]
     caches: Mapping[str, str]
+    model_type: str = ""
 
 
-def described(raw: bytes, where: str) -> ConfigFile:
-    """What a description says, in the shape of a `quantization_config`.
+def described(raw: bytes, where: str, config: ConfigFile) -> ConfigFile:
+    """What a description says, in the shape of a `quantization_config`. `config`: config.json.
 
     Raises:
         ModelError: it is too large, or is not a description.
     """
-    found = parse_description(raw, where)
+    found = parse_description(raw, where)._replace(model_type=_model_type_of(config))
     return ConfigFile(where, {"quant_method": "ascend", DESCRIBED: found})
+
+
+def _model_type_of(config: ConfigFile) -> str:
+    """Kimi-K2.5's language model is built as a model of its own, other wrappers' are not.
+
+    Source: vLLM 0.32, kimi_k25.py, `init_vllm_registered_model`; transformers 5,
+    configuration_kimi_k25.py, whose language model is a DeepSeek-V3 where it states no model_type.
+    """
+    model_type = config.string("model_type") or ""
+    if model_type != "kimi_k25":
+        return model_type
+    text = config.section("text_config")
+    return (text.string("model_type") if text is not None else None) or "deepseek_v3"
 
 
 def parse_description(raw: bytes, where: str) -> Description:
@@ -58,7 +73,8 @@ def parse_description(raw: bytes, where: str) -> Description:
             scanner.skip()
             continue
         for weight, kind in chain([(name, scanner.string())], scanner.run()):
-            if weight.endswith(".weight"):
+            if weight.endswith((".weight", ".weight_packed")):
+                weight = weight.removesuffix("_packed")
                 if not _LATER_EXPERT.search(weight):
                     kinds[weight.removesuffix(".weight")] = intern(kind)
             elif weight.endswith(_OF_CACHES):
