@@ -65,6 +65,18 @@ def test_a_threshold_that_is_found_later_is_judged_too() -> None:
     assert found.failures() == ()
 
 
+@pytest.mark.parametrize("placement", ["round_robin", "striped"])
+def test_linears_that_gather_more_than_they_save_are_not_chosen(placement: str) -> None:
+    """Of forwards just below the threshold; the prefill moves weights, and hides."""
+    found = _chosen(placement=placement, move="auto", move_weights_from=8192, tokens=8192)
+    gathered = found.memory.gathered_bytes
+    assert min(found.planned.saved_bytes) > gathered > 0
+    with pytest.raises(PlanError, match=r"no linear of .* saves anything and stays hidden"):
+        _chosen(placement=placement, move="auto", move_weights_from=65536, tokens=65536)
+    plain = _chosen(placement=placement, tokens=65536)
+    assert 8 * gathered > min(plain.planned.saved_bytes) > 0
+
+
 def test_a_number_that_activations_need_is_asked_for() -> None:
     with pytest.raises(HardwareError, match="--layers auto: MI300X lacks "):
         _chosen(layout=Layout(dp=32, ep=True), hardware="MI300X", move="activations")
