@@ -229,6 +229,20 @@ def test_a_count_of_experts_that_is_null_is_refused(name: str, field: str) -> No
         read(changed(bundled(name), **{field: None}))
 
 
+def test_a_null_width_of_shared_experts_is_refused_where_there_are_any() -> None:
+    """vLLM's class of Ling takes the field where it is there, and multiplies it."""
+    ling, field = bundled("inclusionAI--Ling-1T"), "moe_shared_expert_intermediate_size"
+    with pytest.raises(ModelError, match=f": {field}: is missing; a whole number"):
+        read(changed(ling, **{field: None}))
+    with pytest.raises(ModelError, match=f": {field}: 0 is not a whole number"):
+        read(changed(ling, **{field: 0}))
+    none = changed(ling, num_shared_experts=0)
+    assert read(changed(none, **{field: None})).linears(ONE) == read(none).linears(ONE)
+    left_out = changed(ling, **{field: ...})
+    same = changed(ling, **{field: ling["moe_intermediate_size"]})
+    assert read(left_out).linears(ONE) == read(same).linears(ONE)
+
+
 OTHER_NAMES = {
     "deepseek-ai--DeepSeek-V2-Lite": "num_experts",
     "deepseek-ai--DeepSeek-V3": "num_local_experts",

@@ -12,6 +12,7 @@ from vllm_layershard.models.parts.feed_forward import GatedMlp, Router
 from vllm_layershard.models.parts.grouped import GroupedAttention
 from vllm_layershard.models.sources.config_file import ConfigFile
 
+_SHARED_WIDTH = "moe_shared_expert_intermediate_size"
 _ROUTER_DTYPES = {None: None, "fp32": "float32", "bf16": "bfloat16"}
 
 
@@ -24,7 +25,10 @@ def build(architecture: str, config: ConfigFile) -> Blueprint:
     sizes = read_gqa(config, ties=True)
     first = config.integer("first_k_dense_replace", low=0, high=MAX_LAYERS)
     experts = read_experts(config, "num_experts")
-    width = config.optional_integer("moe_shared_expert_intermediate_size") or experts.intermediate
+    shared_experts = config.integer("num_shared_experts", low=0, high=1 << 10)
+    width = experts.intermediate
+    if shared_experts and _SHARED_WIDTH in config.values:
+        width = config.integer(_SHARED_WIDTH)  # a null, too, is what vLLM would multiply
     router_dtype = config.string("router_dtype")
     if router_dtype not in _ROUTER_DTYPES:
         config.fail("router_dtype", f"{router_dtype!r} is not one of fp32, bf16")
@@ -47,7 +51,6 @@ def build(architecture: str, config: ConfigFile) -> Blueprint:
         dtype=_ROUTER_DTYPES[router_dtype],
         correction_bias=config.boolean("moe_router_enable_expert_bias"),
     )
-    shared_experts = config.integer("num_shared_experts", low=0, high=1 << 10)
     shared = GatedMlp(
         "mlp.shared_experts", shared_experts * width, bias=bias, partial=True, shared_expert=True
     )
