@@ -10,6 +10,8 @@ from vllm_layershard.errors import HardwareError
 from vllm_layershard.estimate import Hardware
 from vllm_layershard.models.blueprint import Blueprint
 from vllm_layershard.models.quantization import stated_section
+from vllm_layershard.models.quantization.formats.ascend import Ascend
+from vllm_layershard.models.quantization.formats.microscaled import Microscaled
 from vllm_layershard.models.quantization.formats.split import parts_of
 from vllm_layershard.models.quantization.methods.compressed_ascend import read_on_ascend
 from vllm_layershard.models.quantization.read import method_of
@@ -51,6 +53,7 @@ def as_served(found: LoadedModel, device: Hardware) -> Blueprint:
         blueprint = _compressed(found, section, device)
     elif method != "ascend" and found.quantization not in _MXFP8:
         _refuse(device, f"{VERSION} takes only {', '.join(METHODS)}, not method {method}")
+    _require_integers(blueprint, device)
     for prefix in _absorbed(blueprint):
         _refuse(device, f"{prefix}: {VERSION} takes no quantised kv_b_proj")
     _require_head(blueprint, device)
@@ -73,6 +76,22 @@ def _compressed(found: LoadedModel, section: ConfigFile, device: Hardware) -> Bl
         if isinstance(part, str):
             _refuse(device, f"{prefix}: {part}")
     return read
+
+
+def _require_integers(blueprint: Blueprint, device: Hardware) -> None:
+    """Refuse the formats of fp8: their classes are Ascend 950's, and each device here is a 910.
+
+    Source: vllm-ascend 182b75e, docs/source/user_guide/
+    release_notes.md (W8A8FP8: pull request 10236) and feature_guide/
+    expert_parallelism_load_balancer.md (MXFP8: Ascend 950 products).
+    """
+    for prefix, stated in blueprint.formats():
+        linears, experts = parts_of(stated)
+        part = experts if prefix.endswith(".experts") else linears
+        is_fp8 = isinstance(part, Ascend) and part.scheme == "W8A8FP8_DYNAMIC"
+        if is_fp8 or isinstance(part, Microscaled):
+            name = stated.name
+            _refuse(device, f"{prefix}: vllm-ascend has no kernel for {name} on {device.name}")
 
 
 def _absorbed(blueprint: Blueprint) -> Iterator[str]:
