@@ -146,7 +146,8 @@ def method_of(section: ConfigFile) -> str:
             section.fail(
                 "quantization: quant_algo",
                 f"{shown(algorithm)}: vLLM 0.32 has no class for it in this place; it takes "
-                f"{', '.join(_ALONE)} there, and others from config.json",
+                f"{', '.join(_ALONE)} there, and others from config.json; give a checkpoint of one "
+                "of those",
             )
         return "modelopt"
     method = (section.string("quant_method") or "").lower()

@@ -149,6 +149,8 @@ def _by_layer(values: ConfigFile, ignored: Ignored, names: Names) -> ByLayer:
 def _refuse(section: ConfigFile, key: str, algorithm: object) -> NoReturn:
     unread = str(algorithm).upper() in _UNREAD
     why = "has a class for it, and the planner does not read it yet" if unread else "has no class"
+    if unread and key == "quant_algo":
+        why = f"has a class for it of single layers alone, within {_MIXED}; give another checkpoint"
     known = ", ".join((*_FORMATS, _MIXED))
     said = f"{shown(algorithm)} is not supported: vLLM 0.32 {why}; supported are {known}"
     section.fail(key, said)
