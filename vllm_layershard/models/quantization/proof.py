@@ -20,24 +20,32 @@ from vllm_layershard.models.sources.config_file import MAX_FILE_BYTES, ConfigFil
 _KEY: Final = re.compile(
     r"quant|gptq|awq|bitsandbytes|bnb|torchao|hqq|modelopt|autoround|loadin[48]bit|"
     r"compressionconfig|compressedtensors|configgroups|weightblocksize|sparsity|"
+    r"activationscheme|ignoredlayers|modulestonotconvert|descact|qgroupsize|zeropoint|packdtype|"
     r"qconfig|quark|aqlm|vptq|higgs|spqr|eetq|exl[23]|mlx|gguf|ggml|bitnet|fouroversix|marlin|ternary|"
-    r"(nv|mx)fp[468]|fp[48]|int[48]|w[n1-8]a(n|4|8|16)"
+    r"(nv|mx)?fp[468]|int[48]|w[n1-8]a(n|4|8|16)"
 )
 """A part of a key that may state a quantisation, in small letters and digits."""
 
-_WHOLE: Final = frozenset({"inc", "metal", "sinq", "humming", "ipex"})
+_WHOLE: Final = frozenset({"inc", "metal", "sinq", "humming", "ipex", "qat", "compressed"})
 """Keys that are names of methods, and parts of other words."""
 
-_BITS: Final = re.compile(r"(w|n|q|num|weights?|low)?bits?")
+_BITS: Final = re.compile(
+    r"(w|n|q|num|avg|low|load(in)?|weights?|linear|expert)*(bits?(width)?|precision)"
+    r"|(avg)?(bitsper(weight|param)|bpw)"
+)
 """A key that counts the bits of a weight."""
 
-_LOW: Final = re.compile(r"(nv|mx)?(fp|float|u?int)[1-8](\D|$)")
-"""A dtype of at most eight bits."""
-
 _SAID: Final = re.compile(
-    r"quant(?!um|i[tl])|(^|[^a-z0-9])((nv|mx)?(fp|float|u?int)|nf)[1-8]([^a-z0-9]|$)|^i?q[1-8](_|$)"
+    r"quant(?!um|i[tl])|(?<![a-z0-9])(q?((nv|mx|h|b)?(fp|float|u?int)|nf|hif|bf)[1-8](?!\d)|"
+    r"awq|hqq|quark|aqlm|exl[23]|marlin|torchao|bnb|nvfp|mxfp|w[1-8]a([48](?!\d)|16)|a[48]w[48])|"
+    r"gptq|gguf|ggml|modelopt|auto.?round|bitsandbytes|compressed.?tensors|llm.?compressor|"
+    r"e[2-8]m[0-3](?!\d)|^i?q[1-8](_|$)|^[1-8][ _-]?bits?|quarot"
 )
-"""A word for a format of at most eight bits, in small letters."""
+"""A word for a method, or for a format of at most eight bits, in small letters."""
+
+_TYPED: Final = ("dtype", "dtypes", "precision", "weight", "weights", "encoding")
+_LOW: Final = re.compile(r"(torch\.)?[a-z]{0,3}?(fp|float|int|[fisu])[1-8](\D|$)")
+"""How a dtype of at most eight bits begins, which stands at a key that ends in `_TYPED`."""
 
 _HARMLESS: Final = frozenset({"numquantizers"})
 """Keys that name codebooks of sound."""
@@ -45,12 +53,16 @@ _HARMLESS: Final = frozenset({"numquantizers"})
 
 _FILE: Final = re.compile(
     r"quant(?!um)|gptq|awq|modelopt|auto.?round|compressed.?tensors|bnb|hqq|nncf|inc_config|"
-    r"(?<![a-z0-9])((nv|mx)?fp[468]|int[48]|exl[23])(?![a-z0-9])"
+    r"(?<![a-z0-9])((nv|mx)?fp[468]|int[48]|exl[23]|w[1-8]a(4|8|16)|[1-8]-?bit)(?![a-z0-9])|"
+    r"^q_?config|svdq|quark"
 )
 """A name of a file that states a quantisation, or holds quantised weights."""
 
 _WEIGHTS: Final = (".safetensors", ".safetensors.index.json")
 _PACKED: Final = ".gguf"
+_ELSE: Final = (".bin", ".pt", ".pth")
+"""Weights that vLLM reads where none of `_WEIGHTS` are."""
+
 _KINDS: Final = (".json", ".yaml", ".yml", ".toml", *_WEIGHTS)
 _RECIPE: Final = re.compile(r"recipe[^/]*\.(?:yaml|yml|json)")
 _STEPS: Final = re.compile(
@@ -75,6 +87,8 @@ def require_none(config: ConfigFile, beside: Beside) -> None:
         )
     names = names_in(beside)
     listed = [file for file in names if _is_suspect(file)]
+    if not any(file.endswith(".safetensors") for file in names):
+        listed += [file for file in names if file.endswith(_ELSE) and _FILE.search(file.lower())]
     if not any(file.endswith((".safetensors", ".bin", ".pt")) for file in names):
         listed += [file for file in names if file.lower().endswith(_PACKED)]
     for file in (*BY_HAND, *sorted({*listed} - {*BY_HAND})):
@@ -92,7 +106,7 @@ def _is_suspect(file: str) -> bool:
 def _require_silent(config: ConfigFile, beside: Beside, file: str) -> None:
     """Refuse a file that is there, unless it is a recipe that says nothing of a quantisation."""
     name = file.lower()
-    if name.endswith((*_WEIGHTS, _PACKED)):
+    if name.endswith((*_WEIGHTS, *_ELSE, _PACKED)):
         where = shown(file)
     else:
         contents = beside(file, MAX_FILE_BYTES)
@@ -118,32 +132,46 @@ def _require_silent(config: ConfigFile, beside: Beside, file: str) -> None:
 
 def _statements(values: Any) -> Iterator[tuple[str, Any]]:
     """The keys anywhere in a config that state a quantisation, with their values."""
-    left: list[tuple[str, Any]] = [("", values)]
+    left: list[tuple[str, str, Any]] = [("", "", values)]
     while left:
-        path, value = left.pop()
+        path, key, value = left.pop()
         if isinstance(value, list):
-            left.extend((path, item) for item in value if isinstance(item, (dict, list)))
+            for item in value:
+                if isinstance(item, (dict, list)):
+                    left.append((path, key, item))
+                elif isinstance(item, str) and _says(_plain(key), item):
+                    yield path, item
         elif isinstance(value, dict):
             for key, inner in value.items():
                 at = f"{path}.{key}" if path else str(key)
-                if _speaks(str(key), inner):
+                if _speaks(_plain(str(key)), inner):
                     yield at, inner
                 elif isinstance(inner, (dict, list)):
-                    left.append((at, inner))
+                    left.append((at, str(key), inner))
 
 
-def _speaks(key: str, value: Any) -> bool:
-    if value is None or value is False:
-        return False
-    plain = re.sub(r"[^a-z0-9]", "", unicodedata.normalize("NFKC", key).lower())
-    if plain in _HARMLESS:
+def _plain(key: str) -> str:
+    """A key in small letters and digits."""
+    return re.sub(r"[^a-z0-9]", "", unicodedata.normalize("NFKC", key).lower())
+
+
+def _speaks(plain: str, value: Any) -> bool:
+    if value is None or value is False or plain in _HARMLESS:
         return False
     if "cache" in plain and plain.endswith("dtype"):
         return False
-    if isinstance(value, str) and "cache" not in plain and not plain.endswith(("path", "name")):
-        low = value.lower()
-        if _SAID.search(low) or (plain.endswith("dtype") and _LOW.match(low)):
-            return True
+    if isinstance(value, str) and _says(plain, value):
+        return True
     if isinstance(value, (int, float)) and _BITS.fullmatch(plain):
         return 0 < value < 16
     return plain.removesuffix("config") in _WHOLE or _KEY.search(plain) is not None
+
+
+def _says(plain: str, value: str) -> bool:
+    """Whether a word at a key is one for a quantisation; names and paths say nothing sure."""
+    if "cache" in plain or plain.endswith(("path", "name")):
+        return False
+    low = unicodedata.normalize("NFKC", value).lower()
+    if _SAID.search(low) is not None:
+        return True
+    return plain.endswith(_TYPED) and _LOW.match(low) is not None
