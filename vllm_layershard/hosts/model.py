@@ -47,6 +47,7 @@ from vllm_layershard.hosts.groups import Groups, form_groups
 from vllm_layershard.hosts.identity import checkpoint_of, read_as
 from vllm_layershard.hosts.linears import check_matched, check_untied, collecting, leave_towers
 from vllm_layershard.hosts.loading import LoadedGroup, LoadingModel
+from vllm_layershard.hosts.moves.actual_rows import check_rows
 from vllm_layershard.hosts.moves.excluded import check_seen
 from vllm_layershard.hosts.moves.moved_linear import moving_series, serve_moved
 from vllm_layershard.hosts.reload.guard import guard_reloads, reload_together
@@ -132,6 +133,7 @@ def build(
             model, [selected[name] for name in config.token_exchange], modules
         )
         check_seen(model, vllm_config, config, to_share, exchanged)
+        check_rows(model, config, to_share)
         paths = _paths(model, modules)
         unbind({boundary_of(path) for path in paths.values()})
 

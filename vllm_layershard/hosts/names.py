@@ -84,6 +84,7 @@ USES_META_DEVICE = Name(
 )
 MOE_RUNNER = Name("vllm.model_executor.layers.fused_moe.runner.moe_runner.MoERunner")
 SHARED_EXPERTS = Name(f"{MOE_RUNNER.symbol}._shared_experts")
+MAMBA_BASE = Name("vllm.model_executor.layers.mamba.abstract.MambaBase")
 SUPPORTS_MULTIMODAL = Name("vllm.model_executor.models.interfaces.supports_multimodal")
 GET_LANGUAGE_MODEL = Name(
     "vllm.model_executor.models.interfaces.SupportsMultiModal.get_language_model"

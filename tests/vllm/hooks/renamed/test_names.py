@@ -52,6 +52,7 @@ ASKED = {
     ),
     names.MOE_RUNNER: ("hidden.wait_ahead_of_experts(nn.Linear(1, 1), {})", "moe_runner"),
     names.SHARED_EXPERTS: ("hidden.wait_ahead_of_experts(nn.Sequential(runner), {})", "runner"),
+    names.MAMBA_BASE: ("check_rows(nn.Linear(1, 1), MOVING, [])", "abstract"),
     names.SUPPORTS_MULTIMODAL: ("leave_towers(nn.Linear(1, 1), {}, None)", "interfaces"),
     names.GET_LANGUAGE_MODEL: (
         "leave_towers(Pictured(), {}, None)",
@@ -68,14 +69,17 @@ from vllm import envs
 from vllm.compilation import breakable_cudagraph
 from vllm.engine.arg_utils import EngineArgs
 from vllm.model_executor.layers.fused_moe.runner import moe_runner
+from vllm.model_executor.layers.mamba import abstract
 from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
 from vllm.model_executor.models import interfaces
+from vllm_layershard.config import LayerShardConfig
 from vllm_layershard.errors import HostError
 from vllm_layershard.hosts import groups, names
 from vllm_layershard.hosts.exclusions import splitting_tokens
 from vllm_layershard.hosts.graphs import breaks, hidden
 from vllm_layershard.hosts.linears import leave_towers
+from vllm_layershard.hosts.moves.actual_rows import check_rows
 from vllm_layershard.hosts.settings import check
 from vllm_layershard.hosts.sharded_linear import check_linear
 
@@ -87,6 +91,7 @@ if "config" in owner:
     ).create_engine_config()
 PULLED = {"layer_sharding": {"layers": ["o_proj"], "transport": "pull"}}
 MOVED = {"layer_sharding": {"layers": ["o_proj"], "move": "activations"}}
+MOVING = LayerShardConfig(layers=["o_proj"], move="activations")
 runner = object.__new__(moe_runner.MoERunner)
 nn.Module.__init__(runner)
 runner._shared_experts = None
