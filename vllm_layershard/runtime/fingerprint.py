@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from vllm_layershard.runtime.tensors import byte_line
+from vllm_layershard.runtime.tensors import byte_line, bytes_of
 
 _BLOCKS = 16
 _BLOCK_BYTES = 4096
@@ -25,5 +25,5 @@ def fingerprint(tensors: Sequence[torch.Tensor]) -> int:
         if line.numel() > _BLOCKS * _BLOCK_BYTES:
             apart = (line.numel() - _BLOCK_BYTES) // (_BLOCKS - 1)
             line = line.as_strided((_BLOCKS, _BLOCK_BYTES), (apart, 1), line.storage_offset())
-        crc = zlib.crc32(line.cpu().contiguous().numpy().tobytes(), crc)
+        crc = zlib.crc32(bytes_of(line), crc)
     return crc

@@ -6,6 +6,7 @@ taken to lie in rows without gaps: `check_formats` refuses others before they co
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -130,6 +131,18 @@ def storage_bytes(tensors: Iterable[torch.Tensor]) -> int:
 def byte_line(tensor: torch.Tensor) -> torch.Tensor:
     """A flat alias over all bytes of a dense tensor, whatever its strides: [nbytes] of uint8."""
     return tensor.detach().as_strided((tensor.numel(),), (1,)).view(torch.uint8)
+
+
+def bytes_of(tensor: torch.Tensor) -> bytes:
+    """A copy of the tensor's bytes in logical order. Blocks until they are there.
+
+    torch's own ways to them go through numpy, which torch can be installed without.
+    """
+    there = tensor.detach().cpu().contiguous()
+    nbytes = there.numel() * there.element_size()
+    if not nbytes:
+        return b""
+    return bytes((ctypes.c_ubyte * nbytes).from_address(there.data_ptr()))
 
 
 def placed_like(tensor: torch.Tensor, line: torch.Tensor) -> torch.Tensor:

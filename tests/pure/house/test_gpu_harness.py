@@ -244,10 +244,12 @@ def test_half_a_line_is_read_when_it_is_whole(tmp_path):
 BLOCKED = """
 import sys
 
+BLOCKED = {"vllm", "vllm_ascend", "pydantic", "pytest", "numpy", "rich", "typer"}
+
 class Blocker:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {"vllm", "vllm_ascend", "pydantic", "pytest", "rich", "typer"}:
-            raise ImportError(f"{name} is blocked")
+        if name.partition(".")[0] in BLOCKED:
+            raise ModuleNotFoundError(f"{name} is blocked", name=name)
 
 sys.meta_path.insert(0, Blocker())
 """

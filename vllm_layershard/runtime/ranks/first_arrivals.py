@@ -10,14 +10,14 @@ import torch
 from vllm_layershard.errors import MismatchError
 from vllm_layershard.plan import SeriesPlan
 from vllm_layershard.runtime.ranks.group import Group
+from vllm_layershard.runtime.tensors import bytes_of
 
 
 def checksum(tensors: Sequence[torch.Tensor]) -> int:
     """CRC-32 over the tensors' bytes in logical order. Copies to CPU memory; blocks."""
     crc = 0
     for tensor in tensors:
-        data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-        crc = zlib.crc32(data.tobytes(), crc)
+        crc = zlib.crc32(bytes_of(tensor), crc)
     return crc
 
 

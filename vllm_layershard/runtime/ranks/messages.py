@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from vllm_layershard.errors import MismatchError
+from vllm_layershard.runtime.tensors import bytes_of
 
 MOST_BYTES = 64 << 20
 """Of one message. The longest, the IPC handles of a model's layers for every reader, have a few
@@ -39,7 +40,7 @@ def exchange(value: Any, process_group: dist.ProcessGroup, ranks: Sequence[int])
     received = [torch.empty_like(padded) for _ in ranks]
     dist.all_gather(received, padded, group=process_group)
     return [
-        decoded(rank, bytes(line[:count].cpu().numpy()))
+        decoded(rank, bytes_of(line[:count]))
         for rank, line, count in zip(ranks, received, nbytes, strict=True)
     ]
 
