@@ -22,6 +22,7 @@ from vllm_layershard.models.sources.config_file import ConfigFile, shown
 _FLOAT: Final = "FLOAT"
 _EMBEDDINGS: Final = ("embed_tokens", "word_embeddings")
 _LANGUAGE_MODEL: Final = "language_model."
+_HEADS: Final = ("lm_head", f"{_LANGUAGE_MODEL}lm_head")
 
 _FORMATS: dict[str, Format | None] = {
     _FLOAT: None,
@@ -81,23 +82,29 @@ class Described(NamedTuple):
         )
 
     def head(self, prefix: str) -> Format | None:
-        """By the description's word for it; None where it has none.
+        """By the description's word for it; None where it names no head at all.
 
         Source: there, `quant_prefix_mapper`; method_adapters.py, `AscendEmbeddingMethod`.
+
+        Raises:
+            ModelError: it names a head otherwise, or with an unknown precision.
         """
         within = f"{_LANGUAGE_MODEL}{prefix}"
         asked = within if prefix not in self.kinds and within in self.kinds else prefix
-        return self._of(prefix, asked, "linears") if asked in self.kinds else None
+        names_one = not self.kinds.keys().isdisjoint((prefix, *_HEADS))
+        return self._of(prefix, asked, "linears") if names_one else None
 
     def _of(self, prefix: str, asked: str, modules: Literal["linears", "experts"]) -> Format | None:
         parts = self.names.parts(asked)
         if not parts and self._is_plain(asked):
             return None
         names = parts or (asked,)
+        lacking = tuple(name for name in names if name not in self.kinds)
+        if len(lacking) == 1 < len(names) and lacking[0].endswith(".v_proj"):
+            names = names[:2]  # values that copy the keys: there, `_is_missing_v_shard`
+        elif lacking:
+            names = lacking
         found = {self.kinds.get(name) for name in names}
-        if None in found:
-            names = tuple(name for name in names if name not in self.kinds)
-            found = {None}
         kind = found.pop()
         if found or kind not in _FORMATS:
             stated = "several precisions" if found else kind or "no precision"
