@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.pure.quantization.test_ascend_families import (
+from tests.pure.quantization.ascend.test_families import (
     DYNAMIC,
     FLOAT,
     KIMI,

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from sums import Matrix, total
-from tests.pure.quantization.test_ascend_methods import compressed, write
-from tests.pure.quantization.test_modelslim_case import DYNAMIC, Precision, latent, modules
+from tests.pure.quantization.ascend.test_methods import compressed, write
+from tests.pure.quantization.ascend.test_modelslim_case import DYNAMIC, Precision, latent, modules
 from vllm_layershard import HardwareError, Layout, plan_model
 from vllm_layershard.models import Deployment
 from vllm_layershard.models.cache.kv_cache import CacheDevice

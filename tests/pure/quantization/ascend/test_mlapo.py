@@ -11,7 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.pure.quantization.test_modelslim_case import DYNAMIC, STATIC, Precision, latent, modules
+from tests.pure.quantization.ascend.test_modelslim_case import (
+    DYNAMIC,
+    STATIC,
+    Precision,
+    latent,
+    modules,
+)
 from vllm_layershard import Layout, plan_model
 from vllm_layershard.config import LayerShardConfig
 from vllm_layershard.estimate.auto_layers import candidates
