@@ -254,6 +254,10 @@ def _on_sequences(model: Model, kv_cache_dtype: str) -> Iterator[str]:
         f"tokens are counted as vLLM does, in sequences of the longest, {longest:,}: each "
         f"{' and '.join(also)}"
     )
+    if caches.have_states and model.cache_device.is_ascend:
+        from vllm_layershard.planner.plan_warnings import PAGES_ON_ASCEND  # seldom asked for
+
+        yield PAGES_ON_ASCEND
 
 
 def _on_drafts(model: Model) -> Iterator[str]:

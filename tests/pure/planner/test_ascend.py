@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from console import complaint
-from vllm_layershard import Layout, plan_model
+from vllm_layershard import Layout, compare_layouts, plan_model
 from vllm_layershard.planner.results.plan_result import PlanResult
 
 
@@ -66,3 +66,20 @@ def test_quantised_weights_are_to_stay_rows(model: str, hardware: str, rows: boo
     assert launch is not None
     told = json.loads(shlex.split(launch)[-1])
     assert told.get("weight_nz_mode", "absent") == (0 if rows else "absent")
+
+
+@pytest.mark.parametrize(
+    ("model", "hardware", "told"),
+    [
+        ("Qwen3-Next-80B-A3B-Instruct", "910C", True),
+        ("Qwen3-Next-80B-A3B-Instruct", "H200", False),
+        ("Qwen3-235B-A22B", "910C", False),
+    ],
+)
+def test_pages_of_states_are_told_to_be_larger(model: str, hardware: str, told: bool) -> None:
+    """Source: vllm-ascend 182b75e, patch/platform/patch_mamba_config.py, `attn_block_size`."""
+    compared = compare_layouts(model, hardware=hardware)
+    for notes in (_plan(model, hardware).warnings, compared.warnings):
+        assert (
+            any("vllm-ascend makes theirs about twice as large" in each for each in notes) is told
+        )
