@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from vllm_layershard.config import LayerShardConfig
 from vllm_layershard.errors import HardwareError, PlanError
@@ -18,6 +18,7 @@ from vllm_layershard.estimate.forwards.batches import (
     prefill,
 )
 from vllm_layershard.estimate.forwards.forwards import Forwards
+from vllm_layershard.estimate.forwards.thresholds import MAX_TOKENS
 from vllm_layershard.estimate.hardware import Hardware
 from vllm_layershard.estimate.outcome import PhaseName
 from vllm_layershard.estimate.taken import beside_taken
@@ -34,6 +35,9 @@ from vllm_layershard.never_sharded import refusal_of
 from vllm_layershard.plan.linear import short_names
 from vllm_layershard.plan.move import move_rule
 
+if TYPE_CHECKING:
+    from vllm_layershard.estimate.activations.clock import Clock
+
 _STRIDES: Final = (1, 2, 3, 4, 6, 8)
 
 
@@ -49,10 +53,13 @@ def choose(
     context: int = DECODE_CONTEXT,
     prompt: int | None = None,
     cached: int = 0,
+    *,
+    open_threshold: bool = False,
 ) -> Sharding:
     """The linears and the smallest stride that save most while every one of `phases` hides them.
 
-    A phase hides with what it moves, by the template's rule: weights, or activations.
+    A phase hides with what it moves, by the template's rule: weights, or activations. With an
+    `open_threshold` each set has the one at which its own weights cost no more than activations.
     For each stride (or the one given), linears are taken in the order of what each saves, and kept
     if the set still hides. What is taken beside weights is subtracted from what is saved.
     `template` holds all other options; its names and stride are replaced.
@@ -78,30 +85,66 @@ def choose(
             names = (*found.config.layers, name) if found is not None else (name,)
             config = replace(template, layers=names, layer_stride=stride)
             sharding = shard_model(model, deployment, config)
-            if (found is None or left_by(sharding) > left_by(found)) and all_hide(
+            if found is not None and left_by(sharding) <= left_by(found):
+                continue
+            if open_threshold and sharding.moves:  # what it gathers is known then
+                sharding = _with_threshold(sharding, hardware, batches["decode"])
+            if (found is None or left_by(sharding) > left_by(found)) and _all_hide(
                 sharding, hardware, asked
             ):
                 found = sharding
         if found is not None and (best is None or left_by(found) > left_by(best)):
             best = found
     if best is None or left_by(best) <= 0:
+        said = _by_activations(template, asked, open_threshold=open_threshold)
         raise PlanError(
             f"--layers auto: no linear of {model.name} saves anything and stays hidden in "
-            f"{' and '.join(phases)} on {hardware.name}{_by_activations(template, asked)}; name "
+            f"{' and '.join(phases)} on {hardware.name}{said}; name "
             "the linears to see what each costs"
         )
     return best
 
 
-def _by_activations(config: LayerShardConfig, asked: Sequence[Batch]) -> str:
+def _by_activations(
+    config: LayerShardConfig, asked: Sequence[Batch], *, open_threshold: bool
+) -> str:
     """Of forwards that are hidden or not: that some of them move activations; "": none does."""
+    if open_threshold:
+        return ", each with the quicker of weights and activations"
     rule = move_rule(config)
     if all(rule.moves_weights([batch.tokens]) for batch in asked):
         return ""
     return ", where activations move"
 
 
-def all_hide(sharding: Sharding, hardware: Hardware, asked: Sequence[Batch]) -> bool:
+def _with_threshold(sharding: Sharding, hardware: Hardware, decoded: Batch) -> Sharding:
+    """The sharding with its own threshold between activations and weights.
+
+    Raises:
+        HardwareError: the hardware lacks a number that this needs.
+    """
+    from vllm_layershard.estimate.activations.judge import fewest_to_move  # seldom asked for
+
+    tokens = fewest_to_move(_clock_of(sharding, hardware), decoded) or MAX_TOKENS
+    return sharding._replace(config=replace(sharding.config, move_weights_from=tokens))
+
+
+def _clock_of(sharding: Sharding, hardware: Hardware) -> Clock:
+    """What times both ways.
+
+    Raises:
+        HardwareError: the hardware lacks a number that it needs.
+    """
+    from vllm_layershard.estimate.activations import clock  # seldom asked for
+    from vllm_layershard.estimate.moved.linears import moved_linears
+
+    linears = moved_linears(sharding, hardware)
+    _require_numbers(lacking_for(sharding, hardware), hardware)
+    _require_numbers(clock.lacking_for(sharding, hardware, linears), hardware)
+    return clock.Clock(sharding, hardware, linears)
+
+
+def _all_hide(sharding: Sharding, hardware: Hardware, asked: Sequence[Batch]) -> bool:
     """Whether every forward stays hidden, each with what it moves.
 
     Raises:
@@ -116,12 +159,7 @@ def all_hide(sharding: Sharding, hardware: Hardware, asked: Sequence[Batch]) -> 
         return False
     if not activations or not sharding.moves:
         return True
-    from vllm_layershard.estimate.activations import clock  # seldom asked for
-    from vllm_layershard.estimate.moved.linears import moved_linears
-
-    linears = moved_linears(sharding, hardware)
-    _require_numbers(clock.lacking_for(sharding, hardware, linears), hardware)
-    both = clock.Clock(sharding, hardware, linears).both
+    both = _clock_of(sharding, hardware).both
     return all(both(batch).activations_hidden for batch in activations)
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Unpack
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Unpack
 
 from vllm_layershard.config import LayerShardConfig
 from vllm_layershard.errors import ConfigError
-from vllm_layershard.estimate import Hardware, PhaseName, forecast
+from vllm_layershard.estimate import Hardware, forecast
 from vllm_layershard.estimate.capacity import limit_of, may_fit
 from vllm_layershard.models import Sharding
 from vllm_layershard.planner.hardware import device_of
@@ -32,6 +32,9 @@ from vllm_layershard.planner.question import (
 )
 from vllm_layershard.planner.results.plan_result import PlanResult
 from vllm_layershard.planner.serve_command import launch_warnings
+
+if TYPE_CHECKING:
+    from vllm_layershard.planner.search.auto import Conditions
 
 
 def plan_model(
@@ -88,9 +91,10 @@ def plan_model(
     options, open_threshold = with_some_threshold(options)
     chooses = layers is not None and names_of(layers) == [AUTO]
     if chooses:
-        sharding, assumed = _chosen(
-            found, layout, options, device, sizes, phases or PREFILL, ffn_tp
-        )
+        from vllm_layershard.planner.search.auto import Conditions  # seldom asked for
+
+        conditions = Conditions(device, sizes, phases or PREFILL, open_threshold)
+        sharding, assumed = _chosen(found, layout, options, conditions, ffn_tp)
     elif phases is not None:
         raise ConfigError("--hide-in goes with --layers auto or --check")
     else:
@@ -106,10 +110,6 @@ def plan_model(
     if hardware is None:
         assumed = (*assumed, f"assumed {device.name} devices for the times; give --hardware")
     expected, offer = offer_of(sharding, forecast(sharding, device, **sizes, traced=traced))
-    if chooses and open_threshold:
-        from vllm_layershard.planner.search.auto import require_hidden  # seldom asked for
-
-        require_hidden(sharding, device, [expected.batches[name] for name in phases or PREFILL])
     evidence, notes = evidence_of(read, exact=exact, progress=progress)
     warnings = (
         *assumed,
@@ -127,17 +127,14 @@ def _chosen(
     found: LoadedModel,
     layout: Layout | None,
     options: Options,
-    device: Hardware,
-    sizes: Mapping[str, int],
-    phases: Sequence[PhaseName],
+    conditions: Conditions,
     ffn_tp: int | None,
 ) -> tuple[Sharding, tuple[str, ...]]:
     """The plan of the layers that the planner chooses, and what was assumed for it and chosen."""
-    from vllm_layershard.planner.search.auto import Conditions, chosen_sharding
+    from vllm_layershard.planner.search.auto import chosen_sharding
 
     deployment, assumed = deployment_of(layout, found.model, ffn_tp)
-    deployment = on_nodes_of(deployment, device)
-    conditions = Conditions(device, sizes, phases)
-    model = as_launched(found.model, deployment.layout, sizes)
+    deployment = on_nodes_of(deployment, conditions.hardware)
+    model = as_launched(found.model, deployment.layout, conditions.sizes)
     sharding, note = chosen_sharding(model, deployment, options, conditions)
     return sharding, (*assumed, *found.notes, note)

@@ -10,6 +10,7 @@ from layershard_cli import flags as flag
 from layershard_cli.output import emit, emit_json
 from layershard_cli.render.units import size
 from layershard_cli.resolve import listed, options_of
+from vllm_layershard.estimate.wording import tokens
 from vllm_layershard.planner.comparison import compare_layouts
 from vllm_layershard.planner.results.compare_result import (
     CompareResult,
@@ -71,8 +72,8 @@ def _print(result: CompareResult) -> None:
     moves = any(isinstance(held, LayoutCapacity) and held.move for held in result.layouts)
     moved = f"  {'move weights from':>17}  {'gathered':>10}" if moves else ""
     emit(f"{head}  {'tokens an engine':>16}  {'tokens in all':>13}{moved}")
-    tokens = [held.tokens for held in result.layouts if isinstance(held, LayoutCapacity)]
-    most = max(tokens, default=0)
+    counts = [held.tokens for held in result.layouts if isinstance(held, LayoutCapacity)]
+    most = max(counts, default=0)
     for held in result.layouts:
         if isinstance(held, RefusedLayout):
             emit(f"{held.layout:{width}}  refused: {held.refused}")
@@ -92,5 +93,5 @@ def _moved(held: LayoutCapacity) -> str:
     if held.move is None:
         return f"  {'-':>17}  {'-':>10}"
     weights_from = held.move.move_weights_from
-    said = "never" if weights_from is None else f"{weights_from:,} tokens"
+    said = "never" if weights_from is None else tokens(weights_from)
     return f"  {said:>17}  {size(held.move.gathered_bytes):>10}"

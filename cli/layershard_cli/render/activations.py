@@ -8,6 +8,7 @@ from typing import Final
 from layershard_cli.render.markup import bullets, escape, table
 from layershard_cli.render.move import BESIDE
 from layershard_cli.render.units import size
+from vllm_layershard.estimate.wording import tokens
 from vllm_layershard.planner.results.move import Move, MovedPhase
 
 _LINEARS: Final = (
@@ -43,7 +44,7 @@ def _rule(found: Move) -> str:
     if found.move_weights_from is None:
         return "activations move in every forward"
     return (
-        f"a forward moves weights from {found.move_weights_from:,} tokens a rank on, and "
+        f"a forward moves weights from {tokens(found.move_weights_from)} a rank on, and "
         "activations below"
     )
 

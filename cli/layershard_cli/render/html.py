@@ -12,6 +12,7 @@ from layershard_cli.render.units import milliseconds, size
 from vllm_layershard.estimate import Estimate
 from vllm_layershard.estimate.communicators import communicators_of
 from vllm_layershard.estimate.pareto import Point
+from vllm_layershard.estimate.wording import tokens
 from vllm_layershard.models import GroupPlan
 from vllm_layershard.plan import EVERY_RANK, NO_RANK
 from vllm_layershard.planner.results.plan_result import PlanResult
@@ -140,7 +141,7 @@ def _move(result: PlanResult) -> list[str]:
 
 def _timeline(timeline: Timeline) -> str:
     return (
-        f"<h3>{escape(timeline.phase)}, {timeline.tokens:,} tokens a rank: {_times(timeline)}</h3>"
+        f"<h3>{escape(timeline.phase)}, {tokens(timeline.tokens)} a rank: {_times(timeline)}</h3>"
         f"{timeline_svg(timeline)}"
     )
 

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from layershard_cli.render.spans import DRAWN, name_of
 from vllm_layershard.estimate.forwards.overlap import Span
+from vllm_layershard.estimate.wording import tokens
 from vllm_layershard.planner.results.timelines import Timeline
 
 _ROWS: Final = {"compute": (0, "compute"), "stall": (0, "compute"), "link": (1, "link")}
@@ -23,7 +24,7 @@ def trace_document(timelines: Sequence[Timeline]) -> dict[str, Any]:
         if timeline.forward is None:
             continue
         moved = ", activations move" if timeline.moves == "activations" else ""
-        name = f"{timeline.phase}, {timeline.tokens:,} tokens a rank{moved}"
+        name = f"{timeline.phase}, {tokens(timeline.tokens)} a rank{moved}"
         events.append(_named("process_name", pid, 0, name))
         for tid, row in sorted(set(_ROWS.values())):
             events.append(_named("thread_name", pid, tid, row))

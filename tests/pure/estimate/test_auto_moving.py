@@ -10,6 +10,7 @@ from vllm_layershard import HardwareError, Layout, PlanError, plan_model
 from vllm_layershard.planner.results.plan_result import PlanResult
 
 EIGHT = Layout(dp=8, ep=True)
+PHASES = "prefill,decode"
 
 
 def _chosen(model: str = "DeepSeek-V3", layout: Layout = EIGHT, **options: Any) -> PlanResult:
@@ -53,16 +54,40 @@ def test_what_hides_by_activations_alone_is_chosen_where_they_move() -> None:
     assert note.endswith("what stays hidden in decode on MI300X, where activations move")
 
 
-def test_a_threshold_that_is_found_later_is_judged_too() -> None:
-    """A prefill behind a long cache hides weights; a decode of as many tokens does not."""
+def test_each_set_is_judged_with_the_threshold_that_is_found_for_it() -> None:
+    """Fewer layers have a lower one. All of the weights would hide, but not below their own."""
     options: dict[str, Any] = {"hardware": "MI300X", "placement": "striped", "move": "auto"}
     options |= {"tokens": 512, "cached": 120000}
-    with pytest.raises(PlanError, match="activations below 737 tokens a rank; give") as refused:
-        _chosen(**options)
-    assert "give --move-weights-from 512, or name the linears" in str(refused.value)
-    found = _chosen(**options, move_weights_from=512)
-    assert "o_proj" in found.planned.config.layers
+    given = _chosen(**options, move_weights_from=512).planned.config
+    assert given.layers == ("o_proj", "mlp.down_proj")
+    same = plan_model("DeepSeek-V3", given.layers, EIGHT, **options).planned.config
+    assert same.move_weights_from is not None
+    assert same.move_weights_from > 512
+    found = _chosen(**options)
+    chosen = found.planned.config
+    assert chosen.layers == ("o_proj",)
+    assert chosen.layer_stride == 2
+    assert chosen.move_weights_from is not None
+    assert chosen.move_weights_from <= 512
     assert found.failures() == ()
+
+
+def test_a_decode_that_hides_by_activations_is_judged_so_where_no_threshold_is_given() -> None:
+    options: dict[str, Any] = {"hardware": "RTX-PRO-6000", "placement": "striped", "batch": 4}
+    options |= {"model": "Qwen3-235B-A22B-FP8", "layout": Layout(dp=4, ep=True), "move": "auto"}
+    found = _chosen(**options, hide_in=PHASES)
+    assert found.planned.config.layers == ("qkv_proj",)
+    assert found.failures(PHASES) == ()
+    weights_from = found.planned.config.move_weights_from
+    assert weights_from is not None
+    assert 4 < weights_from <= 8192
+    with pytest.raises(PlanError, match=r"stays hidden in prefill and decode on RTX-PRO-6000; "):
+        _chosen(**options, hide_in=PHASES, move_weights_from=4)
+
+
+def test_where_nothing_hides_either_way_the_refusal_says_so() -> None:
+    with pytest.raises(PlanError, match=", each with the quicker of weights and activations;"):
+        _chosen(hardware="RTX-PRO-6000", move="auto", tokens=1024, batch=512, hide_in=PHASES)
 
 
 @pytest.mark.parametrize("placement", ["round_robin", "striped"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from typing import Any
 
@@ -37,6 +38,18 @@ def test_the_threshold_that_is_found_stands_in_the_launch_line() -> None:
     assert result.launch is None or "move_weights_from" in result.launch
     (note,) = [text for text in result.warnings if text.startswith("--move auto")]
     assert f"{found.move_weights_from:,} tokens a rank" in note
+
+
+def test_a_threshold_of_one_token_is_said_so() -> None:
+    layout = Layout(dp=8, ep=True)
+    options: dict[str, Any] = {"layer_stride": 3, "batch": 1, "move": "auto"}
+    result = plan_model("DeepSeek-V3", "fused_qkv_a_proj", layout, hardware="H200", **options)
+    assert _move(result).move_weights_from == 1
+    (note,) = [text for text in result.warnings if text.startswith("--move auto")]
+    assert "weights move from 1 token a rank on" in note
+    flags = ["--layers", "fused_qkv_a_proj", "--layer-stride", "3", "--batch", "1"]
+    text = said(*PLAN, *flags, "--move", "auto")
+    assert not re.search(r"(?<![\d,])1 tokens", text)
 
 
 def test_the_launch_line_is_the_plugins_own_configuration() -> None:

@@ -63,7 +63,7 @@ def judge(
     if not lacks:
         clock = Clock(sharding, hardware, linears)
         phases = {name: clock.both(batch) for name, batch in batches.items()}
-        threshold = _threshold(clock, batches["decode"])
+        threshold = fewest_to_move(clock, batches["decode"])
         if budget_of(hardware) is not None:
             context = batches["decode"].context
             alone, shared = _served(sharding, hardware, clock, context, kv_cache_dtype)
@@ -86,7 +86,7 @@ def judge(
     )
 
 
-def _threshold(clock: Clock, asked: Batch) -> int | None:
+def fewest_to_move(clock: Clock, asked: Batch) -> int | None:
     """The fewest tokens a rank from which on weights expose no more than activations cost.
 
     Near it most forwards decode: so many sequences, each at the context that was asked for.

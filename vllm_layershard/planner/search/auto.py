@@ -5,19 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from vllm_layershard.errors import ConfigError, PlanError
+from vllm_layershard.errors import ConfigError
 from vllm_layershard.estimate import Hardware, PhaseName
-from vllm_layershard.estimate.auto_layers import all_hide, choose
-from vllm_layershard.models import Batch, Deployment, Model, Sharding
+from vllm_layershard.estimate.auto_layers import choose
+from vllm_layershard.models import Deployment, Model, Sharding
 from vllm_layershard.planner.options import Options, config_with
 
 
 class Conditions(NamedTuple):
-    """What the choice is made for: a device, the sizes of the phases, and those that must hide."""
+    """What the choice is made for: a device, the sizes of the phases, and those that must hide.
+
+    `open_threshold`: each set of linears is judged with the threshold that would be found for it.
+    """
 
     hardware: Hardware
     sizes: Mapping[str, int]
     phases: Sequence[PhaseName]
+    open_threshold: bool
 
 
 def chosen_sharding(
@@ -48,6 +52,7 @@ def chosen_sharding(
         template,
         phases,
         options.get("layer_stride"),
+        open_threshold=conditions.open_threshold,
         **conditions.sizes,
     )
     chosen = sharding.config
@@ -55,20 +60,4 @@ def chosen_sharding(
     return sharding, (
         f"--layers auto chose {','.join(chosen.layers)} with layer_stride {chosen.layer_stride}: "
         f"it saves most of what stays hidden in {' and '.join(phases)} on {hardware.name}{moved}"
-    )
-
-
-def require_hidden(sharding: Sharding, hardware: Hardware, asked: Sequence[Batch]) -> None:
-    """Refuse linears that were chosen before their threshold was found, and do not hide with it.
-
-    Raises:
-        PlanError: a forward below the threshold moves activations, and does not hide.
-    """
-    if all_hide(sharding, hardware, asked):
-        return
-    fewest = min(batch.tokens for batch in asked)
-    raise PlanError(
-        f"--layers auto: {','.join(sharding.config.layers)} would stay hidden where weights move, "
-        f"and --move auto moves activations below {sharding.config.move_weights_from:,} tokens a "
-        f"rank; give --move-weights-from {fewest}, or name the linears"
     )

@@ -9,6 +9,7 @@ from vllm_layershard.errors import HardwareError, PlanError
 from vllm_layershard.estimate import Hardware, forecast
 from vllm_layershard.estimate.activations.judge import judge
 from vllm_layershard.estimate.forwards.thresholds import MAX_TOKENS
+from vllm_layershard.estimate.wording import tokens
 from vllm_layershard.models import Sharding
 
 
@@ -33,10 +34,10 @@ def with_threshold(
             f"--move auto: {hardware.name} lacks {'; '.join(found.lacking)}; give "
             "--move-weights-from, or the numbers in a profile (--hardware FILE.json)"
         )
-    tokens = found.move_weights_from or MAX_TOKENS
-    config = replace(sharding.config, move_weights_from=tokens)
+    fewest = found.move_weights_from or MAX_TOKENS
+    config = replace(sharding.config, move_weights_from=fewest)
     note = (
-        f"--move auto: weights move from {tokens:,} tokens a rank on, as estimated for "
+        f"--move auto: weights move from {tokens(fewest)} a rank on, as estimated for "
         f"{hardware.name}; measure it there"
     )
     return sharding._replace(config=config), (note,)
