@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import errno
 import json
+import os
 import subprocess
 import sys
 import time
@@ -120,6 +122,16 @@ def test_facts_that_take_too_long_lose_no_others(tmp_path, monkeypatch):
     found = facts_beside(SLOW_SMI.format(asked=asked), tmp_path, monkeypatch, stopped=stopped)
     assert found["nvidia_smi"] == "unknown"
     assert found["failed"].startswith("the machine was not described")
+
+
+def test_a_description_that_cannot_be_started_leaves_the_facts_unknown(monkeypatch):
+    def fails(*_: Any, **__: Any) -> None:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(facts.subprocess, "Popen", fails)
+    found = facts.asked()
+    assert facts.how_many_gpus(found) is None
+    assert found["failed"].startswith("no process could be started: [Errno 11]")
 
 
 def test_a_fact_that_raises_is_told_as_unknown(monkeypatch):

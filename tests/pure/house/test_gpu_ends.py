@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,40 @@ def test_a_signal_ends_the_part_and_the_summary_is_written(number, environment, 
     assert last["stopped"] == number.name
     assert f"ended by {number.name}" in said.splitlines()[-1]
     assert not Path("/proc", str(held["process"])).exists()
+
+
+@pytest.fixture
+def held(environment, tmp_path):
+    """The command in its second part, which started as `nohup` starts it, and that part's row."""
+    with subprocess.Popen(
+        ["nohup", sys.executable, str(tmp_path / "command.py"), "tests"],
+        env=environment,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as started:
+        assert started.stdout is not None
+        yield started, next(row for row in map(json.loads, started.stdout) if "process" in row)
+        started.kill()
+
+
+def test_a_signal_that_is_ignored_at_the_start_stays_ignored(held):
+    """Of signals that both wait Python handles SIGHUP first."""
+    started, _ = held
+    for number in (signal.SIGHUP, signal.SIGTERM):
+        started.send_signal(number)
+    rows, _ = started.communicate(timeout=HANG_S)
+    assert json.loads(rows.splitlines()[-1])["stopped"] == "SIGTERM"
+
+
+def test_a_part_ends_with_its_runner(held):
+    started, row = held
+    started.kill()
+    until = time.monotonic() + HANG_S
+    while Path("/proc", str(row["process"])).exists():
+        assert time.monotonic() < until, "it outlives the runner"
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -12,10 +13,12 @@ from typing import Any
 
 import pytest
 
+from gpu import __main__ as command
 from gpu.cases import calls_of, cases, lacking, needs
 from gpu.part import Part, Process, Unread, parts_of
 from gpu.report import Reader, Report
 from gpu.runner import Runner
+from gpu.table import MODULES
 
 ROOT = Path(__file__).parents[3]
 
@@ -179,6 +182,57 @@ def test_no_part_starts_after_minute_7(odd):
     assert "minute 7" in rows[-1]["why"]
     assert made.lacked_time
     assert made.tally == {"passed": 3, "not run": 3}
+
+
+def test_the_minutes_count_from_the_start_of_the_command(odd, monkeypatch):
+    """What is asked of the machine before any part takes 421 seconds of the false clock."""
+    clock = FalseClock()
+    rows: list[dict[str, Any]] = []
+
+    def asked(**_: Any) -> dict[str, Any]:
+        clock.now_s += 421.0
+        return {"gpus": ["one"]}
+
+    monkeypatch.setattr(command, "asked", asked)
+    monkeypatch.setattr(command.Output, "row", lambda _, row: rows.append(row))
+    monkeypatch.setitem(MODULES, "tests", (("odd",), "test_passes"))
+    monkeypatch.setattr(sys, "argv", ["gpu", "tests"])
+    assert command.main(clock=clock) == 1
+    assert outcomes(rows) == [("", "not run", "")]
+    assert "minute 7" in rows[0]["why"]
+    assert rows[0]["at_s"] == 421.0
+
+
+def test_the_command_begins_before_torch_is_imported():
+    """Only `gpu` itself, which has the time, is imported ahead of it."""
+    told = "import sys, gpu; print(gpu.BEGAN_S > 0, 'torch' in sys.modules)"
+    path = str(ROOT / "tests/support")
+    done = subprocess.run(
+        [sys.executable, "-c", told],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["True", "False"]
+    assert (ROOT / "tests/support/gpu/__main__.py").read_text().endswith("main(BEGAN_S))\n")
+
+
+def test_a_process_that_cannot_be_started_fails_its_part_alone(odd):
+    def start(asked: Part, first: int) -> Process:
+        if asked is odd["test_second_raises"]:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return Process(asked, first)
+
+    made, rows = ran([odd["test_second_raises"], odd["test_passes"]], start=start)
+    assert outcomes(rows) == [
+        ("n=1", "failed", "not started"),
+        ("n=2", "not run", ""),
+        ("n=3", "not run", ""),
+        ("", "passed", ""),
+    ]
+    assert "could not be started: [Errno 11] Resource temporarily unavailable" in rows[0]["why"]
+    assert made.tally == {"failed": 1, "not run": 2, "passed": 1}
 
 
 def test_what_still_runs_at_minute_9_is_cut_off(odd, monkeypatch):

@@ -10,20 +10,24 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from gpu import BEGAN_S
 from gpu.facts import asked, how_many_gpus
 from gpu.output import Output
 from gpu.part import Part, Unread, parts_of
-from gpu.runner import Runner
+from gpu.runner import Clock, Runner
 from gpu.stopping import Stopping
 from gpu.table import MODULES
 
 
-def main() -> int:
-    """The exit status."""
+def main(began_s: float | None = None, clock: Clock = time) -> int:
+    """The exit status. The minutes count from `began_s` of the clock; None: from now."""
+    began_s = clock.monotonic() if began_s is None else began_s
     parser = argparse.ArgumentParser(prog="gpu", description=__doc__)
     parser.add_argument("what", choices=MODULES)
     parser.add_argument("--rows", type=Path, help="write the rows to this file, too")
@@ -42,25 +46,35 @@ def main() -> int:
             output.first({"machine": machine, "run": options.what})
         except OSError as error:
             return _refused(f"--rows {options.rows}: {error.strerror}; name a file to be written")
-        return _run(options.what, wanted, machine, output, stopping)
+        runner = Runner(
+            _writing(output),
+            how_many_gpus(machine),
+            clock=clock,
+            stopped=lambda: stopping.by,
+            began_s=began_s,
+        )
+        runner.run(wanted)
+        return _summed_up(options.what, runner, machine, output, stopping)
 
 
-def _run(
-    what: str,
-    parts: list[Part | Unread],
-    machine: dict[str, Any],
-    output: Output,
-    stopping: Stopping,
-) -> int:
+def _writing(output: Output) -> Callable[[dict[str, Any]], None]:
     def write(row: dict[str, Any]) -> None:
         output.row(row)
         if "outcome" in row:
             words = [row["outcome"], row["part"], row.get("case", ""), row.get("why", "")]
             output.say(": ".join(filter(None, words)).splitlines()[0][:300])
 
+    return write
+
+
+def _summed_up(
+    what: str,
+    runner: Runner,
+    machine: dict[str, Any],
+    output: Output,
+    stopping: Stopping,
+) -> int:
     gpus = how_many_gpus(machine)
-    runner = Runner(write, gpus, stopped=lambda: stopping.by)
-    runner.run(parts)
     counts = {kind: runner.tally[kind] for kind in ("passed", "failed", "not run")}
     ended = {"stopped": stopping.by} if stopping.by else {}
     output.row({"run": what, "counts": counts} | ended)
@@ -86,4 +100,4 @@ def _refused(why: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(BEGAN_S))

@@ -16,6 +16,7 @@ from typing import Any
 
 from forked import CONTEXT
 from gpu.cases import calls_of, is_apart
+from gpu.lifeline import end_with
 from gpu.report import Report, Rows
 
 
@@ -49,5 +50,6 @@ def _offered(function: Any, folder: Path, rows: Rows) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    _, module, function, first, file = sys.argv
+    _, parent, module, function, first, file = sys.argv
+    end_with(int(parent))
     sys.exit(run(module, function, int(first), Path(file)))

@@ -18,8 +18,10 @@ from typing import Any
 
 import torch
 
-LIMIT_S = 90.0
-SMI_LIMIT_S = 30.0
+from gpu.lifeline import end_with
+
+LIMIT_S = 40.0
+SMI_LIMIT_S = 10.0
 _LOOK_S = 0.2
 _ASKED = {
     "name": "name",
@@ -52,13 +54,18 @@ def asked(limit_s: float = LIMIT_S, stopped: Callable[[], bool] = lambda: False)
 
     What it did not come to is "unknown", and `failed` says why.
     """
-    process = subprocess.Popen(
-        [sys.executable, "-m", "gpu.facts"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        stdin=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "gpu.facts", str(os.getpid())],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+    except OSError as error:
+        return dict.fromkeys(_FACTS, "unknown") | {
+            "failed": f"no process could be started: {error}"
+        }
     end_s = time.monotonic() + limit_s
     failed = ""
     while True:
@@ -153,4 +160,5 @@ _FACTS: dict[str, Callable[[], Any]] = {
 
 
 if __name__ == "__main__":
+    end_with(int(sys.argv[1]))
     facts(lambda fact: print(json.dumps(fact), flush=True))

@@ -70,7 +70,7 @@ def _said(function: Callable[..., Any]) -> tuple[str, ...]:
 class Process:
     """A part's process, from case `first` on, in a session of its own: all it starts ends with it.
 
-    Its words on stdout and stderr go to a file.
+    It ends with the process that has started it. Its words on stdout and stderr go to a file.
     """
 
     part: Part
@@ -85,7 +85,7 @@ class Process:
         with Path(self.folder.name, "said").open("wb") as said:
             self._process = subprocess.Popen(
                 [
-                    *(sys.executable, "-m", "gpu.child"),
+                    *(sys.executable, "-m", "gpu.child", str(os.getpid())),
                     *(self.part.module, self.part.function, str(self.first), str(rows)),
                 ],
                 stdout=said,

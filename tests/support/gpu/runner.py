@@ -32,9 +32,10 @@ class Clock(Protocol):
 class Runner:
     """`write` gets each row at once: `part`, `case`, and either `outcome` or what it reports.
 
-    An outcome is passed, failed (`how`: raised, crashed, hung or cut off) or not run; the last two
-    say `why`. `tally` counts them. `gpus` is None where nobody knows how many there are. `stopped`
-    is asked what has asked the run to end, if anything has.
+    An outcome is passed, failed (`how`: raised, crashed, hung, cut off or not started) or not run;
+    the last two say `why`. `tally` counts them. `gpus` is None where nobody knows how many there
+    are. `stopped` is asked what has asked the run to end, if anything has. The minutes count from
+    `began_s` of the clock; None: from now.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Runner:
         clock: Clock = time,
         start: Callable[[Part, int], Process] = Process,
         stopped: Callable[[], str | None] = lambda: None,
+        began_s: float | None = None,
     ) -> None:
         self.tally: Counter[str] = Counter()
         self.lacked_time = False
@@ -52,7 +54,7 @@ class Runner:
         self._clock = clock
         self._start = start
         self._stopped = stopped
-        self._began = clock.monotonic()
+        self._began = clock.monotonic() if began_s is None else began_s
         self._heard_of = self._in_case = self._raised = False
         """Of the process: whether it came to a case, is in one, and the last one raised."""
 
@@ -82,7 +84,13 @@ class Runner:
 
     def _watch(self, part: Part, case: int) -> int:
         """One process, from `case` on. Returns the first case that has no outcome yet."""
-        first, process = case, self._start(part, case)
+        try:
+            first, process = case, self._start(part, case)
+        except OSError as error:  # no memory, process or room for its files is left
+            why = f"its process could not be started: {error}"
+            self._say(_of(part, case), "failed", why, how="not started")
+            self._not_run(part, case + 1, why)
+            return len(part.cases)
         try:
             how, case = self._listen(part, case, process)
         finally:

@@ -9,14 +9,18 @@ _SIGNALS: Final = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 
 
 class Stopping:
-    """While entered, the first of these signals is noted in `by`, and none ends the process."""
+    """While entered, the first of these signals is noted in `by`, and none ends the process.
+
+    One that is ignored at entry stays ignored: `nohup` has SIGHUP so, and `&` of a script SIGINT.
+    """
 
     def __init__(self) -> None:
         self.by: str | None = None
         self._former: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Stopping:
-        self._former = {each: signal.signal(each, self._note) for each in _SIGNALS}
+        heeded = [each for each in _SIGNALS if signal.getsignal(each) is not signal.SIG_IGN]
+        self._former = {each: signal.signal(each, self._note) for each in heeded}
         return self
 
     def __exit__(self, *raised: object) -> None:
