@@ -12,6 +12,8 @@ import json
 import math
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from unittest.mock import patch
 
@@ -31,7 +33,7 @@ from vllm.model_executor.layers.fused_moe.oracle.nvfp4 import NvFp4MoeBackend
 from vllm.model_executor.layers.fused_moe.oracle.w4a8 import W4A8MoeBackend
 from vllm.model_executor.layers.linear import LinearBase, ReplicatedLinear, RowParallelLinear
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
-from vllm.model_executor.model_loader.utils import initialize_model
+from vllm.model_executor.model_loader.utils import get_model_cls, initialize_model
 from vllm.platforms import current_platform
 from vllm.utils.torch_utils import set_default_torch_dtype
 from vllm.v1.attention.backend import MultipleOf
@@ -216,7 +218,11 @@ def inventory(config: object, tp: int, dp: int, ep: bool) -> dict[str, object]:
     parallel_state._DP.world_size = dp
     if parallel_state._EP is None:
         parallel_state._EP = parallel_state._DP
-    with set_default_torch_dtype(config.model_config.dtype), torch.device("meta"):
+    with (
+        set_default_torch_dtype(config.model_config.dtype),
+        torch.device("meta"),
+        as_imported(config),
+    ):
         model = initialize_model(config)
         drafts = drafts_of(config)
     if hasattr(model, "get_language_model"):
@@ -236,6 +242,26 @@ def inventory(config: object, tp: int, dp: int, ep: bool) -> dict[str, object]:
         "schemes": schemes_of(model),
         **sums_of([model, *drafts], config),
     }
+
+
+@contextmanager
+def as_imported(config: VllmConfig) -> Iterator[None]:
+    """Leave the classes' mappings as a fresh process has them: some add to theirs as they build."""
+    get_model_cls(config.model_config)
+    named = [module for name, module in sys.modules.items() if name.startswith("vllm.mod")]
+    held = {
+        id(mapping): (mapping, dict(mapping))
+        for module in named
+        for each in vars(module).values()
+        if isinstance(each, type)
+        if (mapping := vars(each).get("packed_modules_mapping"))
+    }
+    try:
+        yield
+    finally:
+        for mapping, before in held.values():
+            mapping.clear()
+            mapping.update(before)
 
 
 def schemes_of(model: torch.nn.Module) -> list[str]:

@@ -269,6 +269,23 @@ CASES["wrapped twice"] = Case(
     text=HYBRID | {"quantization_config": WRAPPED["ct-patterns"]},
 )
 
+# What a class adds to its names as it builds comes too late for its quantisation.
+IGNORED_MLP = [f"model.layers.{i}.mlp.{p}_proj" for i in range(3) for p in ("gate", "up", "down")]
+for parts, dense in (("only", {"mlp_only_layers": [0]}), ("steps", {"decoder_sparse_step": 2})):
+    CASES[f"dense layers {parts}"] = Case(
+        MODELS["experts"][0],
+        EXPERTS
+        | dense
+        | {
+            "quantization_config": {
+                "quant_method": "fp8",
+                "activation_scheme": "dynamic",
+                "modules_to_not_convert": ["lm_head", *IGNORED_MLP],
+            }
+        },
+        TWO[:1],
+    )
+
 
 @pytest.mark.parametrize("name", names(CASES))
 def test_equal_to_vllm(name: str, truth: Truth) -> None:

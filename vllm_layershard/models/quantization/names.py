@@ -91,9 +91,10 @@ _NAMES: Final[Mapping[str, Names]] = {
     "Ministral3ForCausalLM": Names(renames=True),
     "Qwen2ForCausalLM": Names(renames=True),
     "Qwen3ForCausalLM": Names(renames=True),
-    "Qwen3MoeForCausalLM": Names(renames=True),
+    # Their class adds the parts of its dense layers only when the quant config has its own copy.
+    "Qwen3MoeForCausalLM": Names(_QKV, renames=True),
     "Qwen3VLForConditionalGeneration": Names(renames=True, prefixes=_QWEN_VL),
-    "Qwen3VLMoeForConditionalGeneration": Names(renames=True, prefixes=_QWEN_VL),
+    "Qwen3VLMoeForConditionalGeneration": Names(_QKV, renames=True, prefixes=_QWEN_VL),
     "MixtralForCausalLM": Names(
         _QKV,
         renames=True,
