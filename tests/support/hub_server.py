@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         headers = self.headers
         self.seen.append((self.path, headers.get("Range"), headers.get("Authorization")))
+        if self.path == f"/api/models/{NAME}/revision/{COMMIT}" and not self.manners:
+            names = [{"rfilename": path.name} for path in self.root.iterdir()]
+            self.answer(200, json.dumps({"siblings": names}).encode())
+            return
         owner, name, _, revision, file = self.path.lstrip("/").split("/", 4)
         path = self.root / file
         if self.manners == "hangs up at once":

@@ -7,15 +7,17 @@ is asked in tests/vllm/truth/test_truth_stated.py.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from hub_server import COMMIT, NAME, Handler, serving
 from sums import fp8_rows, fp8_tensor, total
 from tests.pure.quantization.test_field_cases import tensors
-from vllm_layershard.errors import ModelError
-from vllm_layershard.models import Deployment, read_model
+from vllm_layershard.errors import ModelError, UnknownModelError
+from vllm_layershard.models import Deployment, find, read_model
 from vllm_layershard.plan import ParallelLayout
 
 CONFIG: dict[str, Any] = {
@@ -111,10 +113,161 @@ def test_what_it_leaves_out_config_json_says(tmp_path: Path) -> None:
     assert read_model(path).quantization == "compressed_tensors_fp8_channel"
 
 
-def test_without_weights_of_its_format_it_is_not_read(tmp_path: Path) -> None:
+@pytest.fixture
+def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Path]]:
+    """Places of one repository, and the name to read it by."""
+    snapshot = tmp_path / "cache" / f"models--{NAME.replace('/', '--')}" / "snapshots" / COMMIT
+    snapshot.mkdir(parents=True)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text(COMMIT)
+
+    class Here(Handler):
+        root, manners, elsewhere, seen = tmp_path / "served", "", "", []
+
+    Here.root.mkdir()
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    for address in serving(Here):
+        monkeypatch.setenv("HF_ENDPOINT", address)
+        monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+        yield {"cache": snapshot, "hub": Here.root, "directory": tmp_path / "directory"}
+
+
+def asked(place: str, sources: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> str:
+    if place == "hub":
+        monkeypatch.setenv("HF_HUB_CACHE", str(sources["hub"]))
+    return str(sources[place]) if place == "directory" else NAME
+
+
+@pytest.mark.parametrize("place", ["directory", "cache", "hub"])
+@pytest.mark.parametrize("architecture", ["MistralForCausalLM", "LlamaForCausalLM"])
+def test_every_source_reads_it_where_weights_of_its_format_are(
+    place: str, architecture: str, sources: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Source: vLLM 0.32, transformers_utils/repo_utils.py, `is_mistral_model_repo`."""
+    sources[place].mkdir(exist_ok=True)
+    more = {"architectures": [architecture], "model_type": architecture[:-11].lower()}
+    write(sources[place], PARAMS | {"quantization": FP8}, **more)
+    name = asked(place, sources, monkeypatch)
+    assert read_model(name).quantization == "fp8_tensor"
+    (sources[place] / "consolidated.safetensors").rename(sources[place] / "model.safetensors")
+    if place == "cache":  # vLLM asks the Hub, which may have them
+        with pytest.raises(ModelError, match="does not tell whether the model has them"):
+            read_model(name)
+    else:
+        assert read_model(name).quantization == "none"
+
+
+@pytest.mark.parametrize("place", ["directory", "cache"])
+def test_without_any_weights_its_quantisation_is_refused(
+    place: str, sources: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources[place].mkdir(exist_ok=True)
+    write(sources[place], PARAMS | {"quantization": FP8}, weights="tokenizer.json")
+    with pytest.raises(ModelError, match=r"params\.json: quantization: .*download its weights"):
+        read_model(asked(place, sources, monkeypatch))
+    write(sources[place], PARAMS, weights="tokenizer.json")
+    assert read_model(asked(place, sources, monkeypatch)).quantization == "none"
+
+
+def test_a_cache_without_it_and_without_weights_has_a_note(sources: dict[str, Path]) -> None:
+    write(sources["cache"], PARAMS, weights="tokenizer.json")
+    (sources["cache"] / "params.json").unlink()
+    (note,) = find(NAME).notes
+    assert "neither weights nor params.json" in note
+    (sources["cache"] / "model.safetensors").write_bytes(b"")
+    assert find(NAME).notes == ()
+
+
+def test_a_hub_that_does_not_list_its_files_is_no_proof(
+    sources: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(sources["hub"], PARAMS | {"quantization": FP8})
+    name = asked("hub", sources, monkeypatch)
+    monkeypatch.setattr("hub_server.NAME", "other/model")
+    with pytest.raises(UnknownModelError):
+        read_model(name)
+
+
+def test_in_a_directory_vllm_looks_for_weights_of_its_format(tmp_path: Path) -> None:
     params = PARAMS | {"quantization": FP8, "dim": 1}
     path = write(tmp_path, params, weights="model.safetensors")
     assert read_model(path).quantization == "none"
+
+
+def test_its_own_quantization_config_is_read(tmp_path: Path) -> None:
+    stated = {"quant_method": "fp8", "activation_scheme": "dynamic"}
+    assert read_model(write(tmp_path, PARAMS | {"quantization_config": stated})).quantization == (
+        "fp8_tensor"
+    )
+
+
+def test_what_config_json_leaves_out_it_says(tmp_path: Path) -> None:
+    write(tmp_path, PARAMS | {"head_dim": 256, "max_position_embeddings": 4096, "max_seq_len": 99})
+    config = {k: v for k, v in CONFIG.items() if k not in ("head_dim", "intermediate_size")}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    model = read_model(str(tmp_path))
+    assert model.kv_bytes_per_token("auto", range(1), Deployment(ParallelLayout())) == (
+        2 * 8 * 256 * 2
+    )
+    assert model.blueprint.longest == 99
+
+
+WINDOWS: dict[str, tuple[Any, list[int | None]]] = {
+    "number": (1024, [1024] * 32),
+    "list": ([None, 1024, 1024, 1024], [None, 1024, 1024, 1024] * 8),
+    "nulls": ([None], [None] * 32),
+    "zero": (0, [None] * 32),
+    "null": (None, [None] * 32),
+}
+
+
+@pytest.mark.parametrize("case", WINDOWS)
+def test_its_windows_are_those_of_its_layers(case: str, tmp_path: Path) -> None:
+    stated, expected = WINDOWS[case]
+    path = write(tmp_path, PARAMS | {"sliding_window": stated}, sliding_window=77)
+    layers = read_model(path).blueprint.layers
+    assert [layer[0].attention.window for layer in layers] == expected
+
+
+def test_it_is_planned_without_a_config_json(tmp_path: Path) -> None:
+    """As vLLM's reader builds it: no window, and 128,000 tokens, where it says nothing of them."""
+    path = write(tmp_path, PARAMS | {"dtype": "bfloat16", "quantization": FP8})
+    beside = nbytes(path)
+    (tmp_path / "config.json").unlink()
+    model = read_model(path)
+    assert (nbytes(path), model.quantization, model.architecture) == (
+        beside,
+        "fp8_tensor",
+        "MistralForCausalLM",
+    )
+    assert model.blueprint.longest == 128_000
+    assert {layer[0].attention.window for layer in model.blueprint.layers} == {None}
+    weights = (tmp_path / "consolidated.safetensors").rename(tmp_path / "model.safetensors")
+    with pytest.raises(UnknownModelError, match=r"holds no config\.json"):
+        read_model(path)
+    weights.unlink()
+    assert nbytes(path) == beside
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"moe": {"num_experts": 8}}, "moe: is planned with a config.json beside it only"),
+        ({"vision_encoder": {"hidden_size": 64}}, "vision_encoder: is planned with"),
+        ({"qk_nope_head_dim": 128}, "qk_nope_head_dim: vLLM 0.32 builds another class"),
+        ({"hidden_dim": None}, "hidden_dim: is missing"),
+    ],
+)
+def test_alone_it_is_refused_where_another_class_is_built(
+    more: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    path = write(tmp_path, PARAMS | more)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(ModelError) as error:
+        read_model(path)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -129,6 +282,10 @@ def test_without_weights_of_its_format_it_is_not_read(tmp_path: Path) -> None:
         (PARAMS | {"quantization": {"qformat_weight": "int4"}}, "vLLM 0.32 has no class for it"),
         (PARAMS | {"quantization": FP8 | {"qscheme_act": "ROW"}}, "vLLM 0.32 takes TENSOR or"),
         (PARAMS | {"quantization": "fp8"}, "quantization"),
+        (PARAMS | {"weight_bits": 4}, "weight_bits: 4 speaks of a quantisation"),
+        (PARAMS | {"sliding_window": [8, 9]}, "vLLM 0.32 takes one size"),
+        (PARAMS | {"sliding_window": [None, 8, 8]}, "as many entries as go into 32 layers"),
+        (PARAMS | {"sliding_window": "8"}, "vLLM 0.32 takes a number, or a list alone"),
         ("{", "params.json"),
     ],
     ids=str,

@@ -39,6 +39,8 @@ MISTRAL = {
     "hidden_size": 64,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
+    "intermediate_size": 128,
+    "vocab_size": 96,
 }
 FP8 = {"quant_method": "fp8", "activation_scheme": "dynamic"}
 OLD = {"quant_method": "Compressed_Tensors", "format": "float-quantized", "config_groups": {}}
@@ -101,6 +103,8 @@ PARAMS = {
     "dynamic": {"quantization": {"qformat_weight": "fp8_e4m3", "qscheme_act": "NO_SCALES"}},
     "packed": {"quantization": OLD},
     "empty": {"quantization": {}},
+    "its own": {"quantization_config": FP8 | {"activation_scheme": "static"}},
+    "its own null": {"quantization_config": None},
 }
 
 

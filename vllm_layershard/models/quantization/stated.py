@@ -6,9 +6,7 @@ from vllm_layershard.models.sources.beside import (
     DESCRIPTION,
     HF_QUANT,
     MAX_DESCRIPTION_BYTES,
-    PARAMS,
     Beside,
-    names_in,
 )
 from vllm_layershard.models.sources.config_file import (
     MAX_FILE_BYTES,
@@ -20,8 +18,8 @@ from vllm_layershard.models.sources.config_file import (
 def stated_section(config: ConfigFile, beside: Beside) -> ConfigFile | None:
     """The section that vLLM reads, or None where no source states a quantisation.
 
-    The order is vLLM's: params.json of Mistral's format, config.json's own, hf_quant_config.json,
-    the language model's, and last what ModelSlim describes for vllm-ascend.
+    The order is vLLM's: config.json's own, which params.json of Mistral's format is before;
+    hf_quant_config.json; the language model's; last what ModelSlim describes for vllm-ascend.
     Source: vLLM 0.32, transformers_utils/config.py, `get_config`, and
     model_arch_config_convertor.py, `get_quantization_config`.
 
@@ -29,11 +27,7 @@ def stated_section(config: ConfigFile, beside: Beside) -> ConfigFile | None:
         ModelError: something states a quantisation where nobody reads it.
         UnknownModelError: the Hub was asked for a file beside config.json and cannot be reached.
     """
-    section = (
-        _of_params(config, beside)
-        or config.section("quantization_config")
-        or _beside(beside, HF_QUANT)
-    )
+    section = config.section("quantization_config") or _beside(beside, HF_QUANT)
     if section is not None and _lacks_layers(section):
         section = _with_layers(section, beside)
     if section is None:
@@ -50,22 +44,6 @@ def stated_section(config: ConfigFile, beside: Beside) -> ConfigFile | None:
 
         require_none(config, beside)
     return section
-
-
-def _of_params(config: ConfigFile, beside: Beside) -> ConfigFile | None:
-    """What params.json states, where weights of Mistral's format lie beside it.
-
-    On the Hub, where files are not listed, models of Mistral's architectures are asked for it.
-    """
-    if names := names_in(beside):
-        weights = (name for name in names if name.startswith("consolidated"))
-        if PARAMS not in names or not any(name.endswith(".safetensors") for name in weights):
-            return None
-    elif not any(mark in str(config.get("architectures")) for mark in ("istral", "ixtral")):
-        return None
-    from vllm_layershard.models.quantization.params_file import params_section  # few have one
-
-    return params_section(config, beside)
 
 
 def _lacks_layers(section: ConfigFile) -> bool:

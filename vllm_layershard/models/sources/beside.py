@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -100,6 +99,35 @@ class Directory:
             raise ModelError(f"{self.path}: cannot be read: {error.strerror or error}") from None
 
 
+class Repository:
+    """What a revision of a repository on the Hub holds."""
+
+    __slots__ = ("name", "revision")
+
+    def __init__(self, name: str, revision: str) -> None:
+        self.name, self.revision = name, revision
+
+    def __call__(self, file: str, limit: int) -> Contents | None:
+        """As `Beside`."""
+        from vllm_layershard.models.sources.hub import NoSuchFileError, fetch
+
+        try:
+            fetched = fetch(self.name, self.revision, file, limit)
+        except NoSuchFileError:
+            return None
+        return Contents(fetched.body, f"{self.name}: {file} (Hub)")
+
+    def names(self) -> list[str]:
+        """Its files, of which the Hub is asked for the list.
+
+        Raises:
+            UnknownModelError: it cannot be reached, or does not say.
+        """
+        from vllm_layershard.models.sources.hub import list_files
+
+        return list_files(self.name, self.revision)
+
+
 def beside_in(directory: Path) -> Beside:
     """What lies in a directory."""
     return Directory(directory)
@@ -112,14 +140,4 @@ def names_in(beside: Beside) -> list[str]:
 
 def beside_on_hub(name: str, revision: str) -> Beside:
     """What a revision of a repository on the Hub holds."""
-    return partial(_fetch, name, revision)
-
-
-def _fetch(name: str, revision: str, file: str, limit: int) -> Contents | None:
-    from vllm_layershard.models.sources.hub import NoSuchFileError, fetch
-
-    try:
-        fetched = fetch(name, revision, file, limit)
-    except NoSuchFileError:
-        return None
-    return Contents(fetched.body, f"{name}: {file} (Hub)")
+    return Repository(name, revision)

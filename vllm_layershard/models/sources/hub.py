@@ -45,10 +45,31 @@ def fetch(
         UnknownModelError: offline, no network, or no access.
         ModelError: more than `limit` bytes, or another part than was asked for.
     """
+    return _asked(name, file, f"{name}/resolve/{revision}/{file}", limit, span)
+
+
+def list_files(name: str, revision: str) -> list[str]:
+    """The names of a revision's files.
+
+    Raises:
+        UnknownModelError: offline, no network, no access, or the endpoint has no such list.
+        ModelError: what came is no such list.
+    """
+    listed = "the list of its files"
+    path = f"api/models/{name}/revision/{revision}"
+    info = parse_config(_asked(name, listed, path, MAX_FILE_BYTES, None).body, f"{name} (Hub)")
+    siblings = info.get("siblings")
+    if not isinstance(siblings, list):
+        info.fail("siblings", "is missing, and names the files")
+    named = (each.get("rfilename") for each in siblings if isinstance(each, dict))
+    return [file for file in named if isinstance(file, str)]
+
+
+def _asked(name: str, file: str, path: str, limit: int, span: tuple[int, int] | None) -> Fetched:
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in _TRUE:
         raise not_asked(name, file, "HF_HUB_OFFLINE")
     endpoint = read_endpoint()
-    url = f"{endpoint.address}/{name}/resolve/{revision}/{file}"
+    url = f"{endpoint.address}/{path}"
     try:
         return get(url, f"{name}: {file}", limit, span, endpoint.token)
     except urllib.error.HTTPError as error:

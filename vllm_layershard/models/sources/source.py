@@ -13,9 +13,11 @@ from typing import Final, NamedTuple
 
 from vllm_layershard.errors import UnknownModelError
 from vllm_layershard.models.sources.beside import (
+    PARAMS,
     Beside,
     beside_in,
     beside_on_hub,
+    names_in,
     nothing_beside,
 )
 from vllm_layershard.models.sources.config_file import ConfigFile, read_config
@@ -35,6 +37,11 @@ _NEAR: Final = 0.8
 
 _CONFIG_ALONE: Final = (
     "the cache holds config.json alone: a quantisation that a file beside it states is not seen"
+)
+
+_PARAMS_UNSEEN: Final = (
+    "the cache holds neither weights nor params.json: a quantisation that the latter states is "
+    "not seen"
 )
 
 
@@ -135,11 +142,46 @@ def _local(name: str) -> FoundModel:
         path = Path(name).expanduser()
     except RuntimeError:
         raise UnknownModelError(f"{name}: there is no such user") from None
-    config = read_config(path)
     directory = path if path.is_dir() else None
     belongs = directory is not None or path.name == "config.json"
     beside = beside_in(directory or path.parent) if belongs else nothing_beside
-    return FoundModel(name, f"local:{config.where}", config, directory=directory, beside=beside)
+    if directory is not None and _has_params_alone(directory):
+        config = _of_params_alone(directory, beside)
+        where = config.where
+    else:
+        stated = read_config(path)
+        config, where = _served(stated, beside), stated.where
+    return FoundModel(name, f"local:{where}", config, directory=directory, beside=beside)
+
+
+def _has_params_alone(directory: Path) -> bool:
+    """Whether a directory has no config.json, and Mistral's own file."""
+    return not (directory / "config.json").exists() and (directory / PARAMS).is_file()
+
+
+def _of_params_alone(directory: Path, beside: Beside) -> ConfigFile:
+    from vllm_layershard.models.sources.params_file import served_config  # few have one
+
+    config = served_config(None, beside, whole=True)
+    return read_config(directory) if config is None else config  # no weights of its format
+
+
+def _served(config: ConfigFile, beside: Beside, *, whole: bool = True) -> ConfigFile:
+    """The config as vLLM reads it, which takes params.json of Mistral's format before it.
+
+    On the Hub, where files are listed on request only, models of Llama's and Mistral's
+    architectures are asked.
+    """
+    names = names_in(beside)
+    if PARAMS not in names if names else not _is_mistral(config, "lama"):
+        return config
+    from vllm_layershard.models.sources.params_file import served_config  # few have one
+
+    return served_config(config, beside, whole=whole) or config
+
+
+def _is_mistral(config: ConfigFile, *more: str) -> bool:
+    return any(mark in str(config.get("architectures")) for mark in ("istral", "ixtral", *more))
 
 
 def _bundled_name(name: str) -> str | None:
@@ -156,10 +198,22 @@ def _cached(name: str) -> FoundModel | None:
     if found is None:
         return None
     directory, revision = found
-    config = read_config(directory)
+    beside = beside_in(directory)
+    stated = read_config(directory)
+    config = _served(stated, beside, whole=False)
     source = f"cache:{name}@{revision[:12]}"
-    notes = () if _states_quantization(config) or _holds_more(directory) else (_CONFIG_ALONE,)
-    return FoundModel(name, source, config, revision, directory, beside_in(directory), notes)
+    notes: tuple[str, ...] = (_CONFIG_ALONE,)
+    if _states_quantization(config) or _holds_more(directory):
+        notes = ()
+    if _is_mistral(stated) and not notes and PARAMS not in names_in(beside):
+        notes = _without_params(directory)
+    return FoundModel(name, source, config, revision, directory, beside, notes)
+
+
+def _without_params(directory: Path) -> tuple[str, ...]:
+    """A note where neither weights nor params.json say in which format vLLM would read it."""
+    known = any(directory.glob("*.safetensors")) or any(directory.glob("*.bin"))
+    return () if known else (_PARAMS_UNSEEN,)
 
 
 def _states_quantization(config: ConfigFile) -> bool:
@@ -185,4 +239,5 @@ def _fetched(name: str, offline: bool) -> FoundModel:
     config, commit = fetch_config(name)
     source = f"hub:{name}@{commit[:12] if commit else 'main'}"
     beside = beside_on_hub(name, commit or "main")
+    config = _served(config, beside)
     return FoundModel(name, source, config, commit, beside=beside, notes=hub_notes())
