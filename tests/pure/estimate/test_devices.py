@@ -111,7 +111,6 @@ def test_a_name_as_a_tool_prints_it_finds_its_profile(
         ("NVIDIA A100-SXM4-40GB", "A100"),
         ("NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition", "RTX-PRO-6000"),
         ("H21", "H20"),
-        ("V100", "A100"),
         ("MI308X", "MI300X"),
         ("L40", "L40S"),
         ("Ascend910_9382", "910C"),
@@ -132,6 +131,13 @@ def test_a_name_as_a_tool_prints_it_finds_its_profile(
         ("NVIDIA A800-SXM4-80GB", "A100"),
         ("AMD Instinct MI350X", "MI355X"),
         ("AMD Instinct MI300A", "MI300X"),
+        ("NVIDIA RTX 5880 Ada Generation", "L40S"),
+        ("NVIDIA RTX 5000 Ada Generation", "L40S"),
+        ("NVIDIA RTX 4000 SFF Ada Generation", "L40S"),
+        ("Ascend910B", "910B1"),
+        ("Ascend910_9362", "910C"),
+        ("H200 141GB", "H200"),
+        ("MI300", "MI300X"),
     ],
 )
 def test_of_an_unknown_name_the_nearest_is_named_and_not_taken(name: str, nearest: str) -> None:
@@ -146,6 +152,20 @@ def test_of_a_name_that_is_like_none_no_profile_is_called_near(name: str) -> Non
         profile(name)
     assert "nearest" not in str(error.value)
     assert "its numbers are not guessed; known are A100, " in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("NVIDIA R100", "VR200", "V100", "Tesla V100-SXM2-32GB", "B400"),
+        *("AMD Instinct MI250X", "MI210", "AMD Instinct MI450X", "Quadro RTX 5000", "RTX 6000"),
+        *("Ascend910A", "Ascend910ProB", "Ascend910PremiumA", "Ascend910_9579", "Ascend 310P3"),
+    ],
+)
+def test_a_device_of_another_generation_is_not_near(name: str) -> None:
+    with pytest.raises(HardwareError) as error:
+        profile(name)
+    assert "nearest" not in str(error.value)
 
 
 @pytest.mark.parametrize("blackwell", ["", "Blackwell "])

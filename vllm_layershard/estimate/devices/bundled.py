@@ -93,19 +93,25 @@ def _plain(name: str) -> str:
 
 
 def _nearest(name: str) -> str | None:
-    """The profile that its name begins with, or of its generation, or else spelled like it."""
+    """The profile that its name begins with, or of its generation, or else spelled like it.
+
+    A device of another generation is none: it has another memory and other formats.
+    """
     from difflib import SequenceMatcher  # takes milliseconds that no other command needs
 
-    from vllm_layershard.estimate.devices.kin import kin_of  # few devices are unknown
+    from vllm_layershard.estimate.devices.kin import (  # few devices are unknown
+        is_of_one_generation,
+        kin_of,
+    )
 
     key = _plain(name)
-    begins = [one for one in _VENDORS if key.startswith(_plain(one))]
+    begins = [one for one in _VENDORS if re.match(rf"{_plain(one)}(?!\d)", key)]
     if begins:
         return max(begins, key=len)
     kin = kin_of(key)
     if kin is not None:
         return kin
-    names = _names()
+    names = {one: each for one, each in _names().items() if is_of_one_generation(key, one)}
     alike = {one: SequenceMatcher(None, key, one).ratio() for one in names}
-    best = max(alike, key=lambda one: alike[one])
-    return names[best] if alike[best] >= _NEAR else None
+    best = max(alike, key=lambda one: alike[one], default="")
+    return names[best] if alike.get(best, 0.0) >= _NEAR else None

@@ -15,12 +15,22 @@ _KIN: Final = (
     (r"gh200\b.*(144g|hbm3e)", "H200"),
     (r"gh200\b", "H100"),
     (r"b100\b", "B200"),
+    (r"(quadro-)?rtx-\d{4}(-[a-z]+)?-ada", "L40S"),
     (r"(geforce-)?rtx-50\d\d|rtx-pro-\d", "RTX-PRO-6000"),
-    (r"(geforce-)?rtx-40\d\d|(quadro-)?rtx-\d000-ada|l(2|4|20|40|40g)\b", "L40S"),
+    (r"(geforce-)?rtx-40\d\d|l(2|4|20|40|40g)\b", "L40S"),
     (r"(geforce-)?rtx-30\d\d|(quadro-)?rtx-a\d000|a(2|10|10g|16|30|40|800)\b", "A100"),
     (r"mi35\d", "MI355X"),
 )
 """How a name begins, plain -> the profile."""
+
+_GENERATION: Final = re.compile(r"910(-?[a-z]|-\d\d)?|[a-z-]*\d")
+"""The part of a name that tells the generation: H2, MI3, 910B, 910_93."""
+
+
+def is_of_one_generation(plain: str, other: str) -> bool:
+    """Whether two names tell the same generation, by their letters and their first digit."""
+    one, two = _GENERATION.match(plain), _GENERATION.match(other)
+    return one is not None and two is not None and one[0] == two[0]
 
 
 def kin_of(plain: str) -> str | None:
