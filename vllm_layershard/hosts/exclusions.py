@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from vllm_layershard.config import KEY
@@ -23,15 +24,18 @@ from vllm_layershard.hosts.names import (
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
+    from vllm_layershard.config import LayerShardConfig
     from vllm_layershard.plan import ParallelLayout
 
 _FLASHCOMM1: Final = "VLLM_ASCEND_ENABLE_FLASHCOMM1"
 
 _CONFS: Final = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
 _ASYNC: Final = "cudaMallocAsync"
-_EXPANDABLE: Final = re.compile(r"expandable_segments\s*:\s*(?!false)", re.IGNORECASE)
+_EXPANDABLE: Final = re.compile(r"\bexpandable_segments:([^,]*)")
 """Where torch reads which allocator to use; the one whose memory nobody else can map; and what
-others map only where they may trace its process: see runtime/peer_memory/cuda.py."""
+others map only where they may trace its process: see runtime/peer_memory/cuda.py. torch leaves out
+white space, obeys the last of several, and takes True and False alone. Source: torch 2.13,
+c10/core/AllocatorConfig.h, `ConfigTokenizer`."""
 
 _ONE_NODE: Final = ("mp", "uni")
 """The executors of vLLM's that start all workers of an engine on this node."""
@@ -149,7 +153,7 @@ def fine_grained_size(vllm_config: VllmConfig, key: str) -> int | None:
     return stated.get(key) if isinstance(stated, dict) else None
 
 
-def check_pulls(vllm_config: VllmConfig, layout: ParallelLayout) -> None:
+def check_pulls(vllm_config: VllmConfig, config: LayerShardConfig, layout: ParallelLayout) -> None:
     """Refuse what a pull cannot reach: other nodes' memory, and memory that changes hands.
 
     Raises:
@@ -158,15 +162,22 @@ def check_pulls(vllm_config: VllmConfig, layout: ParallelLayout) -> None:
     if layout.pulls_over(several_nodes=reaches_other_nodes(vllm_config.parallel_config)):
         raise HostError(
             f"{KEY}: its ranks would be on several nodes, and weights are pulled within one node "
-            "only; put all data-parallel ranks on one, or, for a model with routed experts, use "
-            "transport 'broadcast'"
+            f"only; put all data-parallel ranks on one{_or_broadcast(config, layout)}"
         )
     for setting in _allocators(vllm_config):
         raise HostError(
             f"{KEY}: with {setting} weights are in memory that no other process can map, so "
-            "they cannot be pulled; leave it out, or, for a model with routed experts, use "
-            "transport 'broadcast'"
+            f"they cannot be pulled; leave {setting} out{_or_broadcast(config, layout)}"
         )
+
+
+def _or_broadcast(config: LayerShardConfig, layout: ParallelLayout) -> str:
+    """The other remedy, where ranks that broadcast would have somebody to share with."""
+    if replace(layout, one_sided=False).group_size(tp_replicated=True) < 2:
+        return ""
+    if config.placement == "striped":
+        return ", or use placement 'round_robin' with transport 'broadcast'"
+    return ", or use transport 'broadcast'"
 
 
 def leave_unregistered(vllm_config: VllmConfig) -> None:
@@ -188,7 +199,7 @@ def leave_unregistered(vllm_config: VllmConfig) -> None:
             raise HostError(
                 f"{KEY}: with {setting} and {_REGISTER}={value} other ranks keep memory mapped "
                 "that sleep gives away, and captured broadcasts would write there; unset "
-                f"{_REGISTER}, or leave out sleep mode"
+                f"{_REGISTER}, or leave {setting} out"
             )
 
 
@@ -206,8 +217,8 @@ def gpus_reach_each_other(vllm_config: VllmConfig) -> bool:
     by_ray = parallel.data_parallel_backend == "ray"
     if by_ray or parallel.distributed_executor_backend not in _ONE_NODE:
         return False
-    confs = [os.environ.get(name, "") for name in _CONFS]
-    if any(_ASYNC in conf or _EXPANDABLE.search(conf) for conf in confs):
+    confs = ["".join(os.environ.get(name, "").split()) for name in _CONFS]
+    if any(_ASYNC in conf or _expands(conf) for conf in confs):
         return False
     if _allocators(vllm_config):
         return False
@@ -220,6 +231,12 @@ def gpus_reach_each_other(vllm_config: VllmConfig) -> bool:
     except Exception as error:  # of the driver's library, or of fewer GPUs than ranks
         logger.info("Layer sharding: it is not known which GPUs reach each other (%s)", error)
         return False
+
+
+def _expands(conf: str) -> bool:
+    """Whether segments grow; also where torch will refuse what is said of it."""
+    stated = _EXPANDABLE.findall(conf)
+    return bool(stated) and stated[-1] != "False"
 
 
 def _allocators(vllm_config: VllmConfig) -> list[str]:

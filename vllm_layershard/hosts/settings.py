@@ -112,7 +112,7 @@ def check(vllm_config: VllmConfig) -> None:
     _check_execution(vllm_config)
     _check_split(vllm_config, config)
     if layout.one_sided:
-        check_pulls(vllm_config, layout)
+        check_pulls(vllm_config, config, layout)
     else:
         leave_unregistered(vllm_config)
     if vllm_config.device_config.device_type == "cpu" and layout.dp > 1 and layout.dp_lockstep:

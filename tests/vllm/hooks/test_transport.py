@@ -129,7 +129,7 @@ CASES = {
         True,
         "layer_sharding: with --enable-sleep-mode and NCCL_GRAPH_REGISTER=1 other ranks keep "
         "memory mapped that sleep gives away, and captured broadcasts would write there; unset "
-        "NCCL_GRAPH_REGISTER, or leave out sleep mode",
+        "NCCL_GRAPH_REGISTER, or leave --enable-sleep-mode out",
         [],
     ),
     "parts launched apart": (
@@ -171,6 +171,38 @@ CASES = {
         True,
         "pull",
         PAIR,
+    ),
+    "segments that do not grow, after a space": (
+        {},
+        {},
+        {"PYTORCH_CUDA_ALLOC_CONF": " expandable_segments : False"},
+        True,
+        "pull",
+        PAIR,
+    ),
+    "segments that do not grow, as was said last": (
+        {},
+        {},
+        {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True,expandable_segments:False"},
+        True,
+        "pull",
+        PAIR,
+    ),
+    "segments that grow, as was said last": (
+        {},
+        {},
+        {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:False,expandable_segments:True"},
+        True,
+        "broadcast",
+        [],
+    ),
+    "segments of which torch refuses what is said": (
+        {},
+        {},
+        {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:false"},
+        True,
+        "broadcast",
+        [],
     ),
     "ranks that another launcher places": (
         {
