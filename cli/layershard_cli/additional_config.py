@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from vllm_layershard.bounded_file import UnreadableError, json_fault, read_named
@@ -23,11 +24,13 @@ class Additional(NamedTuple):
 
     `notes` has one where the value stands alone: vLLM would not see it. It has one for each of our
     keys that is not there, while one near it is, and one of what is nearly an option beside them.
+    `given` is the whole object.
     """
 
     config: LayerShardConfig | None
     ffn_tp: int | None = None
     notes: tuple[str, ...] = ()
+    given: Mapping[str, Any] = MappingProxyType({})
 
 
 def read_additional(text: str) -> Additional:
@@ -44,6 +47,7 @@ def read_additional(text: str) -> Additional:
             validated(value[KEY]) if KEY in value else None,
             validated_ffn(value[FFN_KEY]).size if FFN_KEY in value else None,
             (*slips(value), *filter(None, [near_options(value)])),
+            value,
         )
     if isinstance(value, dict) and not value.keys() & set(OPTIONS):
         if near := slips(value):
@@ -56,6 +60,20 @@ def read_additional(text: str) -> Additional:
         f"this is the value of {KEY!r} alone; vLLM wants --additional-config '{{\"{KEY}\": ...}}'"
     )
     return Additional(validated(value), notes=(note,))
+
+
+def require_served(
+    given: Mapping[str, Any], config: LayerShardConfig | None, ffn_tp: int | None
+) -> None:
+    """Refuse keys that the plugin would refuse beside ours.
+
+    Raises:
+        ConfigError: names them, and what to do.
+    """
+    from vllm_layershard.plan.ascend_keys import excluded  # seldom asked for
+
+    for why in excluded(given, config, splits_mlps=ffn_tp is not None and ffn_tp > 1):
+        raise ConfigError(why)
 
 
 def require_sharding(**flags: Any) -> None:

@@ -20,6 +20,7 @@ from vllm_layershard.hosts.names import (
     SLEEP_MODE_BACKEND,
     SWA_BOUNDED_REPLAY,
 )
+from vllm_layershard.plan import ascend_keys
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -94,7 +95,6 @@ def _replays_last_layers(vllm_config: VllmConfig) -> bool:
 def splitting_tokens(vllm_config: VllmConfig) -> list[str]:
     """The settings that are given and have layers run on shards of the tokens."""
     parallel = vllm_config.parallel_config
-    extra = vllm_config.additional_config
     passes = vllm_config.compilation_config.pass_config
     known = {
         "sequence parallelism of routed experts (--enable-expert-parallel with tensor and data "
@@ -105,9 +105,9 @@ def splitting_tokens(vllm_config: VllmConfig) -> list[str]:
         and bool(ENABLE_HC_SP.of(parallel, absent=False)),
         "the compiler's enable_sp": getattr(passes, "enable_sp", False),  # before vLLM 0.32
         _FLASHCOMM1: os.environ.get(_FLASHCOMM1, "0") not in ("", "0"),
-        "enable_flashcomm1": isinstance(extra, dict) and bool(extra.get("enable_flashcomm1")),
     }
-    return [setting for setting, present in known.items() if present]
+    found = [setting for setting, present in known.items() if present]
+    return [*found, *ascend_keys.splitting_tokens(vllm_config.additional_config)]
 
 
 def _splits_for_experts(vllm_config: VllmConfig) -> bool:
@@ -141,16 +141,6 @@ def leaving_tokens_behind(vllm_config: VllmConfig) -> list[str]:
     """
     given = KV_SHARING_FAST_PREFILL.of(vllm_config.cache_config)
     return ["--kv-sharing-fast-prefill"] if given else []
-
-
-def fine_grained_size(vllm_config: VllmConfig, key: str) -> int | None:
-    """What vllm-ascend's `finegrained_tp_config` says of `key`; None or 0: nothing is split.
-
-    Source: vllm-ascend 0.23, ops/linear_op.py.
-    """
-    extra = vllm_config.additional_config
-    stated = extra.get("finegrained_tp_config") if isinstance(extra, dict) else None
-    return stated.get(key) if isinstance(stated, dict) else None
 
 
 def check_pulls(vllm_config: VllmConfig, config: LayerShardConfig, layout: ParallelLayout) -> None:

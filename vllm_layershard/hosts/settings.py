@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from vllm_layershard.config import KEY, LayerShardConfig, short
+from vllm_layershard.config import KEY, LayerShardConfig
 from vllm_layershard.errors import HostError
 from vllm_layershard.hosts import cpu_dp
 from vllm_layershard.hosts.deployment import launched_as, note_launch
@@ -13,13 +13,13 @@ from vllm_layershard.hosts.exchange.excluded import check_exchange
 from vllm_layershard.hosts.exclusions import (
     breaking_lockstep,
     check_pulls,
-    fine_grained_size,
     gpus_reach_each_other,
     leave_unregistered,
 )
 from vllm_layershard.hosts.moves.excluded import check_move
 from vllm_layershard.hosts.names import IS_SUBMODEL_CONFIG
 from vllm_layershard.plan import ParallelLayout, engines_that_share, sharing_layout
+from vllm_layershard.plan.ascend_keys import of_linears
 from vllm_layershard.runtime.report_file import make_writable
 from vllm_layershard.schema import validated
 
@@ -32,12 +32,6 @@ It is there only where GPUs reach each other."""
 
 LOAD_FORMATS = frozenset({"auto", "hf", "safetensors", "pt", "npcache", "dummy", "mistral"})
 """They fill parameters through their weight loaders, layer by layer, on whatever device."""
-
-_FINE_GRAINED = {
-    "oproj_tensor_parallel_size": ("o_proj",),
-    "mlp_tensor_parallel_size": ("gate_up_proj", "down_proj"),
-}
-"""What vllm-ascend splits over groups of its own. Source: vllm-ascend 0.23, ops/linear_op.py."""
 
 _OPS = ("layershard::reach", "layershard::wait")
 _MOVING_OPS = (*_OPS, "layershard::linear")
@@ -110,7 +104,8 @@ def check(vllm_config: VllmConfig) -> None:
     check_move(vllm_config, config, layout)
     _check_loading(vllm_config)
     _check_execution(vllm_config)
-    _check_split(vllm_config, config)
+    for why in of_linears(vllm_config.additional_config, config):
+        raise HostError(why)
     if layout.one_sided:
         check_pulls(vllm_config, config, layout)
     else:
@@ -165,15 +160,3 @@ def _check_execution(vllm_config: VllmConfig) -> None:
         excluded.append("weight transfer (--weight-transfer-config)")
     for setting in excluded:
         raise HostError(f"{KEY}: cannot be combined with {setting}; use one of the two")
-
-
-def _check_split(vllm_config: VllmConfig, config: LayerShardConfig) -> None:
-    """Refuse linears that vllm-ascend splits over data-parallel ranks: their copies are none."""
-    for key, linears in _FINE_GRAINED.items():
-        size = fine_grained_size(vllm_config, key)
-        split = [name for name in config.layers if name.split(".")[-1] in linears]
-        if size and split:
-            raise HostError(
-                f"{KEY}: finegrained_tp_config.{key} = {short(size)} splits {', '.join(split)} "
-                "over data-parallel ranks, which then hold no copies of it; use one of the two"
-            )

@@ -65,19 +65,22 @@ def unmovable(
 
     `splitting` names what has the linears run on shards of the tokens.
     """
-    if config.move == "weights":
-        return
-    asked = f"{KEY}.move = {config.move!r}"
-    for setting in splitting:
-        yield (
-            f"{asked}: with {setting} linears run on shards of the tokens, whose numbers the ranks "
-            "do not tell each other; leave out one of the two"
-        )
-    if on_npu and layout.dp > 1:
+    yield from on_shards(splitting, config)
+    if on_npu and layout.dp > 1 and config.move != "weights":
         # Source: vllm-ascend 0.23, attention/mla_v1.py and sfa_v1.py: `attn_metadata is None`.
         yield (
-            f"{asked}: vllm-ascend's dummy batches leave out attention's linears, for which ranks "
-            "that are busy would wait; use move 'weights', or tensor parallelism alone"
+            f"{KEY}.move = {config.move!r}: vllm-ascend's dummy batches leave out attention's "
+            "linears, for which ranks that are busy would wait; use move 'weights', or tensor "
+            "parallelism alone"
+        )
+
+
+def on_shards(splitting: Iterable[str], config: LayerShardConfig) -> Iterator[str]:
+    """Why tokens cannot move beside each of `splitting`; none where only weights move."""
+    for setting in splitting if config.move != "weights" else ():
+        yield (
+            f"{KEY}.move = {config.move!r}: with {setting} linears run on shards of the tokens, "
+            "whose numbers the ranks do not tell each other; leave out one of the two"
         )
 
 

@@ -10,6 +10,7 @@ from layershard_cli import flags as flag
 from layershard_cli.additional_config import (
     exchanging,
     read_additional,
+    require_served,
     require_sharding,
     splitting,
 )
@@ -45,16 +46,17 @@ def check_command(
 
     Example: layershard check '{"layer_sharding": ["o_proj"]}' --model DeepSeek-V3 --dp 8 --ep
     """
-    config, stated, notes = read_additional(additional_config)
+    config, stated, notes, given = read_additional(additional_config)
     ffn_tp = stated if ffn_tp is None else splitting(stated, ffn_tp)
+    if config is not None and token_exchange:
+        config = exchanging(config, token_exchange)
+    require_served(given, config, ffn_tp)
     layout = LayoutFlags(tp, dp, pcp, pp, ep).layout
     if config is None:
         assert ffn_tp is not None, "one of the two keys is there"
         require_sharding(token_exchange=token_exchange, mtp=mtp, exact=exact)
         _check_dense_mlps(model, layout, ffn_tp, notes, as_json)
         return
-    if token_exchange:
-        config = exchanging(config, token_exchange)
     result = map_layers(
         model,
         layout=layout,

@@ -9,6 +9,7 @@ from vllm_layershard.config import KEY, LayerShardConfig
 from vllm_layershard.errors import HostError, PlanError
 from vllm_layershard.hosts.exchange.command import VARIABLE
 from vllm_layershard.hosts.exclusions import splitting_tokens
+from vllm_layershard.plan.ascend_keys import of_exchange
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -35,11 +36,8 @@ def check_exchange(vllm_config: VllmConfig, config: LayerShardConfig) -> None:
             f"{KEY}.token_exchange: an adapter's weights are split as the linear would be, and it "
             "is whole; leave out --enable-lora, or token_exchange"
         )
-    for setting in splitting_tokens(vllm_config):
-        raise HostError(
-            f"{KEY}.token_exchange: with {setting} the layers run on shards of the tokens, and the "
-            "exchange is not served there yet; leave out one of the two"
-        )
+    for why in of_exchange(splitting_tokens(vllm_config), config):
+        raise HostError(why)
 
 
 def _refuse_the_hosts_own() -> None:

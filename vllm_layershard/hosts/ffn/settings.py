@@ -4,26 +4,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vllm_layershard.config import short
 from vllm_layershard.errors import HostError
 from vllm_layershard.ffn_config import FFN_KEY, FfnConfig
 from vllm_layershard.hosts import cpu_dp
 from vllm_layershard.hosts.exclusions import (
     breaking_lockstep,
-    fine_grained_size,
     leaving_tokens_behind,
     splitting_tokens,
 )
 from vllm_layershard.hosts.settings import LOAD_FORMATS, is_served_model
 from vllm_layershard.plan import ParallelLayout
+from vllm_layershard.plan.ascend_keys import excluding_parts, of_parts
 from vllm_layershard.plan.ffn import FfnSplit
 from vllm_layershard.schema import validated_ffn
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
-
-_OWN_KEY = "mlp_tensor_parallel_size"
-"""vllm-ascend's own."""
 
 
 def ffn_requested(vllm_config: VllmConfig) -> FfnConfig | None:
@@ -70,8 +66,8 @@ def check_ffn(vllm_config: VllmConfig) -> None:
     if config is None:
         return
     split_of(vllm_config, config)
-    for setting, why in _excluded(vllm_config).items():
-        raise HostError(f"{FFN_KEY}: cannot be combined with {setting}: {why}; use one of the two")
+    for why in of_parts(_excluded(vllm_config)):
+        raise HostError(why)
     load_format = str(vllm_config.load_config.load_format)
     if load_format not in LOAD_FORMATS:
         raise HostError(
@@ -84,13 +80,9 @@ def check_ffn(vllm_config: VllmConfig) -> None:
 
 def _excluded(vllm_config: VllmConfig) -> dict[str, str]:
     """The settings that are given and exclude a split, each with the reason."""
-    shards = "tokens are on shards there, whose numbers the ranks do not tell each other"
-    found = dict.fromkeys(splitting_tokens(vllm_config), shards)
+    found = excluding_parts(vllm_config.additional_config, splitting_tokens(vllm_config))
     fewer = "the last layers run on fewer tokens than the ranks have agreed on"
     found |= dict.fromkeys(leaving_tokens_behind(vllm_config), fewer)
-    if size := fine_grained_size(vllm_config, _OWN_KEY):
-        setting = f"finegrained_tp_config.{_OWN_KEY} = {short(size)}"
-        found[setting] = "both would split the same MLPs"
     if vllm_config.lora_config is not None:
         found["LoRA (--enable-lora)"] = (
             "an adapter of a dense MLP would be split as tensor parallelism alone splits it"
