@@ -14,7 +14,10 @@ STEM: Final = "language_model.model.layers"
 
 _DTYPES: Final = ("dtype", "torch_dtype")
 
-TEXT_ONLY: Final = "the vision tower's weights are not counted: the plan is for the language model"
+TEXT_ONLY: Final = (
+    "the vision tower's weights are not counted, and nobody looks whether vLLM can split it over "
+    "tensor-parallel ranks: the plan is for the language model"
+)
 """The note of every such model."""
 
 
