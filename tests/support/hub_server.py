@@ -10,6 +10,7 @@ from pathlib import Path
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 NAME = "some/model"
+LISTS = [f"/api/models/{NAME}/revision/{revision}" for revision in ("main", COMMIT)]
 HANG_S = 60
 """How long a server hangs that nobody releases."""
 
@@ -27,7 +28,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         headers = self.headers
         self.seen.append((self.path, headers.get("Range"), headers.get("Authorization")))
-        if self.path == f"/api/models/{NAME}/revision/{COMMIT}" and not self.manners:
+        if self.path in LISTS and not self.manners:
             names = [{"rfilename": path.name} for path in self.root.iterdir()]
             self.answer(200, json.dumps({"siblings": names}).encode())
             return

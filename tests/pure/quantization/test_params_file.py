@@ -185,7 +185,7 @@ def test_a_hub_that_does_not_list_its_files_is_no_proof(
 ) -> None:
     write(sources["hub"], PARAMS | {"quantization": FP8})
     name = asked("hub", sources, monkeypatch)
-    monkeypatch.setattr("hub_server.NAME", "other/model")
+    monkeypatch.setattr("hub_server.LISTS", [])
     with pytest.raises(UnknownModelError):
         read_model(name)
 
@@ -249,6 +249,19 @@ def test_it_is_planned_without_a_config_json(tmp_path: Path) -> None:
         read_model(path)
     weights.unlink()
     assert nbytes(path) == beside
+
+
+@pytest.mark.parametrize("place", ["cache", "hub"])
+def test_it_is_planned_so_from_a_repository(
+    place: str, sources: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(sources[place], PARAMS | {"quantization": FP8})
+    (sources[place] / "config.json").unlink()
+    name = asked(place, sources, monkeypatch)
+    assert read_model(name).quantization == "fp8_tensor"
+    (sources[place] / "consolidated.safetensors").rename(sources[place] / "model.safetensors")
+    with pytest.raises(UnknownModelError, match=r"config\.json"):
+        read_model(name)
 
 
 @pytest.mark.parametrize(

@@ -8,20 +8,21 @@ from pathlib import Path
 from typing import Final
 
 from vllm_layershard.bounded_file import UnreadableError, read_bounded
+from vllm_layershard.models.sources.beside import PARAMS
 
 _MAX_REVISION: Final = 200
 _REVISION = re.compile(r"[0-9a-zA-Z][\w-]{0,99}", re.ASCII)
 
 
 def snapshot_of(name: str) -> tuple[Path, str] | None:
-    """The directory of a repository's main revision with a config.json, and the revision."""
+    """The directory of a repository's main revision with a config, and the revision."""
     repository = _cache_directory() / f"models--{name.replace('/', '--')}"
     try:
         revision = read_bounded(repository / "refs" / "main", _MAX_REVISION).decode().strip()
         if not _REVISION.fullmatch(revision):
             return None
         directory = repository / "snapshots" / revision
-        if not (directory / "config.json").is_file():
+        if not any((directory / file).is_file() for file in ("config.json", PARAMS)):
             return None
     except (UnreadableError, OSError, ValueError):
         return None

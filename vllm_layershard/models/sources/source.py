@@ -146,7 +146,7 @@ def _local(name: str) -> FoundModel:
     belongs = directory is not None or path.name == "config.json"
     beside = beside_in(directory or path.parent) if belongs else nothing_beside
     if directory is not None and _has_params_alone(directory):
-        config = _of_params_alone(directory, beside)
+        config = _of_params_alone(beside) or read_config(directory)
         where = config.where
     else:
         stated = read_config(path)
@@ -159,11 +159,11 @@ def _has_params_alone(directory: Path) -> bool:
     return not (directory / "config.json").exists() and (directory / PARAMS).is_file()
 
 
-def _of_params_alone(directory: Path, beside: Beside) -> ConfigFile:
+def _of_params_alone(beside: Beside) -> ConfigFile | None:
+    """The config of params.json without a config.json; None: no server would read it."""
     from vllm_layershard.models.sources.params_file import served_config  # few have one
 
-    config = served_config(None, beside, whole=True)
-    return read_config(directory) if config is None else config  # no weights of its format
+    return served_config(None, beside, whole=True)
 
 
 def _served(config: ConfigFile, beside: Beside, *, whole: bool = True) -> ConfigFile:
@@ -199,8 +199,11 @@ def _cached(name: str) -> FoundModel | None:
         return None
     directory, revision = found
     beside = beside_in(directory)
-    stated = read_config(directory)
-    config = _served(stated, beside, whole=False)
+    if _has_params_alone(directory):
+        stated = config = _of_params_alone(beside) or read_config(directory)
+    else:
+        stated = read_config(directory)
+        config = _served(stated, beside, whole=False)
     source = f"cache:{name}@{revision[:12]}"
     notes: tuple[str, ...] = (_CONFIG_ALONE,)
     if _states_quantization(config) or _holds_more(directory):
@@ -232,12 +235,25 @@ def _bundled(name: str) -> FoundModel:
 
 
 def _fetched(name: str, offline: bool) -> FoundModel:
-    from vllm_layershard.models.sources.hub import fetch_config, hub_notes, not_asked
+    from vllm_layershard.models.sources.hub import (
+        NoSuchFileError,
+        fetch_config,
+        hub_notes,
+        not_asked,
+    )
 
     if offline:
         raise not_asked(name, "config.json", "offline=True")
-    config, commit = fetch_config(name)
+    commit: str | None = None
+    try:
+        config, commit = fetch_config(name)
+        beside = beside_on_hub(name, commit or "main")
+        config = _served(config, beside)
+    except NoSuchFileError:
+        beside = beside_on_hub(name, "main")
+        alone = None if commit else _of_params_alone(beside)
+        if alone is None:
+            raise
+        config = alone
     source = f"hub:{name}@{commit[:12] if commit else 'main'}"
-    beside = beside_on_hub(name, commit or "main")
-    config = _served(config, beside)
     return FoundModel(name, source, config, commit, beside=beside, notes=hub_notes())
