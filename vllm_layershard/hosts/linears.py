@@ -15,7 +15,9 @@ from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBa
 from vllm_layershard.config import KEY, LayerShardConfig
 from vllm_layershard.errors import HostError
 from vllm_layershard.hosts.names import (
+    DCP_LINEAR,
     GET_LANGUAGE_MODEL,
+    QREP_ACTIVE,
     SUPPORTS_MULTIMODAL,
     USES_META_DEVICE,
 )
@@ -109,6 +111,8 @@ def _tp_copies(module: Any) -> int:
     Under `dcp_q_replicate` those of a decode-context group do: each computes the queries of all.
     Source: vLLM 0.32, linear.py, `DCPGroupColumnParallelLinear`.
     """
+    if isinstance(module, DCP_LINEAR.imported()):
+        return int(module.group_size) if QREP_ACTIVE.of(module) else 1
     return int(module.group_size) if getattr(module, "qrep_active", False) else 1
 
 

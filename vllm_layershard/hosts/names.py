@@ -89,4 +89,10 @@ SUPPORTS_MULTIMODAL = Name("vllm.model_executor.models.interfaces.supports_multi
 GET_LANGUAGE_MODEL = Name(
     "vllm.model_executor.models.interfaces.SupportsMultiModal.get_language_model"
 )
+DCP_LINEAR = Name("vllm.model_executor.layers.linear.DCPGroupColumnParallelLinear")
+QREP_ACTIVE = Name(f"{DCP_LINEAR.symbol}.qrep_active")
+REDUCE_RESULTS = Name("vllm.model_executor.layers.linear.RowParallelLinear.reduce_results")
+REQUIRES_UNQUANTIZED_INPUT = Name(
+    "vllm.model_executor.layers.linear.LinearBase.requires_unquantized_input", first="0.30"
+)
 """All that is looked up. Read in vLLM 0.29 to 0.33."""

@@ -8,11 +8,16 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from vllm.model_executor.layers.linear import LinearMethodBase, UnquantizedLinearMethod
+from vllm.model_executor.layers.linear import (
+    LinearBase,
+    LinearMethodBase,
+    UnquantizedLinearMethod,
+)
 
 from vllm_layershard.config import KEY
 from vllm_layershard.errors import HostError
 from vllm_layershard.hosts.linears import describe_linear, is_quantised_while_loaded, method_name
+from vllm_layershard.hosts.names import REQUIRES_UNQUANTIZED_INPUT
 from vllm_layershard.hosts.patch import lacking
 from vllm_layershard.hosts.replicas.raw_weight import RawWeight
 from vllm_layershard.runtime import ops
@@ -232,3 +237,13 @@ def set_method(module: Any, method: LinearMethodBase) -> None:
     custom_op = getattr(module, "custom_op", None)
     if custom_op is not None and hasattr(custom_op, "update_attrs"):
         custom_op.update_attrs()  # vllm-ascend's copy of the module's quant method
+
+
+def take_plain_tensors(module: Any) -> None:
+    """Have vLLM give a linear what is no quantised activation, by its own switch: tokens move.
+
+    Raises:
+        HostError: vLLM has no such switch.
+    """
+    REQUIRES_UNQUANTIZED_INPUT.of(LinearBase)
+    module.requires_unquantized_input = True

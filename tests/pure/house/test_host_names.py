@@ -36,7 +36,7 @@ ABSENT = {
     ("graphs/hidden.py", "waits_itself"): "our own",
     ("identity.py", "_commit_hash"): "transformers': a local checkpoint has none",
     ("linears.py", "get_language_model"): "names.SUPPORTS_MULTIMODAL tells who must have one",
-    ("linears.py", "qrep_active"): "without it a linear is shared among fewer ranks",
+    ("linears.py", "qrep_active"): "names.DCP_LINEAR tells who must have one",
     ("linears.py", "scheme"): "for a message alone",
     ("linears.py", "uses_meta_device"): "names.USES_META_DEVICE is asked of vLLM's own base class",
     ("moves/rows.py", "_SCALES"): "a linear that is not quantised has none",

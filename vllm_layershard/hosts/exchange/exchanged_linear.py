@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from vllm.distributed.parallel_state import get_tp_group
 
-from vllm_layershard.hosts.sharded_linear import InFront, set_method
+from vllm_layershard.hosts.sharded_linear import InFront, set_method, take_plain_tensors
 from vllm_layershard.runtime.exchange.ops import bind_exchange, exchange, gather
 from vllm_layershard.runtime.exchange.tokens import TokenExchange
 from vllm_layershard.runtime.ranks.group import RankGroup
@@ -58,5 +58,5 @@ def exchange_before(linears: Sequence[Any], counters: Mapping[str, Counters]) ->
         count = counters.get(module.prefix, Counters())
         exchange = TokenExchange(group, module.prefix, module.input_size, count)
         bind_exchange(module.prefix, exchange)
-        module.requires_unquantized_input = True  # vLLM's own switch: what is exchanged is a tensor
+        take_plain_tensors(module)
         set_method(module, ExchangedLinearMethod(module.quant_method, module.prefix, group.size))

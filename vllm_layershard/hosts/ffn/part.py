@@ -12,6 +12,7 @@ from vllm.model_executor.layers.linear import (
 )
 from vllm.model_executor.model_loader.reload import record_metadata_for_reloading
 
+from vllm_layershard.hosts.names import REDUCE_RESULTS
 from vllm_layershard.plan import Linear
 
 
@@ -29,6 +30,7 @@ def make_part(linear: Any, part: int, parts: int) -> None:
         linear.output_partition_sizes = [size // parts for size in linear.output_sizes]
     else:
         linear.input_size_per_partition = linear.input_size // parts
+        REDUCE_RESULTS.of(linear)
         linear.reduce_results = False
     method = linear.quant_method
     for name, _ in list(linear.named_parameters(recurse=False)):

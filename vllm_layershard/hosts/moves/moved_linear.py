@@ -11,7 +11,11 @@ import torch
 from vllm_layershard.config import KEY, LayerShardConfig
 from vllm_layershard.hosts.agreed_counts import agreed_counts, tokens_of_forward
 from vllm_layershard.hosts.moves.rows import computing_rows
-from vllm_layershard.hosts.sharded_linear import ShardedLinearMethod, set_method
+from vllm_layershard.hosts.sharded_linear import (
+    ShardedLinearMethod,
+    set_method,
+    take_plain_tensors,
+)
 from vllm_layershard.plan import ParallelLayout
 from vllm_layershard.plan.move import counts_in_group, move_rule
 from vllm_layershard.runtime.moves import ops
@@ -93,6 +97,6 @@ def serve_moved(module: Any, place: Place) -> None:
         by_rows = computing_rows(module, inner, series, place.position)
         linear = StripedLinear(place.moving, place.position, prefix, compute, by_rows)
     ops.bind_linear(linear)
-    module.requires_unquantized_input = True  # vLLM's own switch: what moves is a tensor
+    take_plain_tensors(module)
     device = next(iter(series.weights(place.position).values())).device
     set_method(module, MovedLinearMethod(inner, linear, place, width, ops.order_on(device)))

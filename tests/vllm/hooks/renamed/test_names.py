@@ -58,6 +58,13 @@ ASKED = {
         "leave_towers(Pictured(), {}, None)",
         "interfaces.SupportsMultiModal",
     ),
+    names.DCP_LINEAR: ("_tp_copies(nn.Linear(1, 1))", "linear"),
+    names.QREP_ACTIVE: ("_tp_copies(queries)", "queries"),
+    names.REDUCE_RESULTS: ("make_part(rows, 0, 2)", "rows"),
+    names.REQUIRES_UNQUANTIZED_INPUT: (
+        "take_plain_tensors(SimpleNamespace())",
+        "linear.LinearBase",
+    ),
 }
 """What has each name looked up, and what of vLLM's has it."""
 
@@ -68,6 +75,7 @@ from torch import nn
 from vllm import envs
 from vllm.compilation import breakable_cudagraph
 from vllm.engine.arg_utils import EngineArgs
+from vllm.model_executor.layers import linear
 from vllm.model_executor.layers.fused_moe.runner import moe_runner
 from vllm.model_executor.layers.mamba import abstract
 from vllm.model_executor.layers.linear import UnquantizedLinearMethod
@@ -77,11 +85,12 @@ from vllm_layershard.config import LayerShardConfig
 from vllm_layershard.errors import HostError
 from vllm_layershard.hosts import groups, names
 from vllm_layershard.hosts.exclusions import splitting_tokens
+from vllm_layershard.hosts.ffn.part import make_part
 from vllm_layershard.hosts.graphs import breaks, hidden
-from vllm_layershard.hosts.linears import leave_towers
+from vllm_layershard.hosts.linears import _tp_copies, leave_towers
 from vllm_layershard.hosts.moves.actual_rows import check_rows
 from vllm_layershard.hosts.settings import check
-from vllm_layershard.hosts.sharded_linear import check_linear
+from vllm_layershard.hosts.sharded_linear import check_linear, take_plain_tensors
 
 model, name, asked, owner = sys.argv[1:]
 if "config" in owner:
@@ -95,6 +104,14 @@ MOVING = LayerShardConfig(layers=["o_proj"], move="activations")
 runner = object.__new__(moe_runner.MoERunner)
 nn.Module.__init__(runner)
 runner._shared_experts = None
+queries = object.__new__(linear.DCPGroupColumnParallelLinear)
+nn.Module.__init__(queries)
+queries.qrep_active = False
+rows = object.__new__(linear.RowParallelLinear)
+nn.Module.__init__(rows)
+rows.input_size = rows.output_size = 8
+rows.output_partition_sizes, rows.params_dtype, rows.reduce_results = [8], None, True
+rows.quant_method = SimpleNamespace(create_weights=lambda **_: None)
 
 class Pictured(nn.Module, interfaces.SupportsMultiModal):
     def get_language_model(self):
