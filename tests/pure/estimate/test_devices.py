@@ -116,6 +116,7 @@ def test_a_name_as_a_tool_prints_it_finds_its_profile(
         ("Ascend910_9382", "910C"),
         ("910B4-1", "910B4"),
         ("NVIDIA GH200 480GB", "H100"),
+        ("NVIDIA GB100", "B200"),
         ("NVIDIA GH200 144G HBM3e", "H200"),
         ("NVIDIA B100", "B200"),
         ("NVIDIA GeForce RTX 5090", "RTX-PRO-6000"),

@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 
+from broken import write_raw
 from hub_server import COMMIT, NAME, Handler, serving
 from sums import fp8_rows, fp8_tensor, total
 from tests.pure.quantization.test_field_cases import tensors
+from vllm_layershard import Layout, plan_model
 from vllm_layershard.errors import ModelError, UnknownModelError
 from vllm_layershard.models import Deployment, find, read_model
 from vllm_layershard.plan import ParallelLayout
@@ -310,3 +312,33 @@ def test_what_vllm_would_read_otherwise_is_refused(
         nbytes(write(tmp_path, params))
     assert message in str(error.value)
     assert "params.json" in str(error.value)
+
+
+def test_shared_experts_make_another_class(tmp_path: Path) -> None:
+    moe = {"num_experts": 8, "num_shared_experts": 1}
+    path = write(tmp_path, PARAMS | {"moe": moe}, num_local_experts=8)
+    with pytest.raises(ModelError, match=r"moe: vLLM 0\.32 builds MistralLarge3ForCausalLM"):
+        read_model(path)
+
+
+def test_experts_of_another_number_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, PARAMS | {"moe": {"num_experts": 16}}, num_local_experts=8)
+    with pytest.raises(
+        ModelError, match=r"moe\.num_experts: is 16, and config\.json has experts 8"
+    ):
+        read_model(path)
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_weights_of_its_format_that_are_stored_quantised_are_refused(
+    beside: bool, tmp_path: Path
+) -> None:
+    """Their headers say what no config does; those of the usual format are not the ones loaded."""
+    path = write(tmp_path, PARAMS)
+    name = "layers.0.attention.wq.weight"
+    stored = {"dtype": "F8_E4M3", "shape": [16, 16], "data_offsets": [0, 256]}
+    write_raw(tmp_path / "consolidated.safetensors", json.dumps({name: stored}).encode(), 256)
+    if beside:
+        write_raw(tmp_path / "model.safetensors", b"{}", 0)
+    with pytest.raises(ModelError, match=f"{name} is stored as F8_E4M3"):
+        plan_model(path, layout=Layout(dp=2))

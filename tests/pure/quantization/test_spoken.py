@@ -53,6 +53,14 @@ STATED: list[dict[str, Any]] = [
     {"library": "gptqmodel"},
     {"tool": "llm-compressor"},
     {"tags": ["text", "w4a16"]},
+    {"weight_bits": "4"},
+    {"bits": [4, 8]},
+    {"format": "int-4"},
+    {"format": "W4-A16"},
+    {"format": "w4afp8"},
+    {"format": "TQ1_0"},
+    {"method": "squeezellm"},
+    {"linear": "ternary"},
 ]
 
 
@@ -99,7 +107,9 @@ def test_no_bundled_config_speaks_of_it_but_in_its_section(path: Path) -> None:
     "file",
     [
         *("model-W8A8.safetensors", "model.w4a16.safetensors", "qconfig.json", "w4a8.json"),
-        *("model-4bit.safetensors", "q_config.json", "quark_profile.yaml", "awq_model.pt"),
+        *("model.nf4.safetensors", "model-w4afp8.safetensors", "model-Q4_K_M.safetensors"),
+        *("model-e4m3.safetensors", "model-4bit.safetensors", "q_config.json"),
+        *("quark_profile.yaml", "awq_model.pt"),
     ],
 )
 def test_a_file_is_known_by_its_name(file: str, tmp_path: Path) -> None:

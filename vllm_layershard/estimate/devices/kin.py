@@ -14,7 +14,7 @@ from typing import Final
 _KIN: Final = (
     (r"gh200\b.*(144g|hbm3e)", "H200"),
     (r"gh200\b", "H100"),
-    (r"b100\b", "B200"),
+    (r"g?b100\b", "B200"),
     (r"(quadro-)?rtx-\d{4}(-[a-z]+)?-ada", "L40S"),
     (r"(geforce-)?rtx-50\d\d|rtx-pro-\d", "RTX-PRO-6000"),
     (r"(geforce-)?rtx-40\d\d|l(2|4|20|40|40g)\b", "L40S"),

@@ -60,6 +60,10 @@ class MissingFilesError(ModelError):
     """The index names files that are not there."""
 
 
+_CONSOLIDATED: Final = "consolidated"
+"""How the files of Mistral's own layout begin."""
+
+
 def read_checkpoint(directory: Path) -> Checkpoint | None:
     """The checkpoint in a directory, None where it holds no safetensors files.
 
@@ -78,6 +82,23 @@ def read_checkpoint(directory: Path) -> Checkpoint | None:
         )
     return gather(
         counts,
+        lambda name: _read_header(directory / name),
+        lambda name: str(directory / name),
+        remedy(directory),
+    )
+
+
+def read_consolidated(directory: Path) -> Checkpoint | None:
+    """The checkpoint in Mistral's own layout in a directory; None where there is none.
+
+    Raises:
+        ModelError: a file cannot be read, or is broken.
+    """
+    names = [name for name in _names(directory) if name.startswith(_CONSOLIDATED)]
+    if not names:
+        return None
+    return gather(
+        dict.fromkeys(names),
         lambda name: _read_header(directory / name),
         lambda name: str(directory / name),
         remedy(directory),
@@ -150,17 +171,21 @@ def _counts(directory: Path) -> dict[str, int | None]:
         raise ModelError(f"{index}: {error}; {remedy(directory)}") from None
     except ModelError as error:
         raise ModelError(f"{error}; {remedy(directory)}") from None
+    names = _names(directory)
+    if SINGLE in names:
+        names = [SINGLE]
+    # Mistral publishes its own layout beside the usual one.
+    return dict.fromkeys(name for name in names if not name.startswith(_CONSOLIDATED))
+
+
+def _names(directory: Path) -> list[str]:
     try:
         names = sorted(path.name for path in directory.glob("*.safetensors"))
     except OSError as error:
         raise ModelError(f"{directory}: cannot be read: {error.strerror or error}") from None
-    if SINGLE in names:
-        names = [SINGLE]
-    # Mistral publishes its own layout beside the usual one.
-    usual = [name for name in names if not name.startswith("consolidated")]
-    if len(usual) > MAX_FILES:
+    if len(names) > MAX_FILES:
         raise ModelError(f"{directory}: holds more than {MAX_FILES:,} safetensors files")
-    return dict.fromkeys(usual)
+    return names
 
 
 def _read_header(path: Path) -> Header:

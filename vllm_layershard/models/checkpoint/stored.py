@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
 from vllm_layershard.errors import UnknownModelError
 from vllm_layershard.models.deployment import Deployment
 from vllm_layershard.models.model import Model
+from vllm_layershard.models.sources.beside import PARAMS
 from vllm_layershard.models.sources.source import FoundModel
 from vllm_layershard.plan import ParallelLayout
 
@@ -56,7 +57,11 @@ def evidence_for(
         return Evidence(found.revision), ()
     from vllm_layershard.models.checkpoint.compare import compare
     from vllm_layershard.models.checkpoint.experts import compare_experts
-    from vllm_layershard.models.checkpoint.files import MissingFilesError, read_checkpoint
+    from vllm_layershard.models.checkpoint.files import (
+        MissingFilesError,
+        read_checkpoint,
+        read_consolidated,
+    )
     from vllm_layershard.models.checkpoint.strays import stray_ends
     from vllm_layershard.models.sources.hub import hub_notes
 
@@ -64,6 +69,10 @@ def evidence_for(
     checkpoint: Checkpoint | None = None
     headers = found.source
     if found.directory is not None:
+        if PARAMS in found.config.where:  # so vLLM loads Mistral's own layout
+            consolidated = read_consolidated(found.directory)
+            if consolidated is not None:
+                _require_stated(found, model, consolidated)
         try:
             checkpoint = read_checkpoint(found.directory)
         except MissingFilesError as error:

@@ -37,7 +37,8 @@ _BITS: Final = re.compile(
 
 _SAID: Final = re.compile(
     r"quant(?!um|i[tl])|(?<![a-z0-9])(q?((nv|mx|h|b)?(fp|float|u?int)|nf|hif|bf)[1-8](?!\d)|"
-    r"awq|hqq|quark|aqlm|exl[23]|marlin|torchao|bnb|nvfp|mxfp|w[1-8]a([48](?!\d)|16)|a[48]w[48])|"
+    r"awq|hqq|quark|aqlm|exl[23]|marlin|torchao|bnb|nvfp|mxfp|int[-_][48](?!\d)|"
+    r"w[1-8][-_]?a(fp)?([48](?!\d)|16)|a[48]w[48])|^tq[1-8]_|squeezellm|ternary|"
     r"gptq|gguf|ggml|modelopt|auto.?round|bitsandbytes|compressed.?tensors|llm.?compressor|"
     r"e[2-8]m[0-3](?!\d)|^i?q[1-8](_|$)|^[1-8][ _-]?bits?|quarot"
 )
@@ -53,7 +54,8 @@ _HARMLESS: Final = frozenset({"numquantizers"})
 
 _FILE: Final = re.compile(
     r"quant(?!um)|gptq|awq|modelopt|auto.?round|compressed.?tensors|bnb|hqq|nncf|inc_config|"
-    r"(?<![a-z0-9])((nv|mx)?fp[468]|int[48]|exl[23]|w[1-8]a(4|8|16)|[1-8]-?bit)(?![a-z0-9])|"
+    r"(?<![a-z0-9])((nv|mx)?fp[468]|int[48]|exl[23]|nf4|e[45]m[23]|q[1-8]_[01k]|"
+    r"w[1-8]a(fp)?(4|8|16)|[1-8]-?bit)(?![a-z0-9])|"
     r"^q_?config|svdq|quark"
 )
 """A name of a file that states a quantisation, or holds quantised weights."""
@@ -139,7 +141,7 @@ def _statements(values: Any) -> Iterator[tuple[str, Any]]:
             for item in value:
                 if isinstance(item, (dict, list)):
                     left.append((path, key, item))
-                elif isinstance(item, str) and _says(_plain(key), item):
+                elif _speaks(_plain(key), item):
                     yield path, item
         elif isinstance(value, dict):
             for key, inner in value.items():
@@ -162,6 +164,8 @@ def _speaks(plain: str, value: Any) -> bool:
         return False
     if isinstance(value, str) and _says(plain, value):
         return True
+    if isinstance(value, str) and value.isdecimal():
+        value = int(value[:9])
     if isinstance(value, (int, float)) and _BITS.fullmatch(plain):
         return 0 < value < 16
     return plain.removesuffix("config") in _WHOLE or _KEY.search(plain) is not None

@@ -175,6 +175,9 @@ def _require_known(params: ConfigFile, config: ConfigFile | None) -> None:
     if params.get("qk_nope_head_dim") or params.get("model_type") == "mamba":
         key = "qk_nope_head_dim" if params.get("qk_nope_head_dim") else "model_type"
         params.fail(key, "vLLM 0.32 builds another class than Mistral's of it: not planned yet")
+    routed = params.section("moe")
+    if routed is not None and routed.get("num_shared_experts"):
+        params.fail("moe", "vLLM 0.32 builds MistralLarge3ForCausalLM of it: not planned yet")
     if config is None:
         for key in ("moe", "vision_encoder", "multimodal"):
             if params.get(key):
@@ -197,6 +200,10 @@ def _require_sizes(params: ConfigFile, config: ConfigFile) -> None:
     )
     if config.values:
         pairs.append(("moe", bool(params.get("moe")), "routed experts", routed))
+    stated_experts = params.section("moe")
+    if stated_experts is not None:
+        number = next((text.get(name) for name in _EXPERTS if text.get(name)), None)
+        pairs.append(("moe.num_experts", stated_experts.get("num_experts"), "experts", number))
     for key, read, name, planned in pairs:
         if read is not None and planned is not None and read != planned:
             params.fail(
