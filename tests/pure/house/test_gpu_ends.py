@@ -64,7 +64,16 @@ def rows_of(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def heed_all() -> None:
+    """These tests may run where a shell has them ignore some."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_ends_the_part_and_the_summary_is_written(number, environment, tmp_path):
     with subprocess.Popen(
         [sys.executable, str(tmp_path / "command.py"), "tests", "--rows", str(tmp_path / "rows")],
@@ -73,6 +82,7 @@ def test_a_signal_ends_the_part_and_the_summary_is_written(number, environment, 
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=heed_all,
     ) as started:
         assert started.stdout is not None
         held = next(row for row in map(json.loads, started.stdout) if "process" in row)
@@ -100,6 +110,7 @@ def held(environment, tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=heed_all,
     ) as started:
         assert started.stdout is not None
         yield started, next(row for row in map(json.loads, started.stdout) if "process" in row)

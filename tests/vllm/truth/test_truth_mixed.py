@@ -272,7 +272,7 @@ CASES["wrapped twice"] = Case(
 # What a class adds to its names as it builds comes too late for its quantisation.
 IGNORED_MLP = [f"model.layers.{i}.mlp.{p}_proj" for i in range(3) for p in ("gate", "up", "down")]
 for parts, dense in (("only", {"mlp_only_layers": [0]}), ("steps", {"decoder_sparse_step": 2})):
-    CASES[f"dense layers {parts}"] = Case(
+    CASES[f"experts fp8-but-dense-{parts}"] = Case(
         MODELS["experts"][0],
         EXPERTS
         | dense

@@ -142,7 +142,7 @@ def _local(name: str) -> FoundModel:
         path = Path(name).expanduser()
     except RuntimeError:
         raise UnknownModelError(f"{name}: there is no such user") from None
-    directory = path if path.is_dir() else None
+    directory = path if _is_directory(path) else None
     belongs = directory is not None or path.name == "config.json"
     beside = beside_in(directory or path.parent) if belongs else nothing_beside
     if directory is not None and _has_params_alone(directory):
@@ -152,6 +152,13 @@ def _local(name: str) -> FoundModel:
         stated = read_config(path)
         config, where = _served(stated, beside), stated.where
     return FoundModel(name, f"local:{where}", config, directory=directory, beside=beside)
+
+
+def _is_directory(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # too long: whoever reads it says so
+        return False
 
 
 def _has_params_alone(directory: Path) -> bool:
