@@ -43,7 +43,7 @@ def lost_options(given: Collection[str]) -> str:
 
 
 def near_options(given: Collection[str]) -> str:
-    """The same of keys near an option. Words near an option of one word are other plugins'."""
+    """The same of keys near an option. Near one of one word is one in other letters alone."""
     near = {key: own for key in sorted(given) for own in OPTIONS if _is_near_option(key, own)}
     return _stray(given, list(near), f"if {' and '.join(near.values())} is meant, ")
 
@@ -60,7 +60,9 @@ def _stray(given: Collection[str], lost: list[str], meant: str) -> str:
 
 
 def _is_near_option(key: str, own: str) -> bool:
-    return "_" in own and key not in OPTIONS and _is_near(key, own, _NEAR_OPTION)
+    if key in OPTIONS:
+        return False
+    return key.lower() == own or ("_" in own and _is_near(key, own, _NEAR_OPTION))
 
 
 def _plain(key: str) -> str:

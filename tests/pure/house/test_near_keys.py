@@ -22,7 +22,12 @@ NEAR_OPTION = (
     "move_weight_from: stands beside layer_sharding, where vLLM would not see it; if "
     'move_weights_from is meant, write it into {"layer_sharding": {...}}'
 )
+OTHER_CASE = (
+    "Move: stands beside layer_sharding, where vLLM would not see it; if move is meant, write it "
+    'into {"layer_sharding": {...}}'
+)
 NOTED = [
+    ({"layer_sharding": ["o_proj"], "Move": "auto"}, OTHER_CASE),
     ({"layer_sharding": ["o_proj"], "move_weight_from": 300}, NEAR_OPTION),
     ({"layer_sharding": ["o_proj"], "denseffn_tensor_parallel": 8}, NO_SPLIT),
     ({FFN_KEY: 8, "layer_shardin": ["o_proj"], "layer-sharding": ["o_proj"]}, NO_SHARDING),
