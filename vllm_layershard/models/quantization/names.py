@@ -12,18 +12,18 @@ from typing import Final, NamedTuple
 Fused = Mapping[str, tuple[str, ...]]
 """vLLM's name of a fused linear -> the names of its parts in a checkpoint."""
 
-_QKV: Final[Fused] = {"qkv_proj": ("q_proj", "k_proj", "v_proj")}
-_GATE_UP: Final[Fused] = {"gate_up_proj": ("gate_proj", "up_proj")}
-_LATENT: Final[Fused] = {"fused_qkv_a_proj": ("q_a_proj", "kv_a_proj_with_mqa")}
-_DELTA_NET: Final[Fused] = {
+QKV: Final[Fused] = {"qkv_proj": ("q_proj", "k_proj", "v_proj")}
+GATE_UP: Final[Fused] = {"gate_up_proj": ("gate_proj", "up_proj")}
+LATENT: Final[Fused] = {"fused_qkv_a_proj": ("q_a_proj", "kv_a_proj_with_mqa")}
+DELTA_NET: Final[Fused] = {
     "in_proj_qkvz": ("in_proj_qkv", "in_proj_z"),
     "in_proj_ba": ("in_proj_b", "in_proj_a"),
 }
-FUSED: Final[Fused] = {**_GATE_UP, **_QKV, **_LATENT, **_DELTA_NET}
+FUSED: Final[Fused] = {**GATE_UP, **QKV, **LATENT, **DELTA_NET}
 """The linears that a checkpoint may store by their parts."""
 
-_USUAL: Final[Fused] = {**_QKV, **_GATE_UP}
-_DEEPSEEK: Final[Fused] = {**_GATE_UP, **_LATENT}
+_USUAL: Final[Fused] = {**QKV, **GATE_UP}
+_DEEPSEEK: Final[Fused] = {**GATE_UP, **LATENT}
 _NUMBERED: Final = ("w1", "w3", "w2")
 """What Mixtral and MiniMax call an expert's gate, up and down."""
 
@@ -77,7 +77,7 @@ class Names(NamedTuple):
 
 
 _QWEN35: Final = Names(
-    {**_USUAL, **_DELTA_NET}, renames=True, prefixes=(("model.language_model.", "model."),)
+    {**_USUAL, **DELTA_NET}, renames=True, prefixes=(("model.language_model.", "model."),)
 )
 
 _NAMES: Final[Mapping[str, Names]] = {
@@ -92,11 +92,11 @@ _NAMES: Final[Mapping[str, Names]] = {
     "Qwen2ForCausalLM": Names(renames=True),
     "Qwen3ForCausalLM": Names(renames=True),
     # Their class adds the parts of its dense layers only when the quant config has its own copy.
-    "Qwen3MoeForCausalLM": Names(_QKV, renames=True),
+    "Qwen3MoeForCausalLM": Names(QKV, renames=True),
     "Qwen3VLForConditionalGeneration": Names(renames=True, prefixes=_QWEN_VL),
-    "Qwen3VLMoeForConditionalGeneration": Names(_QKV, renames=True, prefixes=_QWEN_VL),
+    "Qwen3VLMoeForConditionalGeneration": Names(QKV, renames=True, prefixes=_QWEN_VL),
     "MixtralForCausalLM": Names(
-        _QKV,
+        QKV,
         renames=True,
         substrings=(
             (".gate_proj.", ".w1."),
@@ -105,8 +105,8 @@ _NAMES: Final[Mapping[str, Names]] = {
         ),
         expert=_NUMBERED,
     ),
-    "MiniMaxM2ForCausalLM": Names(_QKV, renames=True, expert=_NUMBERED),
-    "BailingMoeV2ForCausalLM": Names({"query_key_value": ("query_key_value",), **_GATE_UP}),
+    "MiniMaxM2ForCausalLM": Names(QKV, renames=True, expert=_NUMBERED),
+    "BailingMoeV2ForCausalLM": Names({"query_key_value": ("query_key_value",), **GATE_UP}),
     "KimiK25ForConditionalGeneration": Names(
         _DEEPSEEK,
         renames=True,
@@ -124,7 +124,7 @@ _NAMES: Final[Mapping[str, Names]] = {
     "Qwen3_5ForConditionalGeneration": _QWEN35._replace(prefixes=_QWEN_VL),
     "Qwen3_5MoeForConditionalGeneration": _QWEN35._replace(prefixes=_QWEN_VL),
     "GptOssForCausalLM": Names(
-        _QKV,
+        QKV,
         renames=True,
         substrings=((".self_attn.", ".attn."),),
         suffixes=(

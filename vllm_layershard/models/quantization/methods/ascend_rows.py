@@ -5,22 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from vllm_layershard.models.quantization.names import Fused
+from vllm_layershard.models.quantization.names import DELTA_NET, GATE_UP, LATENT, QKV, Fused
 
-_QKV: Final[Fused] = {"qkv_proj": ("q_proj", "k_proj", "v_proj")}
-_GATE_UP: Final[Fused] = {"gate_up_proj": ("gate_proj", "up_proj")}
-_LATENT: Final[Fused] = {"fused_qkv_a_proj": ("q_a_proj", "kv_a_proj_with_mqa")}
-_DELTA_NET: Final[Fused] = {
-    "in_proj_qkvz": ("in_proj_qkv", "in_proj_z"),
-    "in_proj_ba": ("in_proj_b", "in_proj_a"),
-}
 _EXPERTS: Final[Fused] = {
     "experts": ("experts.0.gate_proj", "experts.0.up_proj", "experts.0.down_proj")
 }
 _NUMBERED: Final[Fused] = {"experts": ("experts.0.w1", "experts.0.w2", "experts.0.w3")}
 
-_MLA: Final[Fused] = {**_GATE_UP, **_EXPERTS, **_LATENT}
-_GQA: Final[Fused] = {**_QKV, **_GATE_UP, **_EXPERTS}
+_MLA: Final[Fused] = {**GATE_UP, **_EXPERTS, **LATENT}
+_GQA: Final[Fused] = {**QKV, **GATE_UP, **_EXPERTS}
 
 _ROWS: Final[Mapping[str, Fused]] = {
     "deepseek_v2": _MLA,
@@ -34,9 +27,9 @@ _ROWS: Final[Mapping[str, Fused]] = {
     "qwen3_vl_moe": _GQA,
     "glm4_moe": _GQA,
     "qwen3_next": {**_GQA, "in_proj": ("in_proj_qkvz", "in_proj_ba")},
-    "qwen3_5": {**_QKV, **_GATE_UP, **_DELTA_NET},
-    "qwen3_5_moe": {**_GQA, **_DELTA_NET},
-    "minimax_m2": {**_QKV, **_NUMBERED},
+    "qwen3_5": {**QKV, **GATE_UP, **DELTA_NET},
+    "qwen3_5_moe": {**_GQA, **DELTA_NET},
+    "minimax_m2": {**QKV, **_NUMBERED},
 }
 """Those of the model types that the planner reads.
 Source: vllm-ascend 182b75e, quantization/modelslim_config.py, `packed_modules_model_mapping`."""
