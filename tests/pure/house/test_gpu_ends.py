@@ -73,17 +73,23 @@ def heed_all() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
-@pytest.mark.parametrize("number", SIGNALS)
-def test_a_signal_ends_the_part_and_the_summary_is_written(number, environment, tmp_path):
-    with subprocess.Popen(
-        [sys.executable, str(tmp_path / "command.py"), "tests", "--rows", str(tmp_path / "rows")],
+def begun(words: list[str], environment: dict[str, str]) -> subprocess.Popen[str]:
+    """The command, which runs on."""
+    return subprocess.Popen(
+        words,
         env=environment,
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         preexec_fn=heed_all,
-    ) as started:
+    )
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_ends_the_part_and_the_summary_is_written(number, environment, tmp_path):
+    words = [str(tmp_path / "command.py"), "tests", "--rows", str(tmp_path / "rows")]
+    with begun([sys.executable, *words], environment) as started:
         assert started.stdout is not None
         held = next(row for row in map(json.loads, started.stdout) if "process" in row)
         started.send_signal(number)
@@ -103,15 +109,8 @@ def test_a_signal_ends_the_part_and_the_summary_is_written(number, environment, 
 @pytest.fixture
 def held(environment, tmp_path):
     """The command in its second part, which started as `nohup` starts it, and that part's row."""
-    with subprocess.Popen(
-        ["nohup", sys.executable, str(tmp_path / "command.py"), "tests"],
-        env=environment,
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=heed_all,
-    ) as started:
+    words = ["nohup", sys.executable, str(tmp_path / "command.py"), "tests"]
+    with begun(words, environment) as started:
         assert started.stdout is not None
         yield started, next(row for row in map(json.loads, started.stdout) if "process" in row)
         started.kill()
