@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from tests.pure.quantization.test_stated import DENSE, quantization
+from tests.pure.quantization.test_stated import DENSE, GPTQ, quantization
 from vllm_layershard.errors import ModelError
-from vllm_layershard.models.quantization.proof import _statements
+from vllm_layershard.models.quantization.statements import statements
 from vllm_layershard.models.sources.source import _BUNDLED
 
 STATED: list[dict[str, Any]] = [
@@ -61,6 +61,10 @@ STATED: list[dict[str, Any]] = [
     {"format": "TQ1_0"},
     {"method": "squeezellm"},
     {"linear": "ternary"},
+    {"group_size": 128},
+    {"compression": 4},
+    {"compressor": "mine"},
+    {"exporter_name": "modelopt"},
 ]
 
 
@@ -75,13 +79,39 @@ def test_a_key_that_speaks_of_it_is_refused(
     assert next(iter(stated)) in str(error.value)
 
 
+SECTIONS: list[dict[str, Any]] = [
+    {"precision": {"weights": 4}},
+    {"producer": {"name": "modelopt"}},
+    {"storage": {"layout": "packed", "levels": 16}},
+    {"vision_config": {"storage": {"levels": 16}}},
+    {"mtp": {"storage": {"levels": 16}}},
+    {"auto_map": [{"levels": 16}]},
+    {"stages": [{"targets": ["Linear"]}]},
+    {"stages": [[{"targets": ["Linear"]}]]},
+    {"Text_config": {"hidden_size": 8}},
+]
+
+
+@pytest.mark.parametrize("stated", SECTIONS, ids=str)
+def test_a_section_that_no_model_has_is_refused(stated: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="is a section that no config class") as error:
+        quantization(tmp_path, DENSE | stated)
+    assert next(iter(stated)) in str(error.value)
+    whole = DENSE | stated | {"quantization_config": GPTQ}
+    assert quantization(tmp_path, whole) == "gptq_int4_g128"
+
+
 SILENT: list[dict[str, Any]] = [
     {"tags": ["text-generation", "8 languages"]},
     {"dtypes": ["bfloat16", "float16", "int32", "tf32"]},
     {"precision": "bf16"},
     {"precision": 16},
     {"weights": "full"},
-    {"weight_init": {"format": "u-shaped", "bits": None}},
+    {"vision_config": {"format": "u-shaped", "bits": None}},
+    {"rope_scaling": {"factor": 4.0, "inner": {"factor": 2.0}}},
+    {"id2label": {"0": "LABEL_0"}},
+    {"training": {}, "stages": [[]]},
+    {"model_name": "qwen-awq", "run_id": "int4-7", "base_model_name": "a/b-gptq"},
     {"scheme": "cosine"},
     {"activation": "silu"},
     {"_name_or_path": "somebody/model-gptq"},
@@ -100,7 +130,7 @@ def test_no_bundled_config_speaks_of_it_but_in_its_section(path: Path) -> None:
     config = json.loads(path.read_text())
     for section in (config, config.get("text_config", {})):
         section.pop("quantization_config", None)
-    assert list(_statements(config)) == []
+    assert list(statements(config)) == []
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 
 from truth.asking import answers_of
+from truth.published import PUBLISHED, WITHOUT_A_CLASS
 from truth.stated import QWEN3_5_27B
 from vllm_layershard.errors import ModelError
 from vllm_layershard.models import find
 from vllm_layershard.models.quantization import stated_section
 from vllm_layershard.models.quantization.read import method_of
+from vllm_layershard.models.quantization.sections import unknown_sections
 from vllm_layershard.models.sources.beside import HF_QUANT
 
 SAID = """
@@ -154,3 +156,34 @@ def test_a_key_of_any_methods_name_states_a_quantisation(tmp_path: Path) -> None
             found = find(str(tmp_path))
             with pytest.raises(ModelError, match="speaks of a quantisation"):
                 stated_section(found.config, found.beside)
+
+
+OF_CLASSES = """
+import json, sys
+import vllm.transformers_utils.configs as own
+from transformers import CONFIG_MAPPING
+from vllm.transformers_utils.config import _CONFIG_REGISTRY
+
+def class_of(model_type):
+    known = _CONFIG_REGISTRY.get(model_type)
+    return getattr(own, known) if isinstance(known, str) else known or CONFIG_MAPPING[model_type]
+
+def written(value):
+    return json.loads(json.dumps(value, default=str))
+
+print(json.dumps({
+    model_type: written(class_of(model_type)(**config).to_dict())
+    for model_type, config in json.load(sys.stdin).items()
+}))
+"""
+
+
+def test_every_section_that_a_models_class_writes_is_known() -> None:
+    """Else a config that vLLM itself saves would be refused."""
+    asked = {kind: PUBLISHED[kind] for kind in PUBLISHED if kind not in WITHOUT_A_CLASS}
+    found = answers_of(OF_CLASSES, asked)
+    assert found.keys() == asked.keys()
+    for model_type, config in found.items():
+        for section in (config, config.get("text_config", {})):
+            section.pop("quantization_config", None)
+        assert list(unknown_sections(config)) == [], model_type
