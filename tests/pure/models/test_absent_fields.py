@@ -123,6 +123,38 @@ def test_a_null_that_is_no_value_is_refused(name: str, field: str) -> None:
         read(changed(bundled(name), **{field: None}))
 
 
+@pytest.mark.parametrize("name", ["deepseek-ai--DeepSeek-V3", NEXT, "Qwen--Qwen3-32B", QWEN35])
+@pytest.mark.parametrize("value", [None, False, 0])
+def test_an_encoder_is_refused(name: str, value: object) -> None:
+    with pytest.raises(ModelError, match=r": is_causal: is .*: an encoder keeps no cache"):
+        read(changed(bundled(name), is_causal=value))
+    read(changed(bundled(name), is_causal=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value"),
+    [
+        (NEXT, "attn_output_gate", None),
+        (QWEN35, "attn_output_gate", 0),
+        ("deepseek-ai--DeepSeek-V3.2", "index_topk_freq", None),
+        ("zai-org--GLM-5.2", "index_skip_topk_offset", None),
+    ],
+)
+def test_what_vllm_calculates_with_is_refused(name: str, field: str, value: object) -> None:
+    with pytest.raises(ModelError, match=rf": {field}: .* vLLM 0\.32 calculates with it"):
+        read(changed(bundled(name), **{field: value}))
+
+
+def test_a_null_count_of_draft_layers_is_none() -> None:
+    for name, field in {
+        NEXT: "num_nextn_predict_layers",
+        QWEN35: "mtp_num_hidden_layers",
+    }.items():
+        assert read(changed(bundled(name), **{field: None})).blueprint.drafts == (
+            read(changed(bundled(name), **{field: 0})).blueprint.drafts
+        )
+
+
 @pytest.mark.parametrize(
     ("name", "field", "value"),
     [

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Final
 
 from vllm_layershard.models.blueprint import Blueprint, Segment
-from vllm_layershard.models.families.activation import require_silu
+from vllm_layershard.models.families.activation import require_decoder, require_silu
 from vllm_layershard.models.families.gqa import norm_if, read_gqa
 from vllm_layershard.models.families.language_model import language_model_of, within
 from vllm_layershard.models.parts.feed_forward import GatedMlp
@@ -39,8 +39,7 @@ def build(architecture: str, config: ConfigFile) -> Blueprint:
 
 def _read(architecture: str, config: ConfigFile) -> Blueprint:
     require_silu(config)
-    if config.get("is_causal") is False:
-        config.fail("is_causal", "is false: an encoder keeps no cache, and is not planned")
+    require_decoder(config)
     # Llama's config class refuses heads that do not share out the width, whatever head_dim says.
     sizes = read_gqa(config, ties=True, whole=config.get("model_type") == "llama")
     llama, qwen2 = architecture in _LLAMAS, architecture == "Qwen2ForCausalLM"

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from vllm_layershard.models.blueprint import MAX_EXPERTS, MAX_LAYERS, Blueprint, Drafts, Segment
 from vllm_layershard.models.dtypes import dtype_of
-from vllm_layershard.models.families.activation import require_silu
+from vllm_layershard.models.families.activation import require_decoder, require_silu
 from vllm_layershard.models.families.language_model import language_model_of, within
 from vllm_layershard.models.parts.experts import Experts
 from vllm_layershard.models.parts.feed_forward import GatedMlp, Router, Whole
@@ -48,6 +48,7 @@ def read_latent(config: ConfigFile, *, compressed: bool = False) -> LatentAttent
     Raises:
         ModelError: names the file, the key and what is wrong with it.
     """
+    require_decoder(config)
     heads = config.integer("num_attention_heads", high=1 << 14)
     q_lora = config.optional_integer("q_lora_rank")
     if compressed:
@@ -196,10 +197,13 @@ def _sparse(config: ConfigFile, layers: int) -> _Sparse | None:
         )
     if topk is None:
         return None
+    pattern = config.get("index_topk_pattern")
+    for key in ("index_topk_freq", "index_skip_topk_offset"):
+        if pattern is None and config.values.get(key, 0) is None:
+            config.fail(key, "is null, and vLLM 0.32 calculates with it; write a number")
     every = config.optional_integer("index_topk_freq", high=MAX_LAYERS) or 1
     offset = config.optional_integer("index_skip_topk_offset", low=0, high=MAX_LAYERS)
     offset = 2 if offset is None else offset
-    pattern = config.get("index_topk_pattern")
     if pattern is not None and not isinstance(pattern, (str, list)):
         config.fail("index_topk_pattern", "is neither a string nor a list")
     has = [max(i - offset + 1, 0) % every == 0 for i in range(layers)]

@@ -60,8 +60,9 @@ _BY_THE_CLASS: Final = {
     "llama": f"{_USUAL} attention_bias mlp_bias",
     "longcat_flash": (
         f"{_EVERY} {_LATENT} attention_bias attention_dropout expert_ffn_hidden_size "
-        "ffn_hidden_size head_dim moe_topk n_routed_experts num_layers output_router_logits "
-        "q_lora_rank routed_scaling_factor tie_word_embeddings v_head_dim zero_expert_num"
+        "ffn_hidden_size head_dim moe_topk n_routed_experts num_hidden_layers num_layers "
+        "output_router_logits q_lora_rank routed_scaling_factor tie_word_embeddings v_head_dim "
+        "zero_expert_num"
     ),
     "minimax_m2": f"{_LOCAL} head_dim router_jitter_noise",
     "ministral3": f"{_DENSE} head_dim num_key_value_heads",
@@ -92,11 +93,15 @@ _BY_THE_MODEL: Final = {
     "deepseek_v3": "first_k_dense_replace index_topk moe_layer_freq",
     "deepseek_v32": "first_k_dense_replace index_topk moe_layer_freq",
     "kimi_k2": "first_k_dense_replace index_topk moe_layer_freq",
-    "kimi_k25": "first_k_dense_replace index_topk moe_layer_freq",
+    "kimi_k25": "first_k_dense_replace index_topk model_type moe_layer_freq",
     "glm_moe_dsa": "moe_layer_freq",
     "glm4_moe_lite": "first_k_dense_replace index_topk moe_layer_freq",
+    "qwen3_moe": "shared_expert_intermediate_size",
+    "qwen3_vl_moe": "shared_expert_intermediate_size",
 }
-"""vLLM's model, not the class: it compares with a layer's index, divides by it, or allocates it."""
+"""vLLM's model, not the class: it compares or divides by it, or allocates it.
+
+Kimi-K2.5's class finds another class by its language model's model_type."""
 
 _AROUND: Final = (
     "image_token_id video_token_id vision_start_token_id vision_end_token_id tie_word_embeddings "

@@ -11,14 +11,14 @@ from typing import NamedTuple
 
 from vllm_layershard.models.blueprint import MAX_LAYERS, Blueprint, Drafts, Segment
 from vllm_layershard.models.dtypes import DTYPE_BYTES
-from vllm_layershard.models.families.activation import require_silu
+from vllm_layershard.models.families.activation import require_decoder, require_silu
 from vllm_layershard.models.families.gqa import mlp_split, read_experts, read_gqa
 from vllm_layershard.models.families.language_model import language_model_of, within
 from vllm_layershard.models.parts.delta_net import DeltaNet
 from vllm_layershard.models.parts.experts import Experts
 from vllm_layershard.models.parts.feed_forward import FeedForward, GatedMlp, Router
 from vllm_layershard.models.parts.grouped import GroupedAttention
-from vllm_layershard.models.sources.config_file import ConfigFile
+from vllm_layershard.models.sources.config_file import ConfigFile, shown
 
 _STATES = (
     "the layers with linear attention keep a state of every sequence too, and vLLM pads both "
@@ -48,6 +48,7 @@ def _noted(read: Blueprint) -> Blueprint:
 
 def _read(config: ConfigFile, *, fused: bool, has_experts: bool) -> Blueprint:
     require_silu(config)
+    require_decoder(config)
     sizes = read_gqa(config, ties=not fused)
     # Qwen3-Next's key would be ignored. Source: vLLM 0.32, model_executor/models/config.py.
     state_dtype = sizes.dtype if fused else config.string("mamba_ssm_dtype") or sizes.dtype
@@ -57,7 +58,7 @@ def _read(config: ConfigFile, *, fused: bool, has_experts: bool) -> Blueprint:
         sizes.heads,
         qkv_bias=config.boolean("qkv_bias"),  # vLLM's class does not read attention_bias
         qk_norm="head",
-        gated=config.get("attn_output_gate") is not False,
+        gated=_is_gated(config),
     )
     net = _delta_net(config, fused, state_dtype)
     mlps = _mlps(config, sizes.layers, fused) if has_experts else _dense(config, sizes.layers)
@@ -72,13 +73,24 @@ def _read(config: ConfigFile, *, fused: bool, has_experts: bool) -> Blueprint:
         mlps.experts,
     )
     key = "num_nextn_predict_layers" if fused else "mtp_num_hidden_layers"
-    count = config.optional_integer(key, low=0, high=MAX_LAYERS)
+    count = config.optional_integer(key, low=0, high=MAX_LAYERS) or 0
     last = (Segment(full, mlps.of_drafts),)
     return replace(
         read,
         longest=config.optional_integer("max_position_embeddings", high=1 << 30),
-        drafts=Drafts((last,) * (1 if count is None else count), "mtp.layers", fused=True),
+        drafts=Drafts((last,) * (count if key in config.values else 1), "mtp.layers", fused=True),
     )
+
+
+def _is_gated(config: ConfigFile) -> bool:
+    """Whether the attention's output has a gate. Source: qwen3_next.py, `Qwen3NextAttention`."""
+    gated = config.values.get("attn_output_gate", True)
+    if not isinstance(gated, bool):
+        config.fail(
+            "attn_output_gate",
+            f"{shown(gated)} is neither true nor false, and vLLM 0.32 calculates with it",
+        )
+    return gated
 
 
 class _Mlps(NamedTuple):
