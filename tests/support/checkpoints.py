@@ -12,6 +12,9 @@ Tensors = Mapping[str, tuple[str, Sequence[int]]]
 
 BYTES = {"BF16": 2, "F32": 4, "F8_E4M3": 1, "U8": 1, "I8": 1, "I32": 4, "I64": 8, "F16": 2}
 
+ENDS = ("model.embed_tokens", "lm_head")
+"""What a model has around its layers, which a description of ModelSlim's names, too."""
+
 
 def header_of(tensors: Tensors) -> tuple[bytes, int]:
     """The header, and the bytes of data that it speaks of."""

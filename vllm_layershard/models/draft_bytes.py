@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
+from typing import Final
 
 from vllm_layershard.models.blueprint import Blueprint
 from vllm_layershard.models.deployment import Deployment
@@ -15,6 +17,8 @@ from vllm_layershard.models.layer_weights import (
     layer_linears,
 )
 from vllm_layershard.models.shape import Shape
+
+_HEAD: Final = Shape("head", (), 0, "out")
 
 
 def draft_bytes(
@@ -28,6 +32,8 @@ def draft_bytes(
 
     Raises:
         PlanError: the quantisation's blocks would be split over ranks.
+        ModelError: a description of ModelSlim's does not name the head of a draft layer, which
+            vLLM's class builds before it shares the model's.
     """
     drafts, layout = blueprint.drafts, deployment.layout
     if drafts is None or layout.stage_of(rank) != layout.pp - 1:
@@ -35,6 +41,9 @@ def draft_bytes(
     if deployment.exchange:
         deployment = replace(deployment, exchange=())
     b, first = _of_drafts(blueprint)
+    if b.quantization.name == "ascend_w8a8":
+        for name in draft_heads(blueprint):
+            b.quantization.format(name, _HEAD)  # for its refusal
     element = DTYPE_BYTES[b.dtype]
     total = derived = 0
     for layer_id in range(first, len(b.layers)):
@@ -51,6 +60,21 @@ def draft_bytes(
     if drafts.fused:
         return total + norms + _projection(b, layout.tp), derived
     return total + len(drafts.layers) * (norms + 2 * b.hidden * b.hidden * element), derived
+
+
+def draft_heads(blueprint: Blueprint) -> Iterator[str]:
+    """The names by which vLLM's class of draft layers asks for the formats of their heads.
+
+    Source: vLLM 0.32, deepseek_mtp.py and glm4_moe_mtp.py, `SharedHead`; qwen3_next_mtp.py,
+    qwen3_5_mtp.py.
+    """
+    drafts = blueprint.drafts
+    assert drafts is not None, "it was asked"
+    if not drafts.fused:
+        first = len(blueprint.layers)
+        yield from (f"{blueprint.stem}.{first + i}.head" for i in range(len(drafts.layers)))
+    elif blueprint.head_quantisable:
+        yield "lm_head"
 
 
 @lru_cache(maxsize=64)  # so that its layers are kept as a model's are

@@ -124,7 +124,10 @@ def model_of(found: FoundModel) -> Model:
     read = Model(found.name, found.source, architecture, blueprint, asked)
     if section is not None and section.get("quant_method") == "ascend":
         from vllm_layershard.models.quantization.described_cache import described_cache
+        from vllm_layershard.models.quantization.described_vocabulary import require_vocabulary
 
+        head = blueprint.head if blueprint.head_quantisable else None
+        require_vocabulary(section, architecture, blueprint.stem, head)
         cache = described_cache(section, latent=latent)
         noted = replace(blueprint, notes=(*blueprint.notes, *cache.notes))
         return read._replace(blueprint=noted, int8_layers=cache.layers)

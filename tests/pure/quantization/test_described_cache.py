@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from checkpoints import ENDS
 from vllm_layershard.errors import ModelError
 from vllm_layershard.models import Deployment, Model, cache_name, read_model
 from vllm_layershard.models.sources.beside import DESCRIPTION
@@ -36,7 +37,7 @@ def described(directory: Path, name: str, keys: Keys) -> Model:
         "fused_qkv_a_proj": ("q_a_proj", "kv_a_proj_with_mqa"),
         "wk_weights_proj": ("wk", "weights_proj"),
     }
-    names: list[str] = []
+    names: list[str] = [*ENDS]
     for module in model.blueprint.modules():
         stem, _, last = module.rpartition(".")
         names += [f"{stem}.{part}" for part in fused.get(last, (last,))]

@@ -251,7 +251,8 @@ def test_another_producer_is_named(producer: Any, place: str, tmp_path: Path) ->
 def test_a_description_is_read_of_a_wrapper_too(tmp_path: Path) -> None:
     method = {"quant_method": "Ascend"}
     changed = WRAPPED | text(method)
-    assert quantization(tmp_path, changed, **{DESCRIPTION: {"a.weight": "FLOAT"}}) == "ascend_w8a8"
+    kinds = {"lm_head.weight": "FLOAT"}
+    assert quantization(tmp_path, changed, **{DESCRIPTION: kinds}) == "ascend_w8a8"
     (tmp_path / DESCRIPTION).unlink()
     with pytest.raises(ModelError, match="needs quant_model_description"):
         quantization(tmp_path, changed)

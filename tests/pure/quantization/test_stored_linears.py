@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from checkpoints import ENDS
 from tests.pure.models.test_checkpoint import Tensors, bundled, compared
 
 
@@ -138,6 +139,7 @@ def dense(method: str, stored_as: str | None = None) -> tuple[dict[str, object],
 def test_a_quantised_layout_agrees(method: str, tmp_path: Path) -> None:
     config, tensors = dense(method)
     description = {name: "W8A8" for name in tensors if name.endswith(".weight")}
+    description |= {f"{module}.weight": "FLOAT" for module in ENDS}
     (tmp_path / "quant_model_description.json").write_text(json.dumps(description))
     assert compared(tmp_path, config, tensors).disagreements == ()
     tensors["model.layers.0.self_attn.o_proj.bias"] = ("BF16", [256])

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import field_cases
+from checkpoints import ENDS
 from vllm_layershard.errors import ModelError
 from vllm_layershard.models import FoundModel, Model, bundled_names, model_of, read_model
 from vllm_layershard.models.sources.config_file import ConfigFile
@@ -160,7 +161,8 @@ def test_a_description_of_plain_weights_alone_is_a_note(tmp_path: Path) -> None:
     config = json.loads((_BUNDLED / f"{DENSE}.json").read_text()) | {"num_hidden_layers": 1}
     (tmp_path / "config.json").write_text(json.dumps(config))
     parts = ("self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o", "mlp.gate", "mlp.up")
-    kinds = {f"model.layers.0.{part}_proj.weight": "FLOAT" for part in (*parts, "mlp.down")}
+    linears = [f"model.layers.0.{part}_proj" for part in (*parts, "mlp.down")]
+    kinds = {f"{module}.weight": "FLOAT" for module in (*linears, *ENDS)}
     (tmp_path / "quant_model_description.json").write_text(json.dumps(kinds))
     found = read_model(str(tmp_path))
     assert any("states FLOAT for every linear and expert" in note for note in found.notes)

@@ -13,7 +13,9 @@ import pytest
 from truth.asking import answers_of
 from vllm_layershard.errors import ModelError, PlanError
 from vllm_layershard.models import Deployment, Model, read_model
+from vllm_layershard.models.draft_bytes import draft_heads
 from vllm_layershard.models.layer_weights import layer_linears
+from vllm_layershard.models.quantization.described_vocabulary import asked_embedding
 from vllm_layershard.models.quantization.groups import CLASSES
 from vllm_layershard.models.quantization.names import names_of
 from vllm_layershard.plan import ParallelLayout, stage_layers
@@ -149,8 +151,16 @@ def _check_tokens(model: Model, deployment: Deployment, truth: Mapping[str, Any]
 
 
 def _check_names(model: Model, deployment: Deployment, truth: Mapping[str, Any]) -> None:
-    """What vLLM calls the head, a routed expert's matrices, and the classes of linears."""
-    assert truth["heads"] == [model.blueprint.head]
+    """What vLLM calls the head, a routed expert's matrices, and the classes of linears.
+
+    And which heads and embeddings are told of a quantisation, and by what name.
+    """
+    b = model.blueprint
+    assert truth["heads"] == [b.head]
+    embedding = asked_embedding(model.architecture, b.stem)
+    asked = [b.head] * b.head_quantisable + [embedding] * (embedding is not None)
+    assert truth["told"] == sorted(asked)
+    assert truth["draft_heads"] == (list(draft_heads(b)) if model.drafted else [])
     expert = list(names_of(model.architecture).expert)
     assert all(said == expert for said in truth["experts"])
     for layer_id in range(model.num_layers):

@@ -32,7 +32,10 @@ from vllm.model_executor.layers.fused_moe.oracle.mxfp4 import Mxfp4MoeBackend
 from vllm.model_executor.layers.fused_moe.oracle.nvfp4 import NvFp4MoeBackend
 from vllm.model_executor.layers.fused_moe.oracle.w4a8 import W4A8MoeBackend
 from vllm.model_executor.layers.linear import LinearBase, ReplicatedLinear, RowParallelLinear
-from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+from vllm.model_executor.layers.vocab_parallel_embedding import (
+    ParallelLMHead,
+    VocabParallelEmbedding,
+)
 from vllm.model_executor.model_loader.utils import get_model_cls, initialize_model
 from vllm.platforms import current_platform
 from vllm.utils.torch_utils import set_default_torch_dtype
@@ -155,7 +158,7 @@ class BailingMoeConfig(PretrainedConfig):
 def main() -> None:
     AutoConfig.register("bailing_moe", BailingMoeConfig)
     stand_in_for_kernels()
-    keep_names_of_heads()
+    keep_names_of_heads_and_embeddings()
     cases = json.load(sys.stdin)
     inventories: dict[str, object] = {}
     with tempfile.TemporaryDirectory() as scratch:
@@ -191,15 +194,24 @@ def asked(case: dict[str, object]) -> dict[str, object]:
         return {"refused": f"{type(error).__name__}: {error}"}
 
 
-def keep_names_of_heads() -> None:
-    """A head keeps the name that its model gives it, as linears do of themselves."""
-    make = ParallelLMHead.__init__
+def keep_names_of_heads_and_embeddings() -> None:
+    """Each keeps the name that its model gives it, as linears do of themselves.
 
-    def named(head: ParallelLMHead, *args: object, prefix: str = "", **rest: object) -> None:
-        make(head, *args, prefix=prefix, **rest)
-        head.prefix = prefix
+    `told`: whether the model hands it a quant_config, be it None.
+    """
+    for kind in (ParallelLMHead, VocabParallelEmbedding):
+        keep_name_of(kind)
 
-    ParallelLMHead.__init__ = named
+
+def keep_name_of(kind: type[VocabParallelEmbedding]) -> None:
+    make = kind.__init__
+
+    def named(made: VocabParallelEmbedding, *args: object, **rest: object) -> None:
+        make(made, *args, **rest)
+        if type(made) is kind:
+            made.prefix, made.told = rest.get("prefix", ""), "quant_config" in rest
+
+    kind.__init__ = named
 
 
 def speculation(tokens: int) -> dict[str, object] | None:
@@ -224,7 +236,7 @@ def inventory(config: object, tp: int, dp: int, ep: bool) -> dict[str, object]:
         as_imported(config),
     ):
         model = initialize_model(config)
-        drafts = drafts_of(config)
+        drafts, draft_heads = drafts_of(config)
     if hasattr(model, "get_language_model"):
         model = model.get_language_model()
     return {
@@ -234,6 +246,8 @@ def inventory(config: object, tp: int, dp: int, ep: bool) -> dict[str, object]:
             m.prefix: type(m).__name__ for m in model.modules() if isinstance(m, LinearBase)
         },
         "heads": [m.prefix for m in model.modules() if isinstance(m, ParallelLMHead)],
+        "told": told(model),
+        "draft_heads": draft_heads,
         "experts": [
             [m.ckpt_gate_proj_name, m.ckpt_up_proj_name, m.ckpt_down_proj_name]
             for m in model.modules()
@@ -275,16 +289,23 @@ SHARED = ("embed_tokens", "lm_head", "head")
 """What a drafter takes over from the model (v1/spec_decode/llm_base_proposer.py)."""
 
 
-def drafts_of(config: VllmConfig) -> list[torch.nn.Module]:
-    """The modules of the draft model that are its own."""
+def told(model: torch.nn.Module) -> list[str]:
+    """The names under which heads and embeddings ask a quantisation."""
+    made = (m for m in model.modules() if isinstance(m, VocabParallelEmbedding))
+    return sorted(each.prefix for each in made if each.told)
+
+
+def drafts_of(config: VllmConfig) -> tuple[list[torch.nn.Module], list[str]]:
+    """The modules of the draft model that are its own, and the others' names as of `told`."""
     if config.speculative_config is None:
-        return []
+        return [], []
     draft = initialize_model(config, model_config=config.speculative_config.draft_model_config)
+    asked = told(draft)
     for module in list(draft.modules()):
         for name in SHARED:
             if isinstance(getattr(module, name, None), torch.nn.Module):
                 delattr(module, name)
-    return [draft]
+    return [draft], asked
 
 
 def stand_in_for_kernels() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from checkpoints import ENDS
 from sums import Matrix, matrices
 from truth.stated import QWEN3_5_27B, QWEN3_VL_4B, QWEN3_VL_30B_A3B
 from vllm_layershard import ModelError
@@ -166,6 +167,7 @@ def described(
         kinds[name] = kind
         if ".experts.0." in name:
             kinds[name.replace(".experts.0.", ".experts.1.")] = kind
+    kinds.setdefault(head, FLOAT)  # a tied one is named, too
     return kinds, total
 
 
@@ -202,6 +204,7 @@ def test_experts_of_a_type_without_a_row_are_refused_by_its_name(case: str, tmp_
     )
     shared = [f"mlp.shared_experts.{x}_proj" for x in ("gate", "up", "down")]
     kinds |= {f"model.layers.0.{x}": DYNAMIC for x in (*attention, *shared)}
+    kinds |= dict.fromkeys(("model.word_embeddings", *ENDS), FLOAT)
     said = (
         rf"model\.layers\.0\.{experts}: vllm-ascend 182b75e cannot read quantised routed experts "
         rf'of model_type "{config["model_type"]}": its packed_modules_model_mapping does not name'
@@ -221,6 +224,7 @@ def test_a_language_model_named_alone_is_refused_where_the_mapper_leaves_its_nam
 ) -> None:
     config = sized(KIMI, Random(1))
     kinds, _ = described(config, "model.", "lm_head", lambda name: FLOAT)
+    kinds |= dict.fromkeys(("language_model.model.embed_tokens", "language_model.lm_head"), FLOAT)
     said = r"states no precision for language_model\.model\.layers\.\d"
     with pytest.raises(ModelError, match=said):
         read_model(write(tmp_path, config, kinds)).weight_bytes(LAYOUT, 0)

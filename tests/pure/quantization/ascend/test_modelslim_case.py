@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from checkpoints import ENDS
 from sums import Matrix, total
 from tests.pure.quantization.test_quantization import GPTQ, ONE, write
 from vllm_layershard.errors import ModelError
@@ -84,7 +85,7 @@ CASES: dict[str, tuple[str, Precision, dict[str, Any]]] = {
 
 
 def modules(config: dict[str, Any]) -> list[str]:
-    """The linears of a checkpoint, experts by the first two; the draft layer too."""
+    """What a description names, experts by the first two; the draft layer and its head too."""
     part = ("gate_proj", "up_proj", "down_proj")
     experts = [f"mlp.experts.{i}.{p}" for i in (0, 1) for p in part]
     shared = [f"mlp.shared_experts.{p}" for p in part] + [f"mlp.shared_expert.{p}" for p in part]
@@ -94,7 +95,9 @@ def modules(config: dict[str, Any]) -> list[str]:
     indexer = [f"self_attn.indexer.{name}" for name in ("wq_b", "wk", "weights_proj")]
     mlp = [f"mlp.{p}" for p in (*part, "gate", "shared_expert_gate")]
     every = (*attention, *indexer, *delta, *mlp, *shared, *experts)
-    return [f"model.layers.{i}.{m}" for i in range(config["num_hidden_layers"] + 1) for m in every]
+    layers = config["num_hidden_layers"]
+    within = [f"model.layers.{i}.{m}" for i in range(layers + 1) for m in every]
+    return [*within, f"model.layers.{layers}.shared_head.head", *ENDS]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -123,6 +126,9 @@ def test_a_described_checkpoint_has_the_bytes_of_its_matrices(case: str, tmp_pat
     assert model.weight_bytes(EIGHT, 0).total == pytest.approx(expected, rel=1e-3)
 
 
+ENDS_PLAIN = {f"{module}.weight": FLOAT for module in ENDS}
+
+
 def described(kinds: dict[str, str]) -> dict[str, str]:
     """The precision of every tensor of a one-layer Qwen3-MoE, as ModelSlim states it."""
     modules = {
@@ -134,7 +140,8 @@ def described(kinds: dict[str, str]) -> dict[str, str]:
         },
         "mlp.gate": "FLOAT",
     } | kinds
-    return {f"model.layers.0.{module}.weight": kind for module, kind in modules.items()}
+    within = {f"model.layers.0.{module}.weight": kind for module, kind in modules.items()}
+    return within | ENDS_PLAIN
 
 
 FIRST_EXPERT = tuple(f"mlp.experts.0.{part}_proj" for part in ("gate", "up", "down"))
@@ -173,7 +180,7 @@ def test_ascends_w8a8_is_read_from_its_description(tmp_path: Path) -> None:
             "qkv_proj: quant_model_description.json states several",
         ),
         (
-            {},
+            ENDS_PLAIN,
             "states no precision for model.layers.0.mlp.experts.0.gate_proj",
         ),
         (

@@ -21,8 +21,8 @@ from vllm_layershard.models.sources.config_file import ConfigFile, shown
 
 _FLOAT: Final = "FLOAT"
 _EMBEDDINGS: Final = ("embed_tokens", "word_embeddings")
-_LANGUAGE_MODEL: Final = "language_model."
-_HEADS: Final = ("lm_head", f"{_LANGUAGE_MODEL}lm_head")
+_HEAD: Final = "lm_head"
+_DRAFTS_HEAD: Final = ".shared_head."
 
 _FORMATS: dict[str, Format | None] = {
     _FLOAT: None,
@@ -64,7 +64,7 @@ class Described(NamedTuple):
         Raises:
             ModelError: it does not name it, or with an unknown precision.
         """
-        return self._of(prefix, asked_name(self.model_type, prefix), "linears")
+        return self._of(prefix, self._asked(prefix), "linears")
 
     def experts(self, prefix: str) -> Format | None:
         """By the words for the first expert's matrices.
@@ -82,17 +82,24 @@ class Described(NamedTuple):
         )
 
     def head(self, prefix: str) -> Format | None:
-        """By the description's word for it; None where it names no head at all.
+        """By the description's word for it, as a linear; None where it does not name it.
 
-        Source: there, `quant_prefix_mapper`; method_adapters.py, `AscendEmbeddingMethod`.
+        Where vLLM's class asks for it, `require_vocabulary` has refused that.
+        Source: there, method_adapters.py, `AscendEmbeddingMethod`.
 
         Raises:
-            ModelError: it names a head otherwise, or with an unknown precision.
+            ModelError: an unknown precision.
         """
-        within = f"{_LANGUAGE_MODEL}{prefix}"
-        asked = within if prefix not in self.kinds and within in self.kinds else prefix
-        names_one = not self.kinds.keys().isdisjoint((prefix, *_HEADS))
-        return self._of(prefix, asked, "linears") if names_one else None
+        asked = self._asked(prefix)
+        names_it = asked in self.kinds or self._is_plain(asked)
+        return self._of(prefix, asked, "linears") if names_it else None
+
+    def _asked(self, prefix: str) -> str:
+        """Source: there, `quant_prefix_mapper`."""
+        within = f"language_model.{prefix}"
+        if prefix == _HEAD and prefix not in self.kinds and within in self.kinds:
+            return within
+        return asked_name(self.model_type, prefix)
 
     def _of(self, prefix: str, asked: str, modules: Literal["linears", "experts"]) -> Format | None:
         parts = self.names.parts(asked)
@@ -103,13 +110,18 @@ class Described(NamedTuple):
         if len(lacking) == 1 < len(names) and lacking[0].endswith(".v_proj"):
             names = names[:2]  # values that copy the keys: there, `_is_missing_v_shard`
         elif lacking:
-            names = lacking
-        found = {self.kinds.get(name) for name in names}
+            keys = ", ".join(f"{name}.weight" for name in lacking)
+            raise ModelError(
+                f"{prefix}: {DESCRIPTION} states no precision for {', '.join(lacking)}, and "
+                f"vllm-ascend 182b75e ends at the start where a name is missing; add {keys} to the "
+                "file, as FLOAT where it is not quantised"
+            )
+        found = {self.kinds[name] for name in names}
         kind = found.pop()
         if found or kind not in _FORMATS:
-            stated = "several precisions" if found else kind or "no precision"
+            stated = "several precisions" if found else kind
             *others, last_known = _FORMATS
-            why = "" if found or kind is None else f": {_said_of(kind, modules)}"
+            why = "" if found else f": {_said_of(kind, modules)}"
             raise ModelError(
                 f"{prefix}: {DESCRIPTION} states {stated} for {', '.join(names)}{why}; "
                 f"supported are {', '.join(others)} and {last_known}, one for all parts of a linear"
@@ -133,6 +145,15 @@ def read_ascend(section: ConfigFile, names: Names) -> Quantization:
     """Read what `modelslim.py` has put in the place of a `quantization_config`.
 
     Raises:
+        ModelError: as `described_by`.
+    """
+    return Quantization("ascend_w8a8", described_by(section, names))
+
+
+def described_by(section: ConfigFile, names: Names) -> Described:
+    """What a description states, by vLLM's names.
+
+    Raises:
         ModelError: there is no such description, or it quantises an embedding.
     """
     found = section.get(DESCRIBED)
@@ -145,10 +166,22 @@ def read_ascend(section: ConfigFile, names: Names) -> Quantization:
                 f"is {shown(kind)}, and vllm-ascend 182b75e looks up no tokens in a quantised "
                 "embedding (method_adapters.py, `AscendEmbeddingMethod`); state FLOAT",
             )
-    mapped = _mapped(found.kinds, names)
+    mapped = _mapped(found.kinds | _heads_of_drafts(found.kinds), names)
     plain = sorted(name for name, kind in mapped.items() if kind == _FLOAT)
     names = names._replace(fused=parts_of_type(found.model_type, names.fused))
-    return Quantization("ascend_w8a8", Described(mapped, plain, names, found.model_type))
+    return Described(mapped, plain, names, found.model_type)
+
+
+def _heads_of_drafts(kinds: Mapping[str, str]) -> dict[str, str]:
+    """The heads of draft layers by the name that vLLM's classes give them.
+
+    Source: vllm-ascend 182b75e, quantization/modelslim_config.py, `_apply_extra_quant_adaptations`.
+    """
+    return {
+        name.replace(_DRAFTS_HEAD, "."): kind
+        for name, kind in kinds.items()
+        if _DRAFTS_HEAD in name
+    }
 
 
 def _mapped(kinds: Mapping[str, str], names: Names) -> Mapping[str, str]:

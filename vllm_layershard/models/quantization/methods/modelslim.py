@@ -30,7 +30,7 @@ class Description(NamedTuple):
     with which the decoder layers are built.
     """
 
-    kinds: Mapping[str, str]
+    kinds: dict[str, str]
     caches: Mapping[str, str]
     model_type: str = ""
 
