@@ -216,6 +216,56 @@ def test_what_config_json_leaves_out_it_says(tmp_path: Path) -> None:
     assert model.blueprint.longest == 99
 
 
+@pytest.mark.parametrize("key", ["quantization_config", "compression_config"])
+@pytest.mark.parametrize("nothing", [None, {}])
+def test_a_null_does_not_hide_what_config_json_states(
+    key: str, nothing: object, tmp_path: Path
+) -> None:
+    stated: dict[str, Any] = {key: {"quant_method": "fp8", "activation_scheme": "dynamic"}}
+    path = write(tmp_path, PARAMS | {key: nothing}, **stated)
+    with pytest.raises(ModelError) as error:
+        read_model(path)
+    message = str(error.value)
+    assert f"{path}/params.json: {key}: is {json.dumps(nothing)}" in message
+    assert f"{path}/config.json has" in message
+    assert "take the key out of params.json" in message
+    path = write(tmp_path, PARAMS | {key: nothing, "quantization": ROWS}, **stated)
+    assert read_model(path).quantization == "compressed_tensors_fp8_channel"
+    assert read_model(write(tmp_path, PARAMS | {key: None})).quantization == "none"
+
+
+def test_its_section_counts_beside_a_text_config_too(tmp_path: Path) -> None:
+    stated = {"quant_method": "fp8", "activation_scheme": "dynamic"}
+    path = write(tmp_path, PARAMS | {"quantization_config": stated}, text_config={})
+    assert read_model(path).quantization == "fp8_tensor"
+
+
+INDEX = "consolidated.safetensors.index.json"
+
+
+@pytest.mark.parametrize("place", ["directory", "cache"])
+def test_an_index_of_its_weights_says_that_the_model_has_them(
+    place: str, sources: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources[place].mkdir(exist_ok=True)
+    write(sources[place], PARAMS | {"quantization": FP8}, weights=INDEX)
+    name = asked(place, sources, monkeypatch)
+    assert read_model(name).quantization == "fp8_tensor"
+    write(sources[place], PARAMS, weights=INDEX, quantization_config=ROWS)
+    assert read_model(name).quantization == "compressed_tensors_fp8_channel"
+
+
+@pytest.mark.parametrize("place", ["directory", "hub"])
+def test_where_all_files_are_there_its_index_alone_is_not_enough(
+    place: str, sources: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM looks for the weights themselves, and finds others."""
+    sources[place].mkdir(exist_ok=True)
+    write(sources[place], PARAMS | {"quantization": FP8}, weights=INDEX)
+    (sources[place] / "model.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
+    assert read_model(asked(place, sources, monkeypatch)).quantization == "none"
+
+
 WINDOWS: dict[str, tuple[Any, list[int | None]]] = {
     "number": (1024, [1024] * 32),
     "list": ([None, 1024, 1024, 1024], [None, 1024, 1024, 1024] * 8),

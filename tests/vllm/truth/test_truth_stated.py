@@ -125,6 +125,10 @@ def test_the_section_of_mistrals_format_is_vllms(top: dict[str, Any], tmp_path: 
         (directory / "consolidated.safetensors").write_bytes(b"")
         written.append(str(directory))
     for case, directory, vllm in zip(PARAMS, written, answers_of(SAID, written), strict=True):
+        if top and vllm is None:  # vLLM would serve quantised weights as if they were not
+            with pytest.raises(ModelError, match=r"params\.json: quantization_config: is null"):
+                find(directory)
+            continue
         found = find(directory)
         section = stated_section(found.config, found.beside)
         ours = None if section is None else dict(section.values)

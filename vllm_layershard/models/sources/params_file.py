@@ -34,15 +34,18 @@ _OPTIONAL: Final = ("n_kv_heads", "head_dim")
 _LONGEST: Final = "max_position_embeddings"
 _DEFAULT_LONGEST: Final = 128_000
 _STATED: Final = ("quantization", "quantization_config")
-_WHERE: Final = f"vLLM 0.32 reads {PARAMS} where consolidated*.safetensors lie beside it"
+_HIDDEN: Final = ("quantization_config", "compression_config")
+_WEIGHTS: Final = "consolidated*.safetensors"
+_WHERE: Final = f"vLLM 0.32 reads {PARAMS} where {_WEIGHTS} lie beside it"
 
 
 def served_config(config: ConfigFile | None, beside: Beside, *, whole: bool) -> ConfigFile | None:
     """The config that vLLM makes of params.json, where it reads that file; else config.json's.
 
     What the file leaves out config.json says. Sizes of which both say something else are refused.
-    Where neither weights nor a config.json are, nothing else could be meant. `whole`: what is there
-    is all that there is; not so in a cache. None: vLLM would read neither file.
+    Where neither weights nor a config.json are, nothing else could be meant. An index of weights of
+    its format says that the model has them, where they may lie elsewhere. `whole`: what is there is
+    all that there is; not so in a cache. None: vLLM would read neither file.
 
     Raises:
         ModelError: names what differs, what vLLM does not know, or that nothing here can tell.
@@ -54,9 +57,12 @@ def served_config(config: ConfigFile | None, beside: Beside, *, whole: bool) -> 
     params = parse_config(contents.raw, contents.where)
     if isinstance(beside, (Directory, Repository)):
         names = beside.names()
-        if not any(fnmatchcase(name, "consolidated*.safetensors") for name in names):
+        if not any(fnmatchcase(name, _WEIGHTS) for name in names):
             weights = any(name.endswith((".safetensors", ".bin", ".pt")) for name in names)
-            if config is not None and isinstance(beside, Directory) and not (whole and weights):
+            partial = isinstance(beside, Directory) and not (whole and weights)
+            if partial and any(fnmatchcase(name, f"{_WEIGHTS}.index.json") for name in names):
+                return _served(params, config)
+            if config is not None and partial:
                 _require_silent(params)
             if config is not None or weights:
                 return config
@@ -78,9 +84,12 @@ def _served(params: ConfigFile, config: ConfigFile | None) -> ConfigFile:
     _require_sizes(params, config or ConfigFile(params.where, {}))
     _require_known(params, config)
     section = _section(params)
+    if config is not None and section is None:
+        _require_not_hidden(params, config)
     where = params.where if config is None else f"{params.where}, before config.json"
     if config is not None and isinstance(config.get("text_config"), dict):
-        more = {} if section is None else {"quantization_config": dict(section)}
+        section = section or params.get("quantization_config")
+        more = {} if section is None else {"quantization_config": section}
         return ConfigFile(where, {**config.values, **more})
     left_out = (*_SIZES, *_STATED[:1], "model_type", "architectures", "tied_embeddings", "dtype")
     read: dict[str, Any] = {k: v for k, v in params.values.items() if k not in left_out}
@@ -127,6 +136,23 @@ def _section(params: ConfigFile) -> Mapping[str, Any] | None:
             "fp8_e4m3, and compressed-tensors",
         )
     return {**stated.values, "quant_method": method}
+
+
+def _require_not_hidden(params: ConfigFile, config: ConfigFile) -> None:
+    """Refuse a key that states nothing, before one of config.json that states a quantisation.
+
+    vLLM would take the weights for unquantised: a key of params.json goes before that of
+    config.json, whatever its value (configs/mistral.py, `adapt_config_dict`).
+    """
+    for key in _HIDDEN:
+        stated, nothing = config.get(key), params.get(key)
+        if stated and key in params.values and not nothing:
+            params.fail(
+                key,
+                f"is {shown(nothing)}, and {config.where} has {shown(stated)} there: {_WHERE}, and "
+                f"takes the weights for unquantised; take the key out of {PARAMS}, or out of "
+                "config.json if they are",
+            )
 
 
 def _window(params: ConfigFile, layers: Any) -> dict[str, Any]:
