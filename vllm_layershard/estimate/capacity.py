@@ -178,6 +178,7 @@ def rank_tokens(
         ConfigError: a cache dtype that is not known for this model.
         ModelError: its checkpoint asks for one.
         HardwareError: no backend of vLLM takes its attention on this device.
+        PlanError: vllm-ascend serves no states of these bytes.
     """
     layout = deployment.layout
     stages = stage_layers(model.num_layers, layout.pp)
@@ -221,6 +222,7 @@ def limit_of(sharding: Sharding, hardware: Hardware, kv_cache_dtype: str) -> Cac
         ConfigError: a cache dtype that is not known for this model.
         ModelError: its checkpoint asks for one.
         HardwareError: no backend of vLLM takes its attention on this device.
+        PlanError: vllm-ascend serves no states of these bytes.
     """
     sharding = beside_taken(sharding, hardware)
     saved = sharding.saved_bytes

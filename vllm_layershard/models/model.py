@@ -19,7 +19,7 @@ from vllm_layershard.models.cache.kv_cache import (
     device_cache_dtype,
     means_auto,
 )
-from vllm_layershard.models.cache.pages import LayerCache, LayerCaches, block_tokens
+from vllm_layershard.models.cache.pages import LayerCache, LayerCaches, Page, block_tokens
 from vllm_layershard.models.deployment import Deployment
 from vllm_layershard.models.layer_weights import layer_experts, layer_linears
 from vllm_layershard.models.shape import SplitSize, require_split
@@ -155,14 +155,13 @@ class Model(NamedTuple):
     def cache_tokens(
         self, room: int, kv_cache_dtype: str, layers: range, deployment: Deployment
     ) -> int | None:
-        """Tokens that `room` bytes hold of these layers on one rank, as a server counts them.
-
-        None where these layers limit none.
+        """Tokens that a server counts in `room` bytes of one rank; None: these layers limit none.
 
         Raises:
             ConfigError: a cache dtype that is not known for this model.
             ModelError: its checkpoint asks for one.
             HardwareError: no backend of vLLM takes its attention on this device.
+            PlanError: vllm-ascend serves no states of these bytes.
         """
         held = layer_caches(self, kv_cache_dtype, layers, deployment)
         return held.tokens(room, self.blueprint.longest)
@@ -201,6 +200,7 @@ def layer_caches(
         ConfigError: a cache dtype that is not known for this model.
         ModelError: its checkpoint asks for one.
         HardwareError: no backend of vLLM takes its attention on this device.
+        PlanError: vllm-ascend serves no states of these bytes.
     """
     every = range(model.num_layers)
     caches = _caches(model, every, deployment)
@@ -220,7 +220,19 @@ def layer_caches(
         model.drafted,
         model.cache_device.in_flight(deployment.layout.pp),
         block_tokens(caches, model.cache_dtype(kv_cache_dtype), model.cache_device),
+        _page_on_ascend(model, model.cache_dtype(kv_cache_dtype), caches),
     )
+
+
+def _page_on_ascend(
+    model: Model, kv_cache_dtype: str, caches: Sequence[AttentionCache]
+) -> Page | None:
+    """None on other devices, and where no layer keeps a state."""
+    if not model.cache_device.is_ascend or not any(cache.state_bytes for cache in caches):
+        return None
+    from vllm_layershard.models.cache.ascend_page import ascend_page  # seldom asked for
+
+    return ascend_page(caches, kv_cache_dtype, model.dtype, model.cache_device)
 
 
 def cache_name(model: Model, kv_cache_dtype: str) -> str:

@@ -138,6 +138,7 @@ def compare_layouts(
             refused.add(candidate.deployment)
             counted[candidate.name] = RefusedLayout(candidate.name, str(error))
     _require_one(counted.values())
+    one = next(each for each in candidates if isinstance(counted[each.name], LayoutCapacity))
     return CompareResult(
         model=ComparedModel(found.name, found.source),
         device=device,
@@ -145,7 +146,7 @@ def compare_layouts(
         warnings=(
             *asked_for.found.notes,
             *_warnings(device, hardware is None),
-            *_on_sequences(found, kv_cache_dtype),
+            *_on_sequences(found, one.deployment, kv_cache_dtype),
             *_on_drafts(found),
             *_on_move(counted.values()),
         ),
@@ -228,10 +229,9 @@ def _moved(sharding: Sharding | None, device: Hardware, kv_cache_dtype: str) -> 
     return layout_move_of(sharding, device, kv_cache_dtype)
 
 
-def _on_sequences(model: Model, kv_cache_dtype: str) -> Iterator[str]:
+def _on_sequences(model: Model, counted: Deployment, kv_cache_dtype: str) -> Iterator[str]:
     """What stands behind the tokens where layers keep states, or the tokens of a window only."""
-    whole = Deployment(ParallelLayout())
-    caches = layer_caches(model, kv_cache_dtype, range(model.num_layers), whole)
+    caches = layer_caches(model, kv_cache_dtype, range(model.num_layers), counted)
     longest = model.blueprint.longest
     if longest is None or not caches.in_sequences(longest):
         if caches.have_windows:
@@ -254,10 +254,6 @@ def _on_sequences(model: Model, kv_cache_dtype: str) -> Iterator[str]:
         f"tokens are counted as vLLM does, in sequences of the longest, {longest:,}: each "
         f"{' and '.join(also)}"
     )
-    if caches.have_states and model.cache_device.is_ascend:
-        from vllm_layershard.planner.plan_warnings import PAGES_ON_ASCEND  # seldom asked for
-
-        yield PAGES_ON_ASCEND
 
 
 def _on_drafts(model: Model) -> Iterator[str]:

@@ -26,7 +26,6 @@ def warnings_on(sharding: Sharding, hardware: Hardware | None) -> tuple[str, ...
         *_on_memory(sharding, hardware),
         *_on_format(sharding, hardware),
         *_on_board(hardware),
-        *_on_states(sharding),
         *_on_context(sharding),
         *_on_kernels(sharding),
         *_on_mlapo(sharding),
@@ -197,21 +196,6 @@ def warnings_on_length(config: Mapping[str, Any], sizes: Mapping[str, int]) -> t
     from vllm_layershard.planner.warnings.length import longer_than_positions
 
     return longer_than_positions(config, sizes)
-
-
-def _on_states(sharding: Sharding) -> Iterator[str]:
-    model = sharding.model
-    if model.cache_device.is_ascend and model.state_bytes_per_sequence(
-        range(model.num_layers), sharding.deployment
-    ):
-        yield PAGES_ON_ASCEND
-
-
-PAGES_ON_ASCEND = (
-    "tokens beside states are counted in vLLM's pages: vllm-ascend makes theirs about twice as "
-    "large, since the keys of a block alone are as large as a state there, so a server holds fewer"
-)
-"""Source: vllm-ascend 182b75e, patch/platform/patch_mamba_config.py."""
 
 
 def _on_context(sharding: Sharding) -> Iterator[str]:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
-from vllm_layershard.models import Deployment, read_model
-from vllm_layershard.models.cache.pages import LayerCache, LayerCaches
+from truth.stated import QWEN3_5_27B
+from vllm_layershard.errors import PlanError
+from vllm_layershard.models import CacheDevice, Deployment, layer_caches, read_model
+from vllm_layershard.models.cache.ascend_page import ascend_page
+from vllm_layershard.models.cache.kv_cache import HeadsCache, StateCache
+from vllm_layershard.models.cache.pages import LayerCache, LayerCaches, Page
 from vllm_layershard.plan import ParallelLayout
 
 GIB = 1 << 30
+NPU = CacheDevice(capability=None)
 
 
 def hybrid(of_tokens: tuple[int, ...], states: tuple[int, ...]) -> LayerCaches:
@@ -123,3 +131,74 @@ def test_a_bundled_hybrid_counts_so_at_its_longest() -> None:
     plain = 40 * GIB // model.kv_bytes_per_token("auto", layers, deployment)
     counted = model.cache_tokens(40 * GIB, "auto", layers, deployment) or 0
     assert 0.9 * plain < counted < plain
+
+
+HYBRIDS = {
+    # 32 heads of 128 x 128 in bfloat16; keys of 2 heads of 256; a convolution of 8,192 channels
+    ("Qwen3-Next-80B-A3B-Instruct", 1, 0): (1024, 1024 * 2048 + 8192 * 3 * 2),
+    ("Qwen3-Next-80B-A3B-Instruct", 1, 2): (1024, 1024 * 2048 + 8192 * 5 * 2),
+    ("Qwen3-Next-80B-A3B-Instruct", 2, 0): (1024, 1024 * 1024 + 4096 * 3 * 2),
+    ("Qwen3-Next-80B-A3B-Instruct", 4, 0): (512, 512 * 1024 + 2048 * 3 * 2),  # heads are copied
+    # 48 heads in float32; keys of 4 heads of 256; 10,240 channels
+    ("Qwen3.5-27B", 1, 0): (1536, 1536 * 4096 + 10_240 * 3 * 2),
+    ("Qwen3.5-27B", 2, 0): (1536, 1536 * 2048 + 5120 * 3 * 2),
+    ("Qwen3.5-27B", 2, 2): (1536, 1536 * 2048 + 5120 * 5 * 2),
+    # 64 heads in float32; keys of 2 heads of 256; 12,288 channels
+    ("Qwen3.5-397B-A17B", 1, 0): (4096, 4096 * 2048 + 12_288 * 3 * 2),
+    ("Qwen3.5-397B-A17B", 2, 0): (4096, 4096 * 1024 + 6144 * 3 * 2),
+    ("Qwen3.5-397B-A17B", 2, 1): (4096, 4096 * 1024 + 6144 * 4 * 2),
+}
+"""Model, tensor parallelism and drafted tokens -> tokens and bytes of a page, summed by hand.
+
+Source: vllm-ascend 182b75e, patch/platform/patch_mamba_config.py, which logs the tokens.
+"""
+
+
+@pytest.mark.parametrize(("name", "tp", "drafted"), HYBRIDS)
+def test_on_ascend_keys_are_as_large_as_a_state(
+    name: str, tp: int, drafted: int, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(QWEN3_5_27B))
+    model = read_model(str(tmp_path) if name == "Qwen3.5-27B" else name)._replace(drafted=drafted)
+    asked = "auto", range(model.num_layers), Deployment(ParallelLayout(tp=tp))
+    page = layer_caches(model._replace(cache_device=NPU), *asked).page
+    assert page == Page(*HYBRIDS[name, tp, drafted])
+    assert layer_caches(model, *asked).page is None, "on CUDA"
+
+
+@pytest.mark.parametrize(("drafted", "full"), [(0, 12), (2, 13)])
+def test_on_ascend_a_hybrid_holds_blocks_of_those_pages(drafted: int, full: int) -> None:
+    """Three groups of 12 layers with states, each of which holds two pages and one a draft."""
+    model = read_model("Qwen3-Next-80B-A3B-Instruct")
+    model = model._replace(drafted=drafted, cache_device=NPU)
+    _, page = HYBRIDS["Qwen3-Next-80B-A3B-Instruct", 1, drafted]
+    blocks = 40 * GIB // (full * page)
+    held = model.cache_tokens(40 * GIB, "auto", range(48), Deployment(ParallelLayout()))
+    assert held == int(blocks / (262_144 // 1024 + 3 * (2 + drafted)) * 262_144)
+
+
+def test_on_ascend_keys_of_eight_bits_make_no_page_smaller() -> None:
+    """The state fills it all the same. A draft layer, which keeps its dtype, is then a kind."""
+    model = read_model("Qwen3-Next-80B-A3B-Instruct")._replace(cache_device=NPU)
+    eight = model._replace(int8_layers=frozenset(range(48)))
+    asked = 40 * GIB, "auto", range(48), Deployment(ParallelLayout())
+    assert eight.cache_tokens(*asked) == model.cache_tokens(*asked)
+    _, page = HYBRIDS["Qwen3-Next-80B-A3B-Instruct", 1, 2]
+    used = (12 + 1) * 256 + 36 * (2 + 2)  # groups of one layer each, as the drafts' is
+    drafting = eight._replace(drafted=2)
+    assert drafting.cache_tokens(*asked) == int(40 * GIB // page / used * 262_144)
+
+
+def test_on_ascend_a_state_that_keys_cannot_fill_is_refused() -> None:
+    """vllm-ascend's server would end: "Cannot align ssm_page_size and attn_page_size"."""
+    heads, whole = HeadsCache(2, 256, 256), 128 * 2 * 256 * 2
+    fits = [StateCache((700, 3 * whole)), heads]
+    assert ascend_page(fits, "auto", "bfloat16", NPU) == Page(384, 6 * whole + 700)
+    for state in (3 * whole + 2, whole // 2):
+        with pytest.raises(PlanError, match=f"keeps a state of {state:,} bytes on a rank"):
+            ascend_page([StateCache((700, state)), heads], "auto", "bfloat16", NPU)
+
+
+def test_on_ascend_only_states_beside_keys_have_such_a_page() -> None:
+    for caches in ([HeadsCache(2, 256, 256)], [StateCache((7,))], []):
+        assert ascend_page(caches, "auto", "bfloat16", NPU) is None

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import shlex
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from console import complaint
+from truth.compare import CONFIGS
 from vllm_layershard import Layout, compare_layouts, plan_model
+from vllm_layershard.planner.results.compare_result import LayoutCapacity
 from vllm_layershard.planner.results.plan_result import PlanResult
 
 
@@ -69,17 +72,31 @@ def test_quantised_weights_are_to_stay_rows(model: str, hardware: str, rows: boo
 
 
 @pytest.mark.parametrize(
-    ("model", "hardware", "told"),
-    [
-        ("Qwen3-Next-80B-A3B-Instruct", "910C", True),
-        ("Qwen3-Next-80B-A3B-Instruct", "H200", False),
-        ("Qwen3-235B-A22B", "910C", False),
-    ],
+    ("layout", "tokens"), [("tp8", 3_201_465), ("tp8dp2", 3_965_500), ("tp16", 3_999_674)]
 )
-def test_pages_of_states_are_told_to_be_larger(model: str, hardware: str, told: bool) -> None:
-    """Source: vllm-ascend 182b75e, patch/platform/patch_mamba_config.py, `attn_block_size`."""
-    compared = compare_layouts(model, hardware=hardware)
-    for notes in (_plan(model, hardware).warnings, compared.warnings):
-        assert (
-            any("vllm-ascend makes theirs about twice as large" in each for each in notes) is told
-        )
+def test_a_hybrid_is_counted_in_the_pages_of_vllm_ascend(layout: str, tokens: int) -> None:
+    """Pages of 256 tokens, or of 128: 12 layers of each group share a rank's room."""
+    found = compare_layouts("Qwen3-Next-80B-A3B-Instruct", layout, hardware="910C")
+    (held,) = found.layouts
+    assert isinstance(held, LayoutCapacity)
+    assert held.engine_tokens == tokens
+    channels, block = (512, 128) if layout == "tp16" else (1024, 256)
+    blocks = held.room_bytes // (12 * (block * 1024 + channels * 3 * 2))
+    assert tokens == int(blocks / (262_144 // block + 3 * 2) * 262_144)
+    planned = _plan("Qwen3-Next-80B-A3B-Instruct", "910C")
+    assert not any("vllm-ascend makes" in note for note in (*found.warnings, *planned.warnings))
+
+
+def test_a_hybrid_whose_states_vllm_ascend_cannot_align_is_refused(tmp_path: Path) -> None:
+    """One head of state a rank, and as many bytes of keys as ever: on 16 ranks it is too small."""
+    config = json.loads((CONFIGS / "Qwen--Qwen3-Next-80B-A3B-Instruct.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"linear_num_value_heads": 16}))
+    asked = ["--model", str(tmp_path), "--hardware"]
+    compare = ["compare", "--layout", "tp8", "--layout", "tp16"]
+    for words in (compare, ["plan", "--tp", "16", "--dp", "2"]):
+        code, message = complaint(*words, *asked, "910C")
+        assert code == 2
+        assert "a state of 32,768 bytes on a rank, and 128 tokens have 65,536 bytes" in message
+        assert "choose another tensor-parallel size" in message
+    assert compare_layouts(str(tmp_path), "tp8", hardware="910C").layouts
+    assert compare_layouts(str(tmp_path), "tp16", hardware="H200").layouts

@@ -12,7 +12,7 @@ import pytest
 
 from truth.asking import answers_of
 from vllm_layershard.errors import ModelError, PlanError
-from vllm_layershard.models import Deployment, Model, read_model
+from vllm_layershard.models import CacheDevice, Deployment, Model, read_model
 from vllm_layershard.models.draft_bytes import draft_heads
 from vllm_layershard.models.layer_weights import layer_linears
 from vllm_layershard.models.quantization.described_vocabulary import asked_embedding
@@ -24,6 +24,8 @@ CONFIGS = Path(__file__).parents[3] / "vllm_layershard" / "models" / "configs"
 
 CACHE_BYTES = 256 << 30
 """As in vllm_inventory.py."""
+
+ASCEND = CacheDevice(capability=None)
 
 LAYOUTS = ((1, 1, False), (2, 1, False), (8, 1, False), (2, 1, True), (8, 1, True))
 """(tp, dp, ep): tensor parallelism of 1, 2 and 8, with and without expert parallelism."""
@@ -132,15 +134,26 @@ class Truth:
         per_token = model.kv_bytes_per_token("auto", layers, deployment)
         assert per_token == truth["kv_bytes_per_token"]
         assert model.state_bytes_per_sequence(layers, deployment) == truth["state_bytes"]
-        _check_tokens(model, deployment, truth)
+        if model.blueprint.longest is None:  # it is not read, but vLLM's is
+            longest = truth["longest"]
+            model = model._replace(blueprint=replace(model.blueprint, longest=longest))
+        _check_tokens(model, deployment, truth["engine_tokens"])
+        if truth["state_bytes"]:
+            _check_on_ascend(model._replace(cache_device=ASCEND), deployment, truth)
 
 
-def _check_tokens(model: Model, deployment: Deployment, truth: Mapping[str, Any]) -> None:
-    """An engine's tokens, of one stage and of several. A longest that is not read is vLLM's."""
-    if model.blueprint.longest is None:
-        longest = truth["longest"]
-        model = model._replace(blueprint=replace(model.blueprint, longest=longest))
-    for pp, tokens in truth["engine_tokens"].items():
+def _check_on_ascend(model: Model, deployment: Deployment, truth: Mapping[str, Any]) -> None:
+    """Tokens beside states in vllm-ascend's pages, or a refusal where its server ends."""
+    if truth["ascend_tokens"] is not None:
+        _check_tokens(model, deployment, truth["ascend_tokens"])
+        return
+    with pytest.raises(PlanError, match="whole multiples"):
+        model.cache_tokens(CACHE_BYTES, "auto", range(model.num_layers), deployment)
+
+
+def _check_tokens(model: Model, deployment: Deployment, engine: Mapping[str, int]) -> None:
+    """An engine's tokens, of one stage and of several."""
+    for pp, tokens in engine.items():
         sizes = deployment.layout
         staged = replace(deployment, layout=ParallelLayout(tp=sizes.tp, dp=sizes.dp, pp=int(pp)))
         held = [

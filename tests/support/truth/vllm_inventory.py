@@ -44,6 +44,8 @@ from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 from vllm.v1.core.kv_cache_utils import get_kv_cache_capacity, get_kv_cache_configs
 from vllm.v1.kv_cache_interface import FullAttentionSpec, MambaSpec
 
+from truth.ascend_pages import aligned, padded
+
 CACHE_BYTES = 256 << 30
 STEP_TOKENS = 8192
 
@@ -397,6 +399,7 @@ def sums_of(models: list[torch.nn.Module], config: object) -> dict[str, int]:
             for shape, dtype in zip(spec.shapes, spec.dtypes, strict=True)
         ),
         "engine_tokens": engine_tokens(config, bool(states)),
+        "ascend_tokens": ascend_tokens(config) if states else None,
         "longest": config.model_config.max_model_len,
     }
 
@@ -441,17 +444,31 @@ def engine_tokens(config: VllmConfig, states: bool) -> dict[int, int]:
         platform = type(current_platform)
         with patch.object(platform, "_find_non_ssm_backends", lambda *_: [Attention]):
             current_platform._align_hybrid_block_size(config, Attention)
+    return tokens_of(config, cache_specs(config))
+
+
+def ascend_tokens(config: VllmConfig) -> dict[int, int] | None:
+    """The same on an NPU, in the pages of vllm-ascend; None where its server ends."""
+    return tokens_of(config, padded(cache_specs(config))) if aligned(config) else None
+
+
+def cache_specs(config: VllmConfig) -> dict[str, object]:
+    """What each layer keeps, in blocks as the configuration has them."""
     blocks = patch.object(
         CPUAttentionBackend,
         "get_supported_kernel_block_sizes",
         staticmethod(lambda *_: Attention.get_supported_kernel_block_sizes()),
     )
     with blocks:
-        specs = {
+        return {
             name: layer.get_kv_cache_spec(config)
             for name, layer in config.compilation_config.static_forward_context.items()
             if hasattr(layer, "get_kv_cache_spec")
         }
+
+
+def tokens_of(config: VllmConfig, specs: dict[str, object]) -> dict[int, int]:
+    """What vLLM would log, by the number of stages."""
     stages = (1,) if config.speculative_config is not None else (1, 2)
     split = {pp: parts_of(specs, pp) for pp in stages}
     return {pp: staged_tokens(config, parts) for pp, parts in split.items() if all(parts)}

@@ -54,6 +54,9 @@ CASES = {
     "qwen3.5": Case(
         "Qwen--Qwen3.5-397B-A17B", SMALL | {"layer_types": TYPES}, WITH_DP, "Qwen3_5MoeForCausalLM"
     ),
+    "qwen3-next-unaligned": Case(
+        "Qwen--Qwen3-Next-80B-A3B-Instruct", SMALL | {"head_dim": 96}, ((1, 1, False),)
+    ),
     "kimi-k2.5": Case("moonshotai--Kimi-K2.5", LATENT, LAYOUTS, "DeepseekV3ForCausalLM"),
     "longcat": Case("meituan-longcat--LongCat-Flash-Chat", LONGCAT, LAYOUTS),
 }

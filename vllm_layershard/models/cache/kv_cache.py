@@ -214,9 +214,17 @@ class LatentCache(NamedTuple):
 
 
 class StateCache(NamedTuple):
-    """An attention that keeps nothing of a token, but a state of fixed size for each sequence."""
+    """An attention that keeps nothing of a token, but a state of fixed size for each sequence.
 
-    state_bytes: int
+    `tensors`: the bytes of each tensor of the state.
+    """
+
+    tensors: tuple[int, ...]
+
+    @property
+    def state_bytes(self) -> int:
+        """Those of all tensors."""
+        return sum(self.tensors)
 
     def bytes_per_token(self, kv_cache_dtype: str, dtype: str, device: CacheDevice) -> int:
         """None."""

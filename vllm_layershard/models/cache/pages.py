@@ -18,9 +18,9 @@ _STATES: Final = 2
 """Pages for states of one sequence in each group, with prefix caching, which is the default.
 Source: vLLM 0.32, v1/kv_cache_interface.py, `MambaSpec.max_memory_usage_bytes`."""
 
-
-_ASCEND_BLOCK: Final = 128
-"""Source: vllm-ascend, utils.py, `refresh_block_size`."""
+ASCEND_BLOCK: Final = 128
+"""Tokens of a block there without states, and of a kernel's block.
+Source: vllm-ascend 182b75e, utils.py, `refresh_block_size`; attention/attention_v1.py."""
 
 
 def block_tokens(caches: Iterable[AttentionCache], kv_cache_dtype: str, device: CacheDevice) -> int:
@@ -33,7 +33,7 @@ def block_tokens(caches: Iterable[AttentionCache], kv_cache_dtype: str, device: 
     """
     latent = [cache for cache in caches if isinstance(cache, LatentCache)]
     if device.is_ascend:
-        return _ASCEND_BLOCK
+        return ASCEND_BLOCK
     if device.rocm or not latent:
         return _KERNEL_BLOCK
     if any(cache.sparse for cache in latent):
@@ -56,6 +56,13 @@ class LayerCache(NamedTuple):
     here: bool = True
 
 
+class Page(NamedTuple):
+    """What one block takes of each layer, where layers keep states: its tokens, and bytes."""
+
+    tokens: int
+    bytes: int
+
+
 class _Group(NamedTuple):
     """Layers that share a list of blocks: those on the stage, and the blocks of a sequence.
 
@@ -73,13 +80,14 @@ class LayerCaches(NamedTuple):
     `drafts`: tokens that are drafted for each sequence, a page of states each. `in_flight`: tokens
     that are scheduled and not yet settled, which a layer with a window keeps beside it; None: it
     is not known, and windows are not counted. `block`: tokens of a block where no layer keeps a
-    state or has a window that is counted.
+    state or has a window that is counted. `page`: where layers keep states; None: vLLM's own.
     """
 
     layers: tuple[LayerCache, ...]
     drafts: int = 0
     in_flight: int | None = None
     block: int = _KERNEL_BLOCK
+    page: Page | None = None
 
     @property
     def have_windows(self) -> bool:
@@ -116,8 +124,9 @@ class LayerCaches(NamedTuple):
             if longest is None:
                 return blocks * self.block
             return int(blocks / -(-longest // self.block) * longest)
-        groups = tuple(self._groups(self._block))
-        return self._blocks(room, groups) * self._block // sum(not g.states for g in groups)
+        tokens = self._page.tokens
+        groups = tuple(self._groups(tokens))
+        return self._blocks(room, groups) * tokens // sum(not g.states for g in groups)
 
     @property
     def _counts_windows(self) -> bool:
@@ -129,35 +138,41 @@ class LayerCaches(NamedTuple):
         return tuple(layer for layer in self.layers if layer.per_token)
 
     @property
-    def _block(self) -> int:
-        """Tokens of a block, which covers the state of a layer that keeps one."""
+    def _page(self) -> Page:
+        """Its block covers the state of a layer that keeps one."""
+        if self.page is not None:
+            return self.page
         state = max(layer.state for layer in self.layers)
         most = max(layer.per_token for layer in self._kept)
-        return _KERNEL_BLOCK * max(1, -(-state // (_KERNEL_BLOCK * most)))
+        tokens = _KERNEL_BLOCK * max(1, -(-state // (_KERNEL_BLOCK * most)))
+        return Page(tokens, tokens * most)
 
     def _blocks(self, room: int, groups: tuple[_Group, ...]) -> int:
         """The stage's part of the widest group is what one block takes."""
-        page = self._block * max(layer.per_token for layer in self._kept)
-        return room // (max(group.here for group in groups) * page)
+        return room // (max(group.here for group in groups) * self._page.bytes)
 
     def _groups(self, longest: int) -> Iterator[_Group]:
-        """Layers of one kind, divided so that groups of all kinds have about as many."""
-        kinds: dict[tuple[bool, int | None], list[LayerCache]] = {}
+        """Layers of one kind, divided so that groups of all kinds have about as many.
+
+        Tokens of other bytes are another kind, as are eight-bit ones beside a draft layer's.
+        """
+        block = self._page.tokens
+        kinds: dict[tuple[int, int | None], list[LayerCache]] = {}
         for layer in self.layers:
             window = layer.window if self._counts_windows else None
             if layer.per_token or layer.state:
-                kinds.setdefault((not layer.per_token, window), []).append(layer)
+                kinds.setdefault((layer.per_token, window), []).append(layer)
         counts = [len(layers) for layers in kinds.values()]
         size = max(counts) if max(counts) < 1.5 * min(counts) else min(counts)
-        for (states, window), layers in kinds.items():
+        for (per_token, window), layers in kinds.items():
             number = -(-len(layers) // size)
-            blocks = -(-longest // self._block)
-            if states:
+            blocks = -(-longest // block)
+            if not per_token:
                 blocks = _STATES + self.drafts
             elif window is not None:
                 assert self.in_flight is not None, "else no window is counted"
                 kept = min(window - 1 + self.in_flight, longest)
-                blocks = -(-kept // self._block) + 1  # it may begin within a block
+                blocks = -(-kept // block) + 1  # it may begin within a block
             for first in range(number):
                 here = sum(layer.here for layer in layers[first::number])
-                yield _Group(here, blocks, states)
+                yield _Group(here, blocks, states=not per_token)

@@ -71,7 +71,7 @@ class DeltaNet(NamedTuple):
         """
         keys, values = self._widths(tp)
         convolution = (2 * keys + values) * (self.kernel - 1) * DTYPE_BYTES[dtype]
-        return StateCache(convolution + self._state(tp) * DTYPE_BYTES[self.state_dtype])
+        return StateCache((convolution, self._state(tp) * DTYPE_BYTES[self.state_dtype]))
 
     def work(self, dtype: str, tp: int, batch: Batch) -> Work:
         """An update of each value head's state for every token; it is read once a sequence.
