@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from vllm_layershard.models.deployment import Deployment
@@ -169,3 +169,21 @@ class Blueprint:
         for layer_id, layer in found:
             for segment in layer:
                 yield layer_id, segment.attention.drafting(drafted)
+
+
+def with_mlps(blueprint: Blueprint, change: Callable[[FeedForward, str], FeedForward]) -> Blueprint:
+    """With each MLP and router changed, those of draft layers of another name too.
+
+    `change` is given one, and vLLM's name of the layer that it is in.
+    """
+
+    def changed(layers: tuple[Layer, ...], stem: str) -> tuple[Layer, ...]:
+        return tuple(
+            tuple(s._replace(mlps=tuple(change(m, f"{stem}.{i}") for m in s.mlps)) for s in layer)
+            for i, layer in enumerate(layers)
+        )
+
+    drafts = blueprint.drafts
+    if drafts is not None and drafts.stem is not None:
+        drafts = drafts._replace(layers=changed(drafts.layers, drafts.stem))
+    return replace(blueprint, layers=changed(blueprint.layers, blueprint.stem), drafts=drafts)

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import Final
 
 from vllm_layershard.errors import UnknownModelError
-from vllm_layershard.models.blueprint import Blueprint
+from vllm_layershard.models.blueprint import Blueprint, with_mlps
 from vllm_layershard.models.families.defaults import completed
 from vllm_layershard.models.model import Model
 from vllm_layershard.models.quantization import (
@@ -119,6 +119,12 @@ def model_of(found: FoundModel) -> Model:
     if section is not None:
         require_dtype(section, quantization, blueprint.dtype)
         blueprint = _matched(section, architecture, blueprint)
+        if family == "qwen3_next" and str(section.get("quant_method")).lower() == "quark":
+            from vllm_layershard.models.quantization.methods.quark_shared import with_group
+
+            blueprint = with_mlps(
+                blueprint, lambda mlp, layer: with_group(mlp, layer, quantization)
+            )
     latent = family in _LATENT
     asked = cache_of(section, latent=latent)
     read = Model(found.name, found.source, architecture, blueprint, asked)

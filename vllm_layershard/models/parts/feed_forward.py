@@ -18,7 +18,9 @@ class GatedMlp(NamedTuple):
 
     `name`: its module in the layer. `weighed`: a linear of one row, `<name>_gate`, weighs what it
     puts out. `partial`: tensor-parallel ranks' sums are added up behind it, by its layer.
-    `shared_expert`: it runs within vLLM's op of the routed experts of its layer.
+    `shared_expert`: it runs within vLLM's op of the routed experts of its layer. `group`: where
+    ranks would split so many columns that have one scale, expert parallelism leaves it whole on
+    each, outside that op; 0: nobody looks.
     """
 
     name: str
@@ -28,13 +30,15 @@ class GatedMlp(NamedTuple):
     weighed: bool = False
     partial: bool = False
     shared_expert: bool = False
+    group: int = 0
 
     def shapes(self, hidden: int, deployment: Deployment) -> Iterator[Shape]:
         """Its linears in forward order."""
-        whole = self._is_whole(deployment)
+        shared_out, alone = self._is_whole(deployment), self._is_unsplit(deployment)
+        whole, beside = shared_out or alone, self.shared_expert and not alone
         if self.weighed:
             gate = Shape(f"{self.name}_gate", (1,), hidden, "none", quantisable=False)
-            yield gate._replace(shared_out=whole, shared_expert=self.shared_expert)
+            yield gate._replace(shared_out=shared_out, shared_expert=beside)
         if not self.intermediate:
             return
         width = self.intermediate if whole else per_rank(self.intermediate, deployment.layout.tp)
@@ -42,9 +46,9 @@ class GatedMlp(NamedTuple):
         columns: Split = "none" if whole else "in"
         up = Shape(f"{self.name}.gate_up_proj", (width, width), hidden, rows, bias=self.bias)
         down = Shape(f"{self.name}.down_proj", (hidden,), width, columns, bias=self.bias)
-        beside = self.shared_expert
-        yield up._replace(shared_out=whole, shared_expert=beside)
-        yield down._replace(shared_out=whole, partial=self.partial, shared_expert=beside)
+        yield up._replace(shared_out=shared_out, shared_expert=beside)
+        partial = self.partial and not alone
+        yield down._replace(shared_out=shared_out, partial=partial, shared_expert=beside)
 
     def vectors(self) -> Iterator[Vector]:
         """None."""
@@ -54,6 +58,12 @@ class GatedMlp(NamedTuple):
         if self.whole == "never" or not deployment.sequence_parallel_moe:
             return False
         return self.whole == "always" or deployment.layout.pp == 1
+
+    def _is_unsplit(self, deployment: Deployment) -> bool:
+        """Source: vLLM 0.32, qwen3_next.py, `_should_replicate_misaligned_shared_expert`."""
+        if not self.group or not deployment.ep:
+            return False
+        return self.intermediate % (deployment.layout.tp * self.group) != 0
 
 
 class Router(NamedTuple):

@@ -17,7 +17,9 @@ from vllm_layershard.models.quantization.formats.mxfp4 import rounded_up
 from vllm_layershard.models.shape import Shape
 from vllm_layershard.plan import TensorSpec
 
-_BLOCK: Final = 32
+BLOCK: Final = 32
+"""Columns with one exponent."""
+
 _STACKED: Final = ("w13", "w2")
 _LARGEST_TILE: Final = 256
 """Sizes that it divides are rounded up by no kernel."""
@@ -91,9 +93,9 @@ class Microscaled(NamedTuple):
 
     def _pair(self, which: str, prefix: str, shape: tuple[int, ...]) -> tuple[TensorSpec, ...]:
         *stack, columns = shape
-        check_groups(prefix, columns, _BLOCK)
+        check_groups(prefix, columns, BLOCK)
         packed = (*stack, columns * self.bits // 8)
         return (
             tensor(f"{which}{self.weight}", packed, "float8_e4m3fn" if self.bits == 8 else "uint8"),
-            tensor(f"{which}weight_scale", (*stack, columns // _BLOCK), "uint8"),
+            tensor(f"{which}weight_scale", (*stack, columns // BLOCK), "uint8"),
         )
