@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from checkpoints import deepseek, small_config, write
-from hub_server import COMMIT, HANG_S, NAME, Handler, serving
+from hub_server import COMMIT, HANG_S, LISTS, NAME, Handler, serving
 from vllm_layershard.errors import ModelError, UnknownModelError
 from vllm_layershard.models import find, model_of
 from vllm_layershard.models.checkpoint import from_hub as hub_checkpoint
@@ -99,14 +99,37 @@ def test_a_model_of_the_hub_with_its_evidence(served: type[Handler]) -> None:
 def test_a_quantisation_beside_the_config_is_read_of_its_commit(served: type[Handler]) -> None:
     assert model_of(find(NAME)).quantization == "none"
     asked = [path.rpartition("/")[2] for path, _, _ in served.seen]
-    assert asked == ["config.json", HF_QUANT, DESCRIPTION, *BY_HAND]
-    assert {path.split("/")[4] for path, _, _ in served.seen[1:]} == {COMMIT}
+    assert asked == ["config.json", HF_QUANT, DESCRIPTION, COMMIT]
+    assert served.seen[3][0] == LISTS[1]
+    assert all(COMMIT in path for path, _, _ in served.seen[1:])
     stated = {"quant_algo": "FP8", "kv_cache_quant_algo": None, "exclude_modules": ["lm_head"]}
     contents = {"producer": {"name": "modelopt"}, "quantization": stated}
     (served.root / HF_QUANT).write_text(json.dumps(contents))
     served.seen.clear()
     assert model_of(find(NAME)).quantization == "modelopt_fp8"
     assert len(served.seen) == 2
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        *("Qwen3-Q4_K_M.gguf", "model-fp8-00001-of-00002.safetensors", "model-int4.safetensors"),
+        *("gptq_config.json", "recipe_w4a16.yaml", *BY_HAND, "openvino_model.bin"),
+    ],
+)
+def test_a_file_of_any_name_is_found_on_the_hub_as_in_a_directory(
+    file: str, served: type[Handler]
+) -> None:
+    for path in served.root.glob("*.safetensors*"):
+        path.unlink()
+    (served.root / file).write_text("GPTQModifier: {scheme: W4A16}")
+    said = []
+    for name in (NAME, str(served.root)):
+        with pytest.raises(ModelError, match="quantization_config: is missing, and") as error:
+            model_of(find(name))
+        assert file in str(error.value)
+        said.append(str(error.value).rpartition(file)[2].removeprefix(" (Hub)"))
+    assert said[0] == said[1]
 
 
 def test_a_hub_that_fails_in_between_is_no_proof(served: type[Handler]) -> None:

@@ -65,7 +65,24 @@ STATED: list[dict[str, Any]] = [
     {"compression": 4},
     {"compressor": "mine"},
     {"exporter_name": "modelopt"},
+    *({key: True} for key in ("4bit", "use_4bit", "load_8bit", "w8", "weights_compressed")),
+    *({key: 4} for key in ("experts_bits", "mlp_bits", "moe_bits", "target_bits", "attn_bit")),
+    {"layer_bits": [4, 8]},
+    {"bits_per_parameter": 4.5},
+    {"bytes_per_weight": 0.5},
+    *({"encoding": word} for word in ("1.58bit", "b1.58", "packed 4-bit", "load-in-4bit")),
+    *({"encoding": word} for word in ("int 4", "fp 8", "float-8")),
+    {"weights_cache": "int4 gptq"},
+    {"weights_path": "int4"},
 ]
+
+
+def test_the_name_of_any_method_is_a_word() -> None:
+    """Those of vLLM 0.32 and transformers 5 that are no words of other things."""
+    names = ("bitnet", "eetq", "higgs", "spqr", "vptq", "sinq", "fouroversix", "humming", "inc")
+    for name in (*names, "metal", "moe_wna16", "online", "mlx", "quip", "rtn", "Quip", "moe-wna16"):
+        for key in ("method", "algorithm", "storage_method", "scheme"):
+            assert list(statements({key: name})) == [(key, name)]
 
 
 @pytest.mark.parametrize("place", ["top", "inner"])
@@ -85,6 +102,8 @@ SECTIONS: list[dict[str, Any]] = [
     {"storage": {"layout": "packed", "levels": 16}},
     {"vision_config": {"storage": {"levels": 16}}},
     {"mtp": {"storage": {"levels": 16}}},
+    {"rope_scaling": {"storage": {"levels": 16}}},
+    {"task_specific_params": {"quip": {"storage": {"levels": 16}}}},
     {"auto_map": [{"levels": 16}]},
     {"stages": [{"targets": ["Linear"]}]},
     {"stages": [[{"targets": ["Linear"]}]]},
@@ -108,7 +127,14 @@ SILENT: list[dict[str, Any]] = [
     {"precision": 16},
     {"weights": "full"},
     {"vision_config": {"format": "u-shaped", "bits": None}},
-    {"rope_scaling": {"factor": 4.0, "inner": {"factor": 2.0}}},
+    {"rope_scaling": {"factor": 4.0, "full_attention": {"factor": 2.0}}},
+    {"task_specific_params": {"summary": {"max_length": 8}}},
+    {"custom_pipelines": {"pairs": {"impl": "a.B", "pt": ["AutoModel"]}}},
+    {"dual_chunk_attention_config": {"sparse_attention_config": {"chunk": 1}}},
+    {"transformers.js_config": {"dtype": "q4", "kv_cache_dtype": {"q4f16": "float16"}}},
+    {"original_model": "a/b-bnb-4bit", "teacher_model": "a/b-FP8", "tokenizer": "a/b-awq"},
+    {"checkpoint_path": "runs/int4/7"},
+    {"vision_config": {"bits_per_sample": 8, "pixel_bits": 10}},
     {"id2label": {"0": "LABEL_0"}},
     {"training": {}, "stages": [[]]},
     {"model_name": "qwen-awq", "run_id": "int4-7", "base_model_name": "a/b-gptq"},
@@ -152,5 +178,61 @@ def test_a_file_is_known_by_its_name(file: str, tmp_path: Path) -> None:
 def test_torch_files_beside_safetensors_are_not_read(tmp_path: Path) -> None:
     """Source: vLLM 0.32, model_loader/default_loader.py: *.bin where no *.safetensors are."""
     (tmp_path / "pytorch_model-int8.bin").write_bytes(b"")
+    (tmp_path / "model.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
+    assert quantization(tmp_path, DENSE) == "none"
+
+
+@pytest.mark.parametrize("file", ["my_recipe.yaml", "compression_recipe.yml", "recipe-2.yaml"])
+def test_a_recipe_is_judged_by_its_steps(file: str, tmp_path: Path) -> None:
+    (tmp_path / file).write_text("stage:\n  SparseGPTModifier: {sparsity: 0.5}\n")
+    assert quantization(tmp_path, DENSE) == "none"
+    (tmp_path / file).write_text("stage:\n  GPTQModifier: {scheme: W4A16}\n")
+    with pytest.raises(ModelError, match="states a quantisation"):
+        quantization(tmp_path, DENSE)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ["model-Q4_K_M.gguf"],
+        ["openvino_model.bin", "openvino_model.xml", "openvino_config.json"],
+        ["mlc-chat-config.json", "params_shard_0.bin"],
+        ["model_q4.onnx"],
+        ["genai_config.json"],
+        ["rank0.engine"],
+    ],
+    ids=lambda files: files[0],
+)
+@pytest.mark.parametrize("own", ["model.safetensors", "pytorch_model.bin"])
+def test_weights_of_another_engine_alone_are_refused(
+    files: list[str], own: str, tmp_path: Path
+) -> None:
+    for file in files:
+        (tmp_path / file).write_bytes(b"{}")
+    with pytest.raises(ModelError, match="belongs to another engine's weights") as error:
+        quantization(tmp_path, DENSE)
+    assert any(file in str(error.value) for file in files)
+    (tmp_path / own).write_bytes(b"\x02\0\0\0\0\0\0\0{}")
+    assert quantization(tmp_path, DENSE) == "none"
+
+
+@pytest.mark.parametrize(
+    "stated",
+    [
+        {"quantization_args": {"scheme": "int8_weight"}},
+        {"quant_config": {"bits": 4}},
+        {"fp8": True},
+        {"Quantization": {"qformat_weight": "fp8_e4m3"}},
+        {"qformat_weight": "fp8_e4m3"},
+    ],
+    ids=str,
+)
+def test_a_params_file_that_vllm_does_not_read_speaks_too(
+    stated: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "consolidated.00.pth").write_bytes(b"")
+    (tmp_path / "params.json").write_text(json.dumps({"dim": 4096} | stated))
+    with pytest.raises(ModelError, match=r"params\.json: .* speaks of a quantisation"):
+        quantization(tmp_path, DENSE)
     (tmp_path / "model.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
     assert quantization(tmp_path, DENSE) == "none"

@@ -177,14 +177,6 @@ def test_files_that_state_none_change_nothing(file: str, tmp_path: Path) -> None
     assert quantization(tmp_path, DENSE) == "none"
 
 
-def test_weights_that_lie_in_a_packed_file_alone_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "model-Q4_K_M.gguf").write_bytes(b"GGUF")
-    with pytest.raises(ModelError, match=r"model-Q4_K_M\.gguf\" states a quantisation"):
-        quantization(tmp_path, DENSE)
-    (tmp_path / "pytorch_model.bin").write_bytes(b"")
-    assert quantization(tmp_path, DENSE) == "none"
-
-
 SPOKEN = {
     "vision_config": {"pixel_bits": 12, "bits_per_channel": 8, "num_quantizers": 8},
     "mamba_ssm_dtype": "float32",

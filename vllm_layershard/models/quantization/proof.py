@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from vllm_layershard.models.quantization.sections import unknown_sections
@@ -11,11 +12,17 @@ from vllm_layershard.models.sources.beside import (
     BY_HAND,
     DESCRIPTION,
     HF_QUANT,
+    PARAMS,
     READ_WITH_A_FLAG,
     Beside,
-    names_in,
+    listed,
 )
-from vllm_layershard.models.sources.config_file import MAX_FILE_BYTES, ConfigFile, shown
+from vllm_layershard.models.sources.config_file import (
+    MAX_FILE_BYTES,
+    ConfigFile,
+    parse_config,
+    shown,
+)
 
 _FILE: Final = re.compile(
     r"quant(?!um)|gptq|awq|modelopt|auto.?round|compressed.?tensors|bnb|hqq|nncf|inc_config|"
@@ -26,14 +33,19 @@ _FILE: Final = re.compile(
 """A name of a file that states a quantisation, or holds quantised weights."""
 
 _WEIGHTS: Final = (".safetensors", ".safetensors.index.json")
-_PACKED: Final = ".gguf"
-_ELSE: Final = (".bin", ".pt", ".pth")
+_TORCH: Final = (".bin", ".pt", ".pth")
 """Weights that vLLM reads where none of `_WEIGHTS` are."""
 
+_OTHERS: Final = re.compile(
+    r"^(?:openvino_|mlc-|params_shard_|ndarray-cache|genai_config|ort_config)|"
+    r"\.(?:gguf|ggml|onnx|engine|tflite|pte|rkllm|mlpackage)$"
+)
+"""Files of OpenVINO, MLC, ONNX Runtime, llama.cpp and others."""
+
 _KINDS: Final = (".json", ".yaml", ".yml", ".toml", *_WEIGHTS)
-_RECIPE: Final = re.compile(r"recipe[^/]*\.(?:yaml|yml|json)")
+_RECIPE: Final = re.compile(r"[^/]*recipe[^/]*\.(?:yaml|yml|json)")
 _STEPS: Final = re.compile(
-    rb"quant|gptq|awq|autoround|sparsegpt|num_bits|config_groups|(?:nv|mx)fp[48]|w[1-8]a(?:4|8|16)"
+    rb"quant|gptq|awq|autoround|num_bits|config_groups|(?:nv|mx)fp[48]|w[1-8]a(?:4|8|16)"
 )
 """What a recipe of llm-compressor says of a quantisation; recipes of a training say nothing."""
 
@@ -43,15 +55,9 @@ def require_none(config: ConfigFile, beside: Beside) -> None:
 
     Raises:
         ModelError: names the key or the file.
-        UnknownModelError: the Hub was asked for a file and cannot be reached.
+        UnknownModelError: the Hub was asked for a file or a list and cannot be reached.
     """
-    for path, value in statements(config.values):
-        config.fail(
-            path,
-            f"{shown(value)} speaks of a quantisation where vLLM 0.32 reads none, so no source "
-            "states the bytes of its weights; move it to quantization_config, or take it out if "
-            "they are not quantised",
-        )
+    _require_no_word(config)
     for path, value in unknown_sections(config.values):
         config.fail(
             path,
@@ -59,20 +65,51 @@ def require_none(config: ConfigFile, beside: Beside) -> None:
             "how the weights are stored; move a quantisation to quantization_config, or take the "
             "section out if it states none",
         )
-    names = names_in(beside)
-    listed = [file for file in names if _is_suspect(file)]
-    if not any(file.endswith(".safetensors") for file in names):
-        listed += [file for file in names if file.endswith(_ELSE) and _FILE.search(file.lower())]
-    if not any(file.endswith((".safetensors", ".bin", ".pt")) for file in names):
-        listed += [file for file in names if file.lower().endswith(_PACKED)]
-    for file in (*BY_HAND, *sorted({*listed} - {*BY_HAND})):
+    names = listed(beside)
+    if names is None:
+        suspects: Iterable[str] = BY_HAND
+    else:
+        torch = not any(file.endswith(".safetensors") for file in names)
+        suspects = [file for file in names if file in BY_HAND or _is_suspect(file, torch=torch)]
+        _require_weights_of_vllm(config, names)
+    for file in suspects:
         _require_silent(config, beside, file)
+    if names is None or (torch and PARAMS in names):
+        contents = beside(PARAMS, MAX_FILE_BYTES)
+        if contents is not None:
+            _require_no_word(parse_config(contents.raw, contents.where))
 
 
-def _is_suspect(file: str) -> bool:
-    """Whether a name speaks of a quantisation, or is that of a recipe."""
+def _require_no_word(config: ConfigFile) -> None:
+    for path, value in statements(config.values):
+        config.fail(
+            path,
+            f"{shown(value)} speaks of a quantisation where vLLM 0.32 reads none, so no source "
+            "states the bytes of its weights; move it to quantization_config, or take it out if "
+            "they are not quantised",
+        )
+
+
+def _require_weights_of_vllm(config: ConfigFile, names: Sequence[str]) -> None:
+    """Refuse a directory with another engine's weights alone.
+
+    Source: vLLM 0.32, model_loader/default_loader.py, `_prepare_weights`.
+    """
+    others = [file for file in names if _OTHERS.search(file.lower())]
+    ours = (file for file in names if file.endswith((".safetensors", *_TORCH)))
+    if others and not set(ours) - set(others):
+        config.fail(
+            "quantization_config",
+            f"is missing, and {shown(others[0])} belongs to another engine's weights, where none "
+            "are that vLLM 0.32 reads; plan the model that they were made of, or take it away",
+        )
+
+
+def _is_suspect(file: str, *, torch: bool) -> bool:
+    """Whether a name speaks of a quantisation, or is that of a recipe. `torch`: *.bin are read."""
     name = file.lower()
-    return name.endswith(_KINDS) and (
+    kinds = (*_KINDS, *_TORCH) if torch else _KINDS
+    return name.endswith(kinds) and (
         _FILE.search(name) is not None or _RECIPE.fullmatch(name) is not None
     )
 
@@ -80,7 +117,7 @@ def _is_suspect(file: str) -> bool:
 def _require_silent(config: ConfigFile, beside: Beside, file: str) -> None:
     """Refuse a file that is there, unless it is a recipe that says nothing of a quantisation."""
     name = file.lower()
-    if name.endswith((*_WEIGHTS, *_ELSE, _PACKED)):
+    if name.endswith((*_WEIGHTS, *_TORCH)):
         where = shown(file)
     else:
         contents = beside(file, MAX_FILE_BYTES)

@@ -118,14 +118,14 @@ class Repository:
         return Contents(fetched.body, f"{self.name}: {file} (Hub)")
 
     def names(self) -> list[str]:
-        """Its files, of which the Hub is asked for the list.
+        """Its files but those in folders. The Hub is asked for the list.
 
         Raises:
             UnknownModelError: it cannot be reached, or does not say.
         """
         from vllm_layershard.models.sources.hub import list_files
 
-        return list_files(self.name, self.revision)
+        return sorted(file for file in list_files(self.name, self.revision) if "/" not in file)
 
 
 def beside_in(directory: Path) -> Beside:
@@ -134,8 +134,18 @@ def beside_in(directory: Path) -> Beside:
 
 
 def names_in(beside: Beside) -> list[str]:
-    """The names of the files there, where they can be listed; the Hub is asked for known ones."""
+    """The names of the files in a directory; of the Hub's none, which no request is spent on."""
     return beside.names() if isinstance(beside, Directory) else []
+
+
+def listed(beside: Beside) -> list[str] | None:
+    """The names of the files there, of the Hub's too; None where nothing can list them.
+
+    Raises:
+        ModelError: the directory cannot be read.
+        UnknownModelError: the Hub cannot be reached, or does not say.
+    """
+    return beside.names() if isinstance(beside, (Directory, Repository)) else None
 
 
 def beside_on_hub(name: str, revision: str) -> Beside:
