@@ -15,6 +15,8 @@ from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from lifeline import end_with
+
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["torch", "vllm.v1.engine.llm_engine", "vllm.v1.worker.cpu_worker"])
 
@@ -40,4 +42,17 @@ def forked(work: Callable[..., Any], *args: Any, daemon: bool = False) -> BasePr
                 del os.environ[name]
             else:
                 os.environ[name] = value
-    return CONTEXT.Process(target=work, args=args, daemon=daemon)
+    return CONTEXT.Process(target=_bound, args=(work, *args), daemon=daemon)
+
+
+def _bound(work: Callable[..., Any], *args: Any) -> None:
+    """It ends with the process that it is forked from, and that one with whoever has started both.
+
+    For that nobody but the latter may hold the pipe by which the forking process waits for its end.
+    """
+    held = vars(forkserver._forkserver)
+    if held["_forkserver_alive_fd"] is not None:
+        os.close(held["_forkserver_alive_fd"])
+        held["_forkserver_alive_fd"] = None
+    end_with(os.getppid())
+    work(*args)

@@ -17,13 +17,18 @@ ROOT = Path(__file__).parents[3]
 HANG_S = 120
 
 HELD = """
-import os, pathlib, time
+import os, pathlib, signal, time
+
+from forked import forked
 
 def test_a_first_one():
     pass
 
 def test_b_is_held(rows):
-    rows({"process": os.getpid()})
+    ranks = [forked(signal.pause) for _ in range(2)]
+    for rank in ranks:
+        rank.start()
+    rows({"process": os.getpid(), "ranks": [rank.pid for rank in ranks]})
     time.sleep(3600)
 
 def test_c_is_never_run():
@@ -86,6 +91,14 @@ def begun(words: list[str], environment: dict[str, str]) -> subprocess.Popen[str
     )
 
 
+def wait_for_end(processes: list[int]) -> None:
+    until = time.monotonic() + HANG_S
+    for process in processes:
+        while Path("/proc", str(process)).exists():
+            assert time.monotonic() < until, "it outlives the runner"
+            time.sleep(0.05)
+
+
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_ends_the_part_and_the_summary_is_written(number, environment, tmp_path):
     words = [str(tmp_path / "command.py"), "tests", "--rows", str(tmp_path / "rows")]
@@ -104,6 +117,7 @@ def test_a_signal_ends_the_part_and_the_summary_is_written(number, environment, 
     assert last["stopped"] == number.name
     assert f"ended by {number.name}" in said.splitlines()[-1]
     assert not Path("/proc", str(held["process"])).exists()
+    wait_for_end(held["ranks"])
 
 
 @pytest.fixture
@@ -125,13 +139,10 @@ def test_a_signal_that_is_ignored_at_the_start_stays_ignored(held):
     assert json.loads(rows.splitlines()[-1])["stopped"] == "SIGTERM"
 
 
-def test_a_part_ends_with_its_runner(held):
+def test_a_part_and_its_ranks_end_with_their_runner(held):
     started, row = held
     started.kill()
-    until = time.monotonic() + HANG_S
-    while Path("/proc", str(row["process"])).exists():
-        assert time.monotonic() < until, "it outlives the runner"
-        time.sleep(0.05)
+    wait_for_end([row["process"], *row["ranks"]])
 
 
 @pytest.mark.parametrize(

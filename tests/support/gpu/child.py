@@ -16,8 +16,8 @@ from typing import Any
 
 from forked import CONTEXT
 from gpu.cases import calls_of, is_apart
-from gpu.lifeline import end_with
 from gpu.report import Report, Rows
+from lifeline import end_with
 
 
 def run(module: str, function: str, first: int, file: Path) -> int:

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from gpu.lifeline import end_with
+from lifeline import end_with
 
 LIMIT_S = 40.0
 SMI_LIMIT_S = 10.0

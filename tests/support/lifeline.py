@@ -1,4 +1,4 @@
-"""Lifeline: a run's process ends with its runner, also where that had no time to end it."""
+"""Lifeline: a process ends with whoever has started it, also where that had no time to end it."""
 
 from __future__ import annotations
 
