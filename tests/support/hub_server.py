@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import threading
+import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,10 +30,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         headers = self.headers
         self.seen.append((self.path, headers.get("Range"), headers.get("Authorization")))
         if self.path in LISTS and not self.manners:
-            names = [{"rfilename": path.name} for path in self.root.iterdir()]
+            inside = (path for path in self.root.rglob("*") if path.is_file())
+            names = [{"rfilename": str(path.relative_to(self.root))} for path in inside]
             self.answer(200, json.dumps({"siblings": names}).encode())
             return
-        owner, name, _, revision, file = self.path.lstrip("/").split("/", 4)
+        owner, name, _, revision, quoted = self.path.lstrip("/").split("/", 4)
+        file = urllib.parse.unquote(quoted.partition("?")[0].partition("#")[0])
         path = self.root / file
         if self.manners == "hangs up at once":
             self.close_connection = True

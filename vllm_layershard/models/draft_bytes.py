@@ -77,6 +77,10 @@ def draft_heads(blueprint: Blueprint) -> Iterator[str]:
         yield "lm_head"
 
 
+_WIDE_FC: Final = ("modelopt_nvfp4", "modelopt_w4a16_nvfp4")
+"""Source: vLLM 0.32, qwen3_5_mtp.py and qwen3_next_mtp.py, `fc_quant`: method modelopt_fp4."""
+
+
 @lru_cache(maxsize=64)  # so that its layers are kept as a model's are
 def _of_drafts(blueprint: Blueprint) -> tuple[Blueprint, int]:
     """A blueprint that has the draft layers, and the index of the first."""
@@ -89,7 +93,7 @@ def _of_drafts(blueprint: Blueprint) -> tuple[Blueprint, int]:
 
 
 def _projection(b: Blueprint, tp: int) -> int:
-    """`mtp.fc`, which is not quantised in NVFP4."""
+    """`mtp.fc`, which vLLM's classes do not quantise in modelopt's NVFP4."""
     shape = Shape("fc", (b.hidden // tp,), 2 * b.hidden, "out")
-    shape = shape._replace(quantisable="nvfp4" not in b.quantization.name)
+    shape = shape._replace(quantisable=b.quantization.name not in _WIDE_FC)
     return sum(t.nbytes for t in b.quantization.tensors("mtp.fc", shape, b.dtype, tp))

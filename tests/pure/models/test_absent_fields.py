@@ -145,6 +145,14 @@ def test_what_vllm_calculates_with_is_refused(name: str, field: str, value: obje
         read(changed(bundled(name), **{field: value}))
 
 
+def test_what_it_does_not_calculate_with_beside_a_pattern_may_be_null() -> None:
+    config = bundled("deepseek-ai--DeepSeek-V3.2")
+    pattern = {"index_topk_pattern": "F" * config["num_hidden_layers"]}
+    nulls = {"index_topk_freq": None, "index_skip_topk_offset": None}
+    stated = read(changed(config, **pattern, **nulls))
+    assert stated.blueprint.layers == read(changed(config, **pattern)).blueprint.layers
+
+
 def test_a_null_count_of_draft_layers_is_none() -> None:
     for name, field in {
         NEXT: "num_nextn_predict_layers",

@@ -115,6 +115,8 @@ def test_a_quantisation_beside_the_config_is_read_of_its_commit(served: type[Han
     [
         *("Qwen3-Q4_K_M.gguf", "model-fp8-00001-of-00002.safetensors", "model-int4.safetensors"),
         *("gptq_config.json", "recipe_w4a16.yaml", *BY_HAND, "openvino_model.bin"),
+        *("onnx/model_q4.onnx", "Q4_K_M/part.gguf", "training recipe.yaml", "量化_quant.json"),
+        *("recipe#1.yaml", "recipe?x.yaml", "recipe%20.yaml"),
     ],
 )
 def test_a_file_of_any_name_is_found_on_the_hub_as_in_a_directory(
@@ -122,6 +124,7 @@ def test_a_file_of_any_name_is_found_on_the_hub_as_in_a_directory(
 ) -> None:
     for path in served.root.glob("*.safetensors*"):
         path.unlink()
+    (served.root / file).parent.mkdir(exist_ok=True)
     (served.root / file).write_text("GPTQModifier: {scheme: W4A16}")
     said = []
     for name in (NAME, str(served.root)):
@@ -130,6 +133,25 @@ def test_a_file_of_any_name_is_found_on_the_hub_as_in_a_directory(
         assert file in str(error.value)
         said.append(str(error.value).rpartition(file)[2].removeprefix(" (Hub)"))
     assert said[0] == said[1]
+
+
+def test_an_endpoint_that_lists_no_files_proves_nothing(
+    served: type[Handler], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hub_server.LISTS", [])
+    with pytest.raises(UnknownModelError, match="does not list the repository's files, so nothing"):
+        model_of(find(NAME))
+
+
+@pytest.mark.timeout(30)
+def test_a_listing_of_any_names_is_judged_in_bounded_time(
+    served: type[Handler], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = ["recipe" * 100_000 + ".toml", *(f"recipe{i}.yaml" for i in range(2000))]
+    monkeypatch.setattr("vllm_layershard.models.sources.hub.list_files", lambda *_: long)
+    with pytest.raises(ModelError, match="2000 files beside it have names"):
+        model_of(find(NAME))
+    assert len(served.seen) == 3
 
 
 def test_a_hub_that_fails_in_between_is_no_proof(served: type[Handler]) -> None:

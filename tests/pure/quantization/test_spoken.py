@@ -131,11 +131,11 @@ SILENT: list[dict[str, Any]] = [
     {"task_specific_params": {"summary": {"max_length": 8}}},
     {"custom_pipelines": {"pairs": {"impl": "a.B", "pt": ["AutoModel"]}}},
     {"dual_chunk_attention_config": {"sparse_attention_config": {"chunk": 1}}},
-    {"transformers.js_config": {"dtype": "q4", "kv_cache_dtype": {"q4f16": "float16"}}},
     {"original_model": "a/b-bnb-4bit", "teacher_model": "a/b-FP8", "tokenizer": "a/b-awq"},
     {"checkpoint_path": "runs/int4/7"},
     {"vision_config": {"bits_per_sample": 8, "pixel_bits": 10}},
     {"id2label": {"0": "LABEL_0"}},
+    {"llama_4_scaling": {"beta": 0.1}, "yarn": {"factor": 16}, "vision_encoder": {"dim": 8}},
     {"training": {}, "stages": [[]]},
     {"model_name": "qwen-awq", "run_id": "int4-7", "base_model_name": "a/b-gptq"},
     {"scheme": "cosine"},
@@ -165,7 +165,8 @@ def test_no_bundled_config_speaks_of_it_but_in_its_section(path: Path) -> None:
         *("model-W8A8.safetensors", "model.w4a16.safetensors", "qconfig.json", "w4a8.json"),
         *("model.nf4.safetensors", "model-w4afp8.safetensors", "model-Q4_K_M.safetensors"),
         *("model-e4m3.safetensors", "model-4bit.safetensors", "q_config.json"),
-        *("quark_profile.yaml", "awq_model.pt"),
+        *("quark_profile.yaml", "awq_model.pt", "output.safetensors"),
+        "output-00001-of-00003.safetensors",
     ],
 )
 def test_a_file_is_known_by_its_name(file: str, tmp_path: Path) -> None:
@@ -200,6 +201,8 @@ def test_a_recipe_is_judged_by_its_steps(file: str, tmp_path: Path) -> None:
         ["model_q4.onnx"],
         ["genai_config.json"],
         ["rank0.engine"],
+        ["onnx/model_q4.onnx", "onnx/model.onnx_data"],
+        ["Q4_K_M/part-00001-of-00002.gguf", "training_args.bin"],
     ],
     ids=lambda files: files[0],
 )
@@ -208,11 +211,40 @@ def test_weights_of_another_engine_alone_are_refused(
     files: list[str], own: str, tmp_path: Path
 ) -> None:
     for file in files:
+        (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).write_bytes(b"{}")
     with pytest.raises(ModelError, match="belongs to another engine's weights") as error:
         quantization(tmp_path, DENSE)
     assert any(file in str(error.value) for file in files)
     (tmp_path / own).write_bytes(b"\x02\0\0\0\0\0\0\0{}")
+    assert quantization(tmp_path, DENSE) == "none"
+
+
+def test_a_section_of_another_engine_beside_vllms_weights_states_none(tmp_path: Path) -> None:
+    """SmolLM2's, of its ONNX files; where vLLM has no weights it may be what there is."""
+    stated = {"transformers.js_config": {"dtype": "q4", "kv_cache_dtype": {"q4f16": "float16"}}}
+    with pytest.raises(ModelError, match=r"transformers\.js_config"):
+        quantization(tmp_path, DENSE | stated)
+    (tmp_path / "model.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
+    assert quantization(tmp_path, DENSE | stated) == "none"
+
+
+def test_what_lies_in_folders_is_not_what_vllm_reads(tmp_path: Path) -> None:
+    for file in ("onnx/quantize_config.json", "fp8/model-fp8.safetensors", "q4/model-Q4_0.gguf"):
+        (tmp_path / file).parent.mkdir()
+        (tmp_path / file).write_text("{}")
+    with pytest.raises(ModelError, match=r"q4/model-Q4_0\.gguf.* belongs to another engine"):
+        quantization(tmp_path, DENSE)
+    (tmp_path / "model.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
+    assert quantization(tmp_path, DENSE) == "none"
+
+
+def test_more_suspects_than_are_read_are_refused_by_their_number(tmp_path: Path) -> None:
+    for index in range(33):
+        (tmp_path / f"recipe-{index}.yaml").write_text("finetune: {}")
+    with pytest.raises(ModelError, match="33 files beside it have names that speak"):
+        quantization(tmp_path, DENSE)
+    (tmp_path / "recipe-0.yaml").unlink()
     assert quantization(tmp_path, DENSE) == "none"
 
 

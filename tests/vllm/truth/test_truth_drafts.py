@@ -1,6 +1,7 @@
 """The weights and caches of draft (MTP) layers equal those of vLLM's own draft classes."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,6 +26,19 @@ V3 = "deepseek-ai--DeepSeek-V3"
 UNQUANTISED = {"quantization_config": None}
 GLM = test_truth_grouped.SMALL | test_truth_grouped.MOE | {"n_routed_experts": 16}
 DENSE = test_truth_wider.HYBRID | {"mtp_num_hidden_layers": 1}
+_FOUR: dict[str, Any] = {"num_bits": 4, "type": "float", "strategy": "tensor_group"}
+_FOUR |= {"group_size": 16, "symmetric": True}
+_GROUP = {
+    "targets": ["Linear"],
+    "weights": _FOUR | {"dynamic": False},
+    "input_activations": _FOUR | {"dynamic": "local"},
+}
+NVFP4 = {
+    "quant_method": "compressed-tensors",
+    "format": "nvfp4-pack-quantized",
+    "config_groups": {"group_0": _GROUP},
+    "ignore": ["lm_head", "re:.*visual.*", "re:.*linear_attn.*"],
+}
 EXPERTS = test_truth_hybrids.SMALL | {"layer_types": test_truth_hybrids.TYPES, "head_dim": 256}
 
 CASES = {
@@ -43,6 +57,9 @@ CASES = {
         drafted=1,
     ),
     "qwen3.5-dense": Case(QWEN3_5_27B, layouts=LAYOUTS, text=DENSE, drafted=2),
+    "qwen3.5-nvfp4": Case(
+        QWEN3_5_27B, {"quantization_config": NVFP4}, LAYOUTS[:2], text=DENSE, drafted=1
+    ),
     "qwen3.5": Case("Qwen--Qwen3.5-397B-A17B", layouts=LAYOUTS, text=EXPERTS, drafted=3),
 }
 
@@ -83,6 +100,9 @@ SEVERAL = {
     "qwen3-next": Case(
         "Qwen--Qwen3-Next-80B-A3B-Instruct",
         test_truth_hybrids.SMALL | {"num_nextn_predict_layers": 3},
+    ),
+    "qwen3.5-nvfp4": Case(
+        QWEN3_5_27B, {"quantization_config": NVFP4}, LAYOUTS[:2], text=DENSE, drafted=1
     ),
     "qwen3.5": Case("Qwen--Qwen3.5-397B-A17B", text=EXPERTS | {"mtp_num_hidden_layers": 3}),
     "v3-unsaid": Case(V3, LATENT | UNQUANTISED | {"num_nextn_predict_layers": None}),

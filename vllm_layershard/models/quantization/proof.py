@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from vllm_layershard.models.quantization.sections import unknown_sections
@@ -28,9 +28,9 @@ _FILE: Final = re.compile(
     r"quant(?!um)|gptq|awq|modelopt|auto.?round|compressed.?tensors|bnb|hqq|nncf|inc_config|"
     r"(?<![a-z0-9])((nv|mx)?fp[468]|int[48]|exl[23]|nf4|e[45]m[23]|q[1-8]_[01k]|"
     r"w[1-8]a(fp)?(4|8|16)|[1-8]-?bit)(?![a-z0-9])|"
-    r"^q_?config|svdq|quark"
+    r"^q_?config|svdq|quark|^output(-\d+-of-\d+)?\.safetensors"
 )
-"""A name of a file that states a quantisation, or holds quantised weights."""
+"""A name of a file that states a quantisation, or holds quantised weights. Output: EXL2's."""
 
 _WEIGHTS: Final = (".safetensors", ".safetensors.index.json")
 _TORCH: Final = (".bin", ".pt", ".pth")
@@ -42,8 +42,14 @@ _OTHERS: Final = re.compile(
 )
 """Files of OpenVINO, MLC, ONNX Runtime, llama.cpp and others."""
 
+_OF_TRAINING: Final = (
+    *("training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.pt", "scaler.pt"),
+)
+_ELSEWHERE: Final = ("transformers.js_config",)
+"""Sections that speak of files of another engine beside vLLM's: SmolLM2's, of ONNX."""
+
+_MAX_SUSPECTS: Final = 32
 _KINDS: Final = (".json", ".yaml", ".yml", ".toml", *_WEIGHTS)
-_RECIPE: Final = re.compile(r"[^/]*recipe[^/]*\.(?:yaml|yml|json)")
 _STEPS: Final = re.compile(
     rb"quant|gptq|awq|autoround|num_bits|config_groups|(?:nv|mx)fp[48]|w[1-8]a(?:4|8|16)"
 )
@@ -57,24 +63,27 @@ def require_none(config: ConfigFile, beside: Beside) -> None:
         ModelError: names the key or the file.
         UnknownModelError: the Hub was asked for a file or a list and cannot be reached.
     """
-    _require_no_word(config)
-    for path, value in unknown_sections(config.values):
-        config.fail(
-            path,
-            f"{shown(value)} is a section that no config class of this model has, and it may state "
-            "how the weights are stored; move a quantisation to quantization_config, or take the "
-            "section out if it states none",
-        )
     names = listed(beside)
-    if names is None:
-        suspects: Iterable[str] = BY_HAND
-    else:
-        torch = not any(file.endswith(".safetensors") for file in names)
-        suspects = [file for file in names if file in BY_HAND or _is_suspect(file, torch=torch)]
-        _require_weights_of_vllm(config, names)
-    for file in suspects:
+    top = [file for file in names or () if "/" not in file]
+    torch = not any(file.endswith(".safetensors") for file in top)
+    own = [file for file in top if file.endswith((".safetensors", *_TORCH)) and _is_read(file)]
+    if own:
+        kept = {key: value for key, value in config.values.items() if key not in _ELSEWHERE}
+        config = ConfigFile(config.where, kept)
+    _require_no_word(config)
+    _require_known_sections(config)
+    if not own:
+        _require_no_others(config, names or ())
+    suspects = [file for file in top if file in BY_HAND or _is_suspect(file, torch=torch)]
+    if len(suspects) > _MAX_SUSPECTS:
+        config.fail(
+            "quantization_config",
+            f"is missing, and {len(suspects)} files beside it have names that speak of a "
+            f"quantisation, such as {shown(suspects[0])}; take them away if it is none",
+        )
+    for file in BY_HAND if names is None else suspects:
         _require_silent(config, beside, file)
-    if names is None or (torch and PARAMS in names):
+    if names is None or (torch and PARAMS in top):
         contents = beside(PARAMS, MAX_FILE_BYTES)
         if contents is not None:
             _require_no_word(parse_config(contents.raw, contents.where))
@@ -90,28 +99,44 @@ def _require_no_word(config: ConfigFile) -> None:
         )
 
 
-def _require_weights_of_vllm(config: ConfigFile, names: Sequence[str]) -> None:
-    """Refuse a directory with another engine's weights alone.
-
-    Source: vLLM 0.32, model_loader/default_loader.py, `_prepare_weights`.
-    """
-    others = [file for file in names if _OTHERS.search(file.lower())]
-    ours = (file for file in names if file.endswith((".safetensors", *_TORCH)))
-    if others and not set(ours) - set(others):
+def _require_known_sections(config: ConfigFile) -> None:
+    for path, value in unknown_sections(config.values):
         config.fail(
-            "quantization_config",
-            f"is missing, and {shown(others[0])} belongs to another engine's weights, where none "
-            "are that vLLM 0.32 reads; plan the model that they were made of, or take it away",
+            path,
+            f"{shown(value)} is a section that no config class of this model has, and it may state "
+            "how the weights are stored; move a quantisation to quantization_config, or take the "
+            "section out if it states none",
         )
+
+
+def _is_read(file: str) -> bool:
+    """Whether vLLM reads weights of such a name.
+
+    Source: vLLM 0.32, model_loader/weight_utils.py, `filter_files_not_needed_for_inference`.
+    """
+    return not (file.endswith(_OF_TRAINING) or _OTHERS.search(file.lower()))
+
+
+def _require_no_others(config: ConfigFile, names: Sequence[str]) -> None:
+    """Refuse another engine's weights where none are that vLLM reads."""
+    for file in names:
+        if _OTHERS.search(file.lower().rpartition("/")[2]):
+            config.fail(
+                "quantization_config",
+                f"is missing, and {shown(file)} belongs to another engine's weights, where none "
+                "are that vLLM 0.32 reads; plan the model that they were made of, or take it away",
+            )
 
 
 def _is_suspect(file: str, *, torch: bool) -> bool:
     """Whether a name speaks of a quantisation, or is that of a recipe. `torch`: *.bin are read."""
     name = file.lower()
     kinds = (*_KINDS, *_TORCH) if torch else _KINDS
-    return name.endswith(kinds) and (
-        _FILE.search(name) is not None or _RECIPE.fullmatch(name) is not None
-    )
+    return name.endswith(kinds) and (_FILE.search(name) is not None or _is_recipe(name))
+
+
+def _is_recipe(name: str) -> bool:
+    return "recipe" in name and name.endswith((".yaml", ".yml", ".json"))
 
 
 def _require_silent(config: ConfigFile, beside: Beside, file: str) -> None:
@@ -121,9 +146,7 @@ def _require_silent(config: ConfigFile, beside: Beside, file: str) -> None:
         where = shown(file)
     else:
         contents = beside(file, MAX_FILE_BYTES)
-        if contents is None or (
-            _RECIPE.fullmatch(name) and not _STEPS.search(contents.raw.lower())
-        ):
+        if contents is None or (_is_recipe(name) and not _STEPS.search(contents.raw.lower())):
             return
         where = contents.where
     if name.startswith(DESCRIPTION.removesuffix(".json")):

@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final
 
-OF_ANOTHER_ENGINE: Final = frozenset({"transformers.js_config"})
-"""Sections that speak of other files than vLLM's: SmolLM2's, of its ONNX files."""
-
 _KNOWN: Final = frozenset(
     {
         # Wrappers, in their config classes.
@@ -36,8 +33,6 @@ def unknown_sections(values: Any) -> Iterator[tuple[str, Any]]:
         path, section = left.pop()
         for key, value in section.items():
             at = f"{path}.{key}" if path else str(key)
-            if key in OF_ANOTHER_ENGINE:
-                continue
             if key in _OF_TASKS and isinstance(value, dict):
                 tasks = [(f"{at}.{task}", inner) for task, inner in value.items()]
                 left += [(task, inner) for task, inner in tasks if isinstance(inner, dict)]

@@ -7,8 +7,6 @@ import unicodedata
 from collections.abc import Iterator
 from typing import Any, Final
 
-from vllm_layershard.models.quantization.sections import OF_ANOTHER_ENGINE
-
 _KEY: Final = re.compile(
     r"quant|gptq|awq|bitsandbytes|bnb|torchao|hqq|modelopt|autoround|loadin[48]bit|"
     r"compressionconfig|compressedtensors|configgroups|weightblocksize|sparsity|"
@@ -83,8 +81,6 @@ def statements(values: Any) -> Iterator[tuple[str, Any]]:
                     yield path, item
         elif isinstance(value, dict):
             for key, inner in value.items():
-                if key in OF_ANOTHER_ENGINE:
-                    continue
                 at = f"{path}.{key}" if path else str(key)
                 if _speaks(_plain(str(key)), inner):
                     yield at, inner

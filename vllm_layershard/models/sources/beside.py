@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -98,6 +99,19 @@ class Directory:
         except OSError as error:
             raise ModelError(f"{self.path}: cannot be read: {error.strerror or error}") from None
 
+    def all_names(self) -> list[str]:
+        """What lies there, and in its folders but not deeper, where they can be read.
+
+        Raises:
+            ModelError: the directory cannot be read.
+        """
+        names = self.names()
+        inner: list[str] = []
+        for folder in names:
+            with suppress(ModelError):  # most are no folders
+                inner += [f"{folder}/{name}" for name in Directory(self.path / folder).names()]
+        return names + inner
+
 
 class Repository:
     """What a revision of a repository on the Hub holds."""
@@ -123,9 +137,17 @@ class Repository:
         Raises:
             UnknownModelError: it cannot be reached, or does not say.
         """
+        return [file for file in self.all_names() if "/" not in file]
+
+    def all_names(self) -> list[str]:
+        """Its files, with those in folders.
+
+        Raises:
+            UnknownModelError: as for `names`.
+        """
         from vllm_layershard.models.sources.hub import list_files
 
-        return sorted(file for file in list_files(self.name, self.revision) if "/" not in file)
+        return sorted(list_files(self.name, self.revision))
 
 
 def beside_in(directory: Path) -> Beside:
@@ -139,13 +161,13 @@ def names_in(beside: Beside) -> list[str]:
 
 
 def listed(beside: Beside) -> list[str] | None:
-    """The names of the files there, of the Hub's too; None where nothing can list them.
+    """The names of all files there, in folders too; None where nothing can list them.
 
     Raises:
-        ModelError: the directory cannot be read.
+        ModelError: a directory cannot be read.
         UnknownModelError: the Hub cannot be reached, or does not say.
     """
-    return beside.names() if isinstance(beside, (Directory, Repository)) else None
+    return beside.all_names() if isinstance(beside, (Directory, Repository)) else None
 
 
 def beside_on_hub(name: str, revision: str) -> Beside:

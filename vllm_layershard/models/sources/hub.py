@@ -7,6 +7,7 @@ import os
 import socket
 import ssl
 import urllib.error
+import urllib.parse
 
 from vllm_layershard.errors import UnknownModelError
 from vllm_layershard.models.sources.config_file import MAX_FILE_BYTES, ConfigFile, parse_config
@@ -45,19 +46,26 @@ def fetch(
         UnknownModelError: offline, no network, or no access.
         ModelError: more than `limit` bytes, or another part than was asked for.
     """
-    return _asked(name, file, f"{name}/resolve/{revision}/{file}", limit, span)
+    path = f"{name}/resolve/{revision}/{urllib.parse.quote(file)}"
+    return _asked(name, file, path, limit, span)
 
 
 def list_files(name: str, revision: str) -> list[str]:
-    """The names of a revision's files.
+    """The names of a revision's files, with their folders.
 
     Raises:
         UnknownModelError: offline, no network, no access, or the endpoint has no such list.
         ModelError: what came is no such list.
     """
-    listed = "the list of its files"
     path = f"api/models/{name}/revision/{revision}"
-    info = parse_config(_asked(name, listed, path, MAX_FILE_BYTES, None).body, f"{name} (Hub)")
+    try:
+        said = _asked(name, "the list of its files", path, MAX_FILE_BYTES, None)
+    except NoSuchFileError:
+        raise UnknownModelError(
+            f"{name}: the Hub at {read_endpoint().shown} does not list the repository's files, so "
+            f"nothing tells whether one states a quantisation; {_REMEDY}"
+        ) from None
+    info = parse_config(said.body, f"{name} (Hub)")
     siblings = info.get("siblings")
     if not isinstance(siblings, list):
         info.fail("siblings", "is missing, and names the files")
