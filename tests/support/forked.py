@@ -50,9 +50,9 @@ def _bound(work: Callable[..., Any], *args: Any) -> None:
 
     For that nobody but the latter may hold the pipe by which the forking process waits for its end.
     """
+    end_with(os.getppid())
     held = vars(forkserver._forkserver)
     if held["_forkserver_alive_fd"] is not None:
         os.close(held["_forkserver_alive_fd"])
         held["_forkserver_alive_fd"] = None
-    end_with(os.getppid())
     work(*args)

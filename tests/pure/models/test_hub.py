@@ -143,13 +143,32 @@ def test_an_endpoint_that_lists_no_files_proves_nothing(
         model_of(find(NAME))
 
 
+def test_a_list_that_is_empty_proves_nothing(
+    served: type[Handler], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = find(NAME)
+    monkeypatch.setattr(served, "root", served.root / "empty")
+    (served.root).mkdir()
+    with pytest.raises(ModelError, match="siblings: is missing or empty"):
+        model_of(found)
+
+
+def test_a_listed_name_that_no_text_has_is_asked_for(
+    served: type[Handler], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["config.json", "recipe\ud800.yaml", "model.safetensors"]
+    monkeypatch.setattr("vllm_layershard.models.sources.hub.list_files", lambda *_: names)
+    assert model_of(find(NAME)).quantization == "none"
+    assert served.seen[-1][0].endswith("/recipe%ED%A0%80.yaml")
+
+
 @pytest.mark.timeout(30)
 def test_a_listing_of_any_names_is_judged_in_bounded_time(
     served: type[Handler], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     long = ["recipe" * 100_000 + ".toml", *(f"recipe{i}.yaml" for i in range(2000))]
     monkeypatch.setattr("vllm_layershard.models.sources.hub.list_files", lambda *_: long)
-    with pytest.raises(ModelError, match="2000 files beside it have names"):
+    with pytest.raises(ModelError, match="one of 2000 recipes"):
         model_of(find(NAME))
     assert len(served.seen) == 3
 

@@ -202,16 +202,20 @@ def test_a_recipe_is_judged_by_its_steps(file: str, tmp_path: Path) -> None:
         ["genai_config.json"],
         ["rank0.engine"],
         ["onnx/model_q4.onnx", "onnx/model.onnx_data"],
+        ["cpu_and_mobile/cpu-int4-rtn-block-32/model.onnx"],
+        ["consolidated.00.pth", "model.Q4_K_M.gguf"],
         ["Q4_K_M/part-00001-of-00002.gguf", "training_args.bin"],
     ],
     ids=lambda files: files[0],
 )
-@pytest.mark.parametrize("own", ["model.safetensors", "pytorch_model.bin"])
+@pytest.mark.parametrize(
+    "own", ["model.safetensors", "pytorch_model.bin", "model.safetensors.index.json"]
+)
 def test_weights_of_another_engine_alone_are_refused(
     files: list[str], own: str, tmp_path: Path
 ) -> None:
     for file in files:
-        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_bytes(b"{}")
     with pytest.raises(ModelError, match="belongs to another engine's weights") as error:
         quantization(tmp_path, DENSE)
@@ -220,10 +224,13 @@ def test_weights_of_another_engine_alone_are_refused(
     assert quantization(tmp_path, DENSE) == "none"
 
 
-def test_a_section_of_another_engine_beside_vllms_weights_states_none(tmp_path: Path) -> None:
-    """SmolLM2's, of its ONNX files; where vLLM has no weights it may be what there is."""
+def test_a_section_of_another_engine_states_none(tmp_path: Path) -> None:
+    """SmolLM2's, of its ONNX files; alone these are refused."""
     stated = {"transformers.js_config": {"dtype": "q4", "kv_cache_dtype": {"q4f16": "float16"}}}
-    with pytest.raises(ModelError, match=r"transformers\.js_config"):
+    assert quantization(tmp_path, DENSE | stated) == "none"
+    (tmp_path / "onnx").mkdir()
+    (tmp_path / "onnx" / "model_q4.onnx").write_bytes(b"")
+    with pytest.raises(ModelError, match="belongs to another engine"):
         quantization(tmp_path, DENSE | stated)
     (tmp_path / "model.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
     assert quantization(tmp_path, DENSE | stated) == "none"
@@ -239,13 +246,20 @@ def test_what_lies_in_folders_is_not_what_vllm_reads(tmp_path: Path) -> None:
     assert quantization(tmp_path, DENSE) == "none"
 
 
-def test_more_suspects_than_are_read_are_refused_by_their_number(tmp_path: Path) -> None:
-    for index in range(33):
+def test_more_recipes_than_are_read_are_refused_by_their_number(tmp_path: Path) -> None:
+    for index in range(9):
         (tmp_path / f"recipe-{index}.yaml").write_text("finetune: {}")
-    with pytest.raises(ModelError, match="33 files beside it have names that speak"):
+    with pytest.raises(ModelError, match="one of 9 recipes beside it may state"):
         quantization(tmp_path, DENSE)
     (tmp_path / "recipe-0.yaml").unlink()
     assert quantization(tmp_path, DENSE) == "none"
+
+
+def test_many_parts_of_quantised_weights_are_named_as_one_is(tmp_path: Path) -> None:
+    for index in range(100):
+        (tmp_path / f"model-int4-{index:05}-of-00100.safetensors").write_bytes(b"")
+    with pytest.raises(ModelError, match=r"00000-of-00100\.safetensors.* state it in config\.json"):
+        quantization(tmp_path, DENSE)
 
 
 @pytest.mark.parametrize(

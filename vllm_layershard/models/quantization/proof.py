@@ -33,7 +33,7 @@ _FILE: Final = re.compile(
 """A name of a file that states a quantisation, or holds quantised weights. Output: EXL2's."""
 
 _WEIGHTS: Final = (".safetensors", ".safetensors.index.json")
-_TORCH: Final = (".bin", ".pt", ".pth")
+_TORCH: Final = (".bin", ".pt")
 """Weights that vLLM reads where none of `_WEIGHTS` are."""
 
 _OTHERS: Final = re.compile(
@@ -46,9 +46,11 @@ _OF_TRAINING: Final = (
     *("training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.pt", "scaler.pt"),
 )
 _ELSEWHERE: Final = ("transformers.js_config",)
-"""Sections that speak of files of another engine beside vLLM's: SmolLM2's, of ONNX."""
+"""Sections that speak of another engine's files: SmolLM2's, of ONNX. Alone those are refused."""
 
-_MAX_SUSPECTS: Final = 32
+_MAX_RECIPES: Final = 8
+"""Each is a request, where the Hub has them."""
+
 _KINDS: Final = (".json", ".yaml", ".yml", ".toml", *_WEIGHTS)
 _STEPS: Final = re.compile(
     rb"quant|gptq|awq|autoround|num_bits|config_groups|(?:nv|mx)fp[48]|w[1-8]a(?:4|8|16)"
@@ -66,22 +68,23 @@ def require_none(config: ConfigFile, beside: Beside) -> None:
     names = listed(beside)
     top = [file for file in names or () if "/" not in file]
     torch = not any(file.endswith(".safetensors") for file in top)
-    own = [file for file in top if file.endswith((".safetensors", *_TORCH)) and _is_read(file)]
-    if own:
-        kept = {key: value for key, value in config.values.items() if key not in _ELSEWHERE}
-        config = ConfigFile(config.where, kept)
+    kept = {key: value for key, value in config.values.items() if key not in _ELSEWHERE}
+    config = ConfigFile(config.where, kept)
     _require_no_word(config)
     _require_known_sections(config)
-    if not own:
+    if not any(_is_read(file) for file in top):
         _require_no_others(config, names or ())
     suspects = [file for file in top if file in BY_HAND or _is_suspect(file, torch=torch)]
-    if len(suspects) > _MAX_SUSPECTS:
+    recipes = [file for file in suspects if _is_recipe(file.lower())]
+    for file in BY_HAND if names is None else sorted({*suspects} - {*recipes}):
+        _require_silent(config, beside, file)
+    if len(recipes) > _MAX_RECIPES:
         config.fail(
             "quantization_config",
-            f"is missing, and {len(suspects)} files beside it have names that speak of a "
-            f"quantisation, such as {shown(suspects[0])}; take them away if it is none",
+            f"is missing, and one of {len(recipes)} recipes beside it may state a quantisation, "
+            f"such as {shown(recipes[0])}: only {_MAX_RECIPES} are read; take some away",
         )
-    for file in BY_HAND if names is None else suspects:
+    for file in recipes:
         _require_silent(config, beside, file)
     if names is None or (torch and PARAMS in top):
         contents = beside(PARAMS, MAX_FILE_BYTES)
@@ -110,11 +113,14 @@ def _require_known_sections(config: ConfigFile) -> None:
 
 
 def _is_read(file: str) -> bool:
-    """Whether vLLM reads weights of such a name.
+    """Whether it has weights that vLLM reads, or says where they lie.
 
-    Source: vLLM 0.32, model_loader/weight_utils.py, `filter_files_not_needed_for_inference`.
+    Source: vLLM 0.32, model_loader/default_loader.py, `_prepare_weights`; weight_utils.py,
+    `filter_files_not_needed_for_inference`.
     """
-    return not (file.endswith(_OF_TRAINING) or _OTHERS.search(file.lower()))
+    if file.endswith(_OF_TRAINING) or _OTHERS.search(file.lower()):
+        return False
+    return file.endswith((*_WEIGHTS, *_TORCH, ".bin.index.json"))
 
 
 def _require_no_others(config: ConfigFile, names: Sequence[str]) -> None:
@@ -131,7 +137,7 @@ def _require_no_others(config: ConfigFile, names: Sequence[str]) -> None:
 def _is_suspect(file: str, *, torch: bool) -> bool:
     """Whether a name speaks of a quantisation, or is that of a recipe. `torch`: *.bin are read."""
     name = file.lower()
-    kinds = (*_KINDS, *_TORCH) if torch else _KINDS
+    kinds = (*_KINDS, *_TORCH, ".pth") if torch else _KINDS
     return name.endswith(kinds) and (_FILE.search(name) is not None or _is_recipe(name))
 
 
@@ -142,7 +148,7 @@ def _is_recipe(name: str) -> bool:
 def _require_silent(config: ConfigFile, beside: Beside, file: str) -> None:
     """Refuse a file that is there, unless it is a recipe that says nothing of a quantisation."""
     name = file.lower()
-    if name.endswith((*_WEIGHTS, *_TORCH)):
+    if name.endswith((*_WEIGHTS, *_TORCH, ".pth")):
         where = shown(file)
     else:
         contents = beside(file, MAX_FILE_BYTES)

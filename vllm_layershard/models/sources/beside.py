@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -100,17 +99,20 @@ class Directory:
             raise ModelError(f"{self.path}: cannot be read: {error.strerror or error}") from None
 
     def all_names(self) -> list[str]:
-        """What lies there, and in its folders but not deeper, where they can be read.
+        """What lies there, and in its folders, where they can be read. Hidden ones are left out.
 
         Raises:
             ModelError: the directory cannot be read.
         """
         names = self.names()
-        inner: list[str] = []
-        for folder in names:
-            with suppress(ModelError):  # most are no folders
-                inner += [f"{folder}/{name}" for name in Directory(self.path / folder).names()]
-        return names + inner
+        for folder, folders, files in os.walk(self.path):
+            within = os.path.relpath(folder, self.path)
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            if within != os.curdir:
+                names += [f"{within}/{name}" for name in (*folders, *files)]
+            if len(names) > _MAX_NAMES:
+                break
+        return names
 
 
 class Repository:

@@ -46,7 +46,7 @@ def fetch(
         UnknownModelError: offline, no network, or no access.
         ModelError: more than `limit` bytes, or another part than was asked for.
     """
-    path = f"{name}/resolve/{revision}/{urllib.parse.quote(file)}"
+    path = f"{name}/resolve/{revision}/{urllib.parse.quote(file, errors='surrogatepass')}"
     return _asked(name, file, path, limit, span)
 
 
@@ -67,8 +67,8 @@ def list_files(name: str, revision: str) -> list[str]:
         ) from None
     info = parse_config(said.body, f"{name} (Hub)")
     siblings = info.get("siblings")
-    if not isinstance(siblings, list):
-        info.fail("siblings", "is missing, and names the files")
+    if not isinstance(siblings, list) or not siblings:
+        info.fail("siblings", "is missing or empty, and names the files")
     named = (each.get("rfilename") for each in siblings if isinstance(each, dict))
     return [file for file in named if isinstance(file, str)]
 
