@@ -74,6 +74,7 @@ STATED: list[dict[str, Any]] = [
     *({"encoding": word} for word in ("int 4", "fp 8", "float-8")),
     {"weights_cache": "int4 gptq"},
     {"weights_path": "int4"},
+    {"precision_config": "int4"},
 ]
 
 

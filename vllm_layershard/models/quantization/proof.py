@@ -36,6 +36,9 @@ _WEIGHTS: Final = (".safetensors", ".safetensors.index.json")
 _TORCH: Final = (".bin", ".pt")
 """Weights that vLLM reads where none of `_WEIGHTS` are."""
 
+_PICKLED: Final = ".pth"
+"""Weights that vLLM does not read, and whose names tell of a quantisation."""
+
 _OTHERS: Final = re.compile(
     r"^(?:openvino_|mlc-|params_shard_|ndarray-cache|genai_config|ort_config)|"
     r"\.(?:gguf|ggml|onnx|engine|tflite|pte|rkllm|mlpackage)$"
@@ -45,6 +48,8 @@ _OTHERS: Final = re.compile(
 _OF_TRAINING: Final = (
     *("training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.pt", "scaler.pt"),
 )
+"""Files that vLLM leaves out of the weights."""
+
 _ELSEWHERE: Final = ("transformers.js_config",)
 """Sections that speak of another engine's files: SmolLM2's, of ONNX. Alone those are refused."""
 
@@ -65,18 +70,30 @@ def require_none(config: ConfigFile, beside: Beside) -> None:
         ModelError: names the key or the file.
         UnknownModelError: the Hub was asked for a file or a list and cannot be reached.
     """
-    names = listed(beside)
-    top = [file for file in names or () if "/" not in file]
-    torch = not any(file.endswith(".safetensors") for file in top)
     kept = {key: value for key, value in config.values.items() if key not in _ELSEWHERE}
     config = ConfigFile(config.where, kept)
     _require_no_word(config)
     _require_known_sections(config)
-    if not any(_is_read(file) for file in top):
-        _require_no_others(config, names or ())
-    suspects = [file for file in top if file in BY_HAND or _is_suspect(file, torch=torch)]
+    names = listed(beside)
+    if names is None:
+        for file in BY_HAND:
+            _require_silent(config, beside, file)
+    else:
+        _require_silent_files(config, beside, names)
+    if names is None or (PARAMS in names and not _has_safetensors(names)):
+        contents = beside(PARAMS, MAX_FILE_BYTES)
+        if contents is not None:
+            _require_no_word(parse_config(contents.raw, contents.where))
+
+
+def _require_silent_files(config: ConfigFile, beside: Beside, names: Sequence[str]) -> None:
+    """Refuse files whose names, or as recipes whose contents, speak of a quantisation."""
+    if not any(_is_read(file) for file in names):
+        _require_no_others(config, listed(beside, deep=True) or ())
+    kinds = _KINDS if _has_safetensors(names) else (*_KINDS, *_TORCH, _PICKLED)
+    suspects = [file for file in names if file in BY_HAND or _is_suspect(file, kinds)]
     recipes = [file for file in suspects if _is_recipe(file.lower())]
-    for file in BY_HAND if names is None else sorted({*suspects} - {*recipes}):
+    for file in sorted({*suspects} - {*recipes}):
         _require_silent(config, beside, file)
     if len(recipes) > _MAX_RECIPES:
         config.fail(
@@ -86,10 +103,11 @@ def require_none(config: ConfigFile, beside: Beside) -> None:
         )
     for file in recipes:
         _require_silent(config, beside, file)
-    if names is None or (torch and PARAMS in top):
-        contents = beside(PARAMS, MAX_FILE_BYTES)
-        if contents is not None:
-            _require_no_word(parse_config(contents.raw, contents.where))
+
+
+def _has_safetensors(names: Sequence[str]) -> bool:
+    """Whether vLLM reads these, and no files of torch beside them."""
+    return any(file.endswith(".safetensors") for file in names)
 
 
 def _require_no_word(config: ConfigFile) -> None:
@@ -134,10 +152,9 @@ def _require_no_others(config: ConfigFile, names: Sequence[str]) -> None:
             )
 
 
-def _is_suspect(file: str, *, torch: bool) -> bool:
-    """Whether a name speaks of a quantisation, or is that of a recipe. `torch`: *.bin are read."""
+def _is_suspect(file: str, kinds: tuple[str, ...]) -> bool:
+    """Whether a name speaks of a quantisation, or is that of a recipe. `kinds`: how it may end."""
     name = file.lower()
-    kinds = (*_KINDS, *_TORCH, ".pth") if torch else _KINDS
     return name.endswith(kinds) and (_FILE.search(name) is not None or _is_recipe(name))
 
 
@@ -148,7 +165,7 @@ def _is_recipe(name: str) -> bool:
 def _require_silent(config: ConfigFile, beside: Beside, file: str) -> None:
     """Refuse a file that is there, unless it is a recipe that says nothing of a quantisation."""
     name = file.lower()
-    if name.endswith((*_WEIGHTS, *_TORCH, ".pth")):
+    if name.endswith((*_WEIGHTS, *_TORCH, _PICKLED)):
         where = shown(file)
     else:
         contents = beside(file, MAX_FILE_BYTES)

@@ -28,12 +28,15 @@ _BITS: Final = re.compile(r"\w*(?<!pixel)bits?(width)?|\w*precision|\w*bitsper\w
 """A key that counts the bits of a weight."""
 
 _BYTES: Final = re.compile(r"bytesper(weight|param|element)\w*")
+"""A key that counts its bytes."""
+
 _FLAG: Final = re.compile(
     r"\w*(?<!\d)[1-8]bit|w[1-8]|palettized|weights?compressed|compressedweights?"
 )
 """A key that says so by itself."""
 
 _PIXELS: Final = frozenset({"bitsperchannel", "bitsperpixel", "bitspersample"})
+"""Keys that count the bits of pictures and sound."""
 
 _SAID: Final = re.compile(
     r"quant(?!um|i[tl])|(?<![a-z0-9])(q?((nv|mx|h|b)?(fp|float|u?int)|nf|hif|bf)[1-8](?!\d)|"
@@ -44,23 +47,25 @@ _SAID: Final = re.compile(
 )
 """A word for a method, or for a format of at most eight bits, in small letters."""
 
-_METHODS: Final = frozenset(
+_METHOD_NAMES: Final = frozenset(
     {
         *("bitblas", "bitnet", "eetq", "fbgemm", "fouroversix", "higgs", "humming", "inc", "metal"),
         *("mlx", "moe_wna16", "online", "palettized", "qtip", "quip", "rtn", "sinq", "spqr"),
         *("vptq", "binary", "experts_int8"),
     }
 )
-"""Names of methods that are words of other things, at a key that ends as `_METHOD`."""
+"""Names of methods that are words of other things, at a key that ends as `_METHOD_KEYS`."""
 
-_METHOD: Final = ("method", "algo", "algorithm", "scheme", "compression", "format", "precision")
+_METHOD_KEYS: Final = (
+    *("method", "algo", "algorithm", "scheme", "compression", "format", "precision"),
+)
 
 _TYPED: Final = ("dtype", "dtypes", "precision", "weight", "weights", "encoding")
 _LOW: Final = re.compile(r"(torch\.)?[a-z]{0,3}?(fp|float|int|[fisu])[1-8](\D|$)")
 """How a dtype of at most eight bits begins, which stands at a key that ends in `_TYPED`."""
 
 _NAME: Final = re.compile(
-    r"(^|model|repo|run|file|project|user)(name|id)$|(name|id)orpath$|(model|tokenizer|config)$"
+    r"(^|model|repo|run|file|project|user)(name|id)$|(name|id)orpath$|(model|tokenizer)$"
 )
 """A key under which a model, a file or a run is named."""
 
@@ -120,6 +125,6 @@ def _says(plain: str, value: str) -> bool:
     low = unicodedata.normalize("NFKC", value).lower()
     if _SAID.search(low) is not None:
         return True
-    if plain.endswith(_METHOD) and low.replace("-", "_") in _METHODS:
+    if plain.endswith(_METHOD_KEYS) and low.replace("-", "_") in _METHOD_NAMES:
         return True
     return plain.endswith(_TYPED) and _LOW.match(low) is not None

@@ -162,14 +162,16 @@ def names_in(beside: Beside) -> list[str]:
     return beside.names() if isinstance(beside, Directory) else []
 
 
-def listed(beside: Beside) -> list[str] | None:
-    """The names of all files there, in folders too; None where nothing can list them.
+def listed(beside: Beside, *, deep: bool = False) -> list[str] | None:
+    """The names of the files there; `deep`: in folders too. None where nothing can list them.
 
     Raises:
         ModelError: a directory cannot be read.
         UnknownModelError: the Hub cannot be reached, or does not say.
     """
-    return beside.all_names() if isinstance(beside, (Directory, Repository)) else None
+    if not isinstance(beside, (Directory, Repository)):
+        return None
+    return beside.all_names() if deep else beside.names()
 
 
 def beside_on_hub(name: str, revision: str) -> Beside:
